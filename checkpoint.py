@@ -1,0 +1,97 @@
+"""Checkpoints: safetensors with the whole configuration as metadata, never pickle.
+
+    model.safetensors   the EMA weights and what they are: enough to sample
+    state.safetensors   raw weights, EMA, optimizer and iteration: enough to go on
+
+Both are written to a temporary file and renamed, so a reader never sees half of one.
+"""
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from config import ModelSettings, SettingError, WorldSettings, build
+from model import EDMDenoiser, UNet
+
+FORMAT = "1"
+
+
+def save_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write tensors and JSON-able metadata to `path`, all or nothing."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, temporary, {"format": FORMAT, "metadata": json.dumps(metadata)})
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _open(path: Path | str):
+    if not Path(path).is_file():
+        raise SettingError(f"checkpoint: {path} is not a file; accepted: a .safetensors file that train.py wrote")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise SettingError(f"checkpoint: {path} cannot be read ({error})") from None
+
+
+def read_metadata(path: Path | str) -> dict[str, Any]:
+    """What a checkpoint says of itself. Raises SettingError for anything but our files."""
+    with _open(path) as file:
+        header = file.metadata() or {}
+    if header.get("format") != FORMAT or "metadata" not in header:
+        raise SettingError(f"checkpoint: {path} is of format {header.get('format')!r}; accepted: {FORMAT!r}")
+    return json.loads(header["metadata"])
+
+
+def read_tensors(path: Path | str) -> dict[str, Tensor]:
+    with _open(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
+
+
+def make_denoiser(settings: dict[str, Any], sigma_data: float) -> EDMDenoiser:
+    """The untrained network that a flat record of settings describes."""
+    world, model = build(WorldSettings, settings), build(ModelSettings, settings)
+    unet = UNet(world.num_cond_frames + 1, 1, channels=model.channels, blocks=model.blocks,
+                attention=model.attention, head_channels=model.head_channels, patch_size=model.patch_size,
+                dropout=model.dropout, num_classes=10 if model.class_labels else 0)
+    return EDMDenoiser(unet, sigma_data).to(memory_format=torch.channels_last)
+
+
+def load_denoiser(path: Path | str, device="cpu") -> tuple[EDMDenoiser, dict[str, Any]]:
+    """(the trained denoiser in float32, in evaluation mode; its metadata). Raises SettingError."""
+    metadata = read_metadata(path)
+    denoiser = make_denoiser(metadata["settings"], metadata["sigma_data"])
+    try:
+        denoiser.load_state_dict({k: v.float() for k, v in read_tensors(path).items()})
+    except RuntimeError as error:
+        raise SettingError(f"checkpoint: {path} does not fit the network it describes "
+                           f"({str(error).splitlines()[-1].strip()})") from None
+    return denoiser.to(device).eval().requires_grad_(False), metadata
+
+
+# ---------------------------------------------------------------- state of a training run
+
+def pack(prefix: str, state: dict) -> tuple[dict[str, Tensor], list[dict]]:
+    """An optimizer's state_dict as (flat tensors, JSON-able parameter groups)."""
+    tensors = {f"{prefix}.{index}.{key}": torch.as_tensor(value)
+               for index, entry in state["state"].items() for key, value in entry.items()}
+    return tensors, state["param_groups"]
+
+
+def unpack(prefix: str, tensors: dict[str, Tensor], groups: list[dict]) -> dict:
+    """The inverse of `pack`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix + "."):
+            index, key = name[len(prefix) + 1:].split(".", 1)
+            state.setdefault(int(index), {})[key] = tensor
+    return {"state": state, "param_groups": groups}

@@ -1,0 +1,253 @@
+"""Every setting, declared once: a typed field is a YAML key, a command-line flag, its
+help text, its check, and its line in the record of a run.
+
+The three command lines share these groups. Precedence, weakest first: the defaults
+here, what a checkpoint was trained with (world and model, in `evaluate.py`), a
+`--config` file, flags. Nothing here imports torch, so `--help` and mistakes answer
+at once.
+"""
+from __future__ import annotations
+
+import re
+import sys
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, List, Literal, Optional, TypeVar
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse.typing import (ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat,
+                                 PositiveInt)
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+Dataset = Literal["centered", "free", "circle_jumping", "horizontal"]
+T = TypeVar("T")
+
+
+class SettingError(ValueError):
+    """A setting that cannot be used. The message names the key, the value and what is accepted."""
+
+
+def reject(key: str, value: Any, accepted: str) -> None:
+    raise SettingError(f"{key}: got {value!r}; accepted: {accepted}")
+
+
+@dataclass
+class WorldSettings:
+    """World"""
+
+    dataset: Dataset = "circle_jumping"
+    """which world the digits live in"""
+    seq_len: Optional[PositiveInt] = None
+    """frames in a sequence (null: 1 for centered, 2 for circle_jumping, else 16)"""
+    num_cond_frames: Optional[NonNegativeInt] = None
+    """frames that condition the generated one (null: 0 for centered, 1 for circle_jumping, else 3)"""
+    num_digits: PositiveInt = 1
+    """digits in a frame"""
+    image_size: PositiveInt = 32
+    """side of a frame, px"""
+    digit_size: PositiveInt = 16
+    """side of a digit, px"""
+    classes: Optional[List[NonNegativeInt]] = None
+    """keep only these digit classes, 0 to 9 (null: all)"""
+    num_directions: Literal[2, 4, 8] = 8
+    """circle_jumping: number of directions"""
+    p: Optional[ClosedUnitInterval] = None
+    """probability of the first direction, or of right in horizontal (null: all alike)"""
+    deterministic: bool = True
+    """free: reflect at a wall, instead of leaving it with a new random velocity"""
+    end_at_choice: bool = False
+    """horizontal: windows end right after a new direction was drawn"""
+
+    def __post_init__(self):
+        name = self.dataset
+        if self.num_cond_frames is None:
+            self.num_cond_frames = {"centered": 0, "circle_jumping": 1}.get(name, 3)
+        if self.seq_len is None:
+            self.seq_len = {"centered": 1, "circle_jumping": 2}.get(name, 16)
+        if self.seq_len <= self.num_cond_frames:
+            reject("seq_len", self.seq_len, f"more than num_cond_frames = {self.num_cond_frames}")
+        if self.digit_size > self.image_size - (8 if name == "circle_jumping" else 0):
+            reject("digit_size", self.digit_size,
+                   f"a size that leaves room to move in image_size = {self.image_size}")
+        if self.classes is not None and not (self.classes and set(self.classes) <= set(range(10))):
+            reject("classes", self.classes, "a list of digit classes from 0 to 9")
+        if name == "circle_jumping" and self.num_cond_frames % 2 == 0 and self.num_cond_frames:
+            reject("num_cond_frames", self.num_cond_frames,
+                   "an odd number for circle_jumping, whose last conditioning frame is centred")
+
+
+@dataclass
+class DigitSettings:
+    """Digits"""
+
+    digits: Literal["auto", "mnist", "embedded", "both"] = "auto"
+    """where digits come from; auto: MNIST if it can be had, else scikit-learn's; both: mixed, for training"""
+    data_root: str = "data"
+    """folder of torchvision's MNIST (downloaded there when missing)"""
+    download_timeout: PositiveFloat = 10.0
+    """seconds without an answer after which there is no network"""
+
+
+@dataclass
+class ModelSettings:
+    """Model"""
+
+    channels: List[PositiveInt] = (64, 64, 128)
+    """width at each resolution, finest first"""
+    blocks: PositiveInt = 2
+    """residual blocks per resolution"""
+    attention: List[NonNegativeInt] = (1,)
+    """resolutions with self-attention, as indices into channels"""
+    head_channels: PositiveInt = 64
+    """channels of an attention head"""
+    patch_size: Literal[1, 2, 4, 8] = 1
+    """space-to-depth: p x p pixels become one position"""
+    dropout: ClosedUnitInterval = 0.0
+    """dropout inside residual blocks"""
+    class_labels: bool = False
+    """condition on the digit class"""
+    sigma_data: Optional[PositiveFloat] = None
+    """standard deviation of the data in [-1, 1] (null: measured)"""
+
+
+@dataclass
+class TrainSettings:
+    """Training"""
+
+    iterations: PositiveInt = 20000
+    """updates"""
+    batch_size: PositiveInt = 512
+    """images per update, over all processes"""
+    optimizer: Literal["adam", "muon"] = "adam"
+    """adam: AdamW for all weights; muon: Muon for the hidden matrices, AdamW for the rest"""
+    lr: PositiveFloat = 5e-4
+    """learning rate of AdamW"""
+    muon_lr: PositiveFloat = 0.02
+    """learning rate of Muon"""
+    beta2: ClosedUnitInterval = 0.99
+    """AdamW's second-moment decay"""
+    weight_decay: NonNegativeFloat = 0.0
+    """decoupled weight decay"""
+    warmup: NonNegativeInt = 200
+    """iterations of linear warm-up"""
+    lr_schedule: Literal["constant", "cosine"] = "cosine"
+    """after the warm-up"""
+    clip_grad: PositiveFloat = 1.0
+    """largest norm of the gradient"""
+    ema: ClosedUnitInterval = 0.999
+    """decay of the average of the weights, per iteration"""
+    p_mean: float = -1.2
+    """mean of ln sigma in training"""
+    p_std: PositiveFloat = 1.2
+    """standard deviation of ln sigma in training"""
+    log_every: PositiveInt = 50
+    """iterations between records"""
+    save_every: PositiveInt = 1000
+    """iterations between checkpoints"""
+    sample_every: NonNegativeInt = 2000
+    """iterations between sample sheets (0: only at the end)"""
+    resume: Optional[str] = None
+    """folder of a run to go on with"""
+    wandb: Literal["online", "offline", "disabled"] = "disabled"
+    """tracking by Weights & Biases"""
+
+
+@dataclass
+class RunSettings:
+    """Run"""
+
+    seed: NonNegativeInt = 0
+    """seed of everything random"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where to run"""
+    outdir: Optional[str] = None
+    """folder for the results (null: a new one under runs/)"""
+
+
+# ---------------------------------------------------------------- command lines
+
+def _one_line(message: str) -> str:
+    """jsonargparse's report of a bad value as one line: key, value, what is accepted."""
+    key = re.search(r'Parser key "([^"]+)"', message)
+    text = re.sub(r"^.*?Parser key \"[^\"]+\":", "", message, flags=re.S)
+    value = re.search(r"(?:Given value|Got value): (.*)", text)
+    kinds = re.findall(r"Not of type (\w+)", text)
+    rules = re.findall(r"restriction (.+)", text)
+    choices = re.search(r"Literal\[(.*?)\]", text)
+    text = " ".join(text.split())
+    if key and (choices or kinds):
+        accepted = choices.group(1) if choices else " or ".join(dict.fromkeys(kinds))
+        accepted += f" ({' or '.join(dict.fromkeys(rules))})" if rules else ""
+        accepted += ", or null" if "NoneType" in text else ""
+        got = value.group(1).strip() if value else (re.search(r"Not of type \w+: (\S+)", text) or [text, text])[1]
+        return f"{key.group(1)}: got {got}; accepted: {accepted}"
+    return f"{key.group(1)}: {text}" if key else text
+
+
+class Parser(ArgumentParser):
+    """A command line made of settings groups. Mistakes end with one line and exit code 2."""
+
+    def error(self, message: str, ex: Exception | None = None):
+        fail(_one_line(str(ex or message)), prog=self.prog)
+
+
+def fail(message: str, prog: str = "") -> None:
+    """End the program: one line on stderr, exit code 2."""
+    print(f"{prog or sys.argv[0].rsplit('/', 1)[-1]}: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def make_parser(*groups: type, description: str) -> Parser:
+    parser = Parser(description=description, default_env=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    for group in groups:
+        parser.add_class_arguments(group)
+    return parser
+
+
+def build(group: type[T], namespace: Namespace | dict) -> T:
+    """The settings of one group out of a flat namespace. Raises SettingError."""
+    values = namespace if isinstance(namespace, dict) else namespace.as_dict()
+    return group(**{f.name: values[f.name] for f in fields(group) if f.name in values})
+
+
+def record(*settings: Any) -> dict[str, Any]:
+    """The flat record of settings groups, as written to config.yaml and checkpoints."""
+    return {key: _plain(value) for group in settings for key, value in asdict(group).items()}
+
+
+def _plain(value: Any) -> Any:
+    """jsonargparse's checked numbers are subclasses of int and float; files want the originals."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    for kind in (bool, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    return value
+
+
+def dump_yaml(values: dict[str, Any], path) -> None:
+    with open(path, "w") as file:
+        yaml.safe_dump(values, file, sort_keys=False)
+
+
+def pick_device(name: str):
+    """torch.device for "auto", "cpu" or "cuda". Raises SettingError where there is no CUDA."""
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        reject("device", name, "cpu or auto on a machine without a CUDA GPU")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def run_folder(outdir: str | None, name: str) -> Path:
+    """Make and return the folder of a run: `outdir`, or a new runs/<name>-<time>."""
+    path = Path(outdir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reject("outdir", str(path), f"a folder that can be written ({error.strerror})")
+    return path

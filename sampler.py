@@ -1,0 +1,91 @@
+"""The EDM sampler, on sets of particles.
+
+A *denoiser* is any function denoise(x, sigma) -> x0 with x, x0 (G, B, C, H, W) and
+sigma a float64 scalar tensor on the CPU, so that comparing it never waits for a GPU.
+G independent sets of B particles go through one call. The sampler knows neither the
+network nor the guidance: both are denoisers.
+
+Karras et al. 2022, arXiv 2206.00364: schedule, equation 5; sampler, algorithm 2.
+"""
+from __future__ import annotations
+
+import math
+from typing import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+
+
+def append_zero(sigmas: Tensor) -> Tensor:
+    return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+def to_d(x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
+    """dx/dsigma of the probability-flow ODE with sigma(t) = t (EDM, equation 3)."""
+    return (x - denoised) / sigma
+
+
+def karras_sigmas(num_steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
+    """(num_steps + 1,) float64 on the CPU: from sigma_max down to sigma_min, then 0 (EDM, equation 5)."""
+    ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
+    top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return append_zero((top + ramp * (bottom - top)) ** rho)
+
+
+class SetNoise:
+    """Standard normal noise in which every set has its own stream: what set g gets depends
+    on (seed, its index) alone, not on its neighbours, the chunks, or the device.
+
+    Call: () -> (G, B, C, H, W) float32 on `device`.
+    """
+
+    def __init__(self, seed: int, sets: Sequence[int], shape: tuple[int, ...], device="cpu"):
+        self.generators = [set_generator(seed, index, stream=1) for index in sets]
+        self.shape, self.device = shape, device
+
+    def __call__(self) -> Tensor:
+        noise = torch.stack([torch.randn(self.shape, generator=g) for g in self.generators])
+        return noise.to(self.device, non_blocking=True)
+
+
+def set_generator(seed: int, index: int, stream: int = 0, device="cpu") -> torch.Generator:
+    """The generator of set (or training iteration) `index` under `seed`. Streams do not
+    overlap: 0 draws worlds, 1 sampling noise, 2 training batches, 3 sigma_data."""
+    # splitmix64's multipliers keep neighbouring (seed, index, stream) far apart.
+    mixed = (seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB) % 2**63
+    return torch.Generator(device).manual_seed(mixed)
+
+
+def edm_sampler(denoise: Denoiser, x: Tensor, sigmas: Tensor, *, s_churn: float = 0.0, s_min: float = 0.0,
+                s_max: float = math.inf, s_noise: float = 1.0, noise: Callable[[], Tensor] | None = None,
+                callback: Callable[[dict], None] | None = None) -> Tensor:
+    """EDM's stochastic sampler with Heun's correction (algorithm 2). s_churn 0 is the ODE.
+
+    x        (G, B, C, H, W), noise of standard deviation sigmas[0]
+    sigmas   (N + 1,) float64 on the CPU, falling, the last one 0
+    s_churn, s_min, s_max, s_noise   EDM's churn: total amount, window in sigma, noise scale
+    noise    draws standard normal noise like x; needed when s_churn > 0
+    callback gets {i, sigma, sigma_hat, x_hat, denoised, d, x} after each step
+
+    Returns (G, B, C, H, W). Raises ValueError if churn has no noise to draw from.
+    """
+    if s_churn > 0 and noise is None:
+        raise ValueError(f"s_churn: {s_churn} needs a source of noise; accepted: 0, or pass noise=")
+    num_steps = len(sigmas) - 1
+    churn = min(s_churn / num_steps, math.sqrt(2) - 1)
+    for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:])):
+        gamma = churn if s_min <= sigma <= s_max else 0.0
+        sigma_hat, x_hat = sigma * (1 + gamma), x
+        if gamma > 0:
+            x_hat = x + (sigma_hat**2 - sigma**2).sqrt() * s_noise * noise()
+        denoised = denoise(x_hat, sigma_hat)
+        d = to_d(x_hat, sigma_hat, denoised)
+        x = x_hat + (sigma_next - sigma_hat) * d                                    # Euler
+        if i < num_steps - 1:
+            d_next = to_d(x, sigma_next, denoise(x, sigma_next))
+            x = x_hat + (sigma_next - sigma_hat) * (d + d_next) / 2                 # Heun
+        if callback is not None:
+            callback(dict(i=i, sigma=sigma, sigma_hat=sigma_hat, x_hat=x_hat, denoised=denoised, d=d, x=x))
+    return x
