@@ -8,6 +8,7 @@ at once.
 """
 from __future__ import annotations
 
+import math
 import re
 import sys
 import time
@@ -153,6 +154,74 @@ class TrainSettings:
     """folder of a run to go on with"""
     wandb: Literal["online", "offline", "disabled"] = "disabled"
     """tracking by Weights & Biases"""
+
+
+@dataclass
+class EvaluateSettings:
+    """Evaluation"""
+
+    task: Literal["conditional", "unconditional"] = "conditional"
+    """next frame given the ones before, or an image out of nothing"""
+    checkpoint: Optional[str] = None
+    """trained network (null: checkpoints/<dataset>.safetensors beside the code)"""
+    denoiser: Literal["trained", "exact"] = "trained"
+    """exact: the posterior mean over the world's right answers, no network"""
+    num_sets: PositiveInt = 32
+    """sets, each with its own test digit"""
+    batch_size: PositiveInt = 8
+    """particles in a set"""
+
+
+@dataclass
+class SamplerSettings:
+    """Sampler (EDM, algorithm 2)"""
+
+    num_steps: PositiveInt = 22
+    """steps from sigma_max to 0"""
+    sigma_min: PositiveFloat = 0.002
+    """last noise level before 0"""
+    sigma_max: PositiveFloat = 80.0
+    """first noise level"""
+    rho: PositiveFloat = 7.0
+    """exponent of the schedule: larger means more steps at low noise"""
+    s_churn: NonNegativeFloat = 0.0
+    """noise added back, over all steps (0: deterministic)"""
+    s_min: NonNegativeFloat = 0.0
+    """smallest sigma with churn"""
+    s_max: NonNegativeFloat = math.inf
+    """largest sigma with churn"""
+    s_noise: PositiveFloat = 1.0
+    """scale of the noise that churn adds"""
+
+    def __post_init__(self):
+        if self.sigma_min >= self.sigma_max:
+            reject("sigma_min", self.sigma_min, f"less than sigma_max = {self.sigma_max}")
+        if self.num_steps < 2:
+            reject("num_steps", self.num_steps, "2 or more")
+
+
+@dataclass
+class GuidanceSettings:
+    """Particle guidance"""
+
+    pg_factor: NonNegativeFloat = 0.0
+    """strength; 0 samples independently"""
+    pg_kernel: Literal["rbf", "iou", "logdet"] = "logdet"
+    """potential by which the particles of a set repel"""
+    pg_space: Literal["x", "denoised", "jacobian"] = "jacobian"
+    """where it acts: the noisy x, D(x), or D(x) differentiated through the denoiser"""
+    pg_strength: Literal["sigma", "drift"] = "drift"
+    """unit of pg_factor: alpha of the PG paper, a drift of pg_factor * sigma * grad; or drift: relative to the drift"""
+    pg_bandwidth: Optional[PositiveFloat] = None
+    """fixed bandwidth h of the kernel (null: median heuristic)"""
+    pg_sigma_min: NonNegativeFloat = 3.0
+    """guidance acts from here ..."""
+    pg_sigma_max: NonNegativeFloat = 80.0
+    """... to here"""
+
+    def __post_init__(self):
+        if self.pg_sigma_min > self.pg_sigma_max:
+            reject("pg_sigma_min", self.pg_sigma_min, f"at most pg_sigma_max = {self.pg_sigma_max}")
 
 
 @dataclass

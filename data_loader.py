@@ -23,6 +23,7 @@ import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -148,6 +149,13 @@ class Sequences:
     labels: Tensor
     positions: Tensor
     choices: Tensor
+
+    @staticmethod
+    def cat(parts: Sequence[Sequences]) -> Sequences:
+        return Sequences(*(torch.cat(tensors) for tensors in zip(*(vars(part).values() for part in parts))))
+
+    def __getitem__(self, rows: slice) -> Sequences:
+        return Sequences(*(tensor[rows] for tensor in vars(self).values()))
 
     def split(self, num_cond_frames: int) -> tuple[Tensor, Tensor]:
         """(cond (N, num_cond_frames, H, W), target (N, 1, H, W)), both in [0, 1]:
@@ -304,22 +312,25 @@ class World:
         return torch.stack(xs, 1), torch.stack(drawn, 1)
 
     # ------------------------------------------------------------ batches
-    def _draw(self, n, generator):
-        which = self._randint(0, len(self.digits.labels) - 1, (n, self.num_digits), generator)
+    def _draw(self, n, generator, which):
+        if which is None:
+            which = self._randint(0, len(self.digits.labels) - 1, (n, self.num_digits), generator)
         return self.digits.images[which], self.digits.labels[which]
 
     def sequences(self, n: int, generator: torch.Generator) -> Sequences:
         """n whole sequences. The digits must be on the generator's device."""
-        images, labels = self._draw(n, generator)
+        images, labels = self._draw(n, generator, None)
         positions, choices = self._motion(n, generator)
         return Sequences(render(images, positions, self.image_size), labels, positions, choices)
 
-    def windows(self, n: int, generator: torch.Generator, *, at_choice: bool = False) -> Sequences:
+    def windows(self, n: int, generator: torch.Generator, *, at_choice: bool = False,
+                which: Tensor | None = None) -> Sequences:
         """n training windows of num_cond_frames + 1 frames, each cut at a random place of
         its own sequence; with `at_choice` (or `end_at_choice`) the last frame is one that
-        the others do not determine, where the sequence has such a frame late enough."""
+        the others do not determine, where the sequence has such a frame late enough.
+        `which` (n, num_digits) picks the digits, else they are drawn."""
         T = self.num_cond_frames + 1
-        images, labels = self._draw(n, generator)
+        images, labels = self._draw(n, generator, which)
         positions, choices = self._motion(n, generator)
         score = torch.rand(n, self.seq_len - T + 1, generator=generator, device=generator.device)
         if at_choice or (self.end_at_choice and self.dataset == "horizontal"):
