@@ -118,6 +118,9 @@ class ModelSettings:
 class TrainSettings:
     """Training"""
 
+    target: Literal["drawn", "posterior"] = "drawn"
+    """what a noisy frame should become: the frame that was drawn, or the mean of the world's right answers given
+    the noisy one, which has the same minimiser and less noise in the gradient (Xu et al. 2023, arXiv 2302.00670)"""
     iterations: PositiveInt = 20000
     """updates"""
     batch_size: PositiveInt = 512
@@ -260,7 +263,7 @@ class Parser(ArgumentParser):
     """A command line made of settings groups. Mistakes end with one line and exit code 2."""
 
     def error(self, message: str, ex: Exception | None = None):
-        fail(_one_line(str(ex or message)), prog=self.prog)
+        fail(_one_line(str(ex or message)), prog=self.prog.replace(" [options]", ""))
 
 
 def fail(message: str, prog: str = "") -> None:

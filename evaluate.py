@@ -185,21 +185,13 @@ def table(result: dict) -> str:
 
 
 def write(job: Job, samples: Tensor, modes: Tensor | None, result: dict, outdir: Path) -> None:
-    from figures import sample_sheet, save
+    from figures import result_sheet, save
 
     cond, _ = job.sequences.split(job.world.num_cond_frames)
     arrays = dict(samples=samples, cond=cond, labels=job.sequences.labels, positions=job.sequences.positions,
                   choices=job.sequences.choices) | ({} if modes is None else dict(modes=modes))
     np.savez_compressed(outdir / "samples.npz", **{key: value.numpy() for key, value in arrays.items()})
-    quality = result["quality"]["per_set"]
-    notes = [f"{q:.1f}" for q in quality]
-    if modes is not None:
-        notes = [f"{found:.0f}/{result['modes_total']}, {note}"
-                 for found, note in zip(result["modes_found"]["per_set"], notes)]
-    title = (f"{result['dataset']}, pg_factor {job.guidance.pg_factor:g}: " +
-             (f"{result['modes_found']['mean']:.2f} of {result['modes_total']} found, " if modes is not None else "")
-             + f"quality {result['quality']['mean']:.2f}")
-    save(sample_sheet(cond, samples, title=title, modes=modes, notes=notes), outdir / "samples.png")
+    save(result_sheet(cond, samples, modes, result), outdir / "samples.png")
     dump_yaml(result["settings"], outdir / "config.yaml")
     (outdir / "metrics.json").write_text(json.dumps(result, indent=1))
 

@@ -14,11 +14,12 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999",
-           "#FFFFFF", "#8B5FBF")
+           "#882255", "#8B5FBF")
 
 
 def save(figure: Figure, path: Path | str, dpi: int = 110) -> None:
@@ -33,6 +34,12 @@ def _picture(axis, image: Tensor, colour: str | None = None, width: float = 2.0)
     for spine in axis.spines.values():
         spine.set_color(colour or "#606060")
         spine.set_linewidth(width if colour else 0.5)
+
+
+def _title(figure: Figure, title: str) -> None:
+    """Above the titles of the columns, whatever the figure's height."""
+    top = figure.subplotpars.top + 0.25 / figure.get_figheight()
+    figure.suptitle(title, fontsize=10, y=top, va="bottom")
 
 
 def sample_sheet(cond: Tensor, samples: Tensor, *, title: str = "", modes: Tensor | None = None,
@@ -61,6 +68,76 @@ def sample_sheet(cond: Tensor, samples: Tensor, *, title: str = "", modes: Tenso
     if first:
         axes[0, 0].set_title("given", fontsize=9)
     axes[0, first].set_title("samples", fontsize=9)
-    if title:
-        figure.suptitle(title, fontsize=10, y=0.995 if G > 4 else 1.06)
+    _title(figure, title)
+    return figure
+
+
+def result_sheet(cond: Tensor, samples: Tensor, modes: Tensor | None, result: dict) -> Figure:
+    """The sample sheet of an evaluation: `result` is the record in its metrics.json."""
+    total, guided = result["modes_total"], result["settings"]["pg_factor"]
+    notes = [f"{quality:.1f}" for quality in result["quality"]["per_set"]]
+    title = f"{result['dataset']}, " + (f"pg_factor {guided:g}: " if guided else "independent samples: ")
+    if modes is not None:
+        notes = [f"{found:.0f}/{total}, {note}" for found, note in zip(result["modes_found"]["per_set"], notes)]
+        title += f"{result['modes_found']['mean']:.2f} of {total} found, "
+    title += f"quality {result['quality']['mean']:.2f}"
+    return sample_sheet(cond, samples, title=title, modes=modes, notes=notes)
+
+
+def trajectory(x: Tensor, denoised: Tensor, sigmas: Tensor, *, title: str = "", columns: int = 11) -> Figure:
+    """What the sampler does to a set: for each particle a row of x_n, scaled to unit variance of the
+    noise, above a row of D(x_n).
+
+    x, denoised (N, B, H, W) in [-1, 1] plus noise, at the noise levels `sigmas` (N,) on the way down.
+    """
+    steps = torch.linspace(0, len(sigmas) - 1, min(columns, len(sigmas))).round().long()
+    scaled = x / (1 + sigmas.to(x)**2).sqrt()[:, None, None, None]
+    B = x.shape[1]
+    figure, axes = plt.subplots(2 * B, len(steps), figsize=(0.85 * len(steps) + 0.6, 1.7 * B + 0.4),
+                                squeeze=False, gridspec_kw=dict(wspace=0.06, hspace=0.06))
+    for column, n in enumerate(steps.tolist()):
+        axes[0, column].set_title(f"{float(sigmas[n]):.3g}", fontsize=9)
+        for b in range(B):
+            _picture(axes[2 * b, column], (scaled[n, b] + 1) / 2)
+            _picture(axes[2 * b + 1, column], (denoised[n, b] + 1) / 2)
+    for b in range(B):
+        axes[2 * b, 0].set_ylabel("$x_n$", rotation=0, ha="right", va="center", fontsize=9)
+        axes[2 * b + 1, 0].set_ylabel("$D(x_n)$", rotation=0, ha="right", va="center", fontsize=9)
+    axes[0, 0].annotate(r"$\sigma_n$ =", (-0.1, 1.1), xycoords="axes fraction", ha="right", fontsize=9)
+    _title(figure, title)
+    return figure
+
+
+def world_sheet(frames: Tensor, positions: Tensor, choices: Tensor, *, digit_size: int, title: str = "") -> Figure:
+    """Each sequence a row. An arrow, three times as long as the step, shows how a digit came here; frames
+    that the ones before do not determine have an orange border.
+
+    frames (N, T, H, W) in [0, 1], positions (N, T, K, 2) px, choices (N, T) bool.
+    """
+    N, T = choices.shape
+    figure, axes = plt.subplots(N, T, figsize=(0.85 * T + 0.2, 0.85 * N + 0.3), squeeze=False,
+                                gridspec_kw=dict(wspace=0.06, hspace=0.06))
+    middles = (positions + (digit_size - 1) / 2).flip(-1)                           # (N, T, K, 2) as (x, y)
+    for n in range(N):
+        for t in range(T):
+            _picture(axes[n, t], frames[n, t], COLOURS[0] if choices[n, t] else None)
+            if t:
+                (x, y), (dx, dy) = middles[n, t - 1].T, (middles[n, t] - middles[n, t - 1]).T
+                axes[n, t].quiver(x, y, 3 * dx, 3 * dy, angles="xy", scale_units="xy", scale=1, width=0.04,
+                                  headwidth=3.5, headlength=4, headaxislength=3.5, color=COLOURS[1])
+    for t in range(T):
+        axes[0, t].set_title(f"t = {t}", fontsize=9)
+    _title(figure, title)
+    return figure
+
+
+def schedules(curves: dict[str, Tensor]) -> Figure:
+    """Noise levels over the steps, a line per schedule: name -> sigmas (N + 1,), the last one 0."""
+    figure, axis = plt.subplots(figsize=(5.5, 3.4))
+    for (name, sigmas), colour in zip(curves.items(), COLOURS):
+        axis.semilogy(range(len(sigmas) - 1), sigmas[:-1], "o-", ms=3, lw=1.2, color=colour, label=name)
+    axis.set_xlabel(r"step $n$ (then $\sigma = 0$)")
+    axis.set_ylabel(r"noise level $\sigma_n$")
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
     return figure

@@ -47,20 +47,22 @@ def _off_diagonal(pairs: Tensor) -> Tensor:
 
 def median_bandwidth(distances: Tensor, fixed: float | None) -> Tensor:
     """h (G, 1, 1): `fixed`, or the median of a set's pairwise (G, B, B) distances over
-    ln B (Liu & Wang 2016, arXiv 1608.04471, section 5), without gradient. Sets that have
-    no pair, or only pairs at distance 0, get the smallest positive h."""
+    ln B (Liu & Wang 2016, arXiv 1608.04471, section 5), without gradient. It is at least a
+    millionth of the largest distance, so that copies look alike whatever the rounding."""
     G, B, _ = distances.shape
     if fixed is not None:
         return distances.new_full((G, 1, 1), fixed)
-    if B == 1:
-        return distances.new_ones(G, 1, 1)
-    median = _off_diagonal(distances.detach()).median(-1).values / math.log(B)
-    return median.clamp_min(torch.finfo(distances.dtype).tiny ** 0.5)[:, None, None]
+    pairs = _off_diagonal(distances.detach()) if B > 1 else distances.new_zeros(G, 1)
+    largest = pairs.amax(-1)
+    h = torch.maximum(pairs.median(-1).values / math.log(max(B, 2)), 1e-6 * largest)
+    return torch.where(largest > 0, h, 1.0)[:, None, None]
 
 
 def squared_distances(y: Tensor) -> Tensor:
-    """(G, B, d) -> (G, B, B) squared L2 distances by one matrix product. The set is centred
-    first, so that particles near each other lose no precision to their common part."""
+    """(G, B, d) -> (G, B, B) squared L2 distances by one matrix product, in float64 (squares of
+    any float32 fit). The set is centred first, so that particles near each other lose no
+    precision to their common part."""
+    y = y.double()
     y = y - y.mean(1, keepdim=True)
     gram = y @ y.transpose(1, 2)
     norms = gram.diagonal(dim1=1, dim2=2)
@@ -69,9 +71,10 @@ def squared_distances(y: Tensor) -> Tensor:
 
 
 def _weighted_differences(weights: Tensor, y: Tensor) -> Tensor:
-    """sum_j weights_ij (y_i - y_j): (G, B, B), (G, B, d) -> (G, B, d), never (G, B, B, d)."""
-    y = y - y.mean(1, keepdim=True)
-    return weights.sum(-1, keepdim=True) * y - weights @ y
+    """sum_j weights_ij (y_i - y_j): (G, B, B) float64, (G, B, d) -> (G, B, d), never (G, B, B, d)."""
+    z = y.double()
+    z = z - z.mean(1, keepdim=True)
+    return (weights.sum(-1, keepdim=True) * z - weights @ z).to(y)
 
 
 class RBF:
@@ -87,7 +90,7 @@ class RBF:
 
     def energy(self, y: Tensor) -> Tensor:
         k, _ = self._kernel(y)
-        return (k.sum((1, 2)) - k.shape[1]) / 2
+        return ((k.sum((1, 2)) - k.shape[1]) / 2).to(y)
 
     def grad(self, y: Tensor) -> Tensor:
         k, h = self._kernel(y)
@@ -104,7 +107,7 @@ class LogDet:
         self.kernel, self.jitter = RBF(bandwidth), jitter
 
     def _matrix(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        k, h = self.kernel._kernel(y.double())   # determinants of near-copies need float64
+        k, h = self.kernel._kernel(y)
         eye = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device)
         return k, h, k + self.jitter * eye
 
@@ -115,7 +118,7 @@ class LogDet:
     def grad(self, y: Tensor) -> Tensor:
         k, h, L = self._matrix(y)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(L))
-        return _weighted_differences((4 / h * inverse * k).to(y), y)
+        return _weighted_differences(4 / h * inverse * k, y)
 
 
 class IoU:

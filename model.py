@@ -181,18 +181,17 @@ def sigma_data_of(frames: Tensor) -> float:
     return float(frames.double().std() * 2)
 
 
-def edm_loss(denoiser: Callable, y: Tensor, sigma: Tensor, noise: Tensor, sigma_data: Tensor,
+def edm_loss(denoiser: Callable, x: Tensor, sigma: Tensor, target: Tensor, sigma_data: Tensor,
              **kwargs) -> Tensor:
     """Per-image weighted denoising loss, (N,): EDM's equation 2 with its weight
     (s^2 + sd^2) / (s sd)^2, as a mean over pixels.
 
-    y (N, C, H, W) clean in [-1, 1], sigma (N,), noise (N, C, H, W) standard normal; `kwargs`
-    (cond, labels) go to the denoiser.
+    x (N, C, H, W) noisy, sigma (N,), target (N, C, H, W) what x should become, in [-1, 1]: the clean
+    image, or its posterior mean given x, which has the same minimiser; `kwargs` (cond, labels) go to
+    the denoiser.
     """
-    s = sigma[:, None, None, None]
-    x = y + s * noise
     weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data)**2
-    return weight * (denoiser(x, sigma, **kwargs) - y).square().mean((1, 2, 3))
+    return weight * (denoiser(x, sigma, **kwargs) - target).square().mean((1, 2, 3))
 
 
 def posterior_mean(x: Tensor, sigma: Tensor, images: Tensor, log_prior: Tensor | None = None) -> Tensor:

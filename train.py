@@ -25,9 +25,9 @@ from tqdm import tqdm
 
 import checkpoint
 from config import (DigitSettings, ModelSettings, RunSettings, SettingError, TrainSettings, WorldSettings,
-                    build, dump_yaml, fail, make_parser, pick_device, record, run_folder)
+                    build, dump_yaml, fail, make_parser, pick_device, record, reject, run_folder)
 from data_loader import Digits, World, load_digits, make_world
-from model import EDMDenoiser, edm_loss, sigma_data_of
+from model import EDMDenoiser, edm_loss, posterior_mean, sigma_data_of
 from sampler import SetNoise, edm_sampler, karras_sigmas, set_generator
 
 GROUPS = (WorldSettings, DigitSettings, ModelSettings, TrainSettings, RunSettings)
@@ -96,27 +96,32 @@ class Training:
         self.iteration, self.seconds = 0, 0.0
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """This rank's share of iteration's global batch: target, cond, sigma, noise, labels.
+        """This rank's share of iteration's global batch: noisy frames x, sigma, target, cond, labels.
         Every rank draws the whole batch and keeps a slice, so ranks do not change the data."""
         n, s = self.settings.batch_size, self.settings
         generator = set_generator(self.seed, self.iteration, stream=2, device=self.device)
         windows = self.world.windows(n, generator)
-        cond, target = windows.split(self.world.num_cond_frames)
+        cond, target = (2 * frames - 1 for frames in windows.split(self.world.num_cond_frames))
         sigma = (torch.randn(n, generator=generator, device=self.device) * s.p_std + s.p_mean).exp()
         noise = torch.randn(target.shape, generator=generator, device=self.device)
+        x = target + sigma[:, None, None, None] * noise
+        if s.target == "posterior":
+            answers = 2 * self.world.futures(windows)[:, :, None] - 1               # (n, k, 1, H, W)
+            prior = self.world.mode_probabilities.log().float().to(self.device)
+            target = posterior_mean(x[:, None], sigma, answers, prior)[:, 0]
         labels = windows.labels[:, 0]
         if self.net.unet.label is not None:  # one in ten is trained without its label
             dropped = torch.rand(n, generator=generator, device=self.device) < 0.1
             labels = labels.masked_fill(dropped, self.net.unet.num_classes)
         mine = slice(self.rank, None, self.ranks)
-        return tuple(t[mine] for t in (target * 2 - 1, cond * 2 - 1, sigma, noise, labels))
+        return tuple(t[mine] for t in (x, sigma, target, cond, labels))
 
     def __iter__(self) -> Iterator[dict]:
         """Yields {iteration, loss, grad_norm, lr_scale} after every update."""
         while self.iteration < self.settings.iterations:
             start = time.perf_counter()
-            target, cond, sigma, noise, labels = self.batch()
-            loss = edm_loss(self.parallel, target, sigma, noise, self.net.sigma_data,
+            x, sigma, target, cond, labels = self.batch()
+            loss = edm_loss(self.parallel, x, sigma, target, self.net.sigma_data,
                             cond=cond if cond.shape[1] else None,
                             labels=labels if self.net.unet.label is not None else None).mean()
             self.net.zero_grad(set_to_none=True)
@@ -244,6 +249,9 @@ def setup(argv: list[str] | None) -> tuple[Training, Path, dict]:
     world_settings, digits, model, settings, run_settings = groups
     everything = record(*groups)
 
+    if settings.target == "posterior" and (world_settings.dataset != "circle_jumping"
+                                           or world_settings.num_digits > 1):
+        reject("target", "posterior", "drawn in this world; posterior needs circle_jumping with one digit")
     device = pick_device(run_settings.device)
     if "RANK" in os.environ:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

@@ -1,0 +1,61 @@
+"""What every test shares: digits, small worlds and the command lines in-process."""
+from pathlib import Path
+
+import pytest
+import torch
+
+from config import WorldSettings
+from data_loader import load_digits, make_world
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """Test digits that are always there."""
+    return load_digits("embedded", "test", size=16, data_root="data")
+
+
+@pytest.fixture(scope="session")
+def mnist_root():
+    """Where MNIST is, for the tests that want the real thing."""
+    if not (ROOT / "data" / "MNIST" / "raw" / "t10k-images-idx3-ubyte").is_file():
+        pytest.skip("MNIST is not in data/")
+    return str(ROOT / "data")
+
+
+@pytest.fixture
+def world(digits):
+    """world(dataset=..., ...): a World over the embedded digits, other settings as by default."""
+    return lambda **settings: make_world(WorldSettings(**settings), digits)
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def refused(capsys):
+    """refused(main, argv): the one line with which a command line turns bad input down."""
+    def call(main, argv):
+        with pytest.raises(SystemExit) as stop:
+            main(argv)
+        captured = capsys.readouterr()
+        lines = captured.err.strip().splitlines()
+        assert stop.value.code == 2 and captured.out == ""
+        assert len(lines) == 1, captured.err
+        return lines[0]
+    return call
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """The folder of a real, very short training of a very small network."""
+    from train import main
+
+    outdir = tmp_path_factory.mktemp("tiny") / "run"
+    main(["--digits", "embedded", "--channels", "[16, 16]", "--blocks", "1", "--attention", "[1]",
+          "--head_channels", "8", "--patch_size", "4", "--iterations", "30", "--batch_size", "16",
+          "--warmup", "5", "--lr", "0.003", "--log_every", "5", "--device", "cpu", "--outdir", str(outdir)])
+    return outdir

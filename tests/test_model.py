@@ -1,0 +1,96 @@
+import math
+
+import pytest
+import torch
+
+from checkpoint import make_denoiser
+from config import ModelSettings, WorldSettings, record
+from model import EDMDenoiser, edm_loss, posterior_mean, sigma_data_of
+
+
+def network(**settings) -> EDMDenoiser:
+    torch.manual_seed(0)
+    small = dict(channels=[16, 16], blocks=1, attention=[1], head_channels=8) | settings
+    net = make_denoiser(record(WorldSettings()) | record(ModelSettings(**small)), 0.4).eval()
+    for parameter in net.parameters():  # zero-initialised layers would hide mistakes
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return net.requires_grad_(False)
+
+
+@pytest.mark.parametrize("settings", [{}, dict(patch_size=4), dict(channels=[16], attention=[]),
+                                      dict(channels=[16, 24, 32], attention=[0, 2], blocks=2)])
+def test_shapes(settings):
+    net = network(**settings)
+    x, cond = torch.randn(3, 1, 32, 32), torch.rand(3, 1, 32, 32)
+    assert net(x, torch.tensor([0.1, 1.0, 10.0]), cond).shape == (3, 1, 32, 32)
+
+
+def test_untrained_network_is_the_best_guess_without_one():
+    """With F = 0, D = c_skip x: the posterior mean of N(0, sigma_data^2) data."""
+    net = make_denoiser(record(WorldSettings()) | record(ModelSettings(channels=[16], attention=[])), 0.4)
+    x = torch.randn(2, 1, 32, 32)
+    for sigma in (0.01, 1.0, 50.0):
+        expected = x * 0.4**2 / (0.4**2 + sigma**2)
+        torch.testing.assert_close(net(x, torch.tensor(sigma), torch.zeros_like(x)).detach(), expected)
+
+
+def test_bound_denoiser_gives_every_particle_its_sets_condition():
+    net = network()
+    x, cond = torch.randn(2, 3, 1, 32, 32), torch.rand(2, 1, 32, 32)
+    together = net.bind(cond)(x, torch.tensor(2.0, dtype=torch.float64))
+    for g in range(2):
+        for b in range(3):
+            alone = net(x[g, b:b + 1], torch.tensor(2.0), cond[g:g + 1])
+            torch.testing.assert_close(together[g, b:b + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_class_labels_matter_and_may_be_missing():
+    net = network(class_labels=True)
+    x, cond = torch.randn(2, 1, 32, 32), torch.rand(2, 1, 32, 32)
+    outs = [net(x, torch.tensor(1.0), cond, labels) for labels in
+            (torch.tensor([1, 1]), torch.tensor([2, 2]), torch.tensor([10, 10]), None)]
+    assert not torch.allclose(outs[0], outs[1]) and torch.equal(outs[2], outs[3])
+
+
+def test_loss_of_the_untrained_network_is_one_at_every_noise_level():
+    """EDM's weight makes the loss of the best linear guess 1 for data of deviation sigma_data."""
+    generator = torch.Generator().manual_seed(0)
+    y = 0.4 * torch.randn(4000, 1, 4, 4, generator=generator)
+    for level in (0.01, 0.5, 20.0):
+        sigma = torch.full((4000,), level)
+        x = y + level * torch.randn(y.shape, generator=generator)
+        guess = lambda x, sigma: x * 0.4**2 / (0.4**2 + level**2)
+        assert edm_loss(guess, x, sigma, y, torch.tensor(0.4)).mean().item() == pytest.approx(1, rel=0.02)
+
+
+def test_posterior_mean_is_the_score_of_the_mixture():
+    """Tweedie's formula with autograd: D = x + sigma^2 grad log p(x; sigma), sets and prior included."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 5, 1, 3, 3, generator=generator, dtype=torch.float64)
+    prior = torch.tensor([0.5, 0.2, 0.1, 0.1, 0.1], dtype=torch.float64)
+    x = torch.randn(2, 4, 1, 3, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    sigma = torch.tensor(0.9, dtype=torch.float64)
+    d2 = (x[:, :, None] - images[:, None]).square().flatten(3).sum(-1)              # (G, B, k)
+    score, = torch.autograd.grad((prior.log() - d2 / 2 / sigma**2).logsumexp(-1).sum(), x)
+    torch.testing.assert_close(posterior_mean(x, sigma, images, prior.log()), (x + sigma**2 * score).detach())
+
+
+def test_posterior_mean_takes_a_sigma_per_row():
+    images = torch.randn(3, 4, 1, 3, 3)
+    x, sigma = torch.randn(3, 2, 1, 3, 3), torch.tensor([0.3, 1.0, 5.0])
+    rows = posterior_mean(x, sigma, images)
+    for n in range(3):
+        torch.testing.assert_close(rows[n:n + 1], posterior_mean(x[n:n + 1], sigma[n], images[n:n + 1]))
+
+
+def test_posterior_mean_at_the_ends_of_the_schedule():
+    images = torch.rand(1, 3, 1, 8, 8) * 2 - 1
+    near = images[:, 1:2] + 0.002 * torch.randn(1, 1, 1, 8, 8)
+    torch.testing.assert_close(posterior_mean(near, torch.tensor(0.002), images), images[:, 1:2])
+    far = 1e6 * torch.randn(1, 1, 1, 8, 8)
+    torch.testing.assert_close(posterior_mean(far, torch.tensor(1e8), images)[:, 0], images.mean(1), rtol=1e-3, atol=1e-3)
+
+
+def test_sigma_data_is_measured_in_the_models_range():
+    assert sigma_data_of(torch.tensor([0.0, 1.0])) == pytest.approx(math.sqrt(2))
