@@ -19,11 +19,13 @@ from typing import Any, List, Literal, Optional, TypeVar
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from jsonargparse.typing import (ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat,
-                                 PositiveInt)
+                                 PositiveInt, restricted_number_type)
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-Dataset = Literal["centered", "free", "circle_jumping", "horizontal"]
+Dataset = Literal["centered", "free", "circle_jumping", "horizontal", "mixture"]
+Positive = restricted_number_type("Positive", float, [(">", 0), ("<", math.inf)])
+NonNegative = restricted_number_type("NonNegative", float, [(">=", 0), ("<", math.inf)])
 T = TypeVar("T")
 
 
@@ -40,7 +42,7 @@ class WorldSettings:
     """World"""
 
     dataset: Dataset = "circle_jumping"
-    """which world the digits live in"""
+    """which world: four of digits in frames, or the plane with ten Gaussians on a circle (evaluate.py)"""
     seq_len: Optional[PositiveInt] = None
     """frames in a sequence (null: 1 for centered, 2 for circle_jumping, else 16)"""
     num_cond_frames: Optional[NonNegativeInt] = None
@@ -88,7 +90,7 @@ class DigitSettings:
     """where digits come from; auto: MNIST if it can be had, else scikit-learn's; both: mixed, for training"""
     data_root: str = "data"
     """folder of torchvision's MNIST (downloaded there when missing)"""
-    download_timeout: PositiveFloat = 10.0
+    download_timeout: Positive = 10.0
     """seconds without an answer after which there is no network"""
 
 
@@ -110,7 +112,7 @@ class ModelSettings:
     """dropout inside residual blocks"""
     class_labels: bool = False
     """condition on the digit class"""
-    sigma_data: Optional[PositiveFloat] = None
+    sigma_data: Optional[Positive] = None
     """standard deviation of the data in [-1, 1] (null: measured)"""
 
 
@@ -127,25 +129,25 @@ class TrainSettings:
     """images per update, over all processes"""
     optimizer: Literal["adam", "muon"] = "adam"
     """adam: AdamW for all weights; muon: Muon for the hidden matrices, AdamW for the rest"""
-    lr: PositiveFloat = 5e-4
+    lr: Positive = 5e-4
     """learning rate of AdamW"""
-    muon_lr: PositiveFloat = 0.02
+    muon_lr: Positive = 0.02
     """learning rate of Muon"""
     beta2: ClosedUnitInterval = 0.99
     """AdamW's second-moment decay"""
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: NonNegative = 0.0
     """decoupled weight decay"""
     warmup: NonNegativeInt = 200
     """iterations of linear warm-up"""
     lr_schedule: Literal["constant", "cosine"] = "cosine"
     """after the warm-up"""
-    clip_grad: PositiveFloat = 1.0
+    clip_grad: Positive = 1.0
     """largest norm of the gradient"""
     ema: ClosedUnitInterval = 0.999
     """decay of the average of the weights, per iteration"""
     p_mean: float = -1.2
     """mean of ln sigma in training"""
-    p_std: PositiveFloat = 1.2
+    p_std: Positive = 1.2
     """standard deviation of ln sigma in training"""
     log_every: PositiveInt = 50
     """iterations between records"""
@@ -181,19 +183,19 @@ class SamplerSettings:
 
     num_steps: PositiveInt = 22
     """steps from sigma_max to 0"""
-    sigma_min: PositiveFloat = 0.002
+    sigma_min: Positive = 0.002
     """last noise level before 0"""
-    sigma_max: PositiveFloat = 80.0
+    sigma_max: Positive = 80.0
     """first noise level"""
-    rho: PositiveFloat = 7.0
+    rho: Positive = 7.0
     """exponent of the schedule: larger means more steps at low noise"""
-    s_churn: NonNegativeFloat = 0.0
+    s_churn: NonNegative = 0.0
     """noise added back, over all steps (0: deterministic)"""
-    s_min: NonNegativeFloat = 0.0
+    s_min: NonNegative = 0.0
     """smallest sigma with churn"""
     s_max: NonNegativeFloat = math.inf
     """largest sigma with churn"""
-    s_noise: PositiveFloat = 1.0
+    s_noise: Positive = 1.0
     """scale of the noise that churn adds"""
 
     def __post_init__(self):
@@ -205,26 +207,62 @@ class SamplerSettings:
 
 @dataclass
 class GuidanceSettings:
-    """Particle guidance"""
+    """Guidance"""
 
-    pg_factor: NonNegativeFloat = 0.0
-    """strength; 0 samples independently"""
-    pg_kernel: Literal["rbf", "iou", "logdet"] = "logdet"
+    guidance: Literal["pg", "spell", "cads", "kmedoids", "reference", "none"] = "pg"
+    """what makes a set diverse: particle guidance, a rival, or the thesis's form with its sign error"""
+    noise: Literal["iid", "antithetic", "simplex", "stratified"] = "iid"
+    """starting noise inside a set: coupled or not, each particle's is exactly normal"""
+    pg_factor: NonNegative = 0.0
+    """strength of pg and reference; 0 samples independently"""
+    pg_kernel: Literal["rbf", "rbf_unsquared", "inverse", "iou", "logdet"] = "logdet"
     """potential by which the particles of a set repel"""
     pg_space: Literal["x", "denoised", "jacobian"] = "jacobian"
     """where it acts: the noisy x, D(x), or D(x) differentiated through the denoiser"""
-    pg_strength: Literal["sigma", "drift"] = "drift"
-    """unit of pg_factor: alpha of the PG paper, a drift of pg_factor * sigma * grad; or drift: relative to the drift"""
-    pg_bandwidth: Optional[PositiveFloat] = None
-    """fixed bandwidth h of the kernel (null: median heuristic)"""
-    pg_sigma_min: NonNegativeFloat = 3.0
+    pg_pool: PositiveInt = 1
+    """average-pool what it sees, px"""
+    pg_strength: Literal["constant", "sigma", "drift"] = "drift"
+    """unit of pg_factor: a drift of pg_factor * grad, times sigma (alpha of the PG paper), or relative to the drift"""
+    pg_bandwidth: Literal["median", "fixed", "sigma"] = "median"
+    """bandwidth h of the kernel: median heuristic, a constant, or following sigma"""
+    pg_bandwidth_value: Positive = 1.0
+    """h itself, or what the median heuristic or sigma is multiplied with"""
+    pg_sigma_min: Positive = 3.0
     """guidance acts from here ..."""
-    pg_sigma_max: NonNegativeFloat = 80.0
+    pg_sigma_max: Positive = 80.0
     """... to here"""
+    pg_anneal: Literal["none", "strength", "bandwidth", "both"] = "none"
+    """what falls to 0 from pg_sigma_max to pg_sigma_min, by a half cosine in ln sigma"""
+    pg_cap: PositiveFloat = math.inf
+    """largest push on one particle, in the unit of pg_strength drift"""
+    redraws: NonNegativeInt = 3
+    """pg: times that particles sharing an answer with another are drawn again, repelled by the rest of their set"""
+    redraw_above: ClosedUnitInterval = 0.3
+    """pg: likeness (IoU) above which two particles share an answer"""
+    sequential: PositiveInt = 1
+    """sets of batch_size drawn one after the other for each condition, repelled by those before, judged together"""
+    spell_radius: Positive = 10.0
+    """spell: L2 distance below which D(x) repel, of images in [-1, 1]"""
+    cads_scale: NonNegative = 0.25
+    """cads: noise on the conditioning"""
+    cads_tau1: ClosedUnitInterval = 0.6
+    """cads: no noise below this part of the schedule ..."""
+    cads_tau2: ClosedUnitInterval = 0.9
+    """... and no conditioning above this one"""
+    cads_mixing: ClosedUnitInterval = 1.0
+    """cads: share of the noised conditioning that is brought back to its mean and deviation"""
+    kmedoids_pool: PositiveInt = 4
+    """kmedoids: independent samples per particle to choose from"""
+    stratified_rank: PositiveInt = 1
+    """stratified: leading directions of the posterior along which the noise is spread"""
+    stratified_sigma: Positive = 20.0
+    """stratified: noise level at which they are measured"""
 
     def __post_init__(self):
-        if self.pg_sigma_min > self.pg_sigma_max:
-            reject("pg_sigma_min", self.pg_sigma_min, f"at most pg_sigma_max = {self.pg_sigma_max}")
+        if self.pg_sigma_min >= self.pg_sigma_max:
+            reject("pg_sigma_min", self.pg_sigma_min, f"less than pg_sigma_max = {self.pg_sigma_max}")
+        if self.cads_tau1 >= self.cads_tau2:
+            reject("cads_tau1", self.cads_tau1, f"less than cads_tau2 = {self.cads_tau2}")
 
 
 @dataclass
@@ -273,7 +311,7 @@ def fail(message: str, prog: str = "") -> None:
 
 
 def make_parser(*groups: type, description: str) -> Parser:
-    parser = Parser(description=description, default_env=False)
+    parser = Parser(description=description, default_env=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
     for group in groups:
         parser.add_class_arguments(group)

@@ -133,6 +133,25 @@ def load_digits(source: str, split: str, *, size: int, data_root: str, timeout: 
         return _embedded(split, size)
 
 
+# ---------------------------------------------------------------- the plane
+
+class Mixture:
+    """Ten equal Gaussians on a circle in the plane, the synthetic experiment of particle guidance
+    (Corso et al. 2023, section 5.1), at the scale of images in [-1, 1]."""
+
+    dataset, modes_total, radius, sd = "mixture", 10, 1.0, 0.05
+
+    @property
+    def centres(self) -> Tensor:
+        """(10, 2) float32."""
+        angle = 2 * torch.pi * torch.arange(self.modes_total) / self.modes_total
+        return self.radius * torch.stack([angle.cos(), angle.sin()], 1)
+
+    @property
+    def mode_probabilities(self) -> Tensor:
+        return torch.full((self.modes_total,), 1 / self.modes_total, dtype=torch.float64)
+
+
 # ---------------------------------------------------------------- sequences
 
 @dataclass(frozen=True)

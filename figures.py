@@ -84,6 +84,25 @@ def result_sheet(cond: Tensor, samples: Tensor, modes: Tensor | None, result: di
     return sample_sheet(cond, samples, title=title, modes=modes, notes=notes)
 
 
+def points_sheet(points: Tensor, centres: Tensor, sd: float, result: dict, max_sets: int = 6) -> Figure:
+    """Sets of particles in the plane, a panel each, over the density of the mixture.
+    points (G, B, 2), centres (k, 2)."""
+    G = min(len(points), max_sets)
+    figure, axes = plt.subplots(1, G, figsize=(2.1 * G, 2.3), squeeze=False, sharey=True)
+    reach = float(centres.abs().max()) * 1.35
+    axis = torch.linspace(-reach, reach, 160)
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
+    density = (-(grid[:, :, None] - centres).square().sum(-1) / (2 * sd**2)).exp().sum(-1)
+    for g in range(G):
+        axes[0, g].imshow(density, cmap="Blues", extent=(-reach, reach) * 2, origin="lower")
+        axes[0, g].scatter(*points[g].T, s=14, color=COLOURS[5], edgecolor="white", linewidth=0.5, zorder=2)
+        axes[0, g].set_xlim(-reach, reach), axes[0, g].set_ylim(-reach, reach)
+        axes[0, g].set_title(f"{result['modes_found']['per_set'][g]:.0f} of {len(centres)}", fontsize=9)
+        axes[0, g].tick_params(labelsize=7)
+    _title(figure, f"{result['modes_found']['mean']:.2f} of {len(centres)} modes found")
+    return figure
+
+
 def trajectory(x: Tensor, denoised: Tensor, sigmas: Tensor, *, title: str = "", columns: int = 11) -> Figure:
     """What the sampler does to a set: for each particle a row of x_n, scaled to unit variance of the
     noise, above a row of D(x_n).

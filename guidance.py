@@ -1,8 +1,7 @@
 """Guidance: denoisers that wrap a denoiser and make the particles of a set repel.
 
-Particle guidance (PG, Corso et al. 2023, arXiv 2310.13102) samples B particles from
-p(x_1) ... p(x_B) Phi(x_1..x_B) instead of independently. With U = -log Phi and
-sigma(t) = t, the drift of particle i becomes
+With sigma(t) = t and U = -log Phi, the drift of particle i under particle guidance (PG,
+Corso et al. 2023, arXiv 2310.13102) is
 
     d_i = (x_i - D(x_i; s)) / s + s alpha(s) grad_i U(x_1..x_B),
 
@@ -14,161 +13,21 @@ which is what `ParticleGuidance` returns: the sampler needs no change, its Heun
 correction sees the same field as its Euler step, and guidances compose by wrapping.
 Steps go toward smaller sigma, so the plus sign moves particles down U: apart.
 
-Sets are (G, B, C, H, W) with images in [-1, 1]; potentials see them as (G, B, d).
-Gradients are in closed form, finite for every finite input, and 0 for B = 1.
+Sets are (G, B, C, H, W) with images in [-1, 1]. The rivals are here on the same footing:
+`Spell`, `Cads` and the reference thesis's own form.
 """
 from __future__ import annotations
 
 import math
-from typing import Callable, Protocol
+from typing import Callable
 
 import torch
 from torch import Tensor
 
+from potentials import Potential, cosine_share, squared_distances, weighted_differences
+
 Denoiser = Callable[[Tensor, Tensor], Tensor]  # denoise(x, sigma) -> x0, as in sampler.py
 
-
-# ---------------------------------------------------------------- potentials
-
-class Potential(Protocol):
-    """U = -log Phi of a set. `energy`: (G, B, d) -> (G,). `grad`: (G, B, d) -> (G, B, d),
-    the derivative of `energy` with the bandwidth held fixed."""
-
-    def energy(self, y: Tensor) -> Tensor: ...
-
-    def grad(self, y: Tensor) -> Tensor: ...
-
-
-def _off_diagonal(pairs: Tensor) -> Tensor:
-    """(G, B, B) -> (G, B * (B - 1))."""
-    B = pairs.shape[-1]
-    return pairs.masked_select(~torch.eye(B, dtype=torch.bool, device=pairs.device)).view(len(pairs), -1)
-
-
-def median_bandwidth(distances: Tensor, fixed: float | None) -> Tensor:
-    """h (G, 1, 1): `fixed`, or the median of a set's pairwise (G, B, B) distances over
-    ln B (Liu & Wang 2016, arXiv 1608.04471, section 5), without gradient. It is at least a
-    millionth of the largest distance, so that copies look alike whatever the rounding."""
-    G, B, _ = distances.shape
-    if fixed is not None:
-        return distances.new_full((G, 1, 1), fixed)
-    pairs = _off_diagonal(distances.detach()) if B > 1 else distances.new_zeros(G, 1)
-    largest = pairs.amax(-1)
-    h = torch.maximum(pairs.median(-1).values / math.log(max(B, 2)), 1e-6 * largest)
-    return torch.where(largest > 0, h, 1.0)[:, None, None]
-
-
-def squared_distances(y: Tensor) -> Tensor:
-    """(G, B, d) -> (G, B, B) squared L2 distances by one matrix product, in float64 (squares of
-    any float32 fit). The set is centred first, so that particles near each other lose no
-    precision to their common part."""
-    y = y.double()
-    y = y - y.mean(1, keepdim=True)
-    gram = y @ y.transpose(1, 2)
-    norms = gram.diagonal(dim1=1, dim2=2)
-    d2 = (norms[:, :, None] + norms[:, None, :] - 2 * gram).clamp_min(0)
-    return d2 - torch.diag_embed(d2.diagonal(dim1=1, dim2=2))
-
-
-def _weighted_differences(weights: Tensor, y: Tensor) -> Tensor:
-    """sum_j weights_ij (y_i - y_j): (G, B, B) float64, (G, B, d) -> (G, B, d), never (G, B, B, d)."""
-    z = y.double()
-    z = z - z.mean(1, keepdim=True)
-    return (weights.sum(-1, keepdim=True) * z - weights @ z).to(y)
-
-
-class RBF:
-    """U = 1/2 sum_{i != j} k_ij,  k_ij = exp(-|y_i - y_j|^2 / h)  (PG, section 4)."""
-
-    def __init__(self, bandwidth: float | None = None):
-        self.bandwidth = bandwidth
-
-    def _kernel(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        d2 = squared_distances(y)
-        h = median_bandwidth(d2, self.bandwidth)
-        return (-d2 / h).exp(), h
-
-    def energy(self, y: Tensor) -> Tensor:
-        k, _ = self._kernel(y)
-        return ((k.sum((1, 2)) - k.shape[1]) / 2).to(y)
-
-    def grad(self, y: Tensor) -> Tensor:
-        k, h = self._kernel(y)
-        return _weighted_differences(-2 / h * k, y)
-
-
-class LogDet:
-    """U = -log det((K + jitter I) / (1 + jitter)) with K the RBF kernel: Phi is that of a
-    determinantal point process (Kulesza & Taskar 2012, arXiv
-    1207.6083, section 2; PG, section 4). Unlike a sum of pairs it goes on pushing two
-    particles apart, the harder the more alike they are, down to the scale of `jitter`."""
-
-    def __init__(self, bandwidth: float | None = None, jitter: float = 1e-3):
-        self.kernel, self.jitter = RBF(bandwidth), jitter
-
-    def _matrix(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        k, h = self.kernel._kernel(y)
-        eye = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device)
-        return k, h, k + self.jitter * eye
-
-    def energy(self, y: Tensor) -> Tensor:
-        _, _, L = self._matrix(y)
-        return (-torch.logdet(L) + L.shape[1] * math.log1p(self.jitter)).to(y)
-
-    def grad(self, y: Tensor) -> Tensor:
-        k, h, L = self._matrix(y)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(L))
-        return _weighted_differences(4 / h * inverse * k, y)
-
-
-class IoU:
-    """U = 1/2 sum_{i != j} exp(-J_ij / h) with J the Jaccard distance of images in [0, 1],
-
-        J_ij = 1 - sum min(u_i, u_j) / sum max(u_i, u_j),   u = clamp((y + 1) / 2, 0, 1),
-
-    and subgradient 0 at ties and outside of (-1, 1). J is the square of a Euclidean
-    distance, so the kernel is positive definite. Two empty images are alike: J = 0."""
-
-    def __init__(self, bandwidth: float | None = None):
-        self.bandwidth = bandwidth
-
-    @staticmethod
-    def _overlap(u: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums of min and max, (G, B, B) each; one column at a time bounds the memory."""
-        low = torch.stack([torch.minimum(u, u[:, j:j + 1]).sum(-1) for j in range(u.shape[1])], -1)
-        total = u.sum(-1)
-        return low, total[:, :, None] + total[:, None, :] - low
-
-    def _kernel(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        low, high = self._overlap(u)
-        empty = high <= torch.finfo(u.dtype).tiny
-        high = high.masked_fill(empty, 1.0)
-        distance = (1 - low / high).clamp_min(0).masked_fill(empty, 0)
-        distance = distance - torch.diag_embed(distance.diagonal(dim1=1, dim2=2))
-        h = median_bandwidth(distance, self.bandwidth)
-        return (-distance / h).exp(), h, low, high
-
-    def energy(self, y: Tensor) -> Tensor:
-        k = self._kernel(((y + 1) / 2).clamp(0, 1))[0]
-        return (k.sum((1, 2)) - k.shape[1]) / 2
-
-    def grad(self, y: Tensor) -> Tensor:
-        u = ((y + 1) / 2).clamp(0, 1)
-        k, h, low, high = self._kernel(u)
-        # dU/du_i = sum_j k_ij/h d(low/high)/du_i: where u_i is the smaller one low grows
-        # with it, where it is the larger one high does.
-        when_less, when_more = k / h / high, -k / h * low / high**2                  # (G, B, B)
-        grad = torch.zeros_like(u)
-        for j in range(u.shape[1]):
-            other = u[:, j:j + 1]                                                    # (G, 1, d)
-            grad += (u < other) * when_less[:, :, j:j + 1] + (u > other) * when_more[:, :, j:j + 1]
-        return grad / 2 * ((y > -1) & (y < 1))
-
-
-POTENTIALS: dict[str, Callable[..., Potential]] = {"rbf": RBF, "iou": IoU, "logdet": LogDet}
-
-
-# ---------------------------------------------------------------- particle guidance
 
 class ParticleGuidance:
     """A denoiser of sets whose particles repel; wraps any denoiser of sets.
@@ -178,25 +37,33 @@ class ParticleGuidance:
     factor      strength; 0 is the denoiser itself
     space       where U acts: "x" (the noisy particles), "denoised" (D(x), the gradient
                 taken as if it were in x) or "jacobian" (U(D(x)) differentiated through
-                the denoiser: a vector-Jacobian product, about one more network call)
-    strength    "sigma": alpha = factor, a drift of factor * s * grad U (with factor 1 the
-                joint density of the PG paper); "drift": a drift whose root mean square over
-                the set is `factor` times that of x - D over s per pixel, so that factor 1
-                is one standard deviation of the noise along one direction
+                the denoiser: a vector-Jacobian product, about 1.5 more network calls)
+    strength    unit of `factor`. "constant": a drift of factor * grad U; "sigma": factor * s * grad U,
+                so that factor 1 is the joint density of the PG paper; "drift": a drift whose root mean
+                square over the set is `factor` times that of (x - D) / s per pixel, so that factor
+                1 is one standard deviation of the noise along one direction
     sigma_min, sigma_max   guidance acts for sigma in [sigma_min, sigma_max]
+    anneal      the strength falls from all of it at sigma_max to none at sigma_min, a half cosine in ln s
+    cap         largest push on one particle, in the unit of strength "drift"
+    features    phi: images (N, C, H, W) -> (N, ...); U acts on phi of what `space` says, through its gradient
+    memory      (G, M, C, H, W) images that repel too and do not move: samples already made
     """
 
-    def __init__(self, denoise: Denoiser, potential: Potential, *, factor: float, space: str,
-                 strength: str, sigma_min: float = 0.0, sigma_max: float = math.inf):
+    def __init__(self, denoise: Denoiser, potential: Potential, *, factor: float, space: str = "jacobian",
+                 strength: str = "drift", sigma_min: float = 0.0, sigma_max: float = math.inf,
+                 anneal: bool = False, cap: float = math.inf,
+                 features: Callable[[Tensor], Tensor] | None = None, memory: Tensor | None = None):
         self.denoise, self.potential, self.factor = denoise, potential, factor
-        self.space, self.strength = space, strength
+        self.space, self.strength, self.anneal, self.cap = space, strength, anneal, cap
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
+        self.features, self.memory = features, memory
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        if self.factor == 0 or x.shape[1] == 1 or not self.sigma_min <= sigma <= self.sigma_max:
+        alone = x.shape[1] == 1 and self.memory is None
+        if self.factor == 0 or alone or not self.sigma_min <= sigma <= self.sigma_max:
             return self.denoise(x, sigma)
         denoised, grad = self._gradient(x, sigma)
-        return denoised - sigma * self._scale(x, denoised, grad, sigma) * grad
+        return denoised - sigma * self._push(x, denoised, grad, sigma)
 
     def _gradient(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """D(x) and grad U with respect to x, both (G, B, C, H, W)."""
@@ -204,17 +71,112 @@ class ParticleGuidance:
             with torch.enable_grad():
                 x = x.detach().requires_grad_()
                 denoised = self.denoise(x, sigma)
-                grad = self.potential.grad(denoised.detach().flatten(2)).view_as(x)
-                grad, = torch.autograd.grad(denoised, x, grad)
+                grad, = torch.autograd.grad(denoised, x, self._gradient_at(denoised.detach(), sigma))
             return denoised.detach(), grad
         denoised = self.denoise(x, sigma)
-        y = x if self.space == "x" else denoised
-        return denoised, self.potential.grad(y.flatten(2)).view_as(x)
+        return denoised, self._gradient_at(x if self.space == "x" else denoised, sigma)
 
-    def _scale(self, x: Tensor, denoised: Tensor, grad: Tensor, sigma: Tensor) -> Tensor:
-        """What turns grad U into a drift."""
-        if self.strength == "sigma":
-            return self.factor * sigma
+    def _gradient_at(self, images: Tensor, sigma: Tensor) -> Tensor:
+        """grad U(phi(images)), like images (G, B, C, H, W)."""
+        B, everyone = images.shape[1], images
+        if self.memory is not None:
+            everyone = torch.cat([images, self.memory.to(images)], 1)
+        if self.features is None:
+            return self.potential.grad(everyone.flatten(2), float(sigma))[:, :B].view_as(images)
+        with torch.enable_grad():
+            everyone = everyone.detach().requires_grad_()
+            y = self.features(everyone.flatten(0, 1)).flatten(1).unflatten(0, everyone.shape[:2])
+            grad, = torch.autograd.grad(y, everyone, self.potential.grad(y.detach(), float(sigma)))
+        return grad[:, :B]
+
+    def _push(self, x: Tensor, denoised: Tensor, grad: Tensor, sigma: Tensor) -> Tensor:
+        """The drift that grad U adds, (G, B, C, H, W)."""
         drift = ((x - denoised) / sigma).square().mean((1, 2, 3, 4), keepdim=True).sqrt()
-        force = grad.flatten(2).square().sum(-1).mean(1).sqrt()[:, None, None, None, None]
-        return self.factor * drift / force.clamp_min(torch.finfo(grad.dtype).tiny ** 0.5)
+        tiny = torch.finfo(grad.dtype).tiny ** 0.5
+        if self.strength == "drift":
+            # Scaled by its largest entry first, so that squares neither overflow nor vanish.
+            grad = grad / grad.abs().amax((1, 2, 3, 4), keepdim=True).clamp_min(tiny)
+            size = grad.flatten(2).square().sum(-1).mean(1).sqrt()[:, None, None, None, None]
+            push = self.factor * drift / size.clamp_min(tiny) * grad
+        else:
+            push = self.factor * (sigma if self.strength == "sigma" else 1.0) * grad
+        if self.anneal:
+            push = push * cosine_share(float(sigma), self.sigma_min, self.sigma_max)
+        if self.cap < math.inf:
+            each = push.flatten(2).norm(dim=-1)[:, :, None, None, None]
+            push = push * (self.cap * drift / each.clamp_min(tiny)).clamp_max(1)
+        return push
+
+
+class Spell:
+    """Sparse repellency (SPELL, Kirchhof et al. 2024, arXiv 2410.06025): D_i moves by
+
+        sum_j relu(r / |d_ij| - 1) d_ij,   d_ij = D_i - D_j,
+
+    j over the rest of the set and over `memory` (G, M, C, H, W). `radius` r is an L2 distance of
+    images in [-1, 1]. Copies do not feel each other: their direction is undefined."""
+
+    def __init__(self, denoise: Denoiser, *, radius: float, memory: Tensor | None = None):
+        self.denoise, self.radius, self.memory = denoise, radius, memory
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        denoised = self.denoise(x, sigma)
+        everyone = denoised if self.memory is None else torch.cat([denoised, self.memory.to(x)], 1)
+        y = everyone.flatten(2)
+        d = squared_distances(y).sqrt()
+        weights = torch.where(d > 0, (self.radius / d - 1).clamp_min(0), 0.0)
+        return denoised + weighted_differences(weights, y)[:, :x.shape[1]].view_as(x)
+
+
+class Cads:
+    """Condition-annealed sampling (CADS, Sadat et al. 2024, arXiv 2310.17347, algorithm 1): the
+    conditioning is noised early on, so that particles that would agree see different things,
+
+        c^ = sqrt(g) c + scale sqrt(1 - g) n,   g = 1 for t <= tau1, 0 for t >= tau2, linear between,
+
+    then brought back to the mean and deviation of c to the share `mixing`.
+
+    bind    cond (G, B, Cc, H, W) -> a denoiser, every particle with a condition of its own
+    cond    (G, Cc, H, W) in [-1, 1]
+    noise   () -> (G, B, Cc, H, W) standard normal
+    time    sigma -> t in [0, 1], 1 at the noisy end
+    """
+
+    def __init__(self, bind: Callable[[Tensor], Denoiser], cond: Tensor, noise: Callable[[], Tensor],
+                 time: Callable[[float], float], *, tau1: float, tau2: float, scale: float, mixing: float):
+        self.bind, self.cond, self.noise, self.time = bind, cond, noise, time
+        self.tau1, self.tau2, self.scale, self.mixing = tau1, tau2, scale, mixing
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        g = min(max((self.tau2 - self.time(float(sigma))) / (self.tau2 - self.tau1), 0.0), 1.0)
+        cond = self.cond[:, None].expand(-1, x.shape[1], -1, -1, -1)
+        if g < 1:
+            noised = math.sqrt(g) * cond + self.scale * math.sqrt(1 - g) * self.noise()
+            axes = dict(dim=(2, 3, 4), keepdim=True)
+            rescaled = (noised - noised.mean(**axes)) / noised.std(**axes).clamp_min(1e-6)
+            rescaled = rescaled * cond.std(**axes) + cond.mean(**axes)
+            cond = self.mixing * rescaled + (1 - self.mixing) * noised
+        return self.bind(cond)(x, sigma)
+
+
+class Reference:
+    """Particle guidance as the reference thesis has it: a minus where the plus belongs (its
+    algorithm 2, line 10), the kernel exp(-d / h) on D(x), and the gradient going through the median
+    bandwidth as well. It attracts; here to be compared with."""
+
+    def __init__(self, denoise: Denoiser, *, factor: float):
+        self.denoise, self.factor = denoise, factor
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        denoised, B = self.denoise(x, sigma), x.shape[1]
+        if self.factor == 0 or B == 1:
+            return denoised
+        with torch.enable_grad():
+            y = denoised.detach().flatten(2).double().requires_grad_()
+            off = ~torch.eye(B, dtype=torch.bool, device=x.device)
+            # The square root of a zero has no gradient; two copies then do not feel each other.
+            d2 = (y[:, :, None] - y[:, None, :]).square().sum(-1)[:, off].view(len(y), -1)
+            d = torch.where(d2 > 0, d2, 1.0).sqrt() * (d2 > 0)
+            h = (d.median(-1, keepdim=True).values / math.log(max(B, 2))).clamp_min(1e-12)
+            grad, = torch.autograd.grad((-d / h).exp().sum() / 2, y)
+        return denoised + sigma**2 * self.factor * grad.to(x).view_as(x)

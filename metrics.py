@@ -8,7 +8,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from scipy import stats
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+
+from potentials import overlap
 
 
 def centroid(images: Tensor) -> Tensor:
@@ -34,11 +37,6 @@ def nearest_direction(moved: Tensor, offsets: Tensor) -> Tensor:
     moved (G, B, 2), offsets (k, 2) -> (G, B) int64."""
     unit = torch.nn.functional.normalize(offsets.to(moved), dim=-1)
     return (moved @ unit.T).argmax(-1)
-
-
-def modes_found(modes: Tensor, total: int) -> Tensor:
-    """How many different modes each set holds: (G, B) int64 in [0, total) -> (G,) int64."""
-    return torch.nn.functional.one_hot(modes, total).any(1).sum(-1)
 
 
 def expected_modes_iid(probabilities: Tensor, batch_size: int) -> float:
@@ -84,6 +82,41 @@ def proportion(successes: int, trials: int, prior: float) -> dict:
                 p_value=float(test.pvalue))
 
 
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of images in [0, 1] (clamped), sums of min over sums of max; of masks it is
+    the usual one. Two empty images have IoU 1. a (G, A, H, W), b (G, B, H, W) -> (G, A, B)."""
+    low, high = overlap(a.clamp(0, 1).flatten(2), b.clamp(0, 1).flatten(2))
+    return torch.where(high > 1e-6, low / high.clamp_min(1e-6), 1.0)
+
+
+def binarise(images: Tensor) -> Tensor:
+    """Images in [0, 1] -> masks of what is brighter than 1/2, as floats."""
+    return (images > 0.5).float()
+
+
+def hm_iou(samples: Tensor, answers: Tensor) -> Tensor:
+    """HM IoU*: the Hungarian matching of the distinct right answers to the samples that makes the mean
+    IoU of the matched pairs, binarised, largest, and that mean (Gerard & Sullivan 2026, arXiv 2603.20188).
+    samples (G, B, H, W), answers (G, k, H, W) -> (G,); with B != k the smaller number is matched."""
+    pairs = iou(binarise(answers), binarise(samples)).double().numpy()              # (G, k, B)
+    return torch.tensor([each[linear_sum_assignment(each, maximize=True)].mean() for each in pairs])
+
+
+def generalised_energy_distance(samples: Tensor, answers: Tensor, probabilities: Tensor) -> Tensor:
+    """GED^2 = 2 E d(s, y) - E d(s, s') - E d(y, y') with d = 1 - IoU of binarised frames, s, s' of the set
+    and y, y' of the true distribution (Szekely & Rizzo 2013; Kohl et al. 2018, arXiv 1806.05034).
+    samples (G, B, H, W), answers (G, k, H, W) with probabilities (k,) -> (G,); 0 is perfect."""
+    s, y, p = binarise(samples), binarise(answers), probabilities.float()
+    between = (1 - iou(s, y)).mean(1) @ p
+    return 2 * between - (1 - iou(s, s)).mean((1, 2)) - (1 - iou(y, y)) @ p @ p
+
+
+def iou_distance(samples: Tensor) -> Tensor:
+    """Mean 1 - IoU between the particles of each set, binarised: (G, B, H, W) -> (G,); 0 for B = 1."""
+    masks, B = binarise(samples), samples.shape[1]
+    return (1 - iou(masks, masks)).sum((1, 2)) / max(1, B * (B - 1))
+
+
 def pairwise_l2(samples: Tensor) -> Tensor:
     """Mean L2 distance between the particles of each set: (G, B, H, W) -> (G,); 0 for B = 1."""
     flat = samples.clamp(0, 1).flatten(2)
@@ -97,23 +130,48 @@ def centroid_spread(samples: Tensor) -> Tensor:
     return (centres - centres.mean(1, keepdim=True)).square().sum(-1).mean(1).sqrt()
 
 
+def mode_metrics(modes: Tensor, probabilities: Tensor) -> dict:
+    """How sets cover modes of known probabilities (k,): modes (G, B) int64, -1 for no mode at all.
+
+    `count_variance_ratio`: the variance over sets of how often the first mode comes up, over that of
+    independent draws, B p (1 - p); 1 for those, 0 for sets that all hold the same number.
+    """
+    G, B = modes.shape
+    k = len(probabilities)
+    counts = torch.nn.functional.one_hot(modes + 1, k + 1)[:, :, 1:].sum(1)         # (G, k)
+    first = float(probabilities[0])
+    binomial = B * first * (1 - first)
+    return dict(modes_total=k, modes_expected_iid=expected_modes_iid(probabilities, B),
+                modes_found=mean_interval((counts > 0).sum(1)),
+                mode_frequencies=[proportion(count, G * B, float(p))
+                                  for count, p in zip(counts.sum(0).tolist(), probabilities)],
+                count_variance_ratio=float(counts[:, 0].double().var()) / binomial if G > 1 and binomial > 0 else None)
+
+
+def mixture_modes(points: Tensor, centres: Tensor, within: float) -> tuple[Tensor, Tensor]:
+    """The nearest centre of each point, -1 if it is farther than `within`, and how far it is:
+    points (G, B, d), centres (k, d) -> (G, B) int64, (G, B)."""
+    distance, nearest = torch.cdist(points.double(), centres.double()[None]).min(-1)
+    return torch.where(distance <= within, nearest, -1), distance
+
+
 def judge(samples: Tensor, cond: Tensor, *, offsets: Tensor | None, probabilities: Tensor | None,
-          undetermined: Tensor) -> tuple[dict, Tensor | None]:
+          undetermined: Tensor, answers: Tensor | None = None) -> tuple[dict, Tensor | None]:
     """All metrics of a conditional run, and the mode (G, B) of each particle (None without modes).
 
     samples (G, B, H, W); cond (G, Cc, H, W); offsets (k, 2) and probabilities (k,) of the world's
     directions, None where the answers are a continuum; undetermined (G,) bool: sets whose frame
-    is a random choice.
+    is a random choice; answers (G, k, H, W): the right frames, where they are known.
     """
-    G, B = samples.shape[:2]
     result = dict(modes_total=None, modes_expected_iid=None, modes_found=None)
     modes = None
     if offsets is not None:
         modes = nearest_direction(displacement(samples, cond), offsets)
-        result = dict(modes_total=len(offsets), modes_expected_iid=expected_modes_iid(probabilities, B),
-                      modes_found=mean_interval(modes_found(modes, len(offsets))))
-        counts = torch.bincount(modes.flatten(), minlength=len(offsets)).tolist()
-        result["mode_frequencies"] = [proportion(c, G * B, float(p)) for c, p in zip(counts, probabilities)]
+        result = mode_metrics(modes, probabilities)
+    if answers is not None:
+        result["hm_iou"] = mean_interval(hm_iou(samples, answers))
+        result["ged"] = mean_interval(generalised_energy_distance(samples, answers, probabilities))
+    result["iou_distance"] = mean_interval(iou_distance(samples))
     result["quality"] = mean_interval(quality_score(samples, cond).mean(1))
     result["pairwise_l2"] = mean_interval(pairwise_l2(samples))
     result["centroid_spread"] = mean_interval(centroid_spread(samples))

@@ -168,11 +168,13 @@ class EDMDenoiser(nn.Module):
     def bind(self, cond: Tensor | None = None,
              labels: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
         """A denoiser of sets: denoise(x (G, B, C, H, W), sigma scalar) -> x0, same shape.
-        Every particle of set g sees cond[g] (G, Cc, H, W) and labels[g] (G,)."""
+        Every particle of set g sees cond[g] (G, Cc, H, W) and labels[g] (G,), or with cond
+        (G, B, Cc, H, W) one of its own."""
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             B = x.shape[1]
             each = lambda t: None if t is None else t.repeat_interleave(B, 0)
-            return self(x.flatten(0, 1), sigma, each(cond), each(labels)).unflatten(0, (-1, B))
+            frames = cond.flatten(0, 1) if cond is not None and cond.ndim == 5 else each(cond)
+            return self(x.flatten(0, 1), sigma, frames, each(labels)).unflatten(0, (-1, B))
         return denoise
 
 
@@ -194,18 +196,20 @@ def edm_loss(denoiser: Callable, x: Tensor, sigma: Tensor, target: Tensor, sigma
     return weight * (denoiser(x, sigma, **kwargs) - target).square().mean((1, 2, 3))
 
 
-def posterior_mean(x: Tensor, sigma: Tensor, images: Tensor, log_prior: Tensor | None = None) -> Tensor:
-    """E[y | x] where y is one of k known images and x = y + sigma * noise.
+def posterior_mean(x: Tensor, sigma: Tensor, images: Tensor, log_prior: Tensor | None = None,
+                   sd: float = 0.0) -> Tensor:
+    """E[y | x] where y is one of k known images, give or take `sd`, and x = y + sigma * noise.
 
-        D(x; s) = sum_m w_m mu_m,   w = softmax_m(log pi_m - |x - mu_m|^2 / 2 s^2)
+        w = softmax_m(log pi_m - |x - mu_m|^2 / 2 (s^2 + sd^2))
+        D(x; s) = (s^2 sum_m w_m mu_m + sd^2 x) / (s^2 + sd^2)
 
     x (N, ..., C, H, W); sigma scalar or (N,); images mu (N, k, C, H, W); log_prior (k,).
-    Exact: no network, no training (EDM, appendix B.3, equation 57).
+    Exact: no network, no training (EDM, appendix B.3, equation 57; sd > 0 is a Gaussian mixture).
     """
     N = x.shape[0]
     flat, mu = x.reshape(N, -1, images[0, 0].numel()), images.flatten(2)            # (N,P,d), (N,k,d)
     # |x|^2 cancels in the softmax, and leaving it out keeps float32 exact at small sigma.
     logits = flat @ mu.transpose(1, 2) - mu.square().sum(-1)[:, None] / 2           # (N, P, k)
     s2 = sigma.to(x).expand(N)[:, None, None]**2
-    logits = logits / s2 if log_prior is None else logits / s2 + log_prior
-    return (logits.softmax(-1) @ mu).view_as(x)
+    logits = logits / (s2 + sd**2) if log_prior is None else logits / (s2 + sd**2) + log_prior
+    return ((s2 * (logits.softmax(-1) @ mu) + sd**2 * flat) / (s2 + sd**2)).view_as(x)

@@ -41,8 +41,8 @@ class SetNoise:
     Call: () -> (G, B, C, H, W) float32 on `device`.
     """
 
-    def __init__(self, seed: int, sets: Sequence[int], shape: tuple[int, ...], device="cpu"):
-        self.generators = [set_generator(seed, index, stream=1) for index in sets]
+    def __init__(self, seed: int, sets: Sequence[int], shape: tuple[int, ...], device="cpu", stream: int = 1):
+        self.generators = [set_generator(seed, int(index), stream) for index in sets]
         self.shape, self.device = shape, device
 
     def __call__(self) -> Tensor:
@@ -52,7 +52,7 @@ class SetNoise:
 
 def set_generator(seed: int, index: int, stream: int = 0, device="cpu") -> torch.Generator:
     """The generator of set (or training iteration) `index` under `seed`. Streams do not
-    overlap: 0 draws worlds, 1 sampling noise, 2 training batches, 3 sigma_data."""
+    overlap: 0 draws worlds, 1 sampling noise, 2 training batches, 3 sigma_data; evaluation.py has more."""
     # splitmix64's multipliers keep neighbouring (seed, index, stream) far apart.
     mixed = (seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB) % 2**63
     return torch.Generator(device).manual_seed(mixed)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import List, Optional
 
 from jsonargparse import Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from config import (DigitSettings, Parser, SamplerSettings, SettingError, WorldSettings, build, fail,
+from config import (DigitSettings, Parser, Positive, SamplerSettings, SettingError, WorldSettings, build, fail,
                     make_parser, reject)
 
 
@@ -53,13 +53,13 @@ class Particles:
 class Schedules:
     """Schedules"""
 
-    rho: List[PositiveFloat] = (3.0, 4.0, 7.0)
+    rho: List[Positive] = (3.0, 4.0, 7.0)
     """exponents to compare"""
     num_steps: PositiveInt = 22
     """steps from sigma_max to 0"""
-    sigma_min: PositiveFloat = 0.002
+    sigma_min: Positive = 0.002
     """last noise level before 0"""
-    sigma_max: PositiveFloat = 80.0
+    sigma_max: Positive = 80.0
     """first noise level"""
 
 
@@ -96,7 +96,7 @@ def trajectory(args: Namespace):
     if args.set >= job.evaluate.num_sets:
         reject("set", args.set, f"0 to {job.evaluate.num_sets - 1}, the sets of {args.run}")
     steps: list[dict] = []
-    job.sample(range(args.set, args.set + 1), callback=steps.append)
+    job.sample(torch.tensor([args.set]), callback=steps.append)
     shown = slice(0, args.num_particles)
     x, denoised = (torch.stack([step[key][0, shown, 0] for step in steps]).cpu() for key in ("x_hat", "denoised"))
     sigmas = torch.stack([step["sigma_hat"] for step in steps])
@@ -141,7 +141,7 @@ OF_A_RUN = (samples, trajectory)
 
 def parse(argv: list[str] | None) -> tuple[str, Namespace]:
     """(the command's name, its settings)."""
-    parser = Parser(description=__doc__.split("\n")[0], default_env=False)
+    parser = Parser(description=__doc__.split("\n")[0], default_env=False, allow_abbrev=False)
     commands = parser.add_subcommands(required=True, dest="command")
     for function, groups in COMMANDS.items():
         command = make_parser(*groups, description=function.__doc__)

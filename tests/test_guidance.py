@@ -2,84 +2,15 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
 
-from guidance import POTENTIALS, ParticleGuidance
-from metrics import modes_found
+from guidance import Cads, ParticleGuidance, Reference, Spell
+from metrics import mixture_modes, mode_metrics
 from model import posterior_mean
+from potentials import POTENTIALS, RBF, Bandwidth
 from sampler import SetNoise, edm_sampler, karras_sigmas
 
 KERNELS = sorted(POTENTIALS)
 
-
-def images_of(case: str, B: int, d: int = 12) -> torch.Tensor:
-    """(2, B, d) float64: two sets, unlike each other."""
-    y = torch.rand(2, B, d, dtype=torch.float64, generator=torch.Generator().manual_seed(B)) * 1.8 - 0.9
-    if case == "duplicates" and B > 1:
-        y[:, 1] = y[:, 0]
-    if case == "ties":
-        y[:, :, ::2] = y[:, :1, ::2]
-    return y
-
-
-@pytest.mark.parametrize("bandwidth", [None, 0.7])
-@pytest.mark.parametrize("B", [1, 2, 3, 64])
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_gradient_is_that_of_the_energy(kernel, B, bandwidth):
-    potential, y = POTENTIALS[kernel](bandwidth), images_of("random", B).requires_grad_()
-    expected, = torch.autograd.grad(potential.energy(y).sum(), y)
-    torch.testing.assert_close(potential.grad(y.detach()), expected, rtol=1e-6, atol=1e-9)
-
-
-@pytest.mark.parametrize("case", ["duplicates", "ties"])
-@pytest.mark.parametrize("B", [2, 3, 64])
-@pytest.mark.parametrize("kernel", sorted(set(KERNELS) - {"iou"}))
-def test_gradient_at_ties_and_duplicates_is_that_of_central_differences(kernel, B, case):
-    potential, y = POTENTIALS[kernel](0.7), images_of(case, B)
-    grad, eps = potential.grad(y), 1e-6
-    for index in ((0, 0, 0), (1, B - 1, 4), (0, 1, 7)):
-        up, down = y.clone(), y.clone()
-        up[index] += eps
-        down[index] -= eps
-        central = (potential.energy(up) - potential.energy(down))[index[0]] / (2 * eps)
-        assert grad[index].item() == pytest.approx(central.item(), rel=1e-4, abs=1e-6)
-
-
-def test_iou_has_subgradient_zero_at_ties():
-    grad = POTENTIALS["iou"](0.7).grad(images_of("ties", 2))
-    assert not grad[:, :, ::2].any() and grad[:, :, 1::2].all()
-    assert not POTENTIALS["iou"](0.7).grad(images_of("duplicates", 2)).any()
-
-
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_going_down_the_gradient_moves_particles_apart(kernel):
-    potential, y = POTENTIALS[kernel](), images_of("random", 6)
-    step = 1e-3 * potential.grad(y)
-    moved = y - step / step.norm()
-    apart = lambda y: torch.stack([torch.pdist(each).mean() for each in y])
-    assert (apart(moved) > apart(y)).all() and (potential.energy(moved) < potential.energy(y)).all()
-
-
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_sets_do_not_feel_each_other_and_order_does_not_matter(kernel):
-    potential, y = POTENTIALS[kernel](), images_of("random", 5)
-    torch.testing.assert_close(potential.grad(y)[1:], potential.grad(y[1:]))
-    order = torch.tensor([3, 0, 4, 1, 2])
-    torch.testing.assert_close(potential.grad(y[:, order]), potential.grad(y)[:, order])
-
-
-@pytest.mark.parametrize("kernel", KERNELS)
-@settings(max_examples=60, deadline=None)
-@given(B=st.integers(1, 5), scale=st.sampled_from([0.0, 1e-30, 1e-8, 1.0, 1e8, 1e30]), duplicate=st.booleans(),
-       seed=st.integers(0, 1000))
-def test_never_nan(kernel, B, scale, duplicate, seed):
-    y = scale * torch.randn(2, B, 9, generator=torch.Generator().manual_seed(seed))
-    if duplicate:
-        y[:, -1] = y[:, 0]
-    assert torch.isfinite(POTENTIALS[kernel]().grad(y)).all()
-
-
-# ---------------------------------------------------------------- the wrapped denoiser
 
 def exact(k: int = 8, d: int = 6, seed: int = 0):
     """An exact denoiser of k images (1, k, 1, d, d), and the images."""
@@ -89,7 +20,7 @@ def exact(k: int = 8, d: int = 6, seed: int = 0):
 
 def pg(denoise, kernel="rbf", **settings):
     defaults = dict(factor=1.0, space="denoised", strength="sigma")
-    return ParticleGuidance(denoise, POTENTIALS[kernel](), **(defaults | settings))
+    return ParticleGuidance(denoise, POTENTIALS[kernel](Bandwidth()), **(defaults | settings))
 
 
 def test_factor_zero_one_particle_and_other_noise_levels_leave_the_denoiser_alone():
@@ -109,7 +40,7 @@ def test_jacobian_space_is_autograd_of_the_energy_of_the_denoised_set(kernel):
     sigma = torch.tensor(1.5, dtype=torch.float64)
     x = (1.5 * torch.randn(2, 4, 1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2)))
     x.requires_grad_()
-    potential = POTENTIALS[kernel]()
+    potential = POTENTIALS[kernel](Bandwidth())
     force, = torch.autograd.grad(potential.energy(denoise(x, sigma).flatten(2)).sum(), x)
     guided = pg(denoise, kernel, space="jacobian", factor=0.3)(x.detach(), sigma)
     torch.testing.assert_close(guided, (denoise(x, sigma) - sigma**2 * 0.3 * force).detach(), rtol=1e-6, atol=1e-9)
@@ -146,7 +77,8 @@ def test_the_plus_sign_covers_modes_and_the_minus_sign_does_not():
 
     def found(guided):
         out = edm_sampler(guided, x, sigmas).flatten(2)
-        return modes_found(torch.cdist(out, images.flatten(2)).argmin(-1), k).double().mean().item()
+        modes, _ = mixture_modes(out, images[0].flatten(1), within=1e9)
+        return mode_metrics(modes, torch.full((k,), 1 / k))["modes_found"]["mean"]
 
     apart = pg(denoise, "logdet", strength="drift", factor=1.7)
     def together(x, sigma):
@@ -155,3 +87,98 @@ def test_the_plus_sign_covers_modes_and_the_minus_sign_does_not():
     assert found(denoise) == pytest.approx(iid, abs=0.45)
     assert found(apart) > iid + 1.0
     assert found(together) < iid - 1.0
+
+
+def test_annealed_strength_and_cap():
+    denoise, _ = exact()
+    x, sigma = 5 * torch.randn(1, 4, 1, 6, 6, dtype=torch.float64), torch.tensor(5.0, dtype=torch.float64)
+    plain = denoise(x, sigma)
+    push = lambda **settings: pg(denoise, strength="drift", factor=2.0, **settings)(x, sigma) - plain
+    half = push(anneal=True, sigma_min=0.5, sigma_max=50.0)  # sigma is half way in ln sigma
+    torch.testing.assert_close(half, push() / 2)
+    drift = ((x - plain) / sigma).square().mean().sqrt()
+    sizes = (push(cap=1.5) / sigma).flatten(2).norm(dim=-1)
+    free = (push() / sigma).flatten(2).norm(dim=-1)
+    torch.testing.assert_close(sizes, free.clamp_max(1.5 * drift))
+    assert (free > 1.5 * drift).any()
+
+
+def test_memory_repels_like_particles_that_do_not_move():
+    denoise, images = exact()
+    sigma = torch.tensor(3.0, dtype=torch.float64)
+    x = 3 * torch.randn(1, 2, 1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    memory = images[:, :3]
+    everyone = torch.cat([denoise(x, sigma), memory], 1).flatten(2)
+    expected = denoise(x, sigma) - sigma**2 * RBF().grad(everyone)[:, :2].view_as(x)
+    torch.testing.assert_close(pg(denoise, memory=memory)(x, sigma), expected)
+    one = pg(denoise, memory=memory)(x[:, :1], sigma)  # a single particle feels the memory
+    assert not torch.allclose(one, denoise(x[:, :1], sigma))
+
+
+@pytest.mark.parametrize("space", ["denoised", "jacobian"])
+def test_features_are_differentiated(space):
+    denoise, _ = exact()
+    sigma = torch.tensor(3.0, dtype=torch.float64)
+    x = (3 * torch.randn(2, 3, 1, 6, 6, dtype=torch.float64)).requires_grad_()
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Tanh(), torch.nn.Flatten()).double()
+    energy = lambda images: RBF().energy(net(images.flatten(0, 1)).unflatten(0, (2, 3))).sum()
+    denoised = denoise(x, sigma)
+    at = denoised if space == "denoised" else x
+    force, = torch.autograd.grad(energy(denoised), at)
+    guided = pg(denoise, space=space, features=net)(x.detach(), sigma)
+    torch.testing.assert_close(guided, (denoised - sigma**2 * force).detach())
+
+
+# ---------------------------------------------------------------- rivals
+
+def test_spell_pushes_pairs_just_out_of_each_others_radius():
+    """One step moves two particles within r apart by their whole shortfall each (SPELL, equation 4)."""
+    x = torch.zeros(1, 3, 1, 1, 2, dtype=torch.float64)
+    x[0, 1, 0, 0, 0], x[0, 2, 0, 0, 1] = 1.0, 100.0
+    moved = Spell(lambda x, sigma: x, radius=3.0)(x, torch.tensor(1.0))
+    assert moved[0, :2, 0, 0].tolist() == [[-2.0, 0.0], [3.0, 0.0]]
+    assert torch.equal(moved[0, 2], x[0, 2])
+
+
+def test_spell_memory_repels_and_stays():
+    memory = torch.ones(1, 1, 1, 1, 2)
+    moved = Spell(lambda x, sigma: x, radius=5.0, memory=memory)(torch.zeros(1, 1, 1, 1, 2), torch.tensor(1.0))
+    assert moved.shape == (1, 1, 1, 1, 2) and (moved < 0).all()
+    copies = Spell(lambda x, sigma: x, radius=5.0)(torch.zeros(1, 2, 1, 1, 2), torch.tensor(1.0))
+    assert not copies.any()
+
+
+def test_cads_noises_the_condition_only_early():
+    cond, seen = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0)), []
+
+    def bind(c):
+        seen.append(c)
+        return lambda x, sigma: x
+    noise = SetNoise(0, range(2), (3, 1, 4, 4))
+    cads = Cads(bind, cond, noise, lambda sigma: sigma / 80, tau1=0.3, tau2=0.8, scale=0.5, mixing=1.0)
+    for sigma in (10.0, 40.0, 80.0):
+        cads(torch.zeros(2, 3, 1, 4, 4), torch.tensor(sigma))
+    late, middle, early = seen
+    assert torch.equal(late, cond[:, None].expand(2, 3, 1, 4, 4))
+    assert not torch.allclose(middle[:, 0], middle[:, 1])
+    for each in (middle, early):  # mixing 1 brings mean and deviation back
+        torch.testing.assert_close(each.mean((2, 3, 4)), cond.mean((1, 2, 3))[:, None].expand(2, 3))
+        torch.testing.assert_close(each.std((2, 3, 4)), cond.std((1, 2, 3))[:, None].expand(2, 3))
+    correlation = torch.corrcoef(torch.stack([early[0, 0].flatten(), cond[0].flatten()]))[0, 1]
+    assert abs(correlation) < 0.6  # at the noisy end nothing of the condition is left
+
+
+def test_the_references_form_climbs_the_potential_it_should_descend():
+    denoise, _ = exact()
+    sigma = torch.tensor(2.0, dtype=torch.float64)
+    x = 2 * torch.randn(4, 5, 1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def potential(y):
+        pairs = torch.stack([torch.pdist(each.flatten(1)) for each in y])
+        return (-pairs / pairs.median(1, keepdim=True).values * math.log(5)).exp().sum(1)
+    plain, guided = denoise(x, sigma), Reference(denoise, factor=0.02)(x, sigma)
+    assert (potential(guided) > potential(plain)).all()
+    assert (potential(2 * plain - guided) < potential(plain)).all()
+    assert torch.equal(Reference(denoise, factor=0.0)(x, sigma), plain)
+    assert torch.isfinite(Reference(denoise, factor=1.0)(torch.zeros(1, 3, 1, 6, 6), sigma)).all()

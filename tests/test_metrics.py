@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from data_loader import DIRECTIONS
-from metrics import (centroid, displacement, expected_modes_iid, judge, mean_interval, modes_found,
-                     nearest_direction, pairwise_l2, proportion, quality_score)
+from metrics import (centroid, displacement, expected_modes_iid, generalised_energy_distance, hm_iou, iou,
+                     iou_distance, judge, mean_interval, mixture_modes, mode_metrics, nearest_direction, pairwise_l2,
+                     proportion, quality_score)
 
 
 def test_centroid_of_one_pixel_and_of_nothing():
@@ -39,16 +40,69 @@ def test_quality_is_the_distance_from_the_translated_digit(world, generator):
     torch.testing.assert_close(quality_score(spoiled, cond)[kept.all(-1)], expected[:, None][kept.all(-1)])
 
 
-def test_modes_found_counts_different_ones():
-    assert modes_found(torch.tensor([[0, 0, 3], [1, 2, 3], [5, 5, 5]]), 8).tolist() == [2, 3, 1]
+def test_modes_found_counts_different_ones_and_no_junk():
+    metrics = mode_metrics(torch.tensor([[0, 0, 3], [1, 2, 3], [5, -1, -1]]), torch.full((8,), 1 / 8))
+    assert metrics["modes_found"]["per_set"] == [2, 3, 1]
+
+
+def test_variance_of_counts_against_binomial(generator):
+    p = torch.tensor([0.7, 0.3])
+    draws = 1 - (torch.rand(4000, 10, generator=generator) < 0.7).long()
+    assert mode_metrics(draws, p)["count_variance_ratio"] == pytest.approx(1, abs=0.08)
+    ideal = torch.tensor([[0] * 7 + [1] * 3] * 50)
+    assert mode_metrics(ideal, p)["count_variance_ratio"] == 0
+
+
+def masks(*pixels):
+    """One set of 1 x 4 frames, lit at these pixels."""
+    frames = torch.zeros(1, len(pixels), 1, 4)
+    for index, lit in enumerate(pixels):
+        frames[0, index, 0, list(lit)] = 1.0
+    return frames
+
+
+def test_iou_of_known_masks():
+    a, b = masks([0, 1], []), masks([1, 2], [], [0, 1])
+    assert iou(a, b)[0].tolist() == [pytest.approx([1 / 3, 0, 1]), pytest.approx([0, 1, 0])]
+
+
+def test_hm_iou_of_hand_made_sets():
+    answers = masks([0], [1], [2])
+    assert hm_iou(masks([2], [0], [1]), answers).item() == 1          # any order will do
+    assert hm_iou(masks([0], [0], [0]), answers).item() == pytest.approx(1 / 3)
+    assert hm_iou(masks([0, 1], [1], [2, 3]), answers).item() == pytest.approx((1 / 2 + 1 + 1 / 2) / 3)
+    assert hm_iou(masks([2]), answers).item() == 1                    # one sample can match one answer only
+
+
+def test_ged_of_hand_made_sets():
+    answers, p = masks([0], [1]), torch.tensor([0.5, 0.5])
+    assert generalised_energy_distance(masks([0], [1]), answers, p).item() == pytest.approx(0)
+    # all samples on one answer: 2 * 1/2 - 0 - 1/2
+    assert generalised_energy_distance(masks([0], [0]), answers, p).item() == pytest.approx(0.5)
+    # all samples nowhere right: 2 * 1 - 0 - 1/2
+    assert generalised_energy_distance(masks([3], [3]), answers, p).item() == pytest.approx(1.5)
+    uneven = torch.tensor([0.75, 0.25])
+    assert generalised_energy_distance(masks([0], [0], [0], [1]), answers, uneven).item() == pytest.approx(0)
+
+
+def test_iou_distance_inside_a_set():
+    assert iou_distance(masks([0], [1], [2])).item() == pytest.approx(1)
+    assert iou_distance(masks([0], [0])).item() == pytest.approx(0)
+    assert iou_distance(masks([0])).item() == 0
+
+
+def test_mixture_modes_know_where_no_mode_is():
+    centres = torch.tensor([[0.0, 0.0], [4.0, 0.0]])
+    modes, distance = mixture_modes(torch.tensor([[[0.5, 0.0], [3.0, 0.0], [2.0, 9.0]]]), centres, within=2.0)
+    assert modes.tolist() == [[0, 1, -1]] and distance[0, :2].tolist() == [0.5, 1.0]
 
 
 @pytest.mark.parametrize("probabilities", [[1 / 8] * 8, [0.5] + [0.5 / 7] * 7, [0.7, 0.3]])
 def test_iid_expectation_agrees_with_simulation(probabilities, generator):
     p = torch.tensor(probabilities, dtype=torch.float64)
     draws = torch.multinomial(p, 8 * 20000, replacement=True, generator=generator).view(-1, 8)
-    found = modes_found(draws, len(p)).double()
-    assert expected_modes_iid(p, 8) == pytest.approx(found.mean().item(), abs=4 * found.std().item() / math.sqrt(20000))
+    found = np.asarray(mode_metrics(draws, p)["modes_found"]["per_set"])
+    assert expected_modes_iid(p, 8) == pytest.approx(found.mean(), abs=4 * found.std() / math.sqrt(len(found)))
 
 
 def test_interval_of_a_mean_covers_it_95_times_in_100():
@@ -82,7 +136,9 @@ def test_the_judge_of_a_perfect_run(world, generator):
     batch = circle.windows(5, generator, at_choice=True)
     cond, _ = batch.split(1)
     result, modes = judge(circle.futures(batch), cond, offsets=circle.offsets,
-                          probabilities=circle.mode_probabilities, undetermined=batch.choices[:, -1])
+                          probabilities=circle.mode_probabilities, undetermined=batch.choices[:, -1],
+                          answers=circle.futures(batch))
     assert result["modes_found"]["mean"] == 8 and result["quality"]["mean"] == 0
     assert modes.tolist() == [list(range(8))] * 5
+    assert result["hm_iou"]["mean"] == 1 and result["ged"]["mean"] == pytest.approx(0, abs=1e-6)
     assert result["modes_expected_iid"] == pytest.approx(8 * (1 - (7 / 8) ** 8))

@@ -89,7 +89,21 @@ def test_posterior_mean_at_the_ends_of_the_schedule():
     near = images[:, 1:2] + 0.002 * torch.randn(1, 1, 1, 8, 8)
     torch.testing.assert_close(posterior_mean(near, torch.tensor(0.002), images), images[:, 1:2])
     far = 1e6 * torch.randn(1, 1, 1, 8, 8)
-    torch.testing.assert_close(posterior_mean(far, torch.tensor(1e8), images)[:, 0], images.mean(1), rtol=1e-3, atol=1e-3)
+    guess = posterior_mean(far, torch.tensor(1e8), images)[:, 0]
+    torch.testing.assert_close(guess, images.mean(1), rtol=1e-3, atol=1e-3)
+
+
+def test_posterior_mean_of_a_gaussian_mixture():
+    """With one centre it is the Gaussian's own; with several it is Tweedie's formula again."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(1, 4, 1, 1, 2, generator=generator, dtype=torch.float64)
+    x = torch.randn(1, 6, 1, 1, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+    sigma, sd = torch.tensor(0.7, dtype=torch.float64), 0.3
+    one = posterior_mean(x, sigma, centres[:, :1], sd=sd)
+    torch.testing.assert_close(one, centres[:, :1] + (x - centres[:, :1]) * sd**2 / (sd**2 + sigma**2))
+    d2 = (x[:, :, None] - centres[:, None]).square().flatten(3).sum(-1)
+    score, = torch.autograd.grad((-d2 / 2 / (sigma**2 + sd**2)).logsumexp(-1).sum(), x)
+    torch.testing.assert_close(posterior_mean(x, sigma, centres, sd=sd).detach(), (x + sigma**2 * score).detach())
 
 
 def test_sigma_data_is_measured_in_the_models_range():

@@ -1,0 +1,246 @@
+"""One evaluation, from settings to metrics: world -> denoiser -> guidance -> sampler -> sets -> metrics.
+
+Set g is always the same: its digit, its frames and its noise follow from (seed, g) alone, whatever
+other sets run beside it and in which chunks.
+"""
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import checkpoint
+from config import (DigitSettings, EvaluateSettings, GuidanceSettings, RunSettings, SamplerSettings,
+                    WorldSettings, pick_device)
+from data_loader import Mixture, Sequences, World, load_digits, make_world
+from guidance import Cads, Denoiser, ParticleGuidance, Reference, Spell
+from metrics import iou, judge, mixture_modes, mode_metrics
+from model import EDMDenoiser, posterior_mean
+from potentials import POTENTIALS, Bandwidth
+from sampler import SetNoise, edm_sampler, karras_sigmas, set_generator
+from sets import antithetic, kmedoids, leading_directions, redraw_repeats, simplex, stratified
+
+PARTICLES_PER_CALL = dict(cpu=256, cuda=8192)  # of one network call; results do not depend on it
+COND_NOISE, QUANTILES, DIRECTIONS, LATER_DRAWS = 4, 5, 6, 16  # streams of randomness, see set_generator
+
+
+class Counter:
+    """Counts what a denoiser costs: particles sent forward, and back to their input."""
+
+    def __init__(self):
+        self.forward = self.backward = 0
+
+    def __call__(self, denoise: Denoiser) -> Denoiser:
+        def counted(x: Tensor, sigma: Tensor) -> Tensor:
+            particles = x.shape[0] * x.shape[1]
+            self.forward += particles
+            self.backward += particles * x.requires_grad
+            return denoise(x, sigma)
+        return counted
+
+
+class Evaluation:
+    """settings   one object per settings class of evaluate.py
+    world      where the conditions and right answers come from
+    net        the trained denoiser, None for the exact one"""
+
+    def __init__(self, settings: dict[type, Any], world: World, device: torch.device, net: EDMDenoiser | None):
+        self.settings, self.world, self.device, self.net = settings, world, device, net
+        self.evaluate, self.sampler = settings[EvaluateSettings], settings[SamplerSettings]
+        self.guidance, self.seed = settings[GuidanceSettings], settings[RunSettings].seed
+        s = self.sampler
+        self.sigmas = karras_sigmas(s.num_steps, s.sigma_min, s.sigma_max, s.rho)
+        self.cost, self.bar = Counter(), None
+        self.prepare()
+
+    # ------------------------------------------------------------ what depends on the kind of world
+    def prepare(self) -> None:
+        """One window per set, on the CPU, each with a test digit of its own as long as they last."""
+        bank, K, sets = len(self.world.digits.labels), self.world.num_digits, self.evaluate.num_sets
+        order = torch.randperm(bank, generator=torch.Generator().manual_seed(self.seed))
+        which = order[torch.arange(sets * K) % bank].view(-1, 1, K)
+        at_choice = self.world.modes_total is not None
+        self.sequences = Sequences.cat([self.world.windows(1, set_generator(self.seed, g), at_choice=at_choice,
+                                                           which=which[g]) for g in range(sets)])
+        self.cond, _ = self.sequences.split(self.world.num_cond_frames)
+        self.answers = self.world.futures(self.sequences) if at_choice else None
+        self.shape = (1, self.world.image_size, self.world.image_size)
+        self.alike = iou
+
+    def bind(self, sets: Tensor, cond: Tensor | None = None) -> Denoiser:
+        """The denoiser of these sets; `cond` (G, B, Cc, H, W) in [-1, 1] in place of their conditioning."""
+        if self.net is None:
+            answers = (self.answers[sets][:, :, None] * 2 - 1).to(self.device)      # (G, k, 1, H, W)
+            log_prior = self.world.mode_probabilities.log().float().to(self.device)
+            return lambda x, sigma: posterior_mean(x, sigma, answers, log_prior)
+        labels = self.sequences.labels[sets, 0].to(self.device) if self.net.unet.label is not None else None
+        if cond is None and self.world.num_cond_frames:
+            cond = (self.cond[sets] * 2 - 1).to(self.device)
+        return self.net.bind(cond, labels)
+
+    def to_samples(self, x: Tensor) -> Tensor:
+        """(G, B, C, H, W) as the sampler leaves it -> (G, B, H, W) on the CPU, in [0, 1] up to overshoot."""
+        return ((x[:, :, 0] + 1) / 2).cpu()
+
+    def to_memory(self, samples: Tensor) -> Tensor:
+        """The inverse of `to_samples`."""
+        return (samples[:, :, None] * 2 - 1).to(self.device)
+
+    def judge(self, samples: Tensor) -> tuple[dict, Tensor | None]:
+        """Metrics of all sets, and each particle's mode (G, B) where the world has modes."""
+        directions = self.world.modes_total is not None
+        return judge(samples, self.cond, offsets=self.world.offsets if directions else None,
+                     probabilities=self.world.mode_probabilities, undetermined=self.sequences.choices[:, -1],
+                     answers=self.answers)
+
+    # ------------------------------------------------------------ drawing sets
+    def guided(self, sets: Tensor, batch_size: int, stream: int, memory: Tensor | None) -> Denoiser:
+        """The denoiser of these sets in the guidance that the settings describe."""
+        s, denoise = self.guidance, self.cost(self.bind(sets))
+        if s.guidance == "pg" and s.pg_factor > 0:
+            span = (s.pg_sigma_min, s.pg_sigma_max)
+            bandwidth = Bandwidth(s.pg_bandwidth, s.pg_bandwidth_value,
+                                  anneal=span if s.pg_anneal in ("bandwidth", "both") else None)
+            pool = partial(torch.nn.functional.avg_pool2d, kernel_size=s.pg_pool)
+            return ParticleGuidance(denoise, POTENTIALS[s.pg_kernel](bandwidth), factor=s.pg_factor, space=s.pg_space,
+                                    strength=s.pg_strength, sigma_min=span[0], sigma_max=span[1],
+                                    anneal=s.pg_anneal in ("strength", "both"), cap=s.pg_cap,
+                                    features=pool if s.pg_pool > 1 else None, memory=memory)
+        if s.guidance == "spell":
+            return Spell(denoise, radius=s.spell_radius, memory=memory)
+        if s.guidance == "reference":
+            return Reference(denoise, factor=s.pg_factor)
+        if s.guidance == "cads":
+            shape = (batch_size, *self.cond.shape[1:])
+            noise = SetNoise(self.seed, sets.tolist(), shape, self.device, COND_NOISE + LATER_DRAWS * stream)
+            return Cads(lambda cond: self.cost(self.bind(sets, cond)), (self.cond[sets] * 2 - 1).to(self.device), noise,
+                        self.time, tau1=s.cads_tau1, tau2=s.cads_tau2, scale=s.cads_scale, mixing=s.cads_mixing)
+        return denoise
+
+    def time(self, sigma: float) -> float:
+        """Where a noise level lies in the schedule: 0 at sigma_min, 1 at sigma_max."""
+        s = self.sampler
+        low, high, here = (level ** (1 / s.rho) for level in (s.sigma_min, s.sigma_max, sigma))
+        return min(max((here - low) / (high - low), 0.0), 1.0)
+
+    def start(self, sets: Tensor, noise: SetNoise, stream: int) -> Tensor:
+        """Noise to start from, (G, B, C, H, W) of deviation sigma_max, coupled inside sets if asked for."""
+        kind, z = self.guidance.noise, noise()
+        if kind == "antithetic":
+            z = antithetic(z)
+        elif kind == "simplex":
+            z = simplex(z)
+        elif kind == "stratified" and z.shape[1] > 1:
+            streams = [[set_generator(self.seed, g, which + LATER_DRAWS * stream) for g in sets.tolist()]
+                       for which in (DIRECTIONS, QUANTILES)]
+            axes = leading_directions(self.cost(self.bind(sets)), torch.tensor(self.guidance.stratified_sigma),
+                                      self.shape, self.guidance.stratified_rank, streams[0], device=self.device)
+            z = stratified(z, axes, streams[1])
+        return z * self.sigmas[0]
+
+    def draw(self, sets: Tensor, batch_size: int, *, stream: int = 1, memory: Tensor | None = None,
+             callback: Callable[[dict], None] | None = None) -> Tensor:
+        """One set of `batch_size` particles for each of `sets` (G,) -> (G, batch_size, H, W)."""
+        s = self.sampler
+        noise = SetNoise(self.seed, sets.tolist(), (batch_size, *self.shape), self.device, stream)
+        denoise = self.guided(sets, batch_size, stream, memory)
+
+        def after_step(step: dict) -> None:
+            if self.bar is not None:
+                self.bar.update()
+            if callback is not None:
+                callback(step)
+
+        with torch.no_grad():
+            x = edm_sampler(denoise, self.start(sets, noise, stream), self.sigmas, s_churn=s.s_churn, s_min=s.s_min,
+                            s_max=s.s_max, s_noise=s.s_noise, noise=noise, callback=after_step)
+        return self.to_samples(x)
+
+    def sample(self, sets: Tensor, callback: Callable[[dict], None] | None = None) -> Tensor:
+        """These sets in one go -> (G, sequential * batch_size, H, W). `callback` sees every step of the
+        sampler that draws whole sets."""
+        s, B = self.guidance, self.evaluate.batch_size
+        if s.guidance == "kmedoids":
+            pool = self.draw(sets, B * s.kmedoids_pool, callback=callback)
+            return pool[torch.arange(len(pool))[:, None], kmedoids(pool, B)]
+        samples = None
+        for turn in range(s.sequential):
+            memory = None if samples is None else self.to_memory(samples)
+            new = self.draw(sets, B, stream=1 + LATER_DRAWS * turn, memory=memory, callback=callback)
+            samples = new if samples is None else torch.cat([samples, new], 1)
+        if s.guidance == "pg" and s.pg_factor > 0:
+            samples, _ = redraw_repeats(samples, partial(self.redraw, sets), alike=self.alike, rounds=s.redraws,
+                                        same=s.redraw_above)
+        return samples
+
+    def redraw(self, sets: Tensor, some: Tensor, turn: int, others: Tensor) -> Tensor:
+        """One new particle for each of `some` of the sets, (M, H, W), repelled by `others`."""
+        if self.bar is not None:
+            self.bar.total += self.sampler.num_steps
+        stream = 1 + LATER_DRAWS * (self.guidance.sequential + turn)
+        return self.draw(sets[some], 1, stream=stream, memory=self.to_memory(others))[:, 0]
+
+    def sample_all(self) -> Tensor:
+        """All sets, in as few calls as memory allows, with a progress bar over the steps."""
+        total, s = self.evaluate.num_sets, self.guidance
+        size = self.evaluate.batch_size * (s.kmedoids_pool if s.guidance == "kmedoids" else 1)
+        chunks = torch.arange(total).split(max(1, PARTICLES_PER_CALL[self.device.type] // size))
+        turns = 1 if s.guidance == "kmedoids" else s.sequential
+        with tqdm(total=len(chunks) * turns * self.sampler.num_steps, unit="step",
+                  desc=f"{total} sets of {self.evaluate.batch_size}") as self.bar:
+            samples = torch.cat([self.sample(sets) for sets in chunks])
+        self.bar = None
+        return samples
+
+
+class MixtureEvaluation(Evaluation):
+    """The plane with ten Gaussians on a circle: particles are points, "frames" of 1 x 2 pixels."""
+
+    world: Mixture
+
+    def prepare(self) -> None:
+        self.shape, self.cond, self.answers = (1, 1, 2), torch.zeros(self.evaluate.num_sets, 0, 1, 2), None
+
+    def bind(self, sets, cond=None):
+        centres = self.world.centres.view(1, -1, 1, 1, 2).to(self.device).expand(len(sets), -1, -1, -1, -1)
+        return lambda x, sigma: posterior_mean(x, sigma, centres, sd=self.world.sd)
+
+    def to_samples(self, x):
+        return x[:, :, 0].cpu()
+
+    def to_memory(self, samples):
+        return samples[:, :, None].to(self.device)
+
+    def alike(self, a: Tensor, b: Tensor) -> Tensor:
+        """1 for the same point, 0.02 for neighbouring centres: (G, A, 1, 2), (G, B, 1, 2) -> (G, A, B)."""
+        return (-torch.cdist(a.flatten(2), b.flatten(2)).square() / (6 * self.world.sd)**2).exp()
+
+    def judge(self, samples):
+        centres, sd = self.world.centres, self.world.sd
+        # Beyond half the way to the next centre a point belongs to none.
+        modes, distance = mixture_modes(samples.flatten(2), centres, within=float((centres[0] - centres[1]).norm() / 2))
+        return mode_metrics(modes, self.world.mode_probabilities) | dict(
+            quality=None, within_3_sd=float((distance <= 3 * sd).double().mean()),
+            largest_distance_sd=float(distance.max() / sd)), modes
+
+
+def make_evaluation(settings: dict[type, Any], path: Path | None) -> Evaluation:
+    """The evaluation that the settings describe, with the checkpoint at `path` (None: the exact denoiser).
+    Raises SettingError or FileNotFoundError."""
+    world_settings, digits = settings[WorldSettings], settings[DigitSettings]
+    device = pick_device(settings[RunSettings].device)
+    if world_settings.dataset == "mixture":
+        return MixtureEvaluation(settings, Mixture(), device, None)
+    source = "auto" if digits.digits == "both" else digits.digits
+    bank = load_digits(source, "test", size=world_settings.digit_size, data_root=digits.data_root,
+                       timeout=digits.download_timeout)
+    digits.digits = bank.source  # what was used, so that config.yaml repeats it
+    net = None
+    if path is not None:
+        net, _ = checkpoint.load_denoiser(path, device)
+        net.autocast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return Evaluation(settings, make_world(world_settings, bank), device, net)

@@ -1,0 +1,64 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import checkpoint
+from config import SettingError
+
+
+def test_round_trip_of_tensors_and_metadata(tmp_path):
+    tensors = {"a": torch.randn(3, 2), "b": torch.arange(4)}
+    checkpoint.save_tensors(tmp_path / "x.safetensors", tensors, {"settings": {"lr": 0.1, "classes": None}})
+    loaded = checkpoint.read_tensors(tmp_path / "x.safetensors")
+    assert all(torch.equal(loaded[k], tensors[k]) for k in tensors)
+    assert checkpoint.read_metadata(tmp_path / "x.safetensors") == {"settings": {"lr": 0.1, "classes": None}}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_a_failed_save_leaves_the_last_good_file(tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    checkpoint.save_tensors(path, {"a": torch.ones(2)}, {})
+
+    def broken(tensors, target, metadata):
+        target.write_bytes(b"half")
+        raise OSError("No space left on device")
+    monkeypatch.setattr(checkpoint, "save_file", broken)
+    with pytest.raises(OSError):
+        checkpoint.save_tensors(path, {"a": torch.zeros(2)}, {})
+    assert torch.equal(checkpoint.read_tensors(path)["a"], torch.ones(2))
+
+
+def test_optimizer_state_packs_to_tensors_and_back():
+    layer = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.01)
+    for _ in range(3):
+        layer(torch.randn(4, 3)).square().sum().backward()
+        optimizer.step()
+    tensors, groups = checkpoint.pack("o", optimizer.state_dict())
+    state = checkpoint.unpack("o", tensors, json.loads(json.dumps(groups)))
+    fresh = torch.optim.AdamW(layer.parameters(), lr=0.5)
+    fresh.load_state_dict(state)
+    assert fresh.param_groups[0]["lr"] == 0.01
+    for old, new in zip(optimizer.state.values(), fresh.state.values()):
+        assert all(torch.equal(old[key], new[key]) for key in old)
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "foreign", "other network", "folder"])
+def test_what_is_not_a_checkpoint_is_refused_by_name(tiny_model, tmp_path, damage):
+    good, path = tiny_model / "model.safetensors", tmp_path / "bad.safetensors"
+    if damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "truncated":
+        path.write_bytes(good.read_bytes()[:-100])
+    elif damage == "foreign":
+        save_file({"a": torch.ones(1)}, path)
+    elif damage == "folder":
+        path.mkdir()
+    elif damage == "other network":
+        metadata = checkpoint.read_metadata(good)
+        metadata["settings"]["channels"] = [24, 24]
+        checkpoint.save_tensors(path, checkpoint.read_tensors(good), metadata)
+    with pytest.raises(SettingError, match="bad.safetensors"):
+        checkpoint.load_denoiser(path)

@@ -1,0 +1,150 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import evaluate
+import evaluation
+from conftest import ROOT
+
+EXACT = ["--denoiser", "exact", "--digits", "embedded", "--device", "cpu"]
+
+
+def job(*argv: str) -> evaluation.Evaluation:
+    return evaluate.setup([*EXACT, *map(str, argv)])
+
+
+def result_of(*argv: str) -> dict:
+    return evaluate.run(job(*argv))[2]
+
+
+# ---------------------------------------------------------------- the figures on the exact denoiser
+
+def test_independent_sampling_finds_what_theory_says():
+    result = result_of("--num_sets", 200)
+    lo, hi = result["modes_found"]["ci95"]
+    assert lo - 0.1 <= result["modes_expected_iid"] <= hi + 0.1 and result["quality"]["mean"] < 0.01
+    assert result["network_calls"] == 2 * 22 - 1 and result["backward_calls"] == 0
+
+
+@pytest.mark.parametrize("num_steps", [12, 22, 40])
+def test_guided_sets_find_all_directions(num_steps):
+    result = result_of("--num_sets", 60, "--pg_factor", 1.7, "--num_steps", num_steps)
+    assert result["modes_found"]["mean"] >= 7.95 and result["quality"]["mean"] < 0.01
+    assert result["hm_iou"]["mean"] > 0.99
+
+
+@pytest.mark.parametrize("argv, least", [(["--num_directions", 4, "--batch_size", 4], 3.98),
+                                         (["--num_directions", 2, "--batch_size", 2], 1.99),
+                                         (["--p", 0.5], 7.9)])
+def test_guided_sets_find_few_and_rare_directions(argv, least):
+    assert result_of("--num_sets", 60, "--pg_factor", 1.7, *argv)["modes_found"]["mean"] >= least
+
+
+def test_guidance_alone_without_drawing_again_is_far_above_independent_draws():
+    assert result_of("--num_sets", 60, "--pg_factor", 1.7, "--redraws", 0)["modes_found"]["mean"] > 7
+
+
+def test_sequential_sets_find_what_the_first_one_missed():
+    result = result_of("--num_sets", 40, "--batch_size", 4, "--sequential", 2, "--pg_factor", 1.7, "--redraws", 0)
+    assert len(result["modes_found"]["per_set"]) == 40 and result["modes_found"]["mean"] > 7
+
+
+@pytest.mark.parametrize("argv", [["--guidance", "spell"], ["--guidance", "kmedoids"], ["--noise", "simplex"],
+                                  ["--noise", "antithetic"]], ids=" ".join)
+def test_rivals_beat_independent_draws(argv):
+    result = result_of("--num_sets", 200, *argv)
+    assert result["modes_found"]["ci95"][0] > result["modes_expected_iid"]
+    assert result["network_calls"] == 43 * (4 if "kmedoids" in argv else 1)
+
+
+def test_the_references_form_does_not():
+    result = result_of("--num_sets", 100, "--guidance", "reference", "--pg_factor", 1)
+    assert result["modes_found"]["mean"] < result["modes_expected_iid"]
+
+
+def test_stratified_noise_is_diverse_and_calibrated():
+    """Sets spread over the modes while the pooled frequency keeps the prior."""
+    result = result_of("--dataset", "horizontal", "--p", 0.7, "--batch_size", 10, "--num_sets", 300,
+                       "--noise", "stratified", "--sigma_max", 300)
+    assert result["count_variance_ratio"] < 0.3
+    assert result["mode_frequencies"][0]["mean"] == pytest.approx(0.7, abs=0.01)
+
+
+def test_mixture_of_the_shipped_config():
+    result = result_of("--config", ROOT / "configs" / "mixture.yaml", "--num_sets", 20)
+    assert result["modes_found"]["mean"] >= 9.6 and result["within_3_sd"] > 0.97
+    assert result_of("--dataset", "mixture", "--num_sets", 50, "--batch_size", 10)["modes_found"]["mean"] < 7.2
+
+
+# ---------------------------------------------------------------- repeatability
+
+@pytest.mark.parametrize("argv", [["--pg_factor", 1.7], ["--noise", "stratified"], ["--s_churn", 5],
+                                  ["--sequential", 2, "--batch_size", 4, "--pg_factor", 1.7]], ids=str)
+def test_a_set_does_not_depend_on_its_neighbours_or_chunks(argv):
+    together = job("--num_sets", 5, *argv)
+    all_of_them = together.sample(torch.arange(5))
+    for sets in ([3], [4, 0]):
+        alone = job("--num_sets", 5, *argv).sample(torch.tensor(sets))
+        torch.testing.assert_close(alone, all_of_them[sets], atol=1e-4, rtol=0)
+    more = job("--num_sets", 9, *argv).sample(torch.arange(2))
+    torch.testing.assert_close(more, all_of_them[:2], atol=1e-4, rtol=0)
+
+
+def test_a_run_writes_what_it_promises_and_its_config_repeats_it(tiny_model, tmp_path, capsys):
+    argv = ["--checkpoint", str(tiny_model / "model.safetensors"), "--digits", "embedded", "--num_sets", "3",
+            "--batch_size", "4", "--num_steps", "5", "--pg_factor", "1.7", "--device", "cpu"]
+    evaluate.main([*argv, "--outdir", str(tmp_path / "one")])
+    out = capsys.readouterr().out
+    assert "modes found, of 8" in out and "expected" in out and "embedded" in out
+    names = {path.name for path in (tmp_path / "one").iterdir()}
+    assert names == {"metrics.json", "samples.png", "samples.npz", "config.yaml"}
+    evaluate.main(["--config", str(tmp_path / "one" / "config.yaml"), "--outdir", str(tmp_path / "two")])
+    one, two = (np.load(tmp_path / name / "samples.npz") for name in ("one", "two"))
+    assert one.files == two.files and all(np.array_equal(one[key], two[key]) for key in one.files)
+    first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
+    assert {"task", "dataset", "modes_total", "modes_expected_iid", "modes_found", "quality", "num_sets", "batch_size",
+            "digits_source", "seconds", "settings"} <= first.keys()
+    assert set(first["modes_found"]) == {"mean", "ci95", "per_set"} and len(first["quality"]["per_set"]) == 3
+    assert first["modes_found"] == second["modes_found"] and first["quality"] == second["quality"]
+    assert yaml.safe_load((tmp_path / "one" / "config.yaml").read_text()) == first["settings"]
+
+
+def test_world_settings_come_from_the_checkpoint(tiny_model, refused):
+    argv = ["--checkpoint", str(tiny_model / "model.safetensors"), "--digits", "embedded"]
+    assert evaluate.setup(argv).world.num_directions == 8
+    assert "circle_jumping" in refused(evaluate.main, [*argv, "--dataset", "free"])
+
+
+def test_cads_runs_on_a_trained_network(tiny_model):
+    argv = ["--checkpoint", str(tiny_model / "model.safetensors"), "--digits", "embedded", "--num_sets", "2",
+            "--num_steps", "6", "--batch_size", "3"]
+    plain, cads = (evaluate.setup([*argv, *extra]).sample(torch.arange(2)) for extra in ([], ["--guidance", "cads"]))
+    assert cads.shape == plain.shape and not torch.allclose(plain, cads)
+
+
+def test_free_world_is_judged_by_spread(tmp_path):
+    import train
+
+    train.main(["--dataset", "free", "--deterministic", "false", "--digits", "embedded", "--channels", "[16]",
+                "--attention", "[]", "--patch_size", "4", "--iterations", "3", "--batch_size", "8",
+                "--sample_every", "0", "--device", "cpu", "--outdir", str(tmp_path)])
+    argv = ["--checkpoint", str(tmp_path / "model.safetensors"), "--dataset", "free", "--digits", "embedded",
+            "--num_sets", "40", "--num_steps", "3"]
+    result = evaluate.run(evaluate.setup(argv))[2]
+    assert result["modes_total"] is None and result["unimode"]["num_sets"] + result["multimode"]["num_sets"] == 40
+    assert result["unimode"]["num_sets"] and "quality" in result["unimode"]
+    assert evaluate.table(result)
+
+
+# ---------------------------------------------------------------- the shipped checkpoint
+
+@pytest.mark.parametrize("digits", ["embedded", "mnist"])
+def test_shipped_checkpoint_finds_nearly_all_directions(digits, request):
+    if digits == "mnist":
+        request.getfixturevalue("mnist_root")
+    result = evaluate.run(evaluate.setup(["--digits", digits, "--data_root", str(ROOT / "data"), "--num_sets", "12",
+                                          "--pg_factor", "1.7", "--device", "cpu"]))[2]
+    assert result["modes_found"]["mean"] >= 7.2 and result["quality"]["mean"] <= 2.9

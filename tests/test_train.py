@@ -1,0 +1,84 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import checkpoint
+import train
+from conftest import ROOT
+
+SMALL = ["--digits", "embedded", "--channels", "[16]", "--blocks", "1", "--attention", "[]", "--patch_size", "4",
+         "--batch_size", "8", "--warmup", "2", "--log_every", "1", "--sample_every", "0", "--device", "cpu"]
+
+
+def test_a_run_leaves_what_it_promises(tiny_model):
+    names = {p.name for p in tiny_model.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "model.safetensors", "state.safetensors", "samples-0000030.png"} <= names
+    lines = [json.loads(line) for line in (tiny_model / "metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [5, 10, 15, 20, 25, 30]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    denoiser, metadata = checkpoint.load_denoiser(tiny_model / "model.safetensors")
+    assert metadata["iteration"] == 30 and metadata["digits_source"] == "embedded"
+    assert metadata["parameters"] == sum(p.numel() for p in denoiser.parameters())
+
+
+@pytest.mark.parametrize("extra", [["--optimizer", "muon"], ["--dataset", "free"], ["--dataset", "centered"],
+                                   ["--dataset", "horizontal", "--class_labels", "true"], ["--target", "posterior"]],
+                         ids=" ".join)
+def test_every_kind_of_run_learns(extra, tmp_path):
+    train.main(SMALL + extra + ["--iterations", "40", "--lr", "0.003", "--outdir", str(tmp_path)])
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert sum(losses[-10:]) / 10 < 0.9 * sum(losses[:5]) / 5
+
+
+def test_resuming_gives_the_weights_of_an_uninterrupted_run(tmp_path):
+    argv = SMALL + ["--optimizer", "muon", "--iterations", "12", "--save_every", "5"]
+    train.main(argv + ["--outdir", str(tmp_path / "whole")])
+    training, outdir, everything = train.setup(argv + ["--outdir", str(tmp_path / "cut")])
+    steps = iter(training)
+    for _ in range(5):
+        next(steps)
+    training.save(outdir)
+    train.main(["--resume", str(outdir)])
+    whole, cut = (checkpoint.read_tensors(tmp_path / name / "state.safetensors") for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys() and all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
+def test_posterior_targets_are_the_mean_of_the_drawn_ones(tmp_path):
+    """Same noisy frames, less noise in the target: equal in the mean, never farther from it."""
+    targets = {}
+    for target in ("drawn", "posterior"):
+        training, _, _ = train.setup(SMALL + ["--target", target, "--batch_size", "4096", "--p_mean", "1.5",
+                                              "--p_std", "0.3", "--outdir", str(tmp_path)])
+        x, _, targets[target], _, _ = training.batch()
+    torch.testing.assert_close(targets["drawn"].mean(0), targets["posterior"].mean(0), atol=0.06, rtol=0)
+    assert targets["posterior"].var(0).sum() < 0.9 * targets["drawn"].var(0).sum()
+
+
+def test_two_processes_train_like_one(tmp_path):
+    """DDP over gloo: the same global batch gives the same weights."""
+    argv = SMALL + ["--iterations", "4"]
+    train.main(argv + ["--outdir", str(tmp_path / "one")])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port),
+                    str(ROOT / "train.py"), *argv, "--outdir", str(tmp_path / "two")],
+                   check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    one, two = (checkpoint.read_tensors(tmp_path / name / "state.safetensors") for name in ("one", "two"))
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], rtol=1e-4, atol=1e-5)
+
+
+def test_wandb_is_used_only_when_asked_for(tmp_path):
+    code = ("import sys, train; train.main(sys.argv[1:]); print('wandb' in sys.modules)")
+    run = lambda *extra: subprocess.run(
+        [sys.executable, "-c", code, *SMALL, "--iterations", "2", *extra], cwd=ROOT, capture_output=True, text=True,
+        check=True, env=os.environ | {"WANDB_SILENT": "true"}).stdout.strip().splitlines()[-1]
+    assert run("--outdir", str(tmp_path / "off")) == "False"
+    assert run("--outdir", str(tmp_path / "on"), "--wandb", "offline") == "True"
+    assert list((tmp_path / "on" / "wandb").glob("offline-run-*"))

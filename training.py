@@ -1,0 +1,159 @@
+"""A training run: batches, optimizer, average of the weights, and the files to go on from.
+
+Iterating over a `Training` yields its state after every update; progress, records and
+sample sheets live outside, in train.py.
+"""
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+import checkpoint
+from config import TrainSettings, build
+from data_loader import World
+from model import EDMDenoiser, edm_loss, posterior_mean
+from sampler import set_generator
+
+
+class Optimizer:
+    """Adam, or Muon for the hidden weight matrices and AdamW for the rest (Jordan et al. 2024,
+    torch.optim.Muon). A convolution's kernel is one matrix, out x (in * k * k)."""
+
+    def __init__(self, model: EDMDenoiser, settings: TrainSettings):
+        ends = ("unet.stem", "unet.out", "unet.label")
+        hidden = [p for name, p in model.named_parameters() if p.ndim >= 2 and not name.startswith(ends)]
+        self.hidden = hidden if settings.optimizer == "muon" else []
+        # torch.optim.Muon takes matrices only: give it views that share the kernels' memory.
+        self.matrices = [self._matrix(p.detach()) for p in self.hidden]
+        taken = {id(p) for p in self.hidden}
+        rest = [p for p in model.parameters() if id(p) not in taken]
+        self.parts = {"adam": torch.optim.AdamW(rest, lr=settings.lr, betas=(0.9, settings.beta2),
+                                                weight_decay=settings.weight_decay, fused=True)}
+        if self.hidden:
+            self.parts["muon"] = torch.optim.Muon(self.matrices, lr=settings.muon_lr,
+                                                  weight_decay=settings.weight_decay)
+        self.base = {name: part.param_groups[0]["lr"] for name, part in self.parts.items()}
+
+    @staticmethod
+    def _matrix(tensor: Tensor) -> Tensor:
+        # Kernels are channels-last, so this order is the one that needs no copy.
+        return tensor.permute(0, 2, 3, 1).flatten(1) if tensor.ndim == 4 else tensor
+
+    def step(self, scale: float) -> None:
+        """One update at `scale` times the base learning rates."""
+        for matrix, parameter in zip(self.matrices, self.hidden):
+            matrix.grad = self._matrix(parameter.grad)
+        for name, part in self.parts.items():
+            part.param_groups[0]["lr"] = self.base[name] * scale
+            part.step()
+
+
+def learning_rate_scale(iteration: int, settings: TrainSettings) -> float:
+    """Linear warm-up to 1, then constant or a cosine down to 0 at the last iteration."""
+    scale = min(1.0, (iteration + 1) / max(1, settings.warmup))
+    if settings.lr_schedule == "cosine":
+        scale *= 0.5 * (1 + math.cos(math.pi * iteration / settings.iterations))
+    return scale
+
+
+def ema_decay(iteration: int, settings: TrainSettings) -> float:
+    """EDM2's idea of an average over a fixed share of the training so far, capped at `ema`."""
+    return min(settings.ema, (1 + iteration) / (10 + iteration))
+
+
+class Training:
+    """A run: network, average, optimizer. Iterating yields after every update."""
+
+    def __init__(self, settings: dict, device: torch.device, world: World, sigma_data: float):
+        self.settings, self.all_settings = build(TrainSettings, settings), settings
+        self.device, self.world, self.seed = device, world, settings["seed"]
+        self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        torch.manual_seed(self.seed)
+        self.net = checkpoint.make_denoiser(settings, sigma_data).to(device)
+        self.net.autocast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        self.ema = checkpoint.make_denoiser(settings, sigma_data).to(device).eval().requires_grad_(False)
+        self.ema.load_state_dict(self.net.state_dict())
+        self.optimizer = Optimizer(self.net, self.settings)
+        self.parallel = DistributedDataParallel(self.net) if self.ranks > 1 else self.net
+        self.iteration, self.seconds = 0, 0.0
+
+    def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """This rank's share of iteration's global batch: noisy frames x, sigma, target, cond, labels.
+        Every rank draws the whole batch and keeps a slice, so ranks do not change the data."""
+        n, s = self.settings.batch_size, self.settings
+        generator = set_generator(self.seed, self.iteration, stream=2, device=self.device)
+        windows = self.world.windows(n, generator)
+        cond, target = (2 * frames - 1 for frames in windows.split(self.world.num_cond_frames))
+        sigma = (torch.randn(n, generator=generator, device=self.device) * s.p_std + s.p_mean).exp()
+        noise = torch.randn(target.shape, generator=generator, device=self.device)
+        x = target + sigma[:, None, None, None] * noise
+        if s.target == "posterior":
+            answers = 2 * self.world.futures(windows)[:, :, None] - 1               # (n, k, 1, H, W)
+            prior = self.world.mode_probabilities.log().float().to(self.device)
+            target = posterior_mean(x[:, None], sigma, answers, prior)[:, 0]
+        labels = windows.labels[:, 0]
+        if self.net.unet.label is not None:  # one in ten is trained without its label
+            dropped = torch.rand(n, generator=generator, device=self.device) < 0.1
+            labels = labels.masked_fill(dropped, self.net.unet.num_classes)
+        mine = slice(self.rank, None, self.ranks)
+        return tuple(t[mine] for t in (x, sigma, target, cond, labels))
+
+    def __iter__(self) -> Iterator[dict]:
+        """Yields {iteration, loss, grad_norm, lr_scale} after every update."""
+        while self.iteration < self.settings.iterations:
+            start = time.perf_counter()
+            x, sigma, target, cond, labels = self.batch()
+            loss = edm_loss(self.parallel, x, sigma, target, self.net.sigma_data,
+                            cond=cond if cond.shape[1] else None,
+                            labels=labels if self.net.unet.label is not None else None).mean()
+            self.net.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.settings.clip_grad)
+            scale = learning_rate_scale(self.iteration, self.settings)
+            self.optimizer.step(scale)
+            torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()),
+                                 1 - ema_decay(self.iteration, self.settings))
+            self.iteration += 1
+            self.seconds += time.perf_counter() - start
+            yield dict(iteration=self.iteration, loss=loss.detach(), grad_norm=norm, lr_scale=scale)
+
+    # ------------------------------------------------------------ files
+    def metadata(self) -> dict:
+        return dict(settings=self.all_settings, sigma_data=float(self.net.sigma_data),
+                    iteration=self.iteration, train_seconds=round(self.seconds, 1),
+                    parameters=sum(p.numel() for p in self.net.parameters()),
+                    digits_source=self.world.digits.source, torch=torch.__version__,
+                    machine=machine_name(self.device, self.ranks))
+
+    def save(self, outdir: Path) -> None:
+        tensors, groups = {}, {}
+        for name, part in self.optimizer.parts.items():
+            packed, groups[name] = checkpoint.pack(f"optimizer.{name}", part.state_dict())
+            tensors |= packed
+        tensors |= {f"net.{k}": v for k, v in self.net.state_dict().items()}
+        tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
+        checkpoint.save_tensors(outdir / "state.safetensors", tensors, self.metadata() | dict(groups=groups))
+        half = {k: v.half() if k != "sigma_data" else v for k, v in self.ema.state_dict().items()}
+        checkpoint.save_tensors(outdir / "model.safetensors", half, self.metadata())
+
+    def load(self, outdir: Path) -> None:
+        path = outdir / "state.safetensors"
+        metadata, tensors = checkpoint.read_metadata(path), checkpoint.read_tensors(path)
+        for prefix, module in (("net.", self.net), ("ema.", self.ema)):
+            module.load_state_dict({k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)})
+        for name, part in self.optimizer.parts.items():
+            part.load_state_dict(checkpoint.unpack(f"optimizer.{name}", tensors, metadata["groups"][name]))
+        self.iteration, self.seconds = metadata["iteration"], metadata["train_seconds"]
+
+
+def machine_name(device: torch.device, ranks: int) -> str:
+    if device.type == "cuda":
+        return f"{ranks} x {torch.cuda.get_device_name(device)}"
+    return f"{ranks} x CPU, {torch.get_num_threads()} threads"
