@@ -215,8 +215,8 @@ class GuidanceSettings:
     """starting noise inside a set: coupled or not, each particle's is exactly normal"""
     pg_factor: NonNegative = 0.0
     """strength of pg and reference; 0 samples independently"""
-    pg_kernel: Literal["rbf", "rbf_unsquared", "inverse", "iou", "logdet"] = "logdet"
-    """potential by which the particles of a set repel"""
+    pg_kernel: str = "logdet"
+    """potential by which the particles of a set repel: rbf, rbf_unsquared, inverse, iou, logdet, or one of your own"""
     pg_space: Literal["x", "denoised", "jacobian"] = "jacobian"
     """where it acts: the noisy x, D(x), or D(x) differentiated through the denoiser"""
     pg_pool: PositiveInt = 1
@@ -279,21 +279,25 @@ class RunSettings:
 
 # ---------------------------------------------------------------- command lines
 
+KINDS = {"PositiveInt": "a whole number > 0", "NonNegativeInt": "a whole number >= 0",
+         "Positive": "a number > 0", "NonNegative": "a number >= 0", "PositiveFloat": "a number > 0 or inf",
+         "NonNegativeFloat": "a number >= 0 or inf", "ClosedUnitInterval": "a number from 0 to 1"}
+
+
 def _one_line(message: str) -> str:
     """jsonargparse's report of a bad value as one line: key, value, what is accepted."""
     key = re.search(r'Parser key "([^"]+)"', message)
     text = re.sub(r"^.*?Parser key \"[^\"]+\":", "", message, flags=re.S)
-    value = re.search(r"(?:Given value|Got value): (.*)", text)
-    kinds = re.findall(r"Not of type (\w+)", text)
-    rules = re.findall(r"restriction (.+)", text)
+    kinds = list(dict.fromkeys(re.findall(r"Not of type (\w+)", text)))
     choices = re.search(r"Literal\[(.*?)\]", text)
     text = " ".join(text.split())
     if key and (choices or kinds):
-        accepted = choices.group(1) if choices else " or ".join(dict.fromkeys(kinds))
-        accepted += f" ({' or '.join(dict.fromkeys(rules))})" if rules else ""
+        accepted = choices.group(1) if choices else " or ".join(KINDS.get(kind, kind) for kind in kinds)
         accepted += ", or null" if "NoneType" in text else ""
-        got = value.group(1).strip() if value else (re.search(r"Not of type \w+: (\S+)", text) or [text, text])[1]
-        return f"{key.group(1)}: got {got}; accepted: {accepted}"
+        # The value stands after one of these, or in quotes at the end of what int() and float() say.
+        value = (re.search(r"(?:Given value|Got value): (.*)", text) or re.search(r"(\S+) does not conform", text)
+                 or re.search(r"'([^']*)'$", text))
+        return f"{key.group(1)}: got {value.group(1).strip() if value else text}; accepted: {accepted}"
     return f"{key.group(1)}: {text}" if key else text
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import checkpoint
 from config import (DigitSettings, EvaluateSettings, GuidanceSettings, RunSettings, SamplerSettings,
-                    WorldSettings, pick_device)
+                    WorldSettings, pick_device, reject)
 from data_loader import Mixture, Sequences, World, load_digits, make_world
 from guidance import Cads, Denoiser, ParticleGuidance, Reference, Spell
 from metrics import iou, judge, mixture_modes, mode_metrics
@@ -232,6 +232,8 @@ def make_evaluation(settings: dict[type, Any], path: Path | None) -> Evaluation:
     """The evaluation that the settings describe, with the checkpoint at `path` (None: the exact denoiser).
     Raises SettingError or FileNotFoundError."""
     world_settings, digits = settings[WorldSettings], settings[DigitSettings]
+    if (kernel := settings[GuidanceSettings].pg_kernel) not in POTENTIALS:
+        reject("pg_kernel", kernel, ", ".join(map(repr, POTENTIALS)))
     device = pick_device(settings[RunSettings].device)
     if world_settings.dataset == "mixture":
         return MixtureEvaluation(settings, Mixture(), device, None)

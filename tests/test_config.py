@@ -12,10 +12,10 @@ from conftest import ROOT
 
 
 @pytest.mark.parametrize("main, argv, key, value, accepted", [
-    (evaluate.main, ["--pg_factor", "-1"], "pg_factor", "-1", ">=0"),
-    (evaluate.main, ["--pg_factor", "nan"], "pg_factor", "nan", "finite"),
-    (evaluate.main, ["--batch_size", "0"], "batch_size", "0", "PositiveInt"),
-    (evaluate.main, ["--num_sets", "2.5"], "num_sets", "2.5", "PositiveInt"),
+    (evaluate.main, ["--pg_factor", "-1"], "pg_factor", "-1", "a number >= 0"),
+    (evaluate.main, ["--pg_factor", "nan"], "pg_factor", "nan", "a number >= 0"),
+    (evaluate.main, ["--batch_size", "0"], "batch_size", "0", "a whole number > 0"),
+    (evaluate.main, ["--num_sets", "2.5"], "num_sets", "2.5", "a whole number > 0"),
     (evaluate.main, ["--pg_kernel", "gauss"], "pg_kernel", "gauss", "'rbf'"),
     (evaluate.main, ["--dataset", "mnist"], "dataset", "mnist", "'circle_jumping'"),
     (evaluate.main, ["--sigma_min", "90"], "sigma_min", "90", "less than sigma_max"),
@@ -24,11 +24,11 @@ from conftest import ROOT
     (evaluate.main, ["--checkpoint", "nowhere.safetensors"], "checkpoint", "nowhere", "train.py"),
     (evaluate.main, ["--denoiser", "exact", "--dataset", "free"], "denoiser", "exact", "circle_jumping"),
     (evaluate.main, ["--task", "unconditional"], "task", "unconditional", "classifier"),
-    (train.main, ["--lr", "0"], "lr", "0", "PositiveFloat"),
-    (train.main, ["--p_std", "wide"], "p_std", "wide", "PositiveFloat"),
+    (train.main, ["--lr", "0"], "lr", "0", "a number > 0"),
+    (train.main, ["--p_std", "wide"], "p_std", "wide", "a number > 0"),
     (train.main, ["--target", "posterior", "--dataset", "free"], "target", "posterior", "circle_jumping"),
     (train.main, ["--resume", "nowhere"], "checkpoint", "nowhere", "train.py"),
-    (visualize.main, ["schedule", "--rho", "[7,-1]"], "rho", "-1", "PositiveFloat"),
+    (visualize.main, ["schedule", "--rho", "[7,-1]"], "rho", "-1", "a number > 0"),
     (visualize.main, ["samples", "nowhere"], "run", "nowhere", "evaluate.py"),
     (visualize.main, ["dataset", "--dataset", "free", "--seq_len", "2"], "seq_len", "2", "num_cond_frames"),
 ])
