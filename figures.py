@@ -72,15 +72,20 @@ def sample_sheet(cond: Tensor, samples: Tensor, *, title: str = "", modes: Tenso
     return figure
 
 
-def result_sheet(cond: Tensor, samples: Tensor, modes: Tensor | None, result: dict) -> Figure:
-    """The sample sheet of an evaluation: `result` is the record in its metrics.json."""
-    total, guided = result["modes_total"], result["settings"]["pg_factor"]
+def result_sheet(cond: Tensor, samples: Tensor, modes: Tensor | None, result: dict,
+                 title: str | None = None) -> Figure:
+    """The sample sheet of an evaluation: `result` is the record in its metrics.json. Without a `title`
+    it gets one that says what was found."""
+    total, settings = result["modes_total"], result["settings"]
     notes = [f"{quality:.1f}" for quality in result["quality"]["per_set"]]
-    title = f"{result['dataset']}, " + (f"pg_factor {guided:g}: " if guided else "independent samples: ")
+    found = ""
     if modes is not None:
         notes = [f"{found:.0f}/{total}, {note}" for found, note in zip(result["modes_found"]["per_set"], notes)]
-        title += f"{result['modes_found']['mean']:.2f} of {total} found, "
-    title += f"quality {result['quality']['mean']:.2f}"
+        found = f"{result['modes_found']['mean']:.2f} of {total} found, "
+    if title is None:
+        strength = f" {settings['pg_factor']:g}" if settings["guidance"] in ("pg", "reference") else ""
+        title = (f"{result['dataset']}, guidance {settings['guidance']}{strength}, noise {settings['noise']}: "
+                 f"{found}quality {result['quality']['mean']:.2f}")
     return sample_sheet(cond, samples, title=title, modes=modes, notes=notes)
 
 

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from jsonargparse.typing import PositiveInt  # noqa: E402
 
+from cells import run_cell  # noqa: E402
 from config import make_parser  # noqa: E402
 
 # Method -> (flags, the flag that sets its strength, its values; the first cell of each is what the table shows).
@@ -61,18 +62,6 @@ def cells(num_sets: int, denoiser: str):
             yield method, value, ["--denoiser", denoiser, "--num_sets", str(num_sets), *flags, *strength]
 
 
-def run_cell(argv: list[str], path: Path) -> dict:
-    """The record of one cell, from its file if it is done."""
-    if not path.is_file():
-        import evaluate
-
-        result = evaluate.run(evaluate.setup(argv))[2]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(result))
-        temporary.replace(path)
-    return json.loads(path.read_text())
-
-
 def summary(method: str, strength: float | None, result: dict) -> dict:
     keys = ("modes_found", "quality", "hm_iou", "ged")
     return dict(method=method, strength=strength, denoiser=result["settings"]["denoiser"],
@@ -89,12 +78,13 @@ def markdown(rows: list[dict]) -> str:
         return f"{mean:.{digits}f} ± {mean - low:.{digits}f}"
 
     lines, expected = [], 8 * (1 - (7 / 8) ** 8)
-    header = ["method", "strength", "directions of 8", "quality", "HM IoU*", "GED", "network calls", "backward", "seconds"]
+    header = ["method", "strength", "directions of 8", "quality", "HM IoU*", "GED", "network calls", "backward",
+              "seconds"]
     for denoiser in dict.fromkeys(row["denoiser"] for row in rows):
         mine = [row for row in rows if row["denoiser"] == denoiser]
         first = {row["method"]: row for row in reversed(mine)}
-        lines += [f"**{denoiser.capitalize()} denoiser**, {mine[0]['num_sets']} {mine[0]['digits']} test digits, sets "
-                  f"of 8, 8 directions, 22 steps, {mine[0]['device']}; independent draws find {expected:.2f} in theory.",
+        what = "{num_sets} {digits} test digits, sets of 8, 8 directions, 22 steps, {device}".format(**mine[0])
+        lines += [f"**{denoiser.capitalize()} denoiser**, {what}; independent draws find {expected:.2f} in theory.",
                   "", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
         for method in dict.fromkeys(row["method"] for row in mine):
             row = first[method]
@@ -136,8 +126,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = []
     for denoiser in args.denoisers:
         for method, strength, flags in cells(args.num_sets, denoiser):
-            name = "-".join([denoiser, str(args.num_sets), *method.replace("'", "").split(), str(strength)])
-            result = run_cell([*flags, "--data_root", args.data_root], outdir / f"{name}.cell.json")
+            result = run_cell([*flags, "--data_root", args.data_root], outdir)
             rows.append(summary(method, strength, result))
             print(f"{denoiser:8} {method:20} {strength or '':>6}  modes {result['modes_found']['mean']:.2f}  "
                   f"quality {result['quality']['mean']:.2f}  calls {result['network_calls']:.1f}", flush=True)

@@ -1,0 +1,96 @@
+"""Draw the pictures of the documentation and put the benchmarks' tables into it.
+
+    python benchmarks/figures.py && python benchmarks/guidance.py && python benchmarks/cost.py
+    python docs/build.py
+
+Numbers are never typed: what stands between `<!-- NAME -->` and `<!-- end -->` in a page is written here.
+"""
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from config import make_parser  # noqa: E402
+
+PICTURES = {
+    "independent": [], "pg": ["--pg_factor", "1.7"], "spell": ["--guidance", "spell"], "cads": ["--guidance", "cads"],
+    "sequential": ["--pg_factor", "1.7", "--batch_size", "4", "--sequential", "2"],
+    "kmedoids": ["--guidance", "kmedoids"], "reference": ["--guidance", "reference", "--pg_factor", "3"],
+    "stratified": ["--noise", "stratified", "--stratified_rank", "3"],
+    "mixture": ["--config", str(ROOT / "configs" / "mixture.yaml"), "--num_sets", "5"],
+}
+RESULTS = ("benchmark-figures/figures.json", "benchmark-guidance/guidance.json", "benchmark-guidance/guidance.png",
+           "benchmark-cost/cost.json")
+TABLES = dict(figures="benchmark-figures/figures.md", guidance="benchmark-guidance/guidance.md",
+              cost="benchmark-cost/cost.md")
+
+
+@dataclass
+class BuildSettings:
+    """Documentation"""
+
+    runs: str = "runs"
+    """folder with the benchmarks' folders"""
+    data_root: str = "data"
+    """folder of torchvision's MNIST"""
+    pictures: bool = True
+    """draw the pictures too"""
+
+
+def draw(name: str, flags: list[str], data_root: str) -> None:
+    """One picture: three sets by one method."""
+    import evaluate
+    from figures import points_sheet, result_sheet, save
+
+    flags = flags if name == "mixture" else [*flags, "--num_sets", "3", "--seed", "2"]
+    job = evaluate.setup([*flags, "--data_root", data_root])
+    samples, modes, result = evaluate.run(job)
+    if name == "mixture":
+        figure = points_sheet(samples.flatten(2), job.world.centres, job.world.sd, result)
+    else:
+        figure = result_sheet(job.cond, samples, modes, result, title="")
+    save(figure, ROOT / "docs" / "pictures" / f"{name}.png", dpi=80)
+
+
+def fill(page: Path, name: str, text: str) -> None:
+    """Replace what stands between the markers of `name` in a page, if it has them."""
+    page.write_text(re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)",
+                           lambda marks: f"{marks[1]}\n{text.strip()}\n\n{marks[2]}", page.read_text(), flags=re.S))
+
+
+def checkpoint_table() -> str:
+    """Every shipped network, from its own metadata."""
+    import checkpoint
+
+    rows = ["| checkpoint | parameters | size | trained on | iterations | minutes | machine |", "|" + "---|" * 7]
+    for path in sorted((ROOT / "checkpoints").glob("*.safetensors")):
+        m = checkpoint.read_metadata(path)
+        rows.append(f"| `{path.name}` | {m['parameters']:,} | {path.stat().st_size / 1e6:.1f} MB | {m['digits_source']} "
+                    f"digits, training split | {m['iteration']:,} of {m['settings']['batch_size']} | "
+                    f"{m['train_seconds'] / 60:.0f} | {m['machine']} |")
+    return "\n".join(rows)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser(BuildSettings, description=__doc__.split("\n")[0]).parse_args(argv)
+    for folder in ("pictures", "results"):
+        (ROOT / "docs" / folder).mkdir(exist_ok=True)
+    if args.pictures:
+        for name, flags in PICTURES.items():
+            draw(name, flags, args.data_root)
+    for result in RESULTS:
+        shutil.copy(Path(args.runs) / result, ROOT / "docs" / "results")
+    tables = {name: (Path(args.runs) / path).read_text() for name, path in TABLES.items()}
+    for page in (ROOT / "README.md", ROOT / "docs" / "guidance.md"):
+        for name, text in (tables | dict(checkpoint=checkpoint_table())).items():
+            fill(page, name, text)
+
+
+if __name__ == "__main__":
+    main()
