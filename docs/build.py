@@ -70,10 +70,10 @@ def checkpoint_table() -> str:
 
     rows = ["| checkpoint | parameters | size | trained on | iterations | minutes | machine |", "|" + "---|" * 7]
     for path in sorted((ROOT / "checkpoints").glob("*.safetensors")):
-        m = checkpoint.read_metadata(path)
-        rows.append(f"| `{path.name}` | {m['parameters']:,} | {path.stat().st_size / 1e6:.1f} MB | {m['digits_source']} "
-                    f"digits, training split | {m['iteration']:,} of {m['settings']['batch_size']} | "
-                    f"{m['train_seconds'] / 60:.0f} | {m['machine']} |")
+        m, size = checkpoint.read_metadata(path), path.stat().st_size / 1e6
+        rows.append(f"| `{path.name}` | {m['parameters']:,} | {size:.1f} MB | {m['digits_source']}, training split | "
+                    f"{m['iteration']:,} of {m['settings']['batch_size']} | {m['train_seconds'] / 60:.0f} | "
+                    f"{m['machine']} |")
     return "\n".join(rows)
 
 

@@ -1,0 +1,45 @@
+"""The benchmarks start, resume, and write what they promise. Nothing is timed here."""
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+
+
+def load(name: str):
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        return module
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+
+
+@pytest.mark.parametrize("name", ["guidance", "figures", "cost"])
+def test_every_benchmark_explains_itself(name):
+    out = subprocess.run([sys.executable, f"benchmarks/{name}.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert out.returncode == 0 and "--outdir" in out.stdout
+
+
+def test_guidance_benchmark_keeps_finished_cells(tmp_path, monkeypatch):
+    guidance = load("guidance")
+    few = {name: guidance.METHODS[name] for name in ("independent", "particle guidance", "SPELL", "CADS")}
+    monkeypatch.setattr(guidance, "METHODS", few)
+    argv = ["--num_sets", "2", "--denoisers", "[exact]", "--data_root", str(ROOT / "data"), "--outdir", str(tmp_path)]
+    guidance.main(argv)
+    rows = json.loads((tmp_path / "guidance.json").read_text())
+    assert [row["method"] for row in rows] == ["independent"] + 5 * ["particle guidance"] + 3 * ["SPELL"]
+    assert "| particle guidance | 1.7 |" in (tmp_path / "guidance.md").read_text()
+    cells = sorted((tmp_path / "cells").iterdir())
+    before = [cell.stat().st_mtime_ns for cell in cells]
+    assert len(cells) == 9
+    cells[0].unlink()
+    guidance.main(argv)
+    after = [cell.stat().st_mtime_ns for cell in cells]
+    assert after[1:] == before[1:] and after[0] != before[0]
