@@ -236,9 +236,13 @@ class GuidanceSettings:
     pg_cap: PositiveFloat = math.inf
     """largest push on one particle, in the unit of pg_strength drift"""
     redraws: NonNegativeInt = 3
-    """pg: times that particles sharing an answer with another are drawn again, repelled by the rest of their set"""
-    redraw_above: ClosedUnitInterval = 0.3
-    """pg: likeness (IoU) above which two particles share an answer"""
+    """pg: times that a set's most faulty particle is drawn again, repelled by the rest of its set"""
+    most_alike: ClosedUnitInterval = 0.3
+    """pg: likeness (IoU) above which two particles share an answer, a fault"""
+    most_doubt: PositiveFloat = 2.0
+    """pg: doubt, over the median of the set, above which a particle is at fault: how far the denoiser would move it"""
+    doubt_sigma: Positive = 1.5
+    """pg: noise level at which the denoiser is asked"""
     sequential: PositiveInt = 1
     """sets of batch_size drawn one after the other for each condition, repelled by those before, judged together"""
     spell_radius: Positive = 10.0

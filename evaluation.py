@@ -22,10 +22,10 @@ from metrics import iou, judge, mixture_modes, mode_metrics
 from model import EDMDenoiser, posterior_mean
 from potentials import POTENTIALS, Bandwidth
 from sampler import SetNoise, edm_sampler, karras_sigmas, set_generator
-from sets import antithetic, kmedoids, leading_directions, redraw_repeats, simplex, stratified
+from sets import antithetic, kmedoids, leading_directions, redraw_faulty, simplex, stratified
 
 PARTICLES_PER_CALL = dict(cpu=256, cuda=8192)  # of one network call; results do not depend on it
-COND_NOISE, QUANTILES, DIRECTIONS, LATER_DRAWS = 4, 5, 6, 16  # streams of randomness, see set_generator
+COND_NOISE, QUANTILES, DIRECTIONS, DOUBT_NOISE, LATER_DRAWS = 4, 5, 6, 7, 16  # streams of randomness, see set_generator
 
 
 class Counter:
@@ -173,8 +173,9 @@ class Evaluation:
             new = self.draw(sets, B, stream=1 + LATER_DRAWS * turn, memory=memory, callback=callback)
             samples = new if samples is None else torch.cat([samples, new], 1)
         if s.guidance == "pg" and s.pg_factor > 0:
-            samples, _ = redraw_repeats(samples, partial(self.redraw, sets), alike=self.alike, rounds=s.redraws,
-                                        same=s.redraw_above)
+            samples, _ = redraw_faulty(samples, partial(self.redraw, sets), partial(self.doubt, sets),
+                                       alike=self.alike, rounds=s.redraws, most_alike=s.most_alike,
+                                       most_doubt=s.most_doubt)
         return samples
 
     def redraw(self, sets: Tensor, some: Tensor, turn: int, others: Tensor) -> Tensor:
@@ -183,6 +184,18 @@ class Evaluation:
             self.bar.total += self.sampler.num_steps
         stream = 1 + LATER_DRAWS * (self.guidance.sequential + turn)
         return self.draw(sets[some], 1, stream=stream, memory=self.to_memory(others))[:, 0]
+
+    def doubt(self, sets: Tensor, some: Tensor, samples: Tensor) -> Tensor:
+        """How far the denoiser moves samples (M, P, H, W) of `some` of the sets once they are noised to
+        doubt_sigma, as an L2 distance (M, P). Answers that the model believes in come back as they were."""
+        if self.guidance.most_doubt == float("inf"):
+            return torch.zeros(samples.shape[:2])
+        sigma = torch.tensor(self.guidance.doubt_sigma, dtype=torch.float64)
+        noise = SetNoise(self.seed, sets[some].tolist(), (samples.shape[1], *self.shape), self.device, DOUBT_NOISE)
+        x = self.to_memory(samples)
+        with torch.no_grad():
+            denoised = self.cost(self.bind(sets[some]))(x + sigma * noise(), sigma)
+        return (denoised - x).flatten(2).norm(dim=-1).cpu()
 
     def sample_all(self) -> Tensor:
         """All sets, in as few calls as memory allows, with a progress bar over the steps."""

@@ -90,33 +90,46 @@ def kmedoids(samples: Tensor, keep: int) -> Tensor:
 
 # ---------------------------------------------------------------- drawing again
 
-def redraw_repeats(samples: Tensor, draw: Callable[[Tensor, int, Tensor], Tensor], *,
-                   alike: Callable[[Tensor, Tensor], Tensor], rounds: int, same: float) -> tuple[Tensor, int]:
-    """Draw particles again that share an answer with another one of their set.
+def redraw_faulty(samples: Tensor, draw: Callable[[Tensor, int, Tensor], Tensor],
+                  doubt: Callable[[Tensor, Tensor], Tensor], *, alike: Callable[[Tensor, Tensor], Tensor],
+                  rounds: int, most_alike: float, most_doubt: float) -> tuple[Tensor, int]:
+    """Draw particles again that share an answer with another one of their set, or that the denoiser doubts.
 
-    Each round takes, in every set, the particle that is most like another, if that is more than `same`,
-    draws it anew with the others as memory, and keeps whichever is less like its nearest neighbour. The
-    cost is one particle's trajectory per set and round, not a set's.
+    A particle's fault is the larger of its likeness to its nearest neighbour over `most_alike` and its
+    doubt, relative to its set's median, over `most_doubt`. Each round takes the most faulty particle of
+    every set, if its fault is above 1, draws it anew with the others as memory, and keeps whichever is less
+    faulty. The cost is one particle's trajectory per set and round, not a set's.
 
     samples   (G, B, H, W)
     draw      (sets (M,) int64, round, others (M, B - 1, H, W)) -> (M, H, W)
+    doubt     (sets (M,), samples (M, P, H, W)) -> (M, P), how far the denoiser would move them
     alike     likeness: (G, A, H, W), (G, B, H, W) -> (G, A, B) in [0, 1], 1 for copies
 
     Returns the samples and how many particles were drawn again.
     """
     samples, redrawn = samples.clone(), 0
-    for turn in range(rounds if samples.shape[1] > 1 else 0):
+    if samples.shape[1] == 1 or rounds == 0:
+        return samples, redrawn
+    everyone = torch.arange(len(samples))
+    doubts = doubt(everyone, samples)                                               # (G, B)
+    # Where nothing is in doubt a median of zero would make everything so.
+    scale = doubts.median(1).values.clamp_min(1e-3 * samples[0, 0].numel() ** 0.5)  # (G,)
+    for turn in range(rounds):
         likeness = alike(samples, samples)
         likeness.diagonal(dim1=1, dim2=2).zero_()
-        nearest = likeness.amax(2)                                                  # (G, B)
-        sets = (nearest.amax(1) > same).nonzero()[:, 0]
+        fault = torch.maximum(likeness.amax(2) / most_alike, doubts / scale[:, None] / most_doubt)
+        sets = (fault.amax(1) > 1).nonzero()[:, 0]
         if len(sets) == 0:
             break
-        # Of the two that are most alike, the one that is more like the rest too.
-        which = (nearest + 1e-3 * likeness.sum(2)).argmax(1)[sets]
+        # Of two that are alike, the one that is more like the rest too.
+        which = (fault + 1e-3 * likeness.sum(2)).argmax(1)[sets]
         others = torch.stack([torch.cat([samples[g, :b], samples[g, b + 1:]]) for g, b in zip(sets, which)])
         new = draw(sets, turn, others)
         redrawn += len(sets)
-        better = alike(new[:, None], others)[:, 0].amax(1) < nearest[sets, which]
+        new_doubt = doubt(sets, new[:, None])[:, 0]
+        new_fault = torch.maximum(alike(new[:, None], others)[:, 0].amax(1) / most_alike,
+                                  new_doubt / scale[sets] / most_doubt)
+        better = new_fault < fault[sets, which]
         samples[sets[better], which[better]] = new[better]
+        doubts[sets[better], which[better]] = new_doubt[better]
     return samples, redrawn
