@@ -229,17 +229,17 @@ class GuidanceSettings:
     """h itself, or what the median heuristic or sigma is multiplied with"""
     pg_sigma_min: Positive = 3.0
     """guidance acts from here ..."""
-    pg_sigma_max: Positive = 80.0
+    pg_sigma_max: Positive = 40.0
     """... to here"""
     pg_anneal: Literal["none", "strength", "bandwidth", "both"] = "none"
     """what falls to 0 from pg_sigma_max to pg_sigma_min, by a half cosine in ln sigma"""
     pg_cap: PositiveFloat = math.inf
-    """largest push on one particle, in the unit of pg_strength drift"""
-    redraws: NonNegativeInt = 3
+    """largest push on one particle, as a multiple of the drift per pixel"""
+    redraws: NonNegativeInt = 6
     """pg: times that a set's most faulty particle is drawn again, repelled by the rest of its set"""
-    most_alike: ClosedUnitInterval = 0.3
+    most_alike: ClosedUnitInterval = 0.25
     """pg: likeness (IoU) above which two particles share an answer, a fault"""
-    most_doubt: PositiveFloat = 2.0
+    most_doubt: PositiveFloat = 1.6
     """pg: doubt, over the median of the set, above which a particle is at fault: how far the denoiser would move it"""
     doubt_sigma: Positive = 1.5
     """pg: noise level at which the denoiser is asked"""

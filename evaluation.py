@@ -102,7 +102,8 @@ class Evaluation:
         """The denoiser of these sets in the guidance that the settings describe."""
         s, denoise = self.guidance, self.cost(self.bind(sets))
         if s.guidance == "pg" and s.pg_factor > 0:
-            span = (s.pg_sigma_min, s.pg_sigma_max)
+            # What repels from memory is decided from the start.
+            span = (s.pg_sigma_min, s.pg_sigma_max if memory is None else max(s.pg_sigma_max, self.sampler.sigma_max))
             bandwidth = Bandwidth(s.pg_bandwidth, s.pg_bandwidth_value,
                                   anneal=span if s.pg_anneal in ("bandwidth", "both") else None)
             pool = partial(torch.nn.functional.avg_pool2d, kernel_size=s.pg_pool)

@@ -40,11 +40,11 @@ class ParticleGuidance:
                 the denoiser: a vector-Jacobian product, about 1.5 more network calls)
     strength    unit of `factor`. "constant": a drift of factor * grad U; "sigma": factor * s * grad U,
                 so that factor 1 is the joint density of the PG paper; "drift": a drift whose root mean
-                square over the set is `factor` times that of (x - D) / s per pixel, so that factor
-                1 is one standard deviation of the noise along one direction
+                square over the set is `factor` * sqrt(2) times that of (x - D) / s per pixel, so that factor 1
+                is one standard deviation of the difference of two particles' noise along one direction
     sigma_min, sigma_max   guidance acts for sigma in [sigma_min, sigma_max]
     anneal      the strength falls from all of it at sigma_max to none at sigma_min, a half cosine in ln s
-    cap         largest push on one particle, in the unit of strength "drift"
+    cap         largest push on one particle, as a multiple of (x - D) / s per pixel, root mean square
     features    phi: images (N, C, H, W) -> (N, ...); U acts on phi of what `space` says, through its gradient
     memory      (G, M, C, H, W) images that repel too and do not move: samples already made
     """
@@ -97,7 +97,7 @@ class ParticleGuidance:
             # Scaled by its largest entry first, so that squares neither overflow nor vanish.
             grad = grad / grad.abs().amax((1, 2, 3, 4), keepdim=True).clamp_min(tiny)
             size = grad.flatten(2).square().sum(-1).mean(1).sqrt()[:, None, None, None, None]
-            push = self.factor * drift / size.clamp_min(tiny) * grad
+            push = self.factor * math.sqrt(2) * drift / size.clamp_min(tiny) * grad
         else:
             push = self.factor * (sigma if self.strength == "sigma" else 1.0) * grad
         if self.anneal:

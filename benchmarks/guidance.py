@@ -24,9 +24,9 @@ from config import make_parser  # noqa: E402
 # Method -> (flags, the flag that sets its strength, its values; the first cell of each is what the table shows).
 METHODS: dict[str, tuple[list[str], str | None, list[float]]] = {
     "independent": ([], None, []),
-    "particle guidance": ([], "pg_factor", [1.7, 0.4, 0.8, 3.0, 5.0]),
-    "  without redraws": (["--redraws", "0"], "pg_factor", [1.7, 0.4, 0.8, 3.0, 5.0]),
-    "  in D space": (["--pg_space", "denoised"], "pg_factor", [1.7, 0.4, 0.8, 3.0]),
+    "particle guidance": ([], "pg_factor", [1.7, 0.6, 1.0, 3.0]),
+    "  without redraws": (["--redraws", "0"], "pg_factor", [1.7, 0.6, 1.0, 3.0]),
+    "  in D space, no redraws": (["--pg_space", "denoised", "--redraws", "0"], "pg_factor", [1.7, 0.6, 3.0]),
     "  rbf, no redraws": (["--pg_kernel", "rbf", "--redraws", "0"], "pg_factor", [1.7, 5.0]),
     "  iou, no redraws": (["--pg_kernel", "iou", "--redraws", "0"], "pg_factor", [1.7, 5.0]),
     "SPELL": (["--guidance", "spell"], "spell_radius", [10.0, 7.0, 14.0]),

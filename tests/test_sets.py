@@ -7,7 +7,7 @@ from scipy import stats
 from metrics import iou
 from model import posterior_mean
 from sampler import set_generator
-from sets import antithetic, kmedoids, leading_directions, redraw_repeats, simplex, stratified
+from sets import antithetic, kmedoids, leading_directions, redraw_faulty, simplex, stratified
 
 
 def streams(n: int) -> list[torch.Generator]:
@@ -89,6 +89,14 @@ def frames(*columns: int) -> torch.Tensor:
     return out
 
 
+def no_doubt(sets, samples):
+    return torch.zeros(samples.shape[:2])
+
+
+def redraw(samples, draw, doubt=no_doubt, rounds=3):
+    return redraw_faulty(samples, draw, doubt, alike=iou, rounds=rounds, most_alike=0.3, most_doubt=2.0)
+
+
 def test_redraw_replaces_repeats_and_nothing_else():
     asked = []
 
@@ -96,18 +104,26 @@ def test_redraw_replaces_repeats_and_nothing_else():
         asked.append((sets.tolist(), turn, others.shape[1]))
         return frames(6)[:, 0].expand(len(sets), 1, 8)
     samples = torch.cat([frames(0, 1, 1), frames(2, 3, 4)])
-    out, redrawn = redraw_repeats(samples, draw, alike=iou, rounds=3, same=0.3)
+    out, redrawn = redraw(samples, draw)
     assert asked == [([0], 0, 2)] and redrawn == 1  # the second set has no repeats, and one round was enough
     assert sorted(out[0].flatten(1).argmax(1).tolist()) == [0, 1, 6] and torch.equal(out[1], samples[1])
 
 
 def test_redraw_keeps_the_old_particle_where_the_new_one_is_no_better():
     samples = frames(0, 1, 1)
-    out, redrawn = redraw_repeats(samples, lambda sets, turn, others: frames(0)[:, 0], alike=iou, rounds=2, same=0.3)
+    out, redrawn = redraw(samples, lambda sets, turn, others: frames(0)[:, 0], rounds=2)
     assert torch.equal(out, samples) and redrawn == 2
 
 
-def test_redraw_of_single_particles_does_nothing():
-    samples = frames(0)
-    out, redrawn = redraw_repeats(samples, None, alike=iou, rounds=2, same=0.3)
-    assert torch.equal(out, samples) and redrawn == 0
+def test_redraw_replaces_what_the_denoiser_doubts():
+    """A particle in column 7 is doubted three times as much as the others are."""
+    doubt = lambda sets, samples: 1 + 2 * samples[:, :, 0, 7]
+    out, redrawn = redraw(frames(0, 7, 2), lambda sets, turn, others: frames(5)[:, 0], doubt)
+    assert out[0].flatten(1).argmax(1).tolist() == [0, 5, 2] and redrawn == 1
+    _, redrawn = redraw(frames(0, 1, 2), None, doubt)
+    assert redrawn == 0
+
+
+def test_redraw_of_single_particles_or_in_no_rounds_does_nothing():
+    assert torch.equal(redraw(frames(0), None)[0], frames(0))
+    assert redraw(frames(1, 1), None, rounds=0)[1] == 0
