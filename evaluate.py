@@ -61,7 +61,10 @@ def check(settings: dict[type, Any], trained: dict) -> None:
     if exact and (world.dataset == "free" or world.num_digits > 1):
         reject("denoiser", "exact", "trained for this world; exact needs circle_jumping or horizontal "
                                     "with one digit, or mixture")
-    if exact and settings[GuidanceSettings].guidance == "cads":
+    guidance = settings[GuidanceSettings]
+    if guidance.guidance == "kmedoids" and guidance.sequential > 1:
+        reject("sequential", guidance.sequential, "1 with --guidance kmedoids, which has no memory")
+    if exact and guidance.guidance == "cads":
         reject("guidance", "cads", "any other with --denoiser exact, which has no conditioning to noise")
 
 

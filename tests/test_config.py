@@ -23,6 +23,8 @@ from conftest import ROOT
     (evaluate.main, ["--num_steps", "1"], "num_steps", "1", "2 or more"),
     (evaluate.main, ["--checkpoint", "nowhere.safetensors"], "checkpoint", "nowhere", "train.py"),
     (evaluate.main, ["--denoiser", "exact", "--dataset", "free"], "denoiser", "exact", "circle_jumping"),
+    (evaluate.main, ["--denoiser", "exact", "--guidance", "cads"], "guidance", "cads", "--denoiser exact"),
+    (evaluate.main, ["--denoiser", "exact", "--guidance", "kmedoids", "--sequential", "2"], "sequential", "2", "1 with"),
     (evaluate.main, ["--task", "unconditional"], "task", "unconditional", "classifier"),
     (train.main, ["--lr", "0"], "lr", "0", "a number > 0"),
     (train.main, ["--p_std", "wide"], "p_std", "wide", "a number > 0"),
