@@ -1,5 +1,5 @@
 """What is done to a set as a whole: starting noise that is coupled inside it, pruning of a
-larger one, and drawing again what came out twice.
+larger one, and drawing again what came out twice or is in doubt.
 
 Sets are (G, B, C, H, W), images in [-1, 1], or (G, B, H, W) in [0, 1] where said so.
 """

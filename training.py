@@ -150,6 +150,10 @@ class Training:
             module.load_state_dict({k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)})
         for name, part in self.optimizer.parts.items():
             part.load_state_dict(checkpoint.unpack(f"optimizer.{name}", tensors, metadata["groups"][name]))
+            for parameter, state in part.state.items():
+                for key, value in state.items():
+                    if value.shape == parameter.shape:  # fused optimizers want the parameter's memory layout
+                        state[key] = torch.empty_like(parameter).copy_(value)
         self.iteration, self.seconds = metadata["iteration"], metadata["train_seconds"]
 
 
