@@ -111,7 +111,10 @@ def figure(rows: list[dict]):
                       color=figures.COLOURS[index % 10] if index < 10 else "#333333", label=method.strip())
     axis.axhline(8 * (1 - (7 / 8) ** 8), color="#888888", ls=":", lw=1)
     axis.annotate("independent draws, theory", (0.99, 8 * (1 - (7 / 8) ** 8)), xycoords=("axes fraction", "data"),
-                  ha="right", va="bottom", fontsize=8, color="#666666")
+                  ha="right", va="top", fontsize=8, color="#666666")
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter(figures.plt.ScalarFormatter())
+    axis.xaxis.set_minor_formatter(figures.plt.ScalarFormatter())
     axis.set_xlabel("quality score (L2 to the translated digit, less is better)")
     axis.set_ylabel("directions found, of 8")
     axis.grid(alpha=0.3)
