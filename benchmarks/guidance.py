@@ -110,11 +110,12 @@ def figure(rows: list[dict]):
         axis.errorbar(x, y, yerr=error, marker="osD^vP"[index // 10 * 3 + index % 3], ms=5, lw=1.3, elinewidth=0.8,
                       color=figures.COLOURS[index % 10] if index < 10 else "#333333", label=method.strip())
     axis.axhline(8 * (1 - (7 / 8) ** 8), color="#888888", ls=":", lw=1)
-    axis.annotate("independent draws, theory", (0.99, 8 * (1 - (7 / 8) ** 8)), xycoords=("axes fraction", "data"),
-                  ha="right", va="top", fontsize=8, color="#666666")
+    axis.annotate("independent draws, theory", (0.01, 8 * (1 - (7 / 8) ** 8)), xycoords=("axes fraction", "data"),
+                  ha="left", va="top", fontsize=8, color="#666666")
     axis.set_xscale("log")
-    axis.xaxis.set_major_formatter(figures.plt.ScalarFormatter())
-    axis.xaxis.set_minor_formatter(figures.plt.ScalarFormatter())
+    axis.set_xticks(ticks := [0.5, 0.7, 1, 2, 3, 5, 7, 10, 20], map(str, ticks))
+    axis.minorticks_off()
+    axis.set_xlim(0.5, 20)
     axis.set_xlabel("quality score (L2 to the translated digit, less is better)")
     axis.set_ylabel("directions found, of 8")
     axis.grid(alpha=0.3)
