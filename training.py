@@ -126,7 +126,7 @@ class Training:
 
     # ------------------------------------------------------------ files
     def metadata(self) -> dict:
-        return dict(settings=self.all_settings, sigma_data=float(self.net.sigma_data),
+        return dict(settings=self.all_settings | dict(outdir=None, resume=None), sigma_data=float(self.net.sigma_data),
                     iteration=self.iteration, train_seconds=round(self.seconds, 1),
                     parameters=sum(p.numel() for p in self.net.parameters()),
                     digits_source=self.world.digits.source, torch=torch.__version__,
