@@ -107,17 +107,14 @@ def table(result: dict) -> str:
 def write(job, samples, modes, result: dict, outdir: Path) -> None:
     import numpy as np
 
-    from figures import points_sheet, result_sheet, save
+    from figures import result_sheet, save
 
     arrays = dict(samples=samples, cond=job.cond) | ({} if modes is None else dict(modes=modes))
-    if result["dataset"] == "mixture":
-        figure = points_sheet(samples.flatten(2), job.world.centres, job.world.sd, result)
-    else:
+    if result["dataset"] != "mixture":
         truth = job.sequences
         arrays |= dict(labels=truth.labels, positions=truth.positions, choices=truth.choices)
-        figure = result_sheet(job.cond, samples, modes, result)
     np.savez_compressed(outdir / "samples.npz", **{key: value.numpy() for key, value in arrays.items()})
-    save(figure, outdir / "samples.png")
+    save(result_sheet(job.cond, samples, modes, result), outdir / "samples.png")
     dump_yaml(result["settings"], outdir / "config.yaml")
     (outdir / "metrics.json").write_text(json.dumps(result, indent=1))
 

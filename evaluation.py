@@ -203,8 +203,7 @@ class Evaluation:
         total, s = self.evaluate.num_sets, self.guidance
         size = self.evaluate.batch_size * (s.kmedoids_pool if s.guidance == "kmedoids" else 1)
         chunks = torch.arange(total).split(max(1, PARTICLES_PER_CALL[self.device.type] // size))
-        turns = 1 if s.guidance == "kmedoids" else s.sequential
-        with tqdm(total=len(chunks) * turns * self.sampler.num_steps, unit="step",
+        with tqdm(total=len(chunks) * s.sequential * self.sampler.num_steps, unit="step",
                   desc=f"{total} sets of {self.evaluate.batch_size}") as self.bar:
             samples = torch.cat([self.sample(sets) for sets in chunks])
         self.bar = None

@@ -18,6 +18,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from data_loader import Mixture
+
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999",
            "#882255", "#8B5FBF")
 
@@ -76,6 +78,8 @@ def result_sheet(cond: Tensor, samples: Tensor, modes: Tensor | None, result: di
                  title: str | None = None) -> Figure:
     """The sample sheet of an evaluation: `result` is the record in its metrics.json. Without a `title`
     it gets one that says what was found."""
+    if result["dataset"] == "mixture":
+        return points_sheet(samples.flatten(2), Mixture(), result)
     total, settings = result["modes_total"], result["settings"]
     notes = [f"{quality:.1f}" for quality in result["quality"]["per_set"]]
     found = ""
@@ -89,15 +93,14 @@ def result_sheet(cond: Tensor, samples: Tensor, modes: Tensor | None, result: di
     return sample_sheet(cond, samples, title=title, modes=modes, notes=notes)
 
 
-def points_sheet(points: Tensor, centres: Tensor, sd: float, result: dict, max_sets: int = 6) -> Figure:
-    """Sets of particles in the plane, a panel each, over the density of the mixture.
-    points (G, B, 2), centres (k, 2)."""
-    G = min(len(points), max_sets)
+def points_sheet(points: Tensor, mixture: Mixture, result: dict, max_sets: int = 6) -> Figure:
+    """Sets of particles (G, B, 2) in the plane, a panel each, over the density of the mixture."""
+    G, centres = min(len(points), max_sets), mixture.centres
     figure, axes = plt.subplots(1, G, figsize=(2.1 * G, 2.3), squeeze=False, sharey=True)
     reach = float(centres.abs().max()) * 1.35
     axis = torch.linspace(-reach, reach, 160)
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
-    density = (-(grid[:, :, None] - centres).square().sum(-1) / (2 * sd**2)).exp().sum(-1)
+    density = (-(grid[:, :, None] - centres).square().sum(-1) / (2 * mixture.sd**2)).exp().sum(-1)
     for g in range(G):
         axes[0, g].imshow(density, cmap="Blues", extent=(-reach, reach) * 2, origin="lower")
         axes[0, g].scatter(*points[g].T, s=14, color=COLOURS[5], edgecolor="white", linewidth=0.5, zorder=2)

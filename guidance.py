@@ -37,7 +37,7 @@ class ParticleGuidance:
     factor      strength; 0 is the denoiser itself
     space       where U acts: "x" (the noisy particles), "denoised" (D(x), the gradient
                 taken as if it were in x) or "jacobian" (U(D(x)) differentiated through
-                the denoiser: a vector-Jacobian product, about 1.5 more network calls)
+                the denoiser: a vector-Jacobian product, a little more than one network call)
     strength    unit of `factor`. "constant": a drift of factor * grad U; "sigma": factor * s * grad U,
                 so that factor 1 is the joint density of the PG paper; "drift": a drift whose root mean
                 square over the set is `factor` * sqrt(2) times that of (x - D) / s per pixel, so that factor 1
@@ -162,7 +162,7 @@ class Cads:
 class Reference:
     """Particle guidance as the reference thesis has it: a minus where the plus belongs (its
     algorithm 2, line 10), the kernel exp(-d / h) on D(x), and the gradient going through the median
-    bandwidth as well. It attracts; here to be compared with."""
+    bandwidth as well. It climbs U where it should descend; here to be compared with."""
 
     def __init__(self, denoise: Denoiser, *, factor: float):
         self.denoise, self.factor = denoise, factor

@@ -129,7 +129,7 @@ class UnsquaredRBF(Radial):
     def kernel(self, d2, h):
         d = d2.sqrt()
         k = (-d / h).exp()
-        return k, torch.where(d > 0, -k / (2 * h * d.where(d > 0, torch.ones_like(d))), 0.0)
+        return k, torch.where(d > 0, -k / (2 * h * torch.where(d > 0, d, 1.0)), 0.0)
 
 
 class InverseDistance(Radial):

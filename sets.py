@@ -13,9 +13,6 @@ from scipy import stats
 from torch import Tensor
 
 
-COUPLINGS = ("iid", "antithetic", "simplex", "stratified")
-
-
 # ---------------------------------------------------------------- coupled noise
 
 def antithetic(noise: Tensor) -> Tensor:

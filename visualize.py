@@ -55,11 +55,11 @@ class Schedules:
 
     rho: List[Positive] = (3.0, 4.0, 7.0)
     """exponents to compare"""
-    num_steps: PositiveInt = 22
+    num_steps: PositiveInt = SamplerSettings.num_steps
     """steps from sigma_max to 0"""
-    sigma_min: Positive = 0.002
+    sigma_min: Positive = SamplerSettings.sigma_min
     """last noise level before 0"""
-    sigma_max: Positive = 80.0
+    sigma_max: Positive = SamplerSettings.sigma_max
     """first noise level"""
 
 
@@ -93,6 +93,8 @@ def trajectory(args: Namespace):
     from figures import trajectory as draw
 
     job = setup(["--config", str(run_file(args.run, "config.yaml"))])
+    if job.world.dataset == "mixture":
+        reject("run", args.run, "a run in a world of frames; particles in the plane have none")
     if args.set >= job.evaluate.num_sets:
         reject("set", args.set, f"0 to {job.evaluate.num_sets - 1}, the sets of {args.run}")
     steps: list[dict] = []

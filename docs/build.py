@@ -46,16 +46,12 @@ class BuildSettings:
 def draw(name: str, flags: list[str], data_root: str) -> None:
     """One picture: three sets by one method."""
     import evaluate
-    from figures import points_sheet, result_sheet, save
+    from figures import result_sheet, save
 
     flags = flags if name == "mixture" else [*flags, "--num_sets", "3", "--seed", "2"]
     job = evaluate.setup([*flags, "--data_root", data_root])
     samples, modes, result = evaluate.run(job)
-    if name == "mixture":
-        figure = points_sheet(samples.flatten(2), job.world.centres, job.world.sd, result)
-    else:
-        figure = result_sheet(job.cond, samples, modes, result, title="")
-    save(figure, ROOT / "docs" / "pictures" / f"{name}.png", dpi=80)
+    save(result_sheet(job.cond, samples, modes, result, title=""), ROOT / "docs" / "pictures" / f"{name}.png", dpi=80)
 
 
 def fill(page: Path, name: str, text: str) -> None:

@@ -44,7 +44,11 @@ def test_sets_that_do_not_exist_are_refused(finished, refused):
     assert "set: got 2; accepted: 0 to 1" in refused(visualize.main, ["trajectory", str(finished), "--set", "2"])
 
 
-def test_points_of_the_mixture(tmp_path):
+def test_points_of_the_mixture(tmp_path, refused, capsys):
     evaluate.main(["--dataset", "mixture", "--denoiser", "exact", "--num_sets", "3", "--batch_size", "10",
                    "--outdir", str(tmp_path)])
     assert drawn(tmp_path / "samples.png") > 0.1
+    visualize.main(["samples", str(tmp_path), "--out", str(tmp_path / "again.png")])
+    assert (imread(tmp_path / "again.png") == imread(tmp_path / "samples.png")).all()
+    capsys.readouterr()
+    assert "run: got" in refused(visualize.main, ["trajectory", str(tmp_path)])
