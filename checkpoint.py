@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from config import ModelSettings, SettingError, WorldSettings, build
-from model import EDMDenoiser, UNet
+from model import Classifier, EDMDenoiser, UNet
 
+T = TypeVar("T", bound=nn.Module)
 FORMAT = "1"
 
 
@@ -57,25 +58,41 @@ def read_tensors(path: Path | str) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}
 
 
+def halved(module: nn.Module) -> dict[str, Tensor]:
+    """The weights of a module in half precision, its single numbers as they are."""
+    return {name: tensor.half() if tensor.ndim else tensor for name, tensor in module.state_dict().items()}
+
+
 def make_denoiser(settings: dict[str, Any], sigma_data: float) -> EDMDenoiser:
     """The untrained network that a flat record of settings describes."""
     world, model = build(WorldSettings, settings), build(ModelSettings, settings)
     unet = UNet(world.num_cond_frames + 1, 1, channels=model.channels, blocks=model.blocks,
                 attention=model.attention, head_channels=model.head_channels, patch_size=model.patch_size,
-                dropout=model.dropout, num_classes=10 if model.class_labels else 0)
+                motion=model.motion, dropout=model.dropout, num_classes=10 if model.class_labels else 0)
     return EDMDenoiser(unet, sigma_data).to(memory_format=torch.channels_last)
 
 
 def load_denoiser(path: Path | str, device="cpu") -> tuple[EDMDenoiser, dict[str, Any]]:
     """(the trained denoiser in float32, in evaluation mode; its metadata). Raises SettingError."""
     metadata = read_metadata(path)
-    denoiser = make_denoiser(metadata["settings"], metadata["sigma_data"])
+    if "sigma_data" not in metadata:
+        raise SettingError(f"checkpoint: {path} is no denoiser; accepted: what train.py wrote")
+    return _load(make_denoiser(metadata["settings"], metadata["sigma_data"]), path, device), metadata
+
+
+def load_classifier(role: str, device="cpu") -> Classifier:
+    """The shipped classifier of a role, "judge" or "guide", in evaluation mode. Raises SettingError."""
+    path = Path(__file__).parent / "checkpoints" / f"classifier_{role}.safetensors"
+    return _load(Classifier(read_metadata(path)["settings"]["channels"]), path, device)
+
+
+def _load(module: T, path: Path | str, device) -> T:
     try:
-        denoiser.load_state_dict({k: v.float() for k, v in read_tensors(path).items()})
+        module.load_state_dict({name: tensor.float() for name, tensor in read_tensors(path).items()})
     except RuntimeError as error:
         raise SettingError(f"checkpoint: {path} does not fit the network it describes "
                            f"({str(error).splitlines()[-1].strip()})") from None
-    return denoiser.to(device).eval().requires_grad_(False), metadata
+    return module.to(device).eval().requires_grad_(False)
 
 
 # ---------------------------------------------------------------- state of a training run

@@ -108,6 +108,8 @@ class ModelSettings:
     """channels of an attention head"""
     patch_size: Literal[1, 2, 4, 8] = 1
     """space-to-depth: p x p pixels become one position"""
+    motion: NonNegativeInt = 0
+    """the network may move the last conditioning frame by up to so many px an axis (0: it draws every frame anew)"""
     dropout: ClosedUnitInterval = 0.0
     """dropout inside residual blocks"""
     class_labels: bool = False
@@ -165,8 +167,8 @@ class TrainSettings:
 class EvaluateSettings:
     """Evaluation"""
 
-    task: Literal["conditional", "unconditional"] = "conditional"
-    """next frame given the ones before, or an image out of nothing"""
+    task: Optional[Literal["conditional", "unconditional"]] = None
+    """next frame given the ones before, or an image out of nothing (null: what the world offers)"""
     checkpoint: Optional[str] = None
     """trained network (null: checkpoints/<dataset>.safetensors beside the code)"""
     denoiser: Literal["trained", "exact"] = "trained"
@@ -219,8 +221,10 @@ class GuidanceSettings:
     """potential by which the particles of a set repel: rbf, rbf_unsquared, inverse, iou, logdet, or one of your own"""
     pg_space: Literal["x", "denoised", "jacobian"] = "jacobian"
     """where it acts: the noisy x, D(x), or D(x) differentiated through the denoiser"""
+    pg_features: Literal["pixels", "classifier"] = "pixels"
+    """what it compares: images, or what a digit classifier sees in them (not the one that judges)"""
     pg_pool: PositiveInt = 1
-    """average-pool what it sees, px"""
+    """average-pool the images that it compares, px"""
     pg_strength: Literal["constant", "sigma", "drift"] = "drift"
     """unit of pg_factor: a drift of pg_factor * grad, times sigma (alpha of the PG paper), or relative to the drift"""
     pg_bandwidth: Literal["median", "fixed", "sigma"] = "median"
@@ -238,7 +242,8 @@ class GuidanceSettings:
     redraws: NonNegativeInt = 6
     """pg: times that a set's most faulty particle is drawn again, repelled by the rest of its set"""
     most_alike: ClosedUnitInterval = 0.25
-    """pg: likeness (IoU) above which two particles share an answer, a fault"""
+    """pg: likeness above which two particles share an answer, a fault: IoU of images or, with the features of a
+    classifier, the probability that both show the same digit"""
     most_doubt: PositiveFloat = 1.6
     """pg: doubt, over the median of the set, above which a particle is at fault: how far the denoiser would move it"""
     doubt_sigma: Positive = 1.5
@@ -270,6 +275,16 @@ class GuidanceSettings:
 
 
 @dataclass
+class ExperimentSettings:
+    """Experiment"""
+
+    experiment: Optional[str] = None
+    """run a whole experiment, configs/experiments/<name>.yaml; other flags then hold for all its cells"""
+    preset: Literal["quick", "full"] = "quick"
+    """its number of sets"""
+
+
+@dataclass
 class RunSettings:
     """Run"""
 
@@ -279,6 +294,36 @@ class RunSettings:
     """where to run"""
     outdir: Optional[str] = None
     """folder for the results (null: a new one under runs/)"""
+
+
+@dataclass
+class ClassifierSettings:
+    """Classifier"""
+
+    out: str = "runs/classifier.safetensors"
+    """file to write"""
+    channels: List[PositiveInt] = (32, 64, 128)
+    """width at each resolution, finest first"""
+    epochs: PositiveInt = 14
+    """passes over the training digits"""
+    batch_size: PositiveInt = 128
+    """frames per update"""
+    lr: Positive = 3e-3
+    """learning rate of AdamW, for the first and last layer and all biases"""
+    muon_lr: Positive = 0.02
+    """learning rate of Muon, for the other weights"""
+    weight_decay: NonNegative = 0.02
+    """decoupled weight decay"""
+    label_smoothing: ClosedUnitInterval = 0.05
+    """share of the target that is spread over all classes"""
+    image_size: PositiveInt = 32
+    """side of a frame, px"""
+    digit_size: PositiveInt = 16
+    """side of a digit, px"""
+    seed: NonNegativeInt = 0
+    """seed of everything random"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where to run"""
 
 
 # ---------------------------------------------------------------- command lines

@@ -243,6 +243,11 @@ class World:
         return self.num_directions if self.dataset == "circle_jumping" else MODES[self.dataset]
 
     @property
+    def directed(self) -> bool:
+        """Whether the modes are directions, `offsets`, in which a digit moves on."""
+        return self.dataset in ("circle_jumping", "horizontal")
+
+    @property
     def mode_probabilities(self) -> Tensor | None:
         """(modes_total,) prior of each mode, first direction (or right, or class 0) first."""
         k = self.modes_total

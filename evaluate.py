@@ -2,19 +2,23 @@
 
     python evaluate.py --task conditional --dataset circle_jumping --pg_factor 1.7 --batch_size 8
     python evaluate.py --config runs/NAME/config.yaml     # the same run again
+    python evaluate.py --experiment e5 --preset quick     # a whole grid, resumable
 
-Writes to --outdir: metrics.json, samples.png, samples.npz, config.yaml.
+Writes to --outdir: metrics.json, samples.png, samples.npz, config.yaml; of an experiment
+results.json, a picture, and its finished cells.
 """
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import sys
 import time
 from pathlib import Path
 from typing import Any, Iterable
 
-from config import (DigitSettings, EvaluateSettings, GuidanceSettings, RunSettings, SamplerSettings,
-                    SettingError, WorldSettings, build, dump_yaml, fail, make_parser, record, reject,
+from config import (DigitSettings, EvaluateSettings, ExperimentSettings, GuidanceSettings, RunSettings,
+                    SamplerSettings, SettingError, WorldSettings, build, dump_yaml, fail, make_parser, record, reject,
                     run_folder)
 
 GROUPS = (EvaluateSettings, WorldSettings, DigitSettings, SamplerSettings, GuidanceSettings, RunSettings)
@@ -22,50 +26,62 @@ GROUPS = (EvaluateSettings, WorldSettings, DigitSettings, SamplerSettings, Guida
 
 # ---------------------------------------------------------------- set-up
 
-def default_checkpoint(dataset: str) -> Path:
-    return Path(__file__).parent / "checkpoints" / f"{dataset}.safetensors"
+def find_checkpoint(name: str | None, dataset: str, p: float | None) -> Path:
+    """A file, or a shipped network by its name; without one, the shipped network of the world."""
+    if name is not None and Path(name).is_file():
+        return Path(name)
+    default = f"{dataset}_p{100 * (0.5 if p is None else p):.0f}" if dataset == "horizontal" else dataset
+    path = Path(__file__).parent / "checkpoints" / f"{name or default}.safetensors"
+    if not path.is_file():
+        shipped = sorted(p.stem for p in path.parent.glob("*.safetensors") if not p.stem.startswith("classifier"))
+        reject("checkpoint", name or default, f"a file that train.py wrote, or one of {', '.join(shipped)}")
+    return path
 
 
 def parse(argv: list[str] | None) -> tuple[dict[type, Any], Path | None]:
     """Settings by group, and the checkpoint (None with the exact denoiser). World settings that
     nobody gave are those of the checkpoint's training. Raises SettingError."""
-    parser = make_parser(*GROUPS, description=__doc__.split("\n")[0])
+    parser = make_parser(*GROUPS, ExperimentSettings, description=__doc__.split("\n")[0])
     args = parser.parse_args(argv)
+    if args.task == "unconditional":
+        parser.set_defaults(dataset="centered")
+        args = parser.parse_args(argv)
     for group in GROUPS:
         build(group, args)
-    if args.task == "unconditional" or args.dataset == "centered":
-        key = "task" if args.task == "unconditional" else "dataset"
-        reject(key, args[key], "the conditional task on free, circle_jumping or horizontal; judging "
-                               "unconditional digits needs a classifier, which is not there yet")
     path, trained = None, {}
     if args.denoiser == "trained":
         import checkpoint
 
-        path = Path(args.checkpoint or default_checkpoint(args.dataset))
-        if not path.is_file():
-            reject("checkpoint", str(path), "a .safetensors file that train.py wrote, or --denoiser exact")
+        path = find_checkpoint(args.checkpoint, args.dataset, args.p)
         trained = checkpoint.read_metadata(path)["settings"]
         parser.set_defaults({key: trained[key] for key in record(WorldSettings()) if key in trained})
         args = parser.parse_args(argv)
     settings = {group: build(group, args) for group in GROUPS}
-    check(settings, trained)
+    offered = "conditional" if settings[WorldSettings].num_cond_frames else "unconditional"
+    settings[EvaluateSettings].task = args.task or offered
+    check(settings, trained, offered)
     return settings, path
 
 
-def check(settings: dict[type, Any], trained: dict) -> None:
+def check(settings: dict[type, Any], trained: dict, offered: str) -> None:
     """What no single group can know. Raises SettingError."""
     world, exact = settings[WorldSettings], settings[EvaluateSettings].denoiser == "exact"
+    if settings[EvaluateSettings].task != offered and world.dataset != "mixture":
+        reject("task", settings[EvaluateSettings].task, f"{offered} with dataset {world.dataset}")
+    if offered == "unconditional" and world.dataset != "centered":
+        reject("num_cond_frames", 0, "1 or more; out of nothing there is only dataset centered")
     for key in ("dataset", "image_size", "num_cond_frames"):
         if trained and trained[key] != getattr(world, key):
             reject(key, getattr(world, key), f"{trained[key]!r}, which the checkpoint was trained with")
-    if exact and (world.dataset == "free" or world.num_digits > 1):
+    if exact and (world.dataset in ("free", "centered") or world.num_digits > 1):
         reject("denoiser", "exact", "trained for this world; exact needs circle_jumping or horizontal "
                                     "with one digit, or mixture")
     guidance = settings[GuidanceSettings]
     if guidance.guidance == "kmedoids" and guidance.sequential > 1:
         reject("sequential", guidance.sequential, "1 with --guidance kmedoids, which has no memory")
-    if exact and guidance.guidance == "cads":
-        reject("guidance", "cads", "any other with --denoiser exact, which has no conditioning to noise")
+    if guidance.guidance == "cads" and (exact or offered == "unconditional"):
+        reject("guidance", "cads", "any other where there is no conditioning to noise (denoiser exact, task "
+                                   "unconditional)")
 
 
 def setup(argv: list[str] | None = None):
@@ -95,6 +111,7 @@ def table(result: dict) -> str:
     if result["dataset"] == "horizontal":
         rows += line("p(right)", result["mode_frequencies"][0], 3)
     rows += line("quality (L2, less is better)", result["quality"])
+    rows += line("confidence", result.get("confidence"), 3)
     rows += line("HM IoU*", result.get("hm_iou"), 3)
     for name in ("unimode", "multimode"):
         for key in ("centroid_spread", "pairwise_l2"):
@@ -119,12 +136,12 @@ def write(job, samples, modes, result: dict, outdir: Path) -> None:
     (outdir / "metrics.json").write_text(json.dumps(result, indent=1))
 
 
-def run(job) -> tuple[Any, Any, dict]:
+def run(job, progress: bool = True) -> tuple[Any, Any, dict]:
     """Sample and judge: (samples (G, B, H, W), modes (G, B) or None, the record for metrics.json)."""
     import torch
 
     start = time.perf_counter()
-    samples = job.sample_all()
+    samples = job.sample_all(progress)
     seconds = time.perf_counter() - start
     metrics, modes = job.judge(samples)
     particles, world = samples.shape[0] * samples.shape[1], job.world
@@ -137,8 +154,28 @@ def run(job) -> tuple[Any, Any, dict]:
     return samples, modes, result
 
 
+def run_experiment(name: str, preset: str, flags: list[str], outdir: Path) -> None:
+    """All cells of an experiment, its table and its picture."""
+    import experiments
+    import visualize
+
+    rows = experiments.run(name, preset, flags, outdir)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(experiments.table(rows))
+        visualize.main([experiments.load(name)["figure"], str(outdir)])
+
+
 def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    whole = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--experiment", "--preset", "--outdir"):
+        whole.add_argument(flag)
+    asked, flags = whole.parse_known_args(argv)
     try:
+        if asked.experiment and not {"-h", "--help"} & set(flags):
+            preset = make_parser(*GROUPS, ExperimentSettings, description="").parse_args(argv).preset
+            outdir = run_folder(asked.outdir or f"runs/{asked.experiment}-{preset}", "")
+            return run_experiment(asked.experiment, preset, flags, outdir)
         job = setup(argv)
         outdir = run_folder(job.settings[RunSettings].outdir, f"{job.evaluate.task}-{job.world.dataset}")
     except (SettingError, FileNotFoundError, ValueError) as error:

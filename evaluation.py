@@ -18,9 +18,10 @@ from config import (DigitSettings, EvaluateSettings, GuidanceSettings, RunSettin
                     WorldSettings, pick_device, reject)
 from data_loader import Mixture, Sequences, World, load_digits, make_world
 from guidance import Cads, Denoiser, ParticleGuidance, Reference, Spell
-from metrics import iou, judge, mixture_modes, mode_metrics
+from metrics import (iou, iou_distance, judge, mean_interval, mixture_modes, mode_metrics, pairwise_l2,
+                     recognise)
 from model import EDMDenoiser, posterior_mean
-from potentials import POTENTIALS, Bandwidth
+from potentials import POTENTIALS, Bandwidth, IoU
 from sampler import SetNoise, edm_sampler, karras_sigmas, set_generator
 from sets import antithetic, kmedoids, leading_directions, redraw_faulty, simplex, stratified
 
@@ -63,13 +64,14 @@ class Evaluation:
         bank, K, sets = len(self.world.digits.labels), self.world.num_digits, self.evaluate.num_sets
         order = torch.randperm(bank, generator=torch.Generator().manual_seed(self.seed))
         which = order[torch.arange(sets * K) % bank].view(-1, 1, K)
-        at_choice = self.world.modes_total is not None
-        self.sequences = Sequences.cat([self.world.windows(1, set_generator(self.seed, g), at_choice=at_choice,
+        directed = self.world.directed
+        self.sequences = Sequences.cat([self.world.windows(1, set_generator(self.seed, g), at_choice=directed,
                                                            which=which[g]) for g in range(sets)])
         self.cond, _ = self.sequences.split(self.world.num_cond_frames)
-        self.answers = self.world.futures(self.sequences) if at_choice else None
+        classifier = self.guidance.pg_features == "classifier"
+        self.guide = checkpoint.load_classifier("guide", self.device) if classifier else None
+        self.answers = self.world.futures(self.sequences) if directed else None
         self.shape = (1, self.world.image_size, self.world.image_size)
-        self.alike = iou
 
     def bind(self, sets: Tensor, cond: Tensor | None = None) -> Denoiser:
         """The denoiser of these sets; `cond` (G, B, Cc, H, W) in [-1, 1] in place of their conditioning."""
@@ -90,10 +92,25 @@ class Evaluation:
         """The inverse of `to_samples`."""
         return (samples[:, :, None] * 2 - 1).to(self.device)
 
+    def alike(self, a: Tensor, b: Tensor) -> Tensor:
+        """How alike samples are, from 0 to 1: (G, A, H, W), (G, B, H, W) -> (G, A, B)."""
+        if self.guide is None:
+            return iou(a, b)
+        with torch.no_grad():
+            a, b = (self.guide(each.flatten(0, 1).to(self.device)).softmax(-1).cpu().unflatten(0, each.shape[:2])
+                    for each in (a, b))
+        return a @ b.transpose(1, 2)
+
+    def features(self) -> Callable[[Tensor], Tensor] | None:
+        """What the particles of a set are compared by: images (N, 1, H, W) in [-1, 1] -> (N, ...)."""
+        if self.guide is not None:
+            return lambda images: self.guide.features((images[:, 0] + 1) / 2)
+        pool = self.guidance.pg_pool
+        return partial(torch.nn.functional.avg_pool2d, kernel_size=pool) if pool > 1 else None
+
     def judge(self, samples: Tensor) -> tuple[dict, Tensor | None]:
         """Metrics of all sets, and each particle's mode (G, B) where the world has modes."""
-        directions = self.world.modes_total is not None
-        return judge(samples, self.cond, offsets=self.world.offsets if directions else None,
+        return judge(samples, self.cond, offsets=self.world.offsets if self.world.directed else None,
                      probabilities=self.world.mode_probabilities, undetermined=self.sequences.choices[:, -1],
                      answers=self.answers)
 
@@ -106,11 +123,10 @@ class Evaluation:
             span = (s.pg_sigma_min, s.pg_sigma_max if memory is None else max(s.pg_sigma_max, self.sampler.sigma_max))
             bandwidth = Bandwidth(s.pg_bandwidth, s.pg_bandwidth_value,
                                   anneal=span if s.pg_anneal in ("bandwidth", "both") else None)
-            pool = partial(torch.nn.functional.avg_pool2d, kernel_size=s.pg_pool)
             return ParticleGuidance(denoise, POTENTIALS[s.pg_kernel](bandwidth), factor=s.pg_factor, space=s.pg_space,
                                     strength=s.pg_strength, sigma_min=span[0], sigma_max=span[1],
                                     anneal=s.pg_anneal in ("strength", "both"), cap=s.pg_cap,
-                                    features=pool if s.pg_pool > 1 else None, memory=memory)
+                                    features=self.features(), memory=memory)
         if s.guidance == "spell":
             return Spell(denoise, radius=s.spell_radius, memory=memory)
         if s.guidance == "reference":
@@ -179,6 +195,24 @@ class Evaluation:
                                        most_doubt=s.most_doubt)
         return samples
 
+    def trace(self, sets: Tensor) -> dict[str, Tensor]:
+        """What happens to the first of `sets` at each step of the sampler: {sigmas (N,), distances (N, B, B) between
+        the D(x) as the potential sees them, ode (N, B) and guidance (N, B), norms of the two parts of the drift}."""
+        steps: list[dict] = []
+        self.draw(sets[:1], self.evaluate.batch_size, callback=steps.append)
+        plain, kernel = self.bind(sets[:1]), POTENTIALS[self.guidance.pg_kernel]
+        trace: dict[str, list[Tensor]] = dict(sigmas=[], distances=[], ode=[], guidance=[])
+        for step in steps:
+            with torch.no_grad():
+                alone = plain(step["x_hat"], step["sigma_hat"])
+            sigma, images = step["sigma_hat"], self.to_samples(alone)
+            trace["sigmas"].append(sigma)
+            trace["distances"].append(1 - iou(images, images)[0] if kernel is IoU else
+                                      torch.cdist(alone[0].flatten(1), alone[0].flatten(1)).cpu())
+            for name, push in (("ode", step["x_hat"] - alone), ("guidance", alone - step["denoised"])):
+                trace[name].append((push / sigma).flatten(2).norm(dim=-1)[0].cpu())
+        return {name: torch.stack(values) for name, values in trace.items()}
+
     def redraw(self, sets: Tensor, some: Tensor, turn: int, others: Tensor) -> Tensor:
         """One new particle for each of `some` of the sets, (M, H, W), repelled by `others`."""
         if self.bar is not None:
@@ -198,16 +232,27 @@ class Evaluation:
             denoised = self.cost(self.bind(sets[some]))(x + sigma * noise(), sigma)
         return (denoised - x).flatten(2).norm(dim=-1).cpu()
 
-    def sample_all(self) -> Tensor:
+    def sample_all(self, progress: bool = True) -> Tensor:
         """All sets, in as few calls as memory allows, with a progress bar over the steps."""
         total, s = self.evaluate.num_sets, self.guidance
         size = self.evaluate.batch_size * (s.kmedoids_pool if s.guidance == "kmedoids" else 1)
         chunks = torch.arange(total).split(max(1, PARTICLES_PER_CALL[self.device.type] // size))
         with tqdm(total=len(chunks) * s.sequential * self.sampler.num_steps, unit="step",
-                  desc=f"{total} sets of {self.evaluate.batch_size}") as self.bar:
+                  desc=f"{total} sets of {self.evaluate.batch_size}", disable=not progress) as self.bar:
             samples = torch.cat([self.sample(sets) for sets in chunks])
         self.bar = None
         return samples
+
+
+class UnconditionalEvaluation(Evaluation):
+    """Digits out of nothing: modes are the classes that a classifier recognises."""
+
+    def judge(self, samples):
+        judge = checkpoint.load_classifier("judge")
+        digits, confidence = recognise(samples, judge)
+        return mode_metrics(digits, self.world.mode_probabilities) | dict(
+            quality=None, confidence=mean_interval(confidence.mean(1)),
+            iou_distance=mean_interval(iou_distance(samples)), pairwise_l2=mean_interval(pairwise_l2(samples))), digits
 
 
 class MixtureEvaluation(Evaluation):
@@ -217,6 +262,7 @@ class MixtureEvaluation(Evaluation):
 
     def prepare(self) -> None:
         self.shape, self.cond, self.answers = (1, 1, 2), torch.zeros(self.evaluate.num_sets, 0, 1, 2), None
+        self.guide = None
 
     def bind(self, sets, cond=None):
         centres = self.world.centres.view(1, -1, 1, 1, 2).to(self.device).expand(len(sets), -1, -1, -1, -1)
@@ -258,4 +304,5 @@ def make_evaluation(settings: dict[type, Any], path: Path | None) -> Evaluation:
     if path is not None:
         net, _ = checkpoint.load_denoiser(path, device)
         net.autocast = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return Evaluation(settings, make_world(world_settings, bank), device, net)
+    kind = UnconditionalEvaluation if settings[EvaluateSettings].task == "unconditional" else Evaluation
+    return kind(settings, make_world(world_settings, bank), device, net)

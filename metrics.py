@@ -5,6 +5,8 @@ with a 95% interval, every mode count with what independent samples would give.
 """
 from __future__ import annotations
 
+from typing import Callable
+
 import numpy as np
 import torch
 from scipy import stats
@@ -146,6 +148,24 @@ def mode_metrics(modes: Tensor, probabilities: Tensor) -> dict:
                 mode_frequencies=[proportion(count, G * B, float(p))
                                   for count, p in zip(counts.sum(0).tolist(), probabilities)],
                 count_variance_ratio=float(counts[:, 0].double().var()) / binomial if G > 1 and binomial > 0 else None)
+
+
+def without_background(images: Tensor) -> Tensor:
+    """Images in [0, 1] (..., H, W), each with what is darker than its Otsu threshold (Otsu 1979) set to 0.
+    An image of one grey value stays as it is."""
+    from skimage.filters import threshold_otsu
+
+    flat = images.clamp(0, 1).flatten(0, -3)
+    levels = torch.tensor([threshold_otsu(image) if image.min() < image.max() else 0.0 for image in flat.numpy()])
+    return (flat * (flat > levels[:, None, None])).view_as(images)
+
+
+def recognise(samples: Tensor, classifier: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """The digit in each sample, its background removed, and the classifier's confidence in it, the largest
+    softmax probability: (G, B, H, W), frames (N, H, W) -> logits (N, k)  =>  (G, B) int64, (G, B)."""
+    with torch.no_grad():
+        confidence, digits = classifier(without_background(samples).flatten(0, 1)).softmax(-1).max(-1)
+    return digits.view(samples.shape[:2]), confidence.view(samples.shape[:2])
 
 
 def mixture_modes(points: Tensor, centres: Tensor, within: float) -> tuple[Tensor, Tensor]:

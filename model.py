@@ -1,4 +1,4 @@
-"""The denoiser: EDM preconditioning around a U-Net, and its training loss.
+"""The denoiser: EDM preconditioning around a U-Net, and its training loss. At the end, the digit classifier.
 
     D(x; s) = c_skip(s) x + c_out(s) F([c_in(s) x, cond]; c_noise(s))
     c_skip = sd^2 / (s^2 + sd^2)     c_out = s sd / sqrt(s^2 + sd^2)
@@ -12,7 +12,9 @@ F is the EDM U-Net in its DDPM++ flavour. Two things make it cheap enough for a 
 (space-to-depth), and every block sees the mean over the image of its own features
 beside the noise embedding (as in squeeze-and-excitation, Hu et al. 2017, arXiv
 1709.01507), so that what is decided globally, such as where a digit goes, reaches
-every pixel without a deep pyramid.
+every pixel without a deep pyramid. With `motion`, the network may also move the last
+conditioning frame M, with weights g per pixel, instead of drawing the next one anew:
+c_skip(s) x becomes (1 - g) c_skip(s) x + g M (`Motion`).
 """
 from __future__ import annotations
 
@@ -75,21 +77,55 @@ class Block(nn.Module):
         return self.attention((self.skip(x) + h) * math.sqrt(0.5))
 
 
+class Motion(nn.Module):
+    """The last conditioning frame moved by every displacement of up to `reach` px an axis, patch by patch.
+
+    `fit` says how well the noisy frame agrees with each of them (the correlation layer of FlowNet, Dosovitskiy
+    et al. 2015, arXiv 1504.06852, equation 1, on pixels); `forward` mixes them with weights that the network
+    chose (dynamic neural advection, Finn et al. 2016, arXiv 1605.07157, section 3). Black moves in at the borders.
+    """
+
+    def __init__(self, reach: int, patch_size: int, channels: int):
+        super().__init__()
+        self.reach, self.patch_size, self.displacements = reach, patch_size, (2 * reach + 1)**2
+        self.logits = nn.Conv2d(channels, self.displacements, 1)
+
+    def moved(self, frame: Tensor) -> Tensor:
+        """(N, 1, H, W) in [-1, 1] -> (N, T, D, P) in [0, 1]: T patches of P pixels, D displacements."""
+        (N, _, H, W), p = frame.shape, self.patch_size
+        moved = F.unfold((frame + 1) / 2, 2 * self.reach + 1, padding=self.reach).view(N, -1, H, W)
+        return F.unfold(moved.flatten(0, 1)[:, None], p, stride=p).view(N, self.displacements, p * p, -1).permute(
+            0, 3, 1, 2).contiguous()
+
+    def fit(self, moved: Tensor, x: Tensor) -> Tensor:
+        """Inner product, patch by patch, of the noisy frame x (N, 1, H, W) with each moved one -> (N, D, h, w)."""
+        patches = F.pixel_unshuffle(x, self.patch_size)                             # (N, P, h, w)
+        fit = moved @ patches.flatten(2).transpose(1, 2)[..., None]                 # (N, T, D, 1)
+        return fit[..., 0].transpose(1, 2).unflatten(2, patches.shape[2:]) / self.patch_size
+
+    def forward(self, moved: Tensor, h: Tensor) -> Tensor:
+        """The mixture of moved frames that the features h (N, C, h, w) ask for, (N, 1, H, W) in [-1, 1]."""
+        weights = self.logits(h).float().softmax(1).flatten(2).transpose(1, 2)[:, :, None]     # (N, T, 1, D)
+        patches = (weights @ moved)[:, :, 0].transpose(1, 2).unflatten(2, h.shape[2:])
+        return 2 * F.pixel_shuffle(patches, self.patch_size) - 1
+
+
 class UNet(nn.Module):
     """The raw network F.
 
-    in_channels    noisy and conditioning frames together
+    in_channels    noisy and conditioning frames together, the noisy one first
     out_channels   frames to generate
     channels       width at each resolution, finest first
     blocks         residual blocks per resolution on the way down (one more on the way up)
     attention      resolutions (index into `channels`) with self-attention
     patch_size     p x p pixels become one position before the first convolution
+    motion         0: none; else how far it may move the last conditioning frame, px an axis (see `Motion`)
     num_classes    0: none; else class labels, with label `num_classes` for "not given"
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, channels: Sequence[int], blocks: int,
-                 attention: Sequence[int], head_channels: int, patch_size: int, dropout: float,
-                 num_classes: int):
+                 attention: Sequence[int], head_channels: int, patch_size: int, motion: int,
+                 dropout: float, num_classes: int):
         super().__init__()
         p, c_emb = patch_size, 2 * channels[0]
         self.patch_size, self.num_classes = p, num_classes
@@ -98,7 +134,9 @@ class UNet(nn.Module):
         self.embed = nn.Sequential(nn.Linear(channels[0] // 2 * 2, c_emb), nn.SiLU(),
                                    nn.Linear(c_emb, c_emb), nn.SiLU())
         self.label = nn.Embedding(num_classes + 1, channels[0] // 2 * 2) if num_classes else None
-        self.stem = nn.Conv2d(in_channels * p * p, channels[0], 3, padding=1)
+        self.motion = Motion(motion, p, channels[0]) if motion else None
+        self.stem = nn.Conv2d(in_channels * p * p + (self.motion.displacements if motion else 0), channels[0], 3,
+                              padding=1)
 
         def block(c_in, c_out, level):
             return Block(c_in, c_out, c_emb, level in attention, head_channels, dropout)
@@ -119,10 +157,13 @@ class UNet(nn.Module):
                 c = width
             if level:
                 self.up.append(nn.Upsample(scale_factor=2, mode="nearest"))
-        self.norm, self.out = _norm(c), _zero(nn.Conv2d(c, out_channels * p * p, 3, padding=1))
+        # With motion, beside every pixel: how much of the moved frame to take there.
+        self.norm, self.out = _norm(c), _zero(nn.Conv2d(c, out_channels * p * p * (2 if motion else 1), 3, padding=1))
 
-    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        """x (N, in_channels, H, W), c_noise (N,), labels (N,) int64 -> (N, out_channels, H, W)."""
+    def forward(self, x: Tensor, c_noise: Tensor,
+                labels: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """x (N, in_channels, H, W), c_noise (N,), labels (N,) int64 -> F and, with motion, how much of the moved
+        frame to take at each pixel and that frame (else None, None); each (N, out_channels, H, W)."""
         # ln(s)/4 lies in [-2, 1.1]; times 250 it spans the sinusoids like DDPM's 1000 steps.
         angle = 250 * c_noise.float()[:, None] * self.frequencies
         emb = torch.cat([angle.cos(), angle.sin()], 1)
@@ -130,7 +171,11 @@ class UNet(nn.Module):
             emb = emb + self.label(torch.full_like(c_noise, self.num_classes, dtype=torch.long)
                                    if labels is None else labels)
         emb = self.embed(emb)
-        h = self.stem(F.pixel_unshuffle(x, self.patch_size))
+        h = F.pixel_unshuffle(x, self.patch_size)
+        if self.motion is not None:
+            moved = self.motion.moved(x[:, -1:])
+            h = torch.cat([h, self.motion.fit(moved, x[:, :1])], 1)
+        h = self.stem(h)
         skips = [h]
         for layer in self.down:
             h = layer(h, emb) if isinstance(layer, Block) else layer(h)
@@ -138,7 +183,12 @@ class UNet(nn.Module):
         h = self.mid(h, emb)
         for layer in self.up:
             h = layer(torch.cat([h, skips.pop()], 1), emb) if isinstance(layer, Block) else layer(h)
-        return F.pixel_shuffle(self.out(F.silu(self.norm(h))), self.patch_size)
+        h = F.silu(self.norm(h))
+        out = F.pixel_shuffle(self.out(h), self.patch_size)
+        if self.motion is None:
+            return out, None, None
+        own, gain = out.chunk(2, 1)
+        return own, gain, self.motion(moved, h)
 
 
 class EDMDenoiser(nn.Module):
@@ -161,9 +211,10 @@ class EDMDenoiser(nn.Module):
         c_in = 1 / (s**2 + sd**2).sqrt()
         inputs = c_in * x if cond is None else torch.cat([c_in * x, cond.float()], 1)
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            raw = self.unet(inputs.contiguous(memory_format=torch.channels_last),
-                            s.flatten().log() / 4, labels)
-        return c_skip * x + c_out * raw.float()
+            own, gain, moved = self.unet(inputs.contiguous(memory_format=torch.channels_last),
+                                         s.flatten().log() / 4, labels)
+        kept = c_skip * x if gain is None else torch.lerp(c_skip * x, moved.float(), gain.float())
+        return kept + c_out * own.float()
 
     def bind(self, cond: Tensor | None = None,
              labels: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
@@ -213,3 +264,32 @@ def posterior_mean(x: Tensor, sigma: Tensor, images: Tensor, log_prior: Tensor |
     s2 = sigma.to(x).expand(N)[:, None, None]**2
     logits = logits / (s2 + sd**2) if log_prior is None else logits / (s2 + sd**2) + log_prior
     return ((s2 * (logits.softmax(-1) @ mu) + sd**2 * flat) / (s2 + sd**2)).view_as(x)
+
+
+class Classifier(nn.Module):
+    """Which digit the middle of a frame shows: a small residual network (He et al. 2016, arXiv 1512.03385), two
+    convolutions at each width, that halves the resolution between widths. `margin` px around it are not looked at.
+    Frames (N, H, W) in [0, 1] -> logits (N, 10)."""
+
+    def __init__(self, channels: Sequence[int], margin: int = 6, classes: int = 10):
+        super().__init__()
+        def conv(c_in, c_out, stride=1):
+            return nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out))
+        self.margin, before = margin, (channels[0], *channels[:-1])
+        self.stem = conv(1, channels[0])
+        self.inner = nn.ModuleList(conv(a, b, 1 if i == 0 else 2) for i, (a, b) in enumerate(zip(before, channels)))
+        self.outer = nn.ModuleList(conv(b, b) for b in channels)
+        self.skip = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(before[1:], channels[1:]))
+        self.out = nn.Linear(channels[-1], classes)
+
+    def features(self, frames: Tensor) -> Tensor:
+        """What the last layer sees, (N, channels[-1])."""
+        m, H, W = self.margin, *frames.shape[1:]
+        h = F.relu(self.stem(2 * frames[:, None, m:H - m, m:W - m] - 1))
+        for level, (inner, outer) in enumerate(zip(self.inner, self.outer)):
+            kept = self.skip[level - 1](F.avg_pool2d(h, 2)) if level else h
+            h = F.relu(kept + outer(F.relu(inner(h))))
+        return h.mean((2, 3))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.out(self.features(frames))

@@ -12,33 +12,33 @@ from typing import Iterator
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import checkpoint
 from config import TrainSettings, build
 from data_loader import World
-from model import EDMDenoiser, edm_loss, posterior_mean
+from model import edm_loss, posterior_mean
 from sampler import set_generator
 
 
 class Optimizer:
-    """Adam, or Muon for the hidden weight matrices and AdamW for the rest (Jordan et al. 2024,
-    torch.optim.Muon). A convolution's kernel is one matrix, out x (in * k * k)."""
+    """AdamW, or Muon for the hidden weight matrices and AdamW for the rest (Jordan et al. 2024,
+    torch.optim.Muon). A convolution's kernel is one matrix, out x (in * k * k); `ends` are the names
+    with which the first and last layers start, which are not hidden."""
 
-    def __init__(self, model: EDMDenoiser, settings: TrainSettings):
-        ends = ("unet.stem", "unet.out", "unet.label")
+    def __init__(self, model: nn.Module, *, muon: bool, lr: float, muon_lr: float, beta2: float = 0.99,
+                 weight_decay: float = 0.0, ends: tuple[str, ...] = ()):
         hidden = [p for name, p in model.named_parameters() if p.ndim >= 2 and not name.startswith(ends)]
-        self.hidden = hidden if settings.optimizer == "muon" else []
+        self.hidden = hidden if muon else []
         # torch.optim.Muon takes matrices only: give it views that share the kernels' memory.
         self.matrices = [self._matrix(p.detach()) for p in self.hidden]
         taken = {id(p) for p in self.hidden}
         rest = [p for p in model.parameters() if id(p) not in taken]
-        self.parts = {"adam": torch.optim.AdamW(rest, lr=settings.lr, betas=(0.9, settings.beta2),
-                                                weight_decay=settings.weight_decay, fused=True)}
+        self.parts = {"adam": torch.optim.AdamW(rest, lr=lr, betas=(0.9, beta2), weight_decay=weight_decay,
+                                                fused=True)}
         if self.hidden:
-            self.parts["muon"] = torch.optim.Muon(self.matrices, lr=settings.muon_lr,
-                                                  weight_decay=settings.weight_decay)
+            self.parts["muon"] = torch.optim.Muon(self.matrices, lr=muon_lr, weight_decay=weight_decay)
         self.base = {name: part.param_groups[0]["lr"] for name, part in self.parts.items()}
 
     @staticmethod
@@ -80,7 +80,9 @@ class Training:
         self.net.autocast = device.type == "cuda" and torch.cuda.is_bf16_supported()
         self.ema = checkpoint.make_denoiser(settings, sigma_data).to(device).eval().requires_grad_(False)
         self.ema.load_state_dict(self.net.state_dict())
-        self.optimizer = Optimizer(self.net, self.settings)
+        s = self.settings
+        self.optimizer = Optimizer(self.net, muon=s.optimizer == "muon", lr=s.lr, muon_lr=s.muon_lr, beta2=s.beta2,
+                                   weight_decay=s.weight_decay, ends=("unet.stem", "unet.out", "unet.label"))
         self.parallel = DistributedDataParallel(self.net) if self.ranks > 1 else self.net
         self.iteration, self.seconds = 0, 0.0
 
@@ -140,8 +142,7 @@ class Training:
         tensors |= {f"net.{k}": v for k, v in self.net.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
         checkpoint.save_tensors(outdir / "state.safetensors", tensors, self.metadata() | dict(groups=groups))
-        half = {k: v.half() if k != "sigma_data" else v for k, v in self.ema.state_dict().items()}
-        checkpoint.save_tensors(outdir / "model.safetensors", half, self.metadata())
+        checkpoint.save_tensors(outdir / "model.safetensors", checkpoint.halved(self.ema), self.metadata())
 
     def load(self, outdir: Path) -> None:
         path = outdir / "state.safetensors"

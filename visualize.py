@@ -4,6 +4,8 @@
     python visualize.py trajectory runs/NAME --set 0       # x_n and D(x_n) over its denoising steps
     python visualize.py dataset --dataset horizontal       # what a world looks like
     python visualize.py schedule --rho [3,4,7]             # noise levels over the steps
+    python visualize.py heatmap runs/e5-quick --threshold 7.5    # what an experiment found; also prior, frontier
+    python visualize.py norms runs/e3-quick                # its sets, sampled again; also strip, mean, umap
 
 Each command writes one PNG, to --out or where it says.
 """
@@ -12,7 +14,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional
+from typing import List, Literal, Optional
 
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
@@ -40,11 +42,43 @@ class Rows:
 
 
 @dataclass
-class Particles:
-    """Particles"""
+class OneSet:
+    """One set"""
 
     set: NonNegativeInt = 0
     """which set of the run"""
+
+
+@dataclass
+class Cells:
+    """Cells"""
+
+    value: Literal["modes_found", "quality", "confidence", "hm_iou"] = "modes_found"
+    """what to show"""
+    threshold: Optional[float] = None
+    """frame the cells that are this good or better"""
+
+
+@dataclass
+class Sets:
+    """Sets"""
+
+    num_each: PositiveInt = 3
+    """sets of each kind"""
+
+
+@dataclass
+class Map:
+    """Map"""
+
+    num_digits: PositiveInt = 2000
+    """real test digits to fit it on"""
+
+
+@dataclass
+class Particles:
+    """Particles"""
+
     num_particles: PositiveInt = 3
     """how many of its particles, from the first"""
 
@@ -95,8 +129,7 @@ def trajectory(args: Namespace):
     job = setup(["--config", str(run_file(args.run, "config.yaml"))])
     if job.world.dataset == "mixture":
         reject("run", args.run, "a run in a world of frames; particles in the plane have none")
-    if args.set >= job.evaluate.num_sets:
-        reject("set", args.set, f"0 to {job.evaluate.num_sets - 1}, the sets of {args.run}")
+    check_set(args, job)
     steps: list[dict] = []
     job.sample(torch.tensor([args.set]), callback=steps.append)
     shown = slice(0, args.num_particles)
@@ -135,10 +168,167 @@ def schedule(args: Namespace):
     return schedules(curves), Path("schedule.png")
 
 
-COMMANDS = {samples: (Output,), trajectory: (Particles, Output),
+def rows_of(run: str) -> list[dict]:
+    """The cells of an experiment, or of a single evaluation one without a label."""
+    if (Path(run) / "results.json").is_file():
+        return json.loads(run_file(run, "results.json").read_text())["rows"]
+    config, result = run_file(run, "config.yaml"), run_file(run, "metrics.json")
+    return [dict(cell={}, flags=["--config", str(config)], result=json.loads(result.read_text()))]
+
+
+def experiment_of(run: str) -> tuple[list[dict], str]:
+    """(the cells, the title) of an experiment. Raises SettingError for anything else."""
+    path = Path(run) / "results.json"
+    if not path.is_file():
+        reject("run", run, "a folder with the results.json that evaluate.py --experiment writes")
+    results = json.loads(path.read_text())
+    return results["rows"], results["title"]
+
+
+def label(row: dict) -> str:
+    return ", ".join(f"{value}" if isinstance(value, str) else f"{key} {value:g}" for key, value in row["cell"].items())
+
+
+def heatmap(args: Namespace):
+    """a number over the grid of an experiment, one panel per kernel or model"""
+    from figures import heatmap as draw
+
+    rows, title = experiment_of(args.run)
+    if not all(row["result"].get(args.value) for row in rows):
+        reject("value", args.value, "a number that every cell of this experiment has")
+    if len(rows[0]["cell"]) < 2:
+        reject("run", args.run, "an experiment with two axes or more")
+    return draw(rows, args.value, args.threshold, title), Path(args.run) / f"heatmap-{args.value}.png"
+
+
+def prior(args: Namespace):
+    """shares of samples that go right against the priors of the training (e8)"""
+    from figures import prior as draw
+
+    rows, title = experiment_of(args.run)
+    if rows[0]["result"]["dataset"] != "horizontal" or "sampler" not in rows[0]["cell"]:
+        reject("run", args.run, "an experiment in horizontal with an axis sampler, such as e8")
+    return draw(rows, title), Path(args.run) / "prior.png"
+
+
+def frontier(args: Namespace):
+    """modes found against quality, a curve per method (e10)"""
+    from figures import frontier as draw
+
+    rows, title = experiment_of(args.run)
+    if "method" not in rows[0]["cell"] or not rows[0]["result"]["quality"]:
+        reject("run", args.run, "an experiment with an axis method and a quality, such as e10")
+    return draw(rows, title), Path(args.run) / "frontier.png"
+
+
+def norms(args: Namespace):
+    """distances inside a set and its drifts per step, sampled again"""
+    import torch
+
+    from evaluate import setup
+    from figures import norms as draw
+
+    traces = {}
+    for row in rows_of(args.run):
+        job = setup(row["flags"])
+        check_set(args, job)
+        traces[label(row) or args.run] = job.trace(torch.tensor([args.set]))
+    return draw(traces), Path(args.run) / "norms.png"
+
+
+def strip(args: Namespace):
+    """the first set in every cell of an experiment, sampled again, with what the whole cell reached"""
+    import torch
+
+    from evaluate import setup
+    from figures import sample_sheet
+
+    rows, given, sets, modes, notes = rows_of(args.run), [], [], [], []
+    for row in rows:
+        job = setup([*row["flags"], "--num_sets", "1"])
+        sets.append(job.sample_all(progress=False))
+        given.append(job.cond)
+        found = row["result"]["modes_found"]
+        modes.append(job.judge(sets[-1])[1])
+        judged = row["result"]["quality"] or row["result"]["confidence"]
+        notes.append((f"{found['mean']:.2f} found, " if found else "") + f"{judged['mean']:.2f}")
+    figure = sample_sheet(torch.cat(given), torch.cat(sets), modes=None if modes[0] is None else torch.cat(modes),
+                          notes=notes, labels=[label(row) for row in rows], max_sets=len(rows))
+    return figure, Path(args.run) / "strip.png"
+
+
+def mean(args: Namespace):
+    """means of large sets, determined and not (e4), sampled again"""
+    import torch
+
+    from evaluate import setup
+    from figures import mean_sheet
+
+    row = rows_of(args.run)[0]
+    job, result = setup(row["flags"]), row["result"]
+    if not job.world.num_cond_frames:
+        reject("run", args.run, "a run whose samples are conditioned on frames")
+    choices, chosen, names = job.sequences.choices[:, -1], [], []
+    for name, mask in (("determined", ~choices), ("random", choices)):
+        some = mask.nonzero()[:args.num_each, 0].tolist()
+        chosen, names = chosen + some, names + [name] * len(some)
+    samples = job.sample(torch.tensor(chosen))
+    notes = [f"L2 {result['pairwise_l2']['per_set'][g]:.2f}, spread {result['centroid_spread']['per_set'][g]:.2f} px"
+             for g in chosen]
+    return mean_sheet(job.cond[chosen], samples, names, notes), Path(args.run) / "mean.png"
+
+
+def umap(args: Namespace):
+    """digits found, on a map of what the judging classifier sees in real ones (e1)"""
+    import numpy as np
+    import torch
+
+    from evaluate import setup
+    from figures import umap_sheet
+
+    rows, kept = rows_of(args.run), Path(args.run) / "umap.npz"
+    if rows[0]["result"]["task"] != "unconditional":
+        reject("run", args.run, "an unconditional run, such as e1")
+    if not kept.is_file():
+        from umap import UMAP
+
+        import checkpoint
+        from classifier import centred
+        from metrics import recognise, without_background
+
+        judge, sets, found = checkpoint.load_classifier("judge"), [], []
+        for row in rows:
+            job = setup(row["flags"])
+            check_set(args, job)
+            sets.append(without_background(job.sample(torch.tensor([args.set])))[0])
+            found.append(recognise(sets[-1][None], judge)[0][0])
+        digits = job.world.digits
+        some = torch.randperm(len(digits.labels), generator=torch.Generator().manual_seed(0))[:args.num_digits]
+        frames = torch.cat([centred(digits, job.world.image_size)[some], *sets])
+        with torch.no_grad():
+            features = torch.cat([judge.features(part) for part in frames.split(500)]).numpy()
+        fitted = UMAP(random_state=0, n_jobs=1).fit(features[:len(some)])
+        points = fitted.transform(features[len(some):])
+        np.savez(kept, digits=fitted.embedding_, labels=digits.labels[some].numpy(),
+                 particles=points.reshape(len(rows), -1, 2), found=torch.stack(found).numpy())
+    with np.load(kept, allow_pickle=False) as file:
+        digits, labels, particles, found = (torch.from_numpy(file[key]) for key in
+                                            ("digits", "labels", "particles", "found"))
+    names = [f"{label(row)}: {len(modes.unique())} of 10" for row, modes in zip(rows, found)]
+    return umap_sheet(digits, labels, particles, found, names), Path(args.run) / "umap.png"
+
+
+def check_set(args: Namespace, job) -> None:
+    if args.set >= job.evaluate.num_sets:
+        reject("set", args.set, f"0 to {job.evaluate.num_sets - 1}, the sets of {args.run}")
+
+
+COMMANDS = {samples: (Output,), heatmap: (Cells, Output), prior: (Output,), frontier: (Output,),
+            norms: (OneSet, Output), strip: (Output,), mean: (Sets, Output), umap: (Map, OneSet, Output),
+            trajectory: (OneSet, Particles, Output),
             dataset: (WorldSettings, DigitSettings, Rows, Output), schedule: (Schedules, Output)}
 
-OF_A_RUN = (samples, trajectory)
+OF_A_RUN = (samples, trajectory, heatmap, prior, frontier, norms, strip, mean, umap)
 
 
 def parse(argv: list[str] | None) -> tuple[str, Namespace]:

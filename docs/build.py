@@ -1,12 +1,14 @@
 """Draw the pictures of the documentation and put the benchmarks' tables into it.
 
     python benchmarks/figures.py && python benchmarks/guidance.py && python benchmarks/cost.py
+    for e in 1 2 3 4 5 6 7 8 9 10; do python evaluate.py --experiment e$e; done
     python docs/build.py
 
 Numbers are never typed: what stands between `<!-- NAME -->` and `<!-- end -->` in a page is written here.
 """
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -60,17 +62,51 @@ def fill(page: Path, name: str, text: str) -> None:
                            lambda marks: f"{marks[1]}\n{text.strip()}\n\n{marks[2]}", page.read_text(), flags=re.S))
 
 
+def experiment_page(runs: Path) -> str:
+    """docs/results.md: every experiment that was run, in its largest preset."""
+    import experiments
+
+    parts = ["# The experiments, reproduced", "",
+             "Written by `python docs/build.py` from the result files; brackets and ± are 95% intervals. "
+             "`--preset full` takes more sets per cell.", ""]
+    for path in sorted(experiments.RECIPES.glob("*.yaml"), key=lambda path: int(path.stem[1:])):
+        name, recipe = path.stem, experiments.load(path.stem)
+        folder = next((runs / f"{name}-{preset}" for preset in ("full", "quick")
+                       if (runs / f"{name}-{preset}" / "results.json").is_file()), None)
+        if folder is None:
+            continue
+        results = json.loads((folder / "results.json").read_text())
+        (ROOT / "docs" / "results" / f"{name}.json").write_text(json.dumps(experiments.without_sets(results)))
+        parts += [f"## {name.upper()}: {recipe['title']}", "", f"    {results['command']}", "",
+                  f"The thesis: {recipe['reference']}.", "", experiments.summary(results["rows"]), ""]
+        for picture in sorted(folder.glob("*.png")):
+            shutil.copy(picture, ROOT / "docs" / "results" / f"{name}-{picture.name}")
+            parts += [f"![{picture.stem}](results/{name}-{picture.name})", ""]
+        parts += [" ".join(recipe["meaning"].split()), ""]
+    return "\n".join(parts)
+
+
 def checkpoint_table() -> str:
     """Every shipped network, from its own metadata."""
     import checkpoint
 
-    rows = ["| checkpoint | parameters | size | trained on | iterations | minutes | machine |", "|" + "---|" * 7]
+    rows = ["| checkpoint | parameters | size | trained on | updates | minutes | machine | command |", "|" + "---|" * 8]
     for path in sorted((ROOT / "checkpoints").glob("*.safetensors")):
         m, size = checkpoint.read_metadata(path), path.stat().st_size / 1e6
-        rows.append(f"| `{path.name}` | {m['parameters']:,} | {size:.1f} MB | {m['digits_source']}, training split | "
-                    f"{m['iteration']:,} of {m['settings']['batch_size']} | {m['train_seconds'] / 60:.0f} | "
-                    f"{m['machine']} |")
+        if path.stem.startswith("classifier"):
+            updates = f"{m['settings']['epochs']} epochs; {100 * m['accuracy']:.2f}% of the test digits right"
+            command = f"classifier.py --digits mnist --seed {m['settings']['seed']}"
+        else:
+            updates = f"{m['iteration']:,} of {m['settings']['batch_size']}"
+            command = f"train.py --config {config(path)}"
+        rows.append(f"| `{path.stem}` | {m['parameters']:,} | {size:.1f} MB | {m['digits_source']} | {updates} | "
+                    f"{m['train_seconds'] / 60:.0f} | {m['machine']} | `{command}` |")
     return "\n".join(rows)
+
+
+def config(path: Path) -> str:
+    small = ROOT / "configs" / f"{path.stem}_small.yaml"
+    return f"configs/{small.name if small.is_file() else path.stem + '.yaml'}"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -82,6 +118,7 @@ def main(argv: list[str] | None = None) -> None:
             draw(name, flags, args.data_root)
     for result in RESULTS:
         shutil.copy(Path(args.runs) / result, ROOT / "docs" / "results")
+    (ROOT / "docs" / "results.md").write_text(experiment_page(Path(args.runs)))
     tables = {name: (Path(args.runs) / path).read_text() for name, path in TABLES.items()}
     for page in (ROOT / "README.md", ROOT / "docs" / "guidance.md"):
         for name, text in (tables | dict(checkpoint=checkpoint_table())).items():

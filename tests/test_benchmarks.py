@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import experiments
 from conftest import ROOT
 
 
@@ -29,16 +30,19 @@ def test_every_benchmark_explains_itself(name):
 
 def test_guidance_benchmark_keeps_finished_cells(tmp_path, monkeypatch):
     guidance = load("guidance")
-    few = {name: guidance.METHODS[name] for name in ("independent", "particle guidance", "SPELL", "CADS")}
-    monkeypatch.setattr(guidance, "METHODS", few)
-    argv = ["--num_sets", "2", "--denoisers", "[exact]", "--data_root", str(ROOT / "data"), "--outdir", str(tmp_path)]
+    recipe = experiments.load("e10")
+    few = {name: recipe["grid"]["method"][name] for name in ("independent", "particle guidance", "SPELL", "CADS")}
+    recipe["grid"] = dict(denoiser=["exact", "trained"], method=few)
+    monkeypatch.setattr(experiments, "load", lambda name: recipe)
+    argv = ["--num_sets", "1", "--data_root", str(ROOT / "data"), "--outdir", str(tmp_path)]
     guidance.main(argv)
-    rows = json.loads((tmp_path / "guidance.json").read_text())
-    assert [row["method"] for row in rows] == ["independent"] + 4 * ["particle guidance"] + 3 * ["SPELL"]
+    methods = [row["cell"]["method"] for row in json.loads((tmp_path / "guidance.json").read_text())]
+    exact = ["independent"] + 4 * ["particle guidance"] + 3 * ["SPELL"]
+    assert methods == exact + exact + 3 * ["CADS"]
     assert "| particle guidance | 1.7 |" in (tmp_path / "guidance.md").read_text()
     cells = sorted((tmp_path / "cells").iterdir())
     before = [cell.stat().st_mtime_ns for cell in cells]
-    assert len(cells) == 8
+    assert len(cells) == 19
     cells[0].unlink()
     guidance.main(argv)
     after = [cell.stat().st_mtime_ns for cell in cells]

@@ -5,7 +5,7 @@ import torch
 
 from checkpoint import make_denoiser
 from config import ModelSettings, WorldSettings, record
-from model import EDMDenoiser, edm_loss, posterior_mean, sigma_data_of
+from model import EDMDenoiser, Motion, edm_loss, posterior_mean, sigma_data_of
 
 
 def network(**settings) -> EDMDenoiser:
@@ -19,7 +19,8 @@ def network(**settings) -> EDMDenoiser:
 
 
 @pytest.mark.parametrize("settings", [{}, dict(patch_size=4), dict(channels=[16], attention=[]),
-                                      dict(channels=[16, 24, 32], attention=[0, 2], blocks=2)])
+                                      dict(channels=[16, 24, 32], attention=[0, 2], blocks=2),
+                                      dict(patch_size=2, motion=3)])
 def test_shapes(settings):
     net = network(**settings)
     x, cond = torch.randn(3, 1, 32, 32), torch.rand(3, 1, 32, 32)
@@ -108,3 +109,62 @@ def test_posterior_mean_of_a_gaussian_mixture():
 
 def test_sigma_data_is_measured_in_the_models_range():
     assert sigma_data_of(torch.tensor([0.0, 1.0])) == pytest.approx(math.sqrt(2))
+
+
+# ---------------------------------------------------------------- motion
+
+@pytest.fixture
+def motion():
+    return Motion(reach=2, patch_size=4, channels=8)
+
+
+def shifted(frame, dy, dx):
+    """frame (H, W) in [-1, 1] moved by (dy, dx), black where nothing came from."""
+    H, W = frame.shape
+    out = torch.full_like(frame, -1)
+    out[max(dy, 0):H + min(dy, 0), max(dx, 0):W + min(dx, 0)] = \
+        frame[max(-dy, 0):H - max(dy, 0), max(-dx, 0):W - max(dx, 0)]
+    return out
+
+
+def test_one_weight_per_displacement_moves_the_frame(motion):
+    """Logits that single out one displacement everywhere give the frame moved by it, each once."""
+    frame = 2 * torch.rand(1, 1, 16, 16) - 1
+    moved, seen = motion.moved(frame), []
+    for d in range(motion.displacements):
+        torch.nn.init.zeros_(motion.logits.weight)
+        with torch.no_grad():
+            motion.logits.bias.copy_(torch.where(torch.arange(motion.displacements) == d, 100.0, 0.0))
+        out = motion(moved, torch.zeros(1, 8, 4, 4))[0, 0]
+        seen += [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)
+                 if torch.allclose(out, shifted(frame[0, 0], dy, dx), atol=1e-5)]
+    assert sorted(seen) == [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)]
+
+
+def test_fit_is_largest_where_the_frame_went(motion):
+    """The sum over patches is the inner product with the moved frame: largest for the true displacement."""
+    generator = torch.Generator().manual_seed(0)
+    frame = torch.full((1, 1, 16, 16), -1.0)
+    frame[0, 0, 4:12, 4:12] = torch.rand(8, 8, generator=generator).mul(2).sub(1)
+    moved = motion.moved(frame)
+    for dy, dx in ((0, 0), (2, -1), (-2, 2)):
+        there = shifted(frame[0, 0], dy, dx)
+        fit = motion.fit(moved, there[None, None])
+        inner = torch.stack([((shifted(frame[0, 0], *motion_of(d, moved, frame)) + 1) / 2 * there).sum()
+                             for d in range(motion.displacements)])
+        torch.testing.assert_close(fit.sum((2, 3))[0] * motion.patch_size, inner, rtol=1e-4, atol=1e-4)
+        assert motion_of(int(fit.sum((2, 3))[0].argmax()), moved, frame) == (dy, dx)
+
+
+def motion_of(d, moved, frame):
+    """The displacement that is the d-th of `moved` (N, T, D, P), read off the frame itself."""
+    patches = moved[0, :, d].reshape(4, 4, 4, 4).permute(0, 2, 1, 3).reshape(16, 16) * 2 - 1
+    return next((dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)
+                if torch.allclose(patches, shifted(frame[0, 0], dy, dx), atol=1e-5))
+
+
+def test_gradients_reach_the_noisy_frame_through_motion():
+    net = network(patch_size=4, motion=4)
+    x, cond = torch.randn(2, 1, 32, 32, requires_grad=True), torch.rand(2, 1, 32, 32) * 2 - 1
+    grad, = torch.autograd.grad(net(x, torch.tensor(2.0), cond).square().sum(), x)
+    assert grad.isfinite().all() and (grad != 0).float().mean() > 0.9

@@ -1,0 +1,56 @@
+import pytest
+import torch
+
+import checkpoint
+import classifier
+from data_loader import load_digits
+from metrics import recognise, without_background
+
+
+def test_training_learns_and_the_file_says_what_it_measured(tmp_path, digits, capsys):
+    path = tmp_path / "small.safetensors"
+    classifier.main(["--digits", "embedded", "--channels", "[16, 32]", "--epochs", "6", "--device", "cpu",
+                     "--batch_size", "64", "--out", str(path)])
+    metadata = checkpoint.read_metadata(path)
+    assert metadata["accuracy"] > 0.8 and metadata["digits_source"] == "embedded"
+    assert f"{100 * metadata['accuracy']:.2f}% of {len(digits.labels)} embedded test digits" in capsys.readouterr().out
+
+
+def test_distortion_moves_little_and_keeps_the_range(digits):
+    frames = classifier.centred(digits, 32)[:64, None]
+    out = classifier.distort(frames, torch.Generator().manual_seed(0))
+    assert out.shape == frames.shape and out.min() >= 0 and out.max() <= 1
+    change = (out - frames).flatten(1).norm(dim=1) / frames.flatten(1).norm(dim=1)
+    assert change.min() > 0.01 and change.mean() < 0.9
+
+
+@pytest.mark.parametrize("role", ["judge", "guide"])
+def test_shipped_classifiers_reach_their_figure(role, mnist_root):
+    """99.5 % on all 10,000 test digits, 16 px in frames of 32."""
+    test = load_digits("mnist", "test", size=16, data_root=mnist_root)
+    assert classifier.accuracy(checkpoint.load_classifier(role), test, 32, "cpu") >= 0.995
+
+
+def test_shipped_classifiers_are_two_different_ones():
+    judge, guide = (checkpoint.load_classifier(role).state_dict() for role in ("judge", "guide"))
+    assert not torch.allclose(judge["out.weight"], guide["out.weight"], atol=0.01)
+
+
+def test_background_goes_and_the_digit_stays(digits):
+    frames = classifier.centred(digits, 32)[:20]
+    grey = 0.1 + 0.9 * frames
+    clean = without_background(grey[None])[0]
+    assert (clean[frames == 0] == 0).all() and torch.equal(clean[frames > 0.8], grey[frames > 0.8])
+    assert torch.equal(without_background(torch.full((1, 1, 4, 4), 0.3)), torch.full((1, 1, 4, 4), 0.3))
+
+
+def test_recognise_returns_what_the_classifier_says():
+    """A classifier that answers by where the light is: its digits and confidences come back in place."""
+    frames = torch.zeros(2, 3, 8, 8)
+    places = torch.tensor([[1, 4, 2], [7, 0, 3]])
+    for g in range(2):
+        for b in range(3):
+            frames[g, b, :, places[g, b]] = 1
+    digits, confidence = recognise(frames, lambda images: images.sum(1))
+    assert torch.equal(digits, places)
+    torch.testing.assert_close(confidence, torch.full((2, 3), float(torch.tensor([8.0] + [0.0] * 7).softmax(0)[0])))
