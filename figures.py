@@ -162,15 +162,24 @@ def world_sheet(frames: Tensor, positions: Tensor, choices: Tensor, *, digit_siz
     return figure
 
 
-def schedules(curves: dict[str, Tensor]) -> Figure:
-    """Noise levels over the steps, a line per schedule: name -> sigmas (N + 1,), the last one 0."""
-    figure, axis = plt.subplots(figsize=(5.5, 3.4))
+def schedules(curves: dict[str, Tensor], densities: dict[str, tuple[float, float]]) -> Figure:
+    """Where the sampler goes and where the training was, on one axis of noise levels: at the left the levels over
+    the steps, name -> sigmas (N + 1,), the last one 0; at the right the densities of ln sigma in training,
+    name -> (mean, standard deviation)."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.5, 3.6), sharey=True, width_ratios=(3, 1.5),
+                                         gridspec_kw=dict(wspace=0.05))
     for (name, sigmas), colour in zip(curves.items(), COLOURS):
-        axis.semilogy(range(len(sigmas) - 1), sigmas[:-1], "o-", ms=3, lw=1.2, color=colour, label=name)
-    axis.set_xlabel(r"step $n$ (then $\sigma = 0$)")
-    axis.set_ylabel(r"noise level $\sigma_n$")
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False)
+        left.semilogy(range(len(sigmas) - 1), sigmas[:-1], "o-", ms=3, lw=1.2, color=colour, label=name)
+    u = torch.linspace(math.log(0.002), math.log(80), 300)
+    for (name, (mean, std)), colour in zip(densities.items(), COLOURS[4:]):
+        right.semilogy((-(u - mean)**2 / (2 * std**2)).exp() / (std * math.sqrt(2 * math.pi)), u.exp(), color=colour,
+                       label=name)
+    left.set_xlabel(r"step $n$ (then $\sigma = 0$)")
+    left.set_ylabel(r"noise level $\sigma_n$")
+    right.set_xlabel(r"density of $\ln \sigma$ in training")
+    left.grid(alpha=0.3), right.grid(alpha=0.3)
+    left.legend(frameon=False, fontsize=8), right.legend(frameon=False, fontsize=7, loc="upper right")
+    right.set_xlim(0, 0.6)
     return figure
 
 
@@ -342,16 +351,4 @@ def umap_sheet(digits: Tensor, labels: Tensor, particles: Sequence[Tensor], foun
         axis.set_xticks([]), axis.set_yticks([])
     axes[-1, 0].set_xlabel("UMAP 1", fontsize=8), axes[-1, 0].set_ylabel("UMAP 2", fontsize=8)
     _title(figure, title)
-    return figure
-
-
-def noise_densities(curves: dict[str, tuple[float, float]]) -> Figure:
-    """Densities of ln sigma in training, a line per name -> (p_mean, p_std)."""
-    figure, axis = plt.subplots(figsize=(5.5, 3.0))
-    u = torch.linspace(math.log(0.002), math.log(80), 300)
-    for (name, (mean, std)), colour in zip(curves.items(), COLOURS[4:]):
-        axis.semilogx(u.exp(), (-(u - mean)**2 / (2 * std**2)).exp() / (std * math.sqrt(2 * math.pi)), color=colour,
-                      label=name)
-    axis.set_xlabel(r"noise level $\sigma$"), axis.set_ylabel(r"density of $\ln \sigma$")
-    axis.grid(alpha=0.3), axis.legend(frameon=False, fontsize=8)
     return figure

@@ -91,23 +91,33 @@ class Motion(nn.Module):
         self.logits = nn.Conv2d(channels, self.displacements, 1)
 
     def moved(self, frame: Tensor) -> Tensor:
-        """(N, 1, H, W) in [-1, 1] -> (N, T, D, P) in [0, 1]: T patches of P pixels, D displacements."""
-        (N, _, H, W), p = frame.shape, self.patch_size
-        moved = F.unfold((frame + 1) / 2, 2 * self.reach + 1, padding=self.reach).view(N, -1, H, W)
-        return F.unfold(moved.flatten(0, 1)[:, None], p, stride=p).view(N, self.displacements, p * p, -1).permute(
-            0, 3, 1, 2).contiguous()
+        """(G, 1, H, W) in [-1, 1] -> (G, T, D, P) in [0, 1]: T patches of P pixels, D displacements."""
+        p, r = self.patch_size, self.reach
+        padded = F.pad((frame[:, 0] + 1) / 2, (r, r, r, r))
+        around = padded.unfold(1, p + 2 * r, p).unfold(2, p + 2 * r, p)             # (G, h, w, p + 2r, p + 2r)
+        return around.unfold(3, p, 1).unfold(4, p, 1).reshape(len(frame), -1, self.displacements, p * p)
+
+    # Below, a frame of `moved` serves N / G noisy ones, in a row; c channels at h x w positions are T of them.
+    @staticmethod
+    def _by_patch(images: Tensor, groups: int) -> Tensor:
+        """(N, c, h, w) -> (G, T, N / G, c)."""
+        return images.flatten(2).unflatten(0, (groups, -1)).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def _by_image(patches: Tensor, shape: tuple[int, int]) -> Tensor:
+        """The inverse: (G, T, N / G, c) -> (N, c, h, w)."""
+        return patches.permute(0, 2, 3, 1).flatten(0, 1).unflatten(2, shape)
 
     def fit(self, moved: Tensor, x: Tensor) -> Tensor:
-        """Inner product, patch by patch, of the noisy frame x (N, 1, H, W) with each moved one -> (N, D, h, w)."""
+        """Inner product, patch by patch, of noisy frames x (N, 1, H, W) with the moved ones -> (N, D, h, w)."""
         patches = F.pixel_unshuffle(x, self.patch_size)                             # (N, P, h, w)
-        fit = moved @ patches.flatten(2).transpose(1, 2)[..., None]                 # (N, T, D, 1)
-        return fit[..., 0].transpose(1, 2).unflatten(2, patches.shape[2:]) / self.patch_size
+        fit = self._by_patch(patches, len(moved)) @ moved.transpose(2, 3)           # (G, T, N / G, D)
+        return self._by_image(fit, patches.shape[2:]) / self.patch_size
 
     def forward(self, moved: Tensor, h: Tensor) -> Tensor:
         """The mixture of moved frames that the features h (N, C, h, w) ask for, (N, 1, H, W) in [-1, 1]."""
-        weights = self.logits(h).float().softmax(1).flatten(2).transpose(1, 2)[:, :, None]     # (N, T, 1, D)
-        patches = (weights @ moved)[:, :, 0].transpose(1, 2).unflatten(2, h.shape[2:])
-        return 2 * F.pixel_shuffle(patches, self.patch_size) - 1
+        weights = self._by_patch(self.logits(h).float().softmax(1), len(moved))     # (G, T, N / G, D)
+        return 2 * F.pixel_shuffle(self._by_image(weights @ moved, h.shape[2:]), self.patch_size) - 1
 
 
 class UNet(nn.Module):
@@ -160,10 +170,11 @@ class UNet(nn.Module):
         # With motion, beside every pixel: how much of the moved frame to take there.
         self.norm, self.out = _norm(c), _zero(nn.Conv2d(c, out_channels * p * p * (2 if motion else 1), 3, padding=1))
 
-    def forward(self, x: Tensor, c_noise: Tensor,
-                labels: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """x (N, in_channels, H, W), c_noise (N,), labels (N,) int64 -> F and, with motion, how much of the moved
-        frame to take at each pixel and that frame (else None, None); each (N, out_channels, H, W)."""
+    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None,
+                moved: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """x (N, in_channels, H, W), c_noise (N,), labels (N,) int64, moved (G, T, D, P) as `Motion.moved` gives it,
+        None to make it from x -> F and, with motion, how much of the moved frame to take at each pixel and that
+        frame (else None, None); each (N, out_channels, H, W)."""
         # ln(s)/4 lies in [-2, 1.1]; times 250 it spans the sinusoids like DDPM's 1000 steps.
         angle = 250 * c_noise.float()[:, None] * self.frequencies
         emb = torch.cat([angle.cos(), angle.sin()], 1)
@@ -173,7 +184,7 @@ class UNet(nn.Module):
         emb = self.embed(emb)
         h = F.pixel_unshuffle(x, self.patch_size)
         if self.motion is not None:
-            moved = self.motion.moved(x[:, -1:])
+            moved = self.motion.moved(x[:, -1:]) if moved is None else moved
             h = torch.cat([h, self.motion.fit(moved, x[:, :1])], 1)
         h = self.stem(h)
         skips = [h]
@@ -203,7 +214,7 @@ class EDMDenoiser(nn.Module):
         self.autocast = False
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Tensor | None = None,
-                labels: Tensor | None = None) -> Tensor:
+                labels: Tensor | None = None, moved: Tensor | None = None) -> Tensor:
         x, sd = x.float(), self.sigma_data
         s = sigma.to(x).expand(x.shape[0])[:, None, None, None]
         c_skip = sd**2 / (s**2 + sd**2)
@@ -212,7 +223,7 @@ class EDMDenoiser(nn.Module):
         inputs = c_in * x if cond is None else torch.cat([c_in * x, cond.float()], 1)
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             own, gain, moved = self.unet(inputs.contiguous(memory_format=torch.channels_last),
-                                         s.flatten().log() / 4, labels)
+                                         s.flatten().log() / 4, labels, moved)
         kept = c_skip * x if gain is None else torch.lerp(c_skip * x, moved.float(), gain.float())
         return kept + c_out * own.float()
 
@@ -221,11 +232,15 @@ class EDMDenoiser(nn.Module):
         """A denoiser of sets: denoise(x (G, B, C, H, W), sigma scalar) -> x0, same shape.
         Every particle of set g sees cond[g] (G, Cc, H, W) and labels[g] (G,), or with cond
         (G, B, Cc, H, W) one of its own."""
+        shared = cond is not None and cond.ndim == 4
+        # What all particles of a set and all steps have in common.
+        moved = self.unet.motion.moved(cond[:, -1:].float()) if shared and self.unet.motion is not None else None
+
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             B = x.shape[1]
             each = lambda t: None if t is None else t.repeat_interleave(B, 0)
-            frames = cond.flatten(0, 1) if cond is not None and cond.ndim == 5 else each(cond)
-            return self(x.flatten(0, 1), sigma, frames, each(labels)).unflatten(0, (-1, B))
+            frames = each(cond) if shared or cond is None else cond.flatten(0, 1)
+            return self(x.flatten(0, 1), sigma, frames, each(labels), moved).unflatten(0, (-1, B))
         return denoise
 
 

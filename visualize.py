@@ -95,6 +95,10 @@ class Schedules:
     """last noise level before 0"""
     sigma_max: Positive = SamplerSettings.sigma_max
     """first noise level"""
+    p_mean: List[float] = (-1.2, 0.8)
+    """means of ln sigma in training to compare"""
+    p_std: Positive = 1.2
+    """standard deviation of ln sigma in training"""
 
 
 def run_file(run: str, name: str) -> Path:
@@ -157,7 +161,7 @@ def dataset(args: Namespace):
 
 
 def schedule(args: Namespace):
-    """noise levels over the steps for several rho"""
+    """noise levels over the steps for several rho, and those of the training"""
     from figures import schedules
     from sampler import karras_sigmas
 
@@ -165,7 +169,8 @@ def schedule(args: Namespace):
     for rho in args.rho:
         s = SamplerSettings(args.num_steps, args.sigma_min, args.sigma_max, rho)
         curves[rf"$\rho$ = {rho:g}"] = karras_sigmas(s.num_steps, s.sigma_min, s.sigma_max, s.rho)
-    return schedules(curves), Path("schedule.png")
+    densities = {f"N({mean:g}, {args.p_std:g}²)": (mean, args.p_std) for mean in args.p_mean}
+    return schedules(curves, densities), Path("schedule.png")
 
 
 def rows_of(run: str) -> list[dict]:

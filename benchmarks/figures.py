@@ -59,7 +59,7 @@ class FigureSettings:
 def show(key: str, result: dict) -> str:
     """One number with its interval."""
     value = result["mode_frequencies"][0] if key == "p_right" else result[key]
-    digits = 2 if key in ("modes_found", "quality") else 3
+    digits = 2 if key == "modes_found" else 3
     name = NAMES[key] + (f" of {result['modes_total']}" if key == "modes_found" else "")
     if not isinstance(value, dict):
         return f"{name} {value:.{digits}f}"

@@ -55,7 +55,7 @@ def markdown(rows: list[dict]) -> str:
             strength = [str(number) for key, number in cell.items() if key not in ("denoiser", "method")]
             lines.append("| " + " | ".join([
                 method, *(strength or [""]), value(result, "modes_found", 2),
-                value(result, "quality", 2), value(result, "hm_iou", 3), value(result, "ged", 3),
+                value(result, "quality", 3), value(result, "hm_iou", 3), value(result, "ged", 3),
                 f"{result['network_calls']:.1f}", f"{result['backward_calls']:.1f}", f"{result['seconds']:.0f}"])
                          + " |")
         lines.append("")
