@@ -26,7 +26,7 @@ from conftest import ROOT
     (evaluate.main, ["--denoiser", "exact", "--guidance", "cads"], "guidance", "cads", "--denoiser exact"),
     (evaluate.main, ["--denoiser", "exact", "--guidance", "kmedoids", "--sequential", "2"],
      "sequential", "2", "1 with"),
-    (evaluate.main, ["--task", "unconditional"], "task", "unconditional", "classifier"),
+    (evaluate.main, ["--task", "conditional", "--dataset", "centered"], "task", "conditional", "unconditional"),
     (train.main, ["--lr", "0"], "lr", "0", "a number > 0"),
     (train.main, ["--p_std", "wide"], "p_std", "wide", "a number > 0"),
     (train.main, ["--target", "posterior", "--dataset", "free"], "target", "posterior", "circle_jumping"),
