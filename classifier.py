@@ -1,7 +1,7 @@
 """The digit classifier: which digit a frame shows, how readable it is, and features to repel in.
 
     python classifier.py --seed 1 --out checkpoints/classifier_judge.safetensors
-    python classifier.py --seed 2 --out checkpoints/classifier_guide.safetensors
+    python classifier.py --seed 2 --epochs 8 --out checkpoints/classifier_guide.safetensors
 
 Two are trained independently, with different initial weights, orders and distortions: one judges,
 the other one's features may guide. A guide that judged itself would find what it pushed for.

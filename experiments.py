@@ -121,20 +121,28 @@ def without_sets(result: Any) -> Any:
     return [without_sets(item) for item in result] if isinstance(result, list) else result
 
 
+def numbers(result: dict) -> dict[str, dict | None]:
+    """What a table shows of an evaluation: name -> {mean, ci95, ...}."""
+    shown = {"modes found": result["modes_found"], "quality": result["quality"], "HM IoU*": result.get("hm_iou"),
+             "confidence": result.get("confidence")}
+    if result["dataset"] == "horizontal":
+        shown = {"p(right)": result["mode_frequencies"][0], "quality": result["quality"]}
+    for kind in ("unimode", "multimode"):
+        for key, name in (("pairwise_l2", "L2 between samples"), ("centroid_spread", "spread of centroids, px")):
+            shown[f"{kind}: {name}"] = result.get(kind, {}).get(key)
+    return {name: value for name, value in shown.items() if value}
+
+
 def table(rows: list[dict]) -> str:
     """A Markdown table of all cells: their labels and what was measured."""
-    names = dict(modes_found="modes found", quality="quality", hm_iou="HM IoU*", confidence="confidence")
     labels = list(dict.fromkeys(key for row in rows for key in row["cell"]))
-    shown = [key for key in names if any(row["result"].get(key) for row in rows)]
-    right = rows[0]["result"]["dataset"] == "horizontal"
-    lines = ["| " + " | ".join([*labels, *(names[key] for key in shown), *["p(right)"] * right, "network calls",
-                                "seconds"]) + " |"]
-    lines.append("|" + "---|" * lines[0].count(" | ") + "---|")
+    names = list(dict.fromkeys(name for row in rows for name in numbers(row["result"])))
+    header = [*labels, *names, "network calls", "seconds"]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for row in rows:
-        result = row["result"]
-        values = [interval(result.get(key)) for key in shown]
-        values += [interval(result["mode_frequencies"][0])] * right
-        lines.append("| " + " | ".join([*(str(row["cell"].get(key, "")) for key in labels), *values,
+        result, measured = row["result"], numbers(row["result"])
+        lines.append("| " + " | ".join([*(str(row["cell"].get(key, "")) for key in labels),
+                                        *(interval(measured.get(name)) for name in names),
                                         f"{result['network_calls']:.1f}", f"{result['seconds']:.0f}"]) + " |")
     return "\n".join(lines)
 

@@ -109,8 +109,8 @@ def redraw_faulty(samples: Tensor, draw: Callable[[Tensor, int, Tensor], Tensor]
         return samples, redrawn
     everyone = torch.arange(len(samples))
     doubts = doubt(everyone, samples)                                               # (G, B)
-    # Where nothing is in doubt a median of zero would make everything so.
-    scale = doubts.median(1).values.clamp_min(1e-3 * samples[0, 0].numel() ** 0.5)  # (G,)
+    # Where hardly anything is in doubt, a hundredth of the range per pixel, the least of it would weigh.
+    scale = doubts.median(1).values.clamp_min(1e-2 * samples[0, 0].numel() ** 0.5)  # (G,)
     for turn in range(rounds):
         likeness = alike(samples, samples)
         likeness.diagonal(dim1=1, dim2=2).zero_()

@@ -95,7 +95,7 @@ def checkpoint_table() -> str:
         m, size = checkpoint.read_metadata(path), path.stat().st_size / 1e6
         if path.stem.startswith("classifier"):
             updates = f"{m['settings']['epochs']} epochs; {100 * m['accuracy']:.2f}% of the test digits right"
-            command = f"classifier.py --digits mnist --seed {m['settings']['seed']}"
+            command = "classifier.py --digits mnist --seed {seed} --epochs {epochs}".format(**m["settings"])
         else:
             updates = f"{m['iteration']:,} of {m['settings']['batch_size']}"
             command = f"train.py --config {config(path)}"

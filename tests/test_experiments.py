@@ -44,7 +44,7 @@ def small(monkeypatch, tmp_path):
                   settings=dict(denoiser="exact", digits="embedded", num_sets=dict(quick=2, full=3), num_steps=6),
                   grid=dict(pg_kernel=["rbf", "logdet"], pg_factor=[0, 1.0, 2.0]))
     (tmp_path / "recipes").mkdir()
-    (tmp_path / "recipes" / "small.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "recipes" / "small.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     monkeypatch.setattr(experiments, "RECIPES", tmp_path / "recipes")
     return tmp_path / "out"
 

@@ -36,8 +36,9 @@ def test_untrained_network_is_the_best_guess_without_one():
         torch.testing.assert_close(net(x, torch.tensor(sigma), torch.zeros_like(x)).detach(), expected)
 
 
-def test_bound_denoiser_gives_every_particle_its_sets_condition():
-    net = network()
+@pytest.mark.parametrize("settings", [{}, dict(patch_size=4, motion=4)])
+def test_bound_denoiser_gives_every_particle_its_sets_condition(settings):
+    net = network(**settings)
     x, cond = torch.randn(2, 3, 1, 32, 32), torch.rand(2, 1, 32, 32)
     together = net.bind(cond)(x, torch.tensor(2.0, dtype=torch.float64))
     for g in range(2):
