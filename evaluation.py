@@ -19,7 +19,7 @@ from config import (DigitSettings, EvaluateSettings, GuidanceSettings, RunSettin
 from data_loader import Mixture, Sequences, World, load_digits, make_world
 from guidance import Cads, Denoiser, ParticleGuidance, Reference, Spell
 from metrics import (iou, iou_distance, judge, mean_interval, mixture_modes, mode_metrics, pairwise_l2,
-                     recognise)
+                     recognise, without_background)
 from model import EDMDenoiser, posterior_mean
 from potentials import POTENTIALS, Bandwidth, IoU
 from sampler import SetNoise, edm_sampler, karras_sigmas, set_generator
@@ -96,10 +96,13 @@ class Evaluation:
         """How alike samples are, from 0 to 1: (G, A, H, W), (G, B, H, W) -> (G, A, B)."""
         if self.guide is None:
             return iou(a, b)
+        return self.read(a) @ self.read(b).transpose(1, 2)
+
+    def read(self, samples: Tensor) -> Tensor:
+        """What the guiding classifier takes samples for: (G, B, H, W) -> probabilities (G, B, 10)."""
+        frames = without_background(samples).flatten(0, 1).to(self.device)
         with torch.no_grad():
-            a, b = (self.guide(each.flatten(0, 1).to(self.device)).softmax(-1).cpu().unflatten(0, each.shape[:2])
-                    for each in (a, b))
-        return a @ b.transpose(1, 2)
+            return self.guide(frames).softmax(-1).cpu().unflatten(0, samples.shape[:2])
 
     def features(self) -> Callable[[Tensor], Tensor] | None:
         """What the particles of a set are compared by: images (N, 1, H, W) in [-1, 1] -> (N, ...)."""
@@ -222,9 +225,12 @@ class Evaluation:
 
     def doubt(self, sets: Tensor, some: Tensor, samples: Tensor) -> Tensor:
         """How far the denoiser moves samples (M, P, H, W) of `some` of the sets once they are noised to
-        doubt_sigma, as an L2 distance (M, P). Answers that the model believes in come back as they were."""
+        doubt_sigma, as an L2 distance (M, P): answers that the model believes in come back as they were. With the
+        features of a classifier, how far that is from being sure what it sees."""
         if self.guidance.most_doubt == float("inf"):
             return torch.zeros(samples.shape[:2])
+        if self.guide is not None:
+            return 1 - self.read(samples).amax(-1)
         sigma = torch.tensor(self.guidance.doubt_sigma, dtype=torch.float64)
         noise = SetNoise(self.seed, sets[some].tolist(), (samples.shape[1], *self.shape), self.device, DOUBT_NOISE)
         x = self.to_memory(samples)
