@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any, Iterable
 
+import experiments
 from config import (DigitSettings, EvaluateSettings, ExperimentSettings, GuidanceSettings, RunSettings,
                     SamplerSettings, SettingError, WorldSettings, build, dump_yaml, fail, make_parser, record, reject,
                     run_folder)
@@ -156,7 +157,6 @@ def run(job, progress: bool = True) -> tuple[Any, Any, dict]:
 
 def run_experiment(name: str, preset: str, flags: list[str], outdir: Path) -> None:
     """All cells of an experiment, its table and its picture."""
-    import experiments
     import visualize
 
     rows = experiments.run(name, preset, flags, outdir)
@@ -174,6 +174,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if asked.experiment and not {"-h", "--help"} & set(flags):
             preset = make_parser(*GROUPS, ExperimentSettings, description="").parse_args(argv).preset
+            experiments.load(asked.experiment)
             outdir = run_folder(asked.outdir or f"runs/{asked.experiment}-{preset}", "")
             return run_experiment(asked.experiment, preset, flags, outdir)
         job = setup(argv)

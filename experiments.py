@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import yaml
-from tqdm import tqdm
 
 from config import SettingError, record, reject
 
@@ -87,6 +86,8 @@ def run(name: str, preset: str, flags: list[str], outdir: Path) -> list[dict]:
     """All cells of an experiment, `flags` added to each -> rows {cell: its labels, flags, result}, also
     written to outdir/results.json. Under torchrun every process takes its share of the cells; they need
     not share a disk. Raises SettingError before anything runs if a cell cannot."""
+    from tqdm import tqdm
+
     import evaluate
 
     recipe, rank, ranks = load(name), int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

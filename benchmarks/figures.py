@@ -47,8 +47,8 @@ FIGURES = [
     ("horizontal, stratified noise", f"{HORIZONTAL} --noise stratified --sigma_max 300",
      ["p_right", "count_variance_ratio"]),
 ]
-NAMES = dict(modes_found="modes found", confidence="confidence", quality="quality", hm_iou="HM IoU*", within_3_sd="within 3 sd",
-             p_right="p(right)", count_variance_ratio="variance of counts over binomial")
+NAMES = dict(modes_found="modes found", confidence="confidence", quality="quality", hm_iou="HM IoU*",
+             within_3_sd="within 3 sd", p_right="p(right)", count_variance_ratio="variance of counts over binomial")
 
 
 @dataclass

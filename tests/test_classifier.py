@@ -24,11 +24,11 @@ def test_distortion_moves_little_and_keeps_the_range(digits):
     assert change.min() > 0.01 and change.mean() < 0.9
 
 
-@pytest.mark.parametrize("role, least", [("judge", 0.995), ("guide", 0.99)])
-def test_shipped_classifiers_reach_their_figure(role, least, mnist_root):
+@pytest.mark.parametrize("role", ["judge", "guide"])
+def test_shipped_classifiers_reach_their_figure(role, mnist_root):
     """On all 10,000 test digits, 16 px in frames of 32."""
     test = load_digits("mnist", "test", size=16, data_root=mnist_root)
-    assert classifier.accuracy(checkpoint.load_classifier(role), test, 32, "cpu") >= least
+    assert classifier.accuracy(checkpoint.load_classifier(role), test, 32, "cpu") >= 0.995
 
 
 def test_shipped_classifiers_are_two_different_ones():
