@@ -81,8 +81,8 @@ def check(settings: dict[type, Any], trained: dict, offered: str) -> None:
     if guidance.guidance == "kmedoids" and guidance.sequential > 1:
         reject("sequential", guidance.sequential, "1 with --guidance kmedoids, which has no memory")
     if guidance.guidance == "cads" and (exact or offered == "unconditional"):
-        reject("guidance", "cads", "any other where there is no conditioning to noise (denoiser exact, task "
-                                   "unconditional)")
+        reject("guidance", "cads", "any other with --denoiser exact or --task unconditional, where there is no "
+                                   "conditioning to noise")
 
 
 def setup(argv: list[str] | None = None):

@@ -115,11 +115,11 @@ def run(name: str, preset: str, flags: list[str], outdir: Path) -> list[dict]:
     return rows
 
 
-def without_sets(result: Any) -> Any:
-    """A result without its values per set: what a summary needs."""
+def brief(result: Any) -> Any:
+    """A result without its values per set and the settings that its flags imply: what a summary needs."""
     if isinstance(result, dict):
-        return {key: without_sets(value) for key, value in result.items() if key != "per_set"}
-    return [without_sets(item) for item in result] if isinstance(result, list) else result
+        return {key: brief(value) for key, value in result.items() if key not in ("per_set", "settings")}
+    return [brief(item) for item in result] if isinstance(result, list) else result
 
 
 def numbers(result: dict) -> dict[str, dict | None]:

@@ -336,8 +336,8 @@ def umap_sheet(digits: Tensor, labels: Tensor, particles: Sequence[Tensor], foun
     digits (M, 2), labels (M,) int64; particles and found: (B, 2) and (B,) per panel."""
     columns = min(4, len(particles))
     rows = -(-len(particles) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.7 * columns, 2.8 * rows), squeeze=False,
-                                gridspec_kw=dict(wspace=0.04, hspace=0.16))
+    figure, axes = plt.subplots(rows, columns, figsize=(2.7 * columns, 3.0 * rows), squeeze=False,
+                                gridspec_kw=dict(wspace=0.04, hspace=0.2))
     for axis in axes.flat[len(particles):]:
         axis.axis("off")
     for axis, points, modes, name in zip(axes.flat, particles, found, names):

@@ -319,7 +319,7 @@ def umap(args: Namespace):
     with np.load(kept, allow_pickle=False) as file:
         digits, labels, particles, found = (torch.from_numpy(file[key]) for key in
                                             ("digits", "labels", "particles", "found"))
-    names = [f"{label(row)}: {len(modes.unique())} of 10" for row, modes in zip(rows, found)]
+    names = [f"{label(row)}\n{len(modes.unique())} of 10" for row, modes in zip(rows, found)]
     return umap_sheet(digits, labels, particles, found, names), Path(args.run) / "umap.png"
 
 

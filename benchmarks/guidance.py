@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     outdir = Path(args.outdir)
     outdir.mkdir(parents=True, exist_ok=True)
     rows = experiments.run("e10", "full", [f"--num_sets={args.num_sets}", f"--data_root={args.data_root}"], outdir)
-    (outdir / "guidance.json").write_text(json.dumps(experiments.without_sets(rows), indent=1))
+    (outdir / "guidance.json").write_text(json.dumps(experiments.brief(rows), indent=1))
     (outdir / "guidance.md").write_text(markdown(rows))
     import figures
 

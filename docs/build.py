@@ -76,7 +76,7 @@ def experiment_page(runs: Path) -> str:
         if folder is None:
             continue
         results = json.loads((folder / "results.json").read_text())
-        (ROOT / "docs" / "results" / f"{name}.json").write_text(json.dumps(experiments.without_sets(results)))
+        (ROOT / "docs" / "results" / f"{name}.json").write_text(json.dumps(experiments.brief(results)))
         parts += [f"## {name.upper()}: {recipe['title']}", "", f"    {results['command']}", "",
                   f"The thesis: {recipe['reference']}.", "", experiments.summary(results["rows"]), ""]
         for picture in sorted(folder.glob("*.png")):
