@@ -85,7 +85,7 @@ def result_sheet(cond: Tensor, samples: Tensor, modes: Tensor | None, result: di
         return points_sheet(samples.flatten(2), Mixture(), result)
     total, settings = result["modes_total"], result["settings"]
     judged = "quality" if result["quality"] else "confidence"
-    notes = [f"{value:.{1 if result['quality'] else 2}f}" for value in result[judged]["per_set"]]
+    notes = [f"{value:.2f}" for value in result[judged]["per_set"]]
     found = ""
     if modes is not None:
         notes = [f"{n:.0f}/{total}, {note}" for n, note in zip(result["modes_found"]["per_set"], notes)]
