@@ -199,10 +199,10 @@ def heatmap(args: Namespace):
     from figures import heatmap as draw
 
     rows, title = experiment_of(args.run)
-    if not all(row["result"].get(args.value) for row in rows):
-        reject("value", args.value, "a number that every cell of this experiment has")
     if len(rows[0]["cell"]) < 2:
         reject("run", args.run, "an experiment with two axes or more")
+    if not all(row["result"].get(args.value) for row in rows):
+        reject("value", args.value, "a number that every cell of this experiment has")
     return draw(rows, args.value, args.threshold, title), Path(args.run) / f"heatmap-{args.value}.png"
 
 
