@@ -149,13 +149,12 @@ def table(rows: list[dict]) -> str:
 
 
 def summary(rows: list[dict], at_most: int = 24) -> str:
-    """The table of an experiment or, where that is long, its best cells: one per panel of its heatmap."""
+    """The table of an experiment or, where that is long, its best cells: one for each kernel, method or model."""
     if len(rows) <= at_most:
         return table(rows)
-    axes = list(dict.fromkeys(key for row in rows for key in row["cell"]))[:-2]
     best: dict[tuple, dict] = {}
     for row in rows:
-        panel = tuple(row["cell"].get(key) for key in axes)
+        panel = tuple(value for value in row["cell"].values() if isinstance(value, str))
         if panel not in best or row["result"]["modes_found"]["mean"] > best[panel]["result"]["modes_found"]["mean"]:
             best[panel] = row
     sets, expected = (rows[0]["result"][key] for key in ("num_sets", "modes_expected_iid"))

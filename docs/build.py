@@ -78,7 +78,7 @@ def experiment_page(runs: Path) -> str:
         results = json.loads((folder / "results.json").read_text())
         (ROOT / "docs" / "results" / f"{name}.json").write_text(json.dumps(experiments.brief(results)))
         parts += [f"## {name.upper()}: {recipe['title']}", "", f"    {results['command']}", "",
-                  f"The thesis: {recipe['reference']}.", "", experiments.summary(results["rows"]), ""]
+                  f"Reference: {recipe['reference']}.", "", experiments.summary(results["rows"]), ""]
         for picture in sorted(folder.glob("*.png")):
             shutil.copy(picture, ROOT / "docs" / "results" / f"{name}-{picture.name}")
             parts += [f"![{picture.stem}](results/{name}-{picture.name})", ""]
