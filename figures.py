@@ -207,7 +207,7 @@ def heatmap(rows: Sequence[dict], value: str = "modes_found", threshold: float |
     norm = plt.Normalize(min(means + [expected] * (expected is not None)), max(means))
     figure, axes = plt.subplots(1, len(panels), figsize=(0.62 * len(rights) * len(panels) + 1.6, 0.46 * len(ups) + 1.5),
                                 squeeze=False, sharey=True, gridspec_kw=dict(wspace=0.05))
-    less = value == "quality"
+    less, digits = value == "quality", 2 if max(means) >= 1 else 3
     colours = plt.get_cmap("viridis_r" if less else "viridis")
     for axis, panel in zip(axes[0], panels):
         for row in rows:
@@ -218,7 +218,7 @@ def heatmap(rows: Sequence[dict], value: str = "modes_found", threshold: float |
             colour = colours(norm(mean))
             axis.add_patch(plt.Rectangle((x - 0.5, y - 0.5), 1, 1, color=colour))
             dark = sum(c * w for c, w in zip(colour, (0.3, 0.59, 0.11))) < 0.5
-            axis.text(x, y, f"{mean:.2f}\n±{(high - low) / 2:.2f}", ha="center", va="center", fontsize=6.5,
+            axis.text(x, y, f"{mean:.{digits}f}\n±{(high - low) / 2:.{digits}f}", ha="center", va="center", fontsize=6.5,
                       color="white" if dark else "black")
             if threshold is not None and (mean <= threshold if less else mean >= threshold):
                 axis.add_patch(plt.Rectangle((x - 0.46, y - 0.44), 0.92, 0.88, fill=False, ec=COLOURS[5], lw=1.6))
