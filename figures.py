@@ -218,7 +218,7 @@ def heatmap(rows: Sequence[dict], value: str = "modes_found", threshold: float |
             colour = colours(norm(mean))
             axis.add_patch(plt.Rectangle((x - 0.5, y - 0.5), 1, 1, color=colour))
             dark = sum(c * w for c, w in zip(colour, (0.3, 0.59, 0.11))) < 0.5
-            axis.text(x, y, f"{mean:.{digits}f}\n±{(high - low) / 2:.{digits}f}", ha="center", va="center", fontsize=6.5,
+            axis.text(x, y, f"{mean:.{digits}f}\n±{(high - low) / 2:.{digits}f}", ha="center", va="center", size=6.5,
                       color="white" if dark else "black")
             if threshold is not None and (mean <= threshold if less else mean >= threshold):
                 axis.add_patch(plt.Rectangle((x - 0.46, y - 0.44), 0.92, 0.88, fill=False, ec=COLOURS[5], lw=1.6))
