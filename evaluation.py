@@ -96,7 +96,8 @@ class Evaluation:
         """How alike samples are, from 0 to 1: (G, A, H, W), (G, B, H, W) -> (G, A, B)."""
         if self.guide is None:
             return iou(a, b)
-        return self.read(a) @ self.read(b).transpose(1, 2)
+        probabilities = self.read(a)
+        return probabilities @ (probabilities if b is a else self.read(b)).transpose(1, 2)
 
     def read(self, samples: Tensor) -> Tensor:
         """What the guiding classifier takes samples for: (G, B, H, W) -> probabilities (G, B, 10)."""

@@ -62,12 +62,11 @@ def cells(recipe: dict[str, Any], preset: str) -> Iterator[tuple[dict[str, Any],
                        for key, value in flags]
 
 
-def run_cell(argv: list[str], outdir: Path) -> dict:
-    """The record of `evaluate.py ARGV`, from outdir/cells if it is there. A cell is known by its
-    settings and, with a trained network, by the bytes of its checkpoint."""
+def run_cell(settings: dict[type, Any], path: Path | None, outdir: Path) -> dict:
+    """The record of an evaluation, as `evaluate.parse` describes it, from outdir/cells if it is there. A cell is
+    known by its settings and, with a trained network, by the bytes of its checkpoint."""
     import evaluate
 
-    settings, path = evaluate.parse(argv)
     key = json.dumps(record(*settings.values()), sort_keys=True).encode()
     name = hashlib.sha256(key + (path.read_bytes() if path else b"")).hexdigest()[:16]
     cell = outdir / "cells" / f"{name}.json"
@@ -91,15 +90,16 @@ def run(name: str, preset: str, flags: list[str], outdir: Path) -> list[dict]:
     import evaluate
 
     recipe, rank, ranks = load(name), int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    todo = [(labels, [*own, *flags]) for labels, own in cells(recipe, preset)]
-    for labels, argv in todo:
+    todo = []
+    for labels, own in cells(recipe, preset):
         try:
-            evaluate.parse(argv)
+            todo.append((labels, [*own, *flags], *evaluate.parse([*own, *flags])))
         except SettingError as error:
             raise SettingError(f"{error} (in the cell {labels})") from None
     rows = []
-    for labels, argv in tqdm(todo[rank::ranks], unit="cell", desc=f"{name}, {preset}", disable=rank > 0):
-        rows.append(dict(cell=labels, flags=argv, result=run_cell(argv, outdir)))
+    for labels, argv, settings, path in tqdm(todo[rank::ranks], unit="cell", desc=f"{name}, {preset}",
+                                             disable=rank > 0):
+        rows.append(dict(cell=labels, flags=argv, result=run_cell(settings, path, outdir)))
     if ranks > 1:
         import torch.distributed as dist
 
@@ -111,7 +111,7 @@ def run(name: str, preset: str, flags: list[str], outdir: Path) -> list[dict]:
     if rank == 0:
         (outdir / "results.json").write_text(json.dumps(dict(
             experiment=name, preset=preset, **{key: recipe.get(key) for key in ("title", "reference", "figure")},
-            command=" ".join(["python evaluate.py --experiment", name, "--preset", preset]), rows=rows)))
+            command=" ".join(["python evaluate.py --experiment", name, "--preset", preset, *flags]), rows=rows)))
     return rows
 
 

@@ -275,7 +275,7 @@ def frontier(rows: Sequence[dict], title: str = "") -> Figure:
                   ha="right", va="top", fontsize=8, color="#666666")
     axis.set_xscale("log")
     low, high = axis.get_xlim()
-    ticks = [tick for tick in (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 2, 3, 5, 7, 10, 20) if low <= tick <= high]
+    ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 2, 3, 5, 7, 10, 20) if low <= tick <= high]
     axis.set_xticks(ticks, map(str, ticks))
     axis.minorticks_off()
     axis.set_xlabel("quality score (L2 to the translated digit, less is better)")
