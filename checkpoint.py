@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Sequence, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -63,13 +63,13 @@ def halved(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.half() if tensor.ndim else tensor for name, tensor in module.state_dict().items()}
 
 
-def make_denoiser(settings: dict[str, Any], sigma_data: float) -> EDMDenoiser:
-    """The untrained network that a flat record of settings describes."""
+def make_denoiser(settings: dict[str, Any], sigma_data: float, box: Sequence[int] | None = None) -> EDMDenoiser:
+    """The untrained network that a flat record of settings describes, with what was measured of its data."""
     world, model = build(WorldSettings, settings), build(ModelSettings, settings)
     unet = UNet(world.num_cond_frames + 1, 1, channels=model.channels, blocks=model.blocks,
                 attention=model.attention, head_channels=model.head_channels, patch_size=model.patch_size,
                 motion=model.motion, dropout=model.dropout, num_classes=10 if model.class_labels else 0)
-    return EDMDenoiser(unet, sigma_data).to(memory_format=torch.channels_last)
+    return EDMDenoiser(unet, sigma_data, box).to(memory_format=torch.channels_last)
 
 
 def load_denoiser(path: Path | str, device="cpu") -> tuple[EDMDenoiser, dict[str, Any]]:
@@ -77,7 +77,8 @@ def load_denoiser(path: Path | str, device="cpu") -> tuple[EDMDenoiser, dict[str
     metadata = read_metadata(path)
     if "sigma_data" not in metadata:
         raise SettingError(f"checkpoint: {path} is no denoiser; accepted: what train.py wrote")
-    return _load(make_denoiser(metadata["settings"], metadata["sigma_data"]), path, device), metadata
+    denoiser = make_denoiser(metadata["settings"], metadata["sigma_data"], metadata.get("box"))
+    return _load(denoiser, path, device), metadata
 
 
 def load_classifier(role: str, device="cpu") -> Classifier:

@@ -110,6 +110,8 @@ class ModelSettings:
     """space-to-depth: p x p pixels become one position"""
     motion: NonNegativeInt = 0
     """the network may move the last conditioning frame by up to so many px an axis (0: it draws every frame anew)"""
+    crop: bool = False
+    """the network works only where the world ever lights a pixel (measured); the rest of the frame is black"""
     dropout: ClosedUnitInterval = 0.0
     """dropout inside residual blocks"""
     class_labels: bool = False
@@ -129,6 +131,8 @@ class TrainSettings:
     """updates"""
     batch_size: PositiveInt = 512
     """images per update, over all processes"""
+    accumulate: PositiveInt = 1
+    """parts in which a batch goes through the network, one after the other, where memory is short"""
     optimizer: Literal["adam", "muon"] = "adam"
     """adam: AdamW for all weights; muon: Muon for the hidden matrices, AdamW for the rest"""
     lr: Positive = 5e-4
@@ -292,6 +296,10 @@ class RunSettings:
     """seed of everything random"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where to run"""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """of the network's products; the sampler's state is float32. auto: bfloat16 on a GPU that has it"""
+    compile: bool = False
+    """torch.compile the network: a minute or two first, then faster steps (docs/performance.md says where it pays)"""
     outdir: Optional[str] = None
     """folder for the results (null: a new one under runs/)"""
 
@@ -404,6 +412,13 @@ def pick_device(name: str):
     if name == "cuda" and not torch.cuda.is_available():
         reject("device", name, "cpu or auto on a machine without a CUDA GPU")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def use_bfloat16(precision: str, device) -> bool:
+    """Whether the network runs in bfloat16 autocast."""
+    import torch
+
+    return precision == "bfloat16" or precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
 def run_folder(outdir: str | None, name: str) -> Path:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import checkpoint
 from config import (DigitSettings, EvaluateSettings, GuidanceSettings, RunSettings, SamplerSettings,
-                    WorldSettings, pick_device, reject)
+                    WorldSettings, pick_device, reject, use_bfloat16)
 from data_loader import Mixture, Sequences, World, load_digits, make_world
 from guidance import Cads, Denoiser, ParticleGuidance, Reference, Spell
 from metrics import (iou, iou_distance, judge, mean_interval, mixture_modes, mode_metrics, pairwise_l2,
@@ -25,7 +25,7 @@ from potentials import POTENTIALS, Bandwidth, IoU
 from sampler import SetNoise, edm_sampler, karras_sigmas, set_generator
 from sets import antithetic, kmedoids, leading_directions, redraw_faulty, simplex, stratified
 
-PARTICLES_PER_CALL = dict(cpu=256, cuda=8192)  # of one network call; results do not depend on it
+PARTICLES_PER_CALL = dict(cpu=256, cuda=65536)  # at most, of one network call; more do not make it faster
 COND_NOISE, QUANTILES, DIRECTIONS, DOUBT_NOISE, LATER_DRAWS = 4, 5, 6, 7, 16  # streams of randomness, see set_generator
 
 
@@ -42,6 +42,31 @@ class Counter:
             self.backward += particles * x.requires_grad
             return denoise(x, sigma)
         return counted
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that nothing uses."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def kept_bytes(denoise: Denoiser, x: Tensor) -> int:
+    """Memory that a denoiser keeps for a gradient to x (G, B, C, H, W)."""
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.compiler.set_stance("force_eager"), \
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        kept = denoise(x.requires_grad_(), torch.tensor(1.0, dtype=torch.float64))  # alive until all is counted
+        total = sum(storages.values())
+    del kept
+    return total
 
 
 class Evaluation:
@@ -239,11 +264,19 @@ class Evaluation:
             denoised = self.cost(self.bind(sets[some]))(x + sigma * noise(), sigma)
         return (denoised - x).flatten(2).norm(dim=-1).cpu()
 
+    def particles_per_call(self) -> int:
+        """How many particles go through the network together: as many as half of the free memory holds with what
+        a gradient to their input keeps, up to PARTICLES_PER_CALL. Results do not depend on it."""
+        one, nine = (kept_bytes(self.bind(torch.tensor([0])), torch.zeros(1, n, *self.shape, device=self.device))
+                     for n in (1, 9))
+        each = max(1, (nine - one) // 8)
+        return max(1, min(PARTICLES_PER_CALL[self.device.type], free_memory(self.device) // 2 // each))
+
     def sample_all(self, progress: bool = True) -> Tensor:
         """All sets, in as few calls as memory allows, with a progress bar over the steps."""
         total, s = self.evaluate.num_sets, self.guidance
         size = self.evaluate.batch_size * (s.kmedoids_pool if s.guidance == "kmedoids" else 1)
-        chunks = torch.arange(total).split(max(1, PARTICLES_PER_CALL[self.device.type] // size))
+        chunks = torch.arange(total).split(max(1, self.particles_per_call() // size))
         with tqdm(total=len(chunks) * s.sequential * self.sampler.num_steps, unit="step",
                   desc=f"{total} sets of {self.evaluate.batch_size}", disable=not progress) as self.bar:
             samples = torch.cat([self.sample(sets) for sets in chunks])
@@ -310,6 +343,8 @@ def make_evaluation(settings: dict[type, Any], path: Path | None) -> Evaluation:
     net = None
     if path is not None:
         net, _ = checkpoint.load_denoiser(path, device)
-        net.autocast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        net.autocast = use_bfloat16(settings[RunSettings].precision, device)
+        if settings[RunSettings].compile:
+            net.compile(dynamic=True)
     kind = UnconditionalEvaluation if settings[EvaluateSettings].task == "unconditional" else Evaluation
     return kind(settings, make_world(world_settings, bank), device, net)

@@ -14,7 +14,8 @@ beside the noise embedding (as in squeeze-and-excitation, Hu et al. 2017, arXiv
 1709.01507), so that what is decided globally, such as where a digit goes, reaches
 every pixel without a deep pyramid. With `motion`, the network may also move the last
 conditioning frame M, with weights g per pixel, instead of drawing the next one anew:
-c_skip(s) x becomes (1 - g) c_skip(s) x + g M (`Motion`).
+c_skip(s) x becomes (1 - g) c_skip(s) x + g M (`Motion`). With `crop`, it works on the
+part of the frame that the world ever lights; the rest of D is black.
 """
 from __future__ import annotations
 
@@ -36,6 +37,16 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(min(32, channels // 4), channels, eps=1e-6)
 
 
+class Pointwise(nn.Conv2d):
+    """A 1 x 1 convolution as the matrix product that it is, on channels-last maps without a copy."""
+
+    def __init__(self, c_in: int, c_out: int):
+        super().__init__(c_in, c_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
 class Attention(nn.Module):
     """Self-attention over all pixels of a feature map, residual. (N, C, H, W) -> same."""
 
@@ -43,15 +54,15 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = max(1, channels // head_channels)
         self.norm = _norm(channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = _zero(nn.Conv2d(channels, channels, 1))
+        self.qkv = Pointwise(channels, 3 * channels)
+        self.out = _zero(Pointwise(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         N, C, H, W = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(N, 3, self.heads, C // self.heads, H * W)
-        q, k, v = qkv.transpose(-1, -2).unbind(1)                     # (N, heads, H*W, C/heads)
-        y = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(N, C, H, W)
-        return (x + self.out(y)) * math.sqrt(0.5)
+        qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(N, H * W, 3, self.heads, C // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)                          # (N, heads, H*W, C/heads) each
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(N, H, W, C).permute(0, 3, 1, 2)
+        return (x + self.out(y)).mul_(math.sqrt(0.5))
 
 
 class Block(nn.Module):
@@ -65,7 +76,7 @@ class Block(nn.Module):
         self.affine = nn.Linear(c_emb, 2 * c_out)
         self.pooled = _zero(nn.Linear(c_out, 2 * c_out, bias=False))
         self.norm2, self.conv2 = _norm(c_out), _zero(nn.Conv2d(c_out, c_out, 3, padding=1))
-        self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+        self.skip = Pointwise(c_in, c_out) if c_in != c_out else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.attention = Attention(c_out, head_channels) if attention else nn.Identity()
 
@@ -74,7 +85,7 @@ class Block(nn.Module):
         scale, shift = (self.affine(emb) + self.pooled(h.mean((2, 3))))[:, :, None, None].chunk(2, 1)
         h = F.silu(torch.addcmul(shift, self.norm2(h), scale + 1))
         h = self.conv2(self.dropout(h))
-        return self.attention((self.skip(x) + h) * math.sqrt(0.5))
+        return self.attention((self.skip(x) + h).mul_(math.sqrt(0.5)))
 
 
 class Motion(nn.Module):
@@ -88,7 +99,7 @@ class Motion(nn.Module):
     def __init__(self, reach: int, patch_size: int, channels: int):
         super().__init__()
         self.reach, self.patch_size, self.displacements = reach, patch_size, (2 * reach + 1)**2
-        self.logits = nn.Conv2d(channels, self.displacements, 1)
+        self.logits = Pointwise(channels, self.displacements)
 
     def moved(self, frame: Tensor) -> Tensor:
         """(G, 1, H, W) in [-1, 1] -> (G, T, D, P) in [0, 1]: T patches of P pixels, D displacements."""
@@ -116,7 +127,7 @@ class Motion(nn.Module):
 
     def forward(self, moved: Tensor, h: Tensor) -> Tensor:
         """The mixture of moved frames that the features h (N, C, h, w) ask for, (N, 1, H, W) in [-1, 1]."""
-        weights = self._by_patch(self.logits(h).float().softmax(1), len(moved))     # (G, T, N / G, D)
+        weights = self._by_patch(self.logits(h).to(moved).softmax(1), len(moved))   # (G, T, N / G, D)
         return 2 * F.pixel_shuffle(self._by_image(weights @ moved, h.shape[2:]), self.patch_size) - 1
 
 
@@ -176,7 +187,7 @@ class UNet(nn.Module):
         None to make it from x -> F and, with motion, how much of the moved frame to take at each pixel and that
         frame (else None, None); each (N, out_channels, H, W)."""
         # ln(s)/4 lies in [-2, 1.1]; times 250 it spans the sinusoids like DDPM's 1000 steps.
-        angle = 250 * c_noise.float()[:, None] * self.frequencies
+        angle = 250 * c_noise[:, None] * self.frequencies
         emb = torch.cat([angle.cos(), angle.sin()], 1)
         if self.label is not None:
             emb = emb + self.label(torch.full_like(c_noise, self.num_classes, dtype=torch.long)
@@ -205,27 +216,43 @@ class UNet(nn.Module):
 class EDMDenoiser(nn.Module):
     """D(x; s) of the module's head, with `sigma_data` sd. Call: (N, C, H, W) images in
     [-1, 1] plus noise, sigma (N,) or scalar, conditioning frames (N, Cc, H, W) in
-    [-1, 1] or None, labels (N,) int64 or None -> D (N, C, H, W), float32."""
+    [-1, 1] or None, labels (N,) int64 or None -> D (N, C, H, W) in the precision of the
+    weights, whatever that of x. Outside `box` (top, bottom, left, right; None: the whole
+    frame) D is -1."""
 
-    def __init__(self, unet: UNet, sigma_data: float):
+    def __init__(self, unet: UNet, sigma_data: float, box: Sequence[int] | None = None):
         super().__init__()
-        self.unet = unet
+        self.unet, self.box = unet, None if box is None else tuple(box)
         self.register_buffer("sigma_data", torch.tensor(float(sigma_data)))
         self.autocast = False
 
+    def inside(self, frames: Tensor) -> Tensor:
+        """The part of (..., H, W) that the network sees."""
+        if self.box is None:
+            return frames
+        top, bottom, left, right = self.box
+        return frames[..., top:bottom, left:right]
+
+    def _whole(self, inner: Tensor, H: int, W: int) -> Tensor:
+        if self.box is None:
+            return inner
+        top, bottom, left, right = self.box
+        return F.pad(inner, (left, W - right, top, H - bottom), value=-1.0)
+
     def forward(self, x: Tensor, sigma: Tensor, cond: Tensor | None = None,
                 labels: Tensor | None = None, moved: Tensor | None = None) -> Tensor:
-        x, sd = x.float(), self.sigma_data
+        H, W = x.shape[2:]
+        x, sd = self.inside(x).to(self.sigma_data), self.sigma_data
         s = sigma.to(x).expand(x.shape[0])[:, None, None, None]
         c_skip = sd**2 / (s**2 + sd**2)
         c_out = s * sd / (s**2 + sd**2).sqrt()
         c_in = 1 / (s**2 + sd**2).sqrt()
-        inputs = c_in * x if cond is None else torch.cat([c_in * x, cond.float()], 1)
+        inputs = c_in * x if cond is None else torch.cat([c_in * x, self.inside(cond).to(x)], 1)
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             own, gain, moved = self.unet(inputs.contiguous(memory_format=torch.channels_last),
                                          s.flatten().log() / 4, labels, moved)
-        kept = c_skip * x if gain is None else torch.lerp(c_skip * x, moved.float(), gain.float())
-        return kept + c_out * own.float()
+        kept = c_skip * x if gain is None else torch.lerp(c_skip * x, moved.to(x), gain.to(x))
+        return self._whole(kept + c_out * own.to(x), H, W)
 
     def bind(self, cond: Tensor | None = None,
              labels: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
@@ -234,7 +261,8 @@ class EDMDenoiser(nn.Module):
         (G, B, Cc, H, W) one of its own."""
         shared = cond is not None and cond.ndim == 4
         # What all particles of a set and all steps have in common.
-        moved = self.unet.motion.moved(cond[:, -1:].float()) if shared and self.unet.motion is not None else None
+        moves = shared and self.unet.motion is not None
+        moved = self.unet.motion.moved(self.inside(cond[:, -1:]).to(self.sigma_data)) if moves else None
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             B = x.shape[1]
@@ -247,6 +275,18 @@ class EDMDenoiser(nn.Module):
 def sigma_data_of(frames: Tensor) -> float:
     """Standard deviation over all pixels of frames in [0, 1], as the model sees them, in [-1, 1]."""
     return float(frames.double().std() * 2)
+
+
+def lit_box(frames: Tensor, multiple: int) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right) of the smallest box outside of which every frame (..., H, W) in [0, 1] is black,
+    widened to places and sizes that are multiples of `multiple` px."""
+    lit = frames.flatten(0, -3).amax(0) > 0
+    edges = []
+    for axis in (1, 0):
+        places = lit.any(axis).nonzero()
+        low, high = (int(places[0]), int(places[-1]) + 1) if len(places) else (0, lit.shape[1 - axis])
+        edges += [low // multiple * multiple, min(-(-high // multiple) * multiple, lit.shape[1 - axis])]
+    return tuple(edges)
 
 
 def edm_loss(denoiser: Callable, x: Tensor, sigma: Tensor, target: Tensor, sigma_data: Tensor,

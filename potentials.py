@@ -54,8 +54,9 @@ class Bandwidth:
     def __call__(self, distances: Tensor, sigma: float, order: int) -> Tensor:
         """distances (G, B, B), in units of length^order -> h (G, 1, 1)."""
         G, B, _ = distances.shape
-        off = ~torch.eye(B, dtype=torch.bool, device=distances.device)
-        pairs = distances.detach()[:, off].view(G, -1) if B > 1 else distances.new_zeros(G, 1)
+        pairs = distances.new_zeros(G, 1)
+        if B > 1:  # all but the diagonal, without a mask, which would make a GPU wait
+            pairs = distances.detach().flatten(1)[:, 1:].unflatten(1, (B - 1, B + 1))[:, :, :-1].flatten(1)
         largest = pairs.amax(-1)
         if self.rule == "median":
             h = self.value * pairs.median(-1).values / math.log(max(B, 2))
@@ -75,8 +76,9 @@ def squared_distances(y: Tensor) -> Tensor:
     y = y - y.mean(1, keepdim=True)
     gram = y @ y.transpose(1, 2)
     norms = gram.diagonal(dim1=1, dim2=2)
-    d2 = (norms[:, :, None] + norms[:, None, :] - 2 * gram).clamp_min(0)
-    return d2 - torch.diag_embed(d2.diagonal(dim1=1, dim2=2))
+    d2 = (norms[:, :, None] + norms[:, None, :]).sub_(gram, alpha=2).clamp_(min=0)
+    d2.diagonal(dim1=1, dim2=2).zero_()
+    return d2
 
 
 def weighted_differences(weights: Tensor, y: Tensor) -> Tensor:
@@ -116,8 +118,8 @@ class RBF(Radial):
     """k = exp(-d^2 / h)  (PG, section 4)."""
 
     def kernel(self, d2, h):
-        k = (-d2 / h).exp()
-        return k, -k / h
+        k = (d2 / -h).exp_()
+        return k, k / -h
 
 
 class UnsquaredRBF(Radial):
@@ -160,15 +162,15 @@ class LogDet:
 
     def grad(self, y: Tensor, sigma: float = 1.0) -> Tensor:
         L, slope = self._matrices(y, sigma)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(L))
-        return weighted_differences(-4 * inverse * slope, y)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(L).L)             # _ex: no check to wait for
+        return weighted_differences(inverse.mul_(slope).mul_(-4), y)
 
 
 def overlap(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Intersection and union of images in [0, 1], sums of min and of max: u (G, A, d), v (G, B, d)
-    -> (G, A, B) each. One column at a time bounds the memory."""
-    low = torch.stack([torch.minimum(u, v[:, j:j + 1]).sum(-1) for j in range(v.shape[1])], -1)
-    return low, u.sum(-1)[:, :, None] + v.sum(-1)[:, None, :] - low
+    -> (G, A, B) each. Min and max add up to u + v, and differ by |u - v|."""
+    apart, both = torch.cdist(u, v, p=1), u.sum(-1)[:, :, None] + v.sum(-1)[:, None, :]
+    return ((both - apart) / 2).clamp_(min=0), (both + apart) / 2
 
 
 class IoU:
@@ -201,10 +203,11 @@ class IoU:
         # dU/du_i = sum_j k_ij/h d(low/high)/du_i: where u_i is the smaller one low grows
         # with it, where it is the larger one high does.
         when_less, when_more = k / h / high, -k / h * low / high**2                  # (G, B, B)
+        half_difference, half_sum = (when_more - when_less) / 2, (when_more + when_less) / 2
         grad = torch.zeros_like(u)
-        for j in range(u.shape[1]):
-            other = u[:, j:j + 1]                                                    # (G, 1, d)
-            grad += (u < other) * when_less[:, :, j:j + 1] + (u > other) * when_more[:, :, j:j + 1]
+        for j in range(u.shape[1]):  # one particle at a time bounds the memory
+            column, sign = slice(j, j + 1), (u - u[:, j:j + 1]).sign_()
+            grad.addcmul_(sign, torch.addcmul(half_difference[:, :, column], half_sum[:, :, column], sign))
         return grad / 2 * ((y > -1) & (y < 1))
 
 

@@ -121,11 +121,9 @@ def setup(argv: list[str] | None):
     import torch.distributed as dist
 
     from data_loader import make_world
-    from model import sigma_data_of
-    from sampler import set_generator
     from training import Training
 
-    world_settings, digits, model, settings, run_settings = groups
+    world_settings, digits, _, settings, run_settings = groups
     everything = record(*groups)
     device = pick_device(run_settings.device)
     if "RANK" in os.environ:
@@ -134,11 +132,10 @@ def setup(argv: list[str] | None):
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
     world = make_world(world_settings, load_bank(digits, world_settings).to(device))
-    sigma_data = model.sigma_data or sigma_data_of(world.windows(
-        2048, set_generator(run_settings.seed, 0, stream=3, device=device)).frames)
-    training = Training(everything, device, world, sigma_data)
-    if settings.batch_size % training.ranks:
-        reject("batch_size", settings.batch_size, f"a multiple of the {training.ranks} processes")
+    training = Training(everything, device, world)
+    if settings.batch_size % (training.ranks * settings.accumulate):
+        reject("batch_size", settings.batch_size,
+               f"a multiple of {training.ranks} processes times accumulate = {settings.accumulate}")
     if state is not None:
         training.load(state.parent)
         return training, state.parent, everything

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Iterator
 
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import checkpoint
-from config import TrainSettings, build
+from config import ModelSettings, TrainSettings, build, use_bfloat16
 from data_loader import World
-from model import edm_loss, posterior_mean
+from model import edm_loss, lit_box, posterior_mean, sigma_data_of
 from sampler import set_generator
 
 
@@ -71,20 +72,32 @@ def ema_decay(iteration: int, settings: TrainSettings) -> float:
 class Training:
     """A run: network, average, optimizer. Iterating yields after every update."""
 
-    def __init__(self, settings: dict, device: torch.device, world: World, sigma_data: float):
+    def __init__(self, settings: dict, device: torch.device, world: World):
         self.settings, self.all_settings = build(TrainSettings, settings), settings
         self.device, self.world, self.seed = device, world, settings["seed"]
         self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        measured = self._measure()
         torch.manual_seed(self.seed)
-        self.net = checkpoint.make_denoiser(settings, sigma_data).to(device)
-        self.net.autocast = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        self.ema = checkpoint.make_denoiser(settings, sigma_data).to(device).eval().requires_grad_(False)
+        self.net = checkpoint.make_denoiser(settings, *measured).to(device)
+        self.net.autocast = use_bfloat16(settings["precision"], device)
+        self.ema = checkpoint.make_denoiser(settings, *measured).to(device).eval().requires_grad_(False)
         self.ema.load_state_dict(self.net.state_dict())
         s = self.settings
         self.optimizer = Optimizer(self.net, muon=s.optimizer == "muon", lr=s.lr, muon_lr=s.muon_lr, beta2=s.beta2,
                                    weight_decay=s.weight_decay, ends=("unet.stem", "unet.out", "unet.label"))
+        if settings["compile"]:
+            self.net.compile()
         self.parallel = DistributedDataParallel(self.net) if self.ranks > 1 else self.net
         self.iteration, self.seconds = 0, 0.0
+
+    def _measure(self) -> tuple[float, tuple[int, int, int, int] | None]:
+        """sigma_data, unless it is set, and the box of the frame to work on, with --crop."""
+        model = build(ModelSettings, self.all_settings)
+        frames = self.world.windows(2048, set_generator(self.seed, 0, stream=3, device=self.device)).frames
+        box = lit_box(frames, model.patch_size * 2**(len(model.channels) - 1)) if model.crop else None
+        if box is not None:
+            frames = frames[..., box[0]:box[1], box[2]:box[3]]
+        return model.sigma_data or sigma_data_of(frames), box
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """This rank's share of iteration's global batch: noisy frames x, sigma, target, cond, labels.
@@ -111,12 +124,7 @@ class Training:
         """Yields {iteration, loss, grad_norm, lr_scale} after every update."""
         while self.iteration < self.settings.iterations:
             start = time.perf_counter()
-            x, sigma, target, cond, labels = self.batch()
-            loss = edm_loss(self.parallel, x, sigma, target, self.net.sigma_data,
-                            cond=cond if cond.shape[1] else None,
-                            labels=labels if self.net.unet.label is not None else None).mean()
-            self.net.zero_grad(set_to_none=True)
-            loss.backward()
+            loss = self.backward()
             norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.settings.clip_grad)
             scale = learning_rate_scale(self.iteration, self.settings)
             self.optimizer.step(scale)
@@ -124,12 +132,30 @@ class Training:
                                  1 - ema_decay(self.iteration, self.settings))
             self.iteration += 1
             self.seconds += time.perf_counter() - start
-            yield dict(iteration=self.iteration, loss=loss.detach(), grad_norm=norm, lr_scale=scale)
+            yield dict(iteration=self.iteration, loss=loss, grad_norm=norm, lr_scale=scale)
+
+    def backward(self) -> Tensor:
+        """The gradient of the mean loss over iteration's global batch; returns that loss, a scalar."""
+        self.net.zero_grad(set_to_none=True)
+        parts = self.settings.accumulate
+        total = torch.zeros((), device=self.device)
+        for part, tensors in enumerate(zip(*(tensor.chunk(parts) for tensor in self.batch()))):
+            x, sigma, target, cond, labels = tensors
+            # Ranks exchange gradients once, with the last part.
+            with self.parallel.no_sync() if self.ranks > 1 and part < parts - 1 else nullcontext():
+                loss = edm_loss(self.parallel, x, sigma, target, self.net.sigma_data,
+                                cond=cond if cond.shape[1] else None,
+                                labels=labels if self.net.unet.label is not None else None).mean() / parts
+                loss.backward()
+            total += loss.detach()
+        if self.ranks > 1:
+            dist.all_reduce(total)
+        return total / self.ranks
 
     # ------------------------------------------------------------ files
     def metadata(self) -> dict:
         return dict(settings=self.all_settings | dict(outdir=None, resume=None), sigma_data=float(self.net.sigma_data),
-                    iteration=self.iteration, train_seconds=round(self.seconds, 1),
+                    box=self.net.box, iteration=self.iteration, train_seconds=round(self.seconds, 1),
                     parameters=sum(p.numel() for p in self.net.parameters()),
                     digits_source=self.world.digits.source, torch=torch.__version__,
                     machine=machine_name(self.device, self.ranks))

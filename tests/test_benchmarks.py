@@ -22,10 +22,36 @@ def load(name: str):
         sys.path.remove(str(ROOT / "benchmarks"))
 
 
-@pytest.mark.parametrize("name", ["guidance", "figures", "cost"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py")
+                                        if path.stem != "measure"))
 def test_every_benchmark_explains_itself(name):
     out = subprocess.run([sys.executable, f"benchmarks/{name}.py", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert out.returncode == 0 and "--outdir" in out.stdout
+
+
+SMALL = {
+    "sampling": ["--num_sets", "1", "--num_steps", "3", "--repetitions", "1", "--data_root", str(ROOT / "data")],
+    "network": ["--network", str(ROOT / "configs" / "free.yaml"), "--images", "1", "--repetitions", "1", "--compile",
+                "false", "--device", "cpu"],
+    "potentials": ["--particles", "[4]", "--pixels", "16", "--repetitions", "1"],
+    "worlds": ["--sequences", "16", "--repetitions", "1", "--device", "cpu"],
+    "training": ["--network", str(ROOT / "configs" / "free.yaml"), "--updates", "1", "--repetitions", "1",
+                 "--compile", "false", "--device", "cpu"],
+    "grid": ["--experiment", "e9", "--num_sets", "1", "--repetitions", "1"],
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_benchmark_of_speed_measures(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    benchmark = load(name)
+    if name == "training":  # one of three
+        monkeypatch.setattr(benchmark, "SAME_BATCH", {"both": benchmark.SAME_BATCH["2 processes, accumulate 2"]})
+    benchmark.main([*SMALL[name], "--outdir", str(tmp_path)])
+    result = json.loads((tmp_path / f"{name}.json").read_text())
+    assert result["machine"]["threads"] >= 1 and result["machine"]["torch"]
+    rows = [line for line in (tmp_path / f"{name}.md").read_text().splitlines() if line.startswith("| ")]
+    assert len(rows) > 2 and len({line.count("|") for line in rows[:3]}) == 1
 
 
 def test_guidance_benchmark_keeps_finished_cells(tmp_path, monkeypatch):

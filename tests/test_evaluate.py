@@ -94,6 +94,38 @@ def test_a_set_does_not_depend_on_its_neighbours_or_chunks(argv):
     torch.testing.assert_close(more, all_of_them[:2], atol=1e-4, rtol=0)
 
 
+def test_little_memory_means_more_calls_and_the_same_sets(tiny_model, monkeypatch):
+    import evaluation
+
+    argv = ["--checkpoint", str(tiny_model / "model.safetensors"), "--digits", "embedded", "--num_sets", "5",
+            "--batch_size", "4", "--num_steps", "4", "--pg_factor", "1.7", "--redraws", "0", "--device", "cpu"]
+    run = evaluate.setup(argv)
+    together, calls = run.sample_all(progress=False), run.particles_per_call()
+    each = evaluation.kept_bytes(run.bind(torch.tensor([0])), torch.zeros(1, 1, *run.shape))
+    assert calls >= 20 and each > 100_000  # all sets at once; a dozen feature maps
+    monkeypatch.setattr(evaluation, "free_memory", lambda device: 12 * each)
+    assert 4 <= run.particles_per_call() < 20
+    torch.testing.assert_close(run.sample_all(progress=False), together, atol=1e-4, rtol=0)
+    monkeypatch.setattr(evaluation, "free_memory", lambda device: 0)
+    assert run.particles_per_call() == 1
+
+
+def test_bfloat16_and_compilation_leave_the_samples_alone(tiny_model, monkeypatch):
+    from model import EDMDenoiser
+
+    # All of torch.compile but the C++ compiler, which takes minutes.
+    compiled = []
+    monkeypatch.setattr(EDMDenoiser, "compile", lambda net, **options: (
+        compiled.append(net), torch.nn.Module.compile(net, backend="aot_eager", **options)))
+    argv = ["--checkpoint", str(tiny_model / "model.safetensors"), "--digits", "embedded", "--num_sets", "2",
+            "--batch_size", "4", "--num_steps", "4", "--pg_factor", "1.7", "--redraws", "0", "--device", "cpu"]
+    plain, bfloat16, fast = (evaluate.setup([*argv, *extra]).sample(torch.arange(2)) for extra in
+                             ([], ["--precision", "bfloat16"], ["--compile", "true"]))
+    assert len(compiled) == 1 and not torch.equal(plain, bfloat16)
+    torch.testing.assert_close(fast, plain, atol=1e-3, rtol=0)
+    assert (bfloat16 - plain).abs().mean() < 0.02
+
+
 def test_a_run_writes_what_it_promises_and_its_config_repeats_it(tiny_model, tmp_path, capsys):
     argv = ["--checkpoint", str(tiny_model / "model.safetensors"), "--digits", "embedded", "--num_sets", "3",
             "--batch_size", "4", "--num_steps", "5", "--pg_factor", "1.7", "--device", "cpu"]

@@ -5,7 +5,7 @@ import torch
 
 from checkpoint import make_denoiser
 from config import ModelSettings, WorldSettings, record
-from model import EDMDenoiser, Motion, edm_loss, posterior_mean, sigma_data_of
+from model import EDMDenoiser, Motion, Pointwise, edm_loss, lit_box, posterior_mean, sigma_data_of
 
 
 def network(**settings) -> EDMDenoiser:
@@ -25,6 +25,43 @@ def test_shapes(settings):
     net = network(**settings)
     x, cond = torch.randn(3, 1, 32, 32), torch.rand(3, 1, 32, 32)
     assert net(x, torch.tensor([0.1, 1.0, 10.0]), cond).shape == (3, 1, 32, 32)
+
+
+def test_a_pointwise_convolution_is_a_convolution():
+    x, layer = torch.randn(2, 6, 5, 4).contiguous(memory_format=torch.channels_last), Pointwise(6, 3)
+    torch.testing.assert_close(layer(x), torch.nn.functional.conv2d(x, layer.weight, layer.bias))
+
+
+def test_the_box_is_where_any_frame_is_lit():
+    frames = torch.zeros(3, 2, 16, 24)
+    frames[0, 0, 5, 9], frames[2, 1, 7, 17] = 0.1, 1.0
+    assert lit_box(frames, 1) == (5, 8, 9, 18)
+    assert lit_box(frames, 4) == (4, 8, 8, 20)
+    assert lit_box(frames, 16) == (0, 16, 0, 24)
+    assert lit_box(torch.zeros(1, 16, 24), 4) == (0, 16, 0, 24)
+
+
+@pytest.mark.parametrize("settings", [{}, dict(patch_size=4, motion=4)])
+def test_a_cropped_network_works_in_its_box_and_leaves_the_rest_black(settings):
+    net, (x, cond) = network(**settings), (torch.randn(3, 1, 32, 32), torch.rand(3, 1, 32, 32))
+    sigma, inside = torch.tensor([0.1, 1.0, 10.0]), (..., slice(8, 24), slice(0, 16))
+    expected = net(x[inside], sigma, cond[inside])
+    net.box = (8, 24, 0, 16)
+    cropped, bound = net(x, sigma, cond), net.bind(cond)(x[:, None], torch.tensor(1.0))[:, 0]
+    torch.testing.assert_close(cropped[inside], expected)
+    torch.testing.assert_close(bound[1], cropped[1], rtol=1e-4, atol=1e-5)
+    outside = torch.ones(32, 32, dtype=torch.bool)
+    outside[inside] = False
+    assert (cropped[..., outside] == -1).all()
+
+
+@pytest.mark.parametrize("settings", [{}, dict(patch_size=4, motion=4)])
+def test_single_precision_agrees_with_double(settings):
+    net, (x, cond) = network(**settings), (torch.randn(3, 1, 32, 32), torch.rand(3, 1, 32, 32))
+    sigma = torch.tensor([0.1, 1.0, 10.0])
+    single, double = net(x, sigma, cond), net.double()(x, sigma, cond)
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-5)
 
 
 def test_untrained_network_is_the_best_guess_without_one():

@@ -26,7 +26,7 @@ def test_a_run_leaves_what_it_promises(tiny_model):
     assert metadata["parameters"] == sum(p.numel() for p in denoiser.parameters())
 
 
-@pytest.mark.parametrize("extra", [["--optimizer", "muon"], ["--dataset", "free"], ["--dataset", "centered"],
+@pytest.mark.parametrize("extra", [["--optimizer", "muon"], ["--dataset", "free"], ["--dataset", "centered", "--crop", "true"],
                                    ["--dataset", "horizontal", "--class_labels", "true"], ["--target", "posterior"]],
                          ids=" ".join)
 def test_every_kind_of_run_learns(extra, tmp_path):
@@ -72,6 +72,30 @@ def test_two_processes_train_like_one(tmp_path):
     one, two = (checkpoint.read_tensors(tmp_path / name / "state.safetensors") for name in ("one", "two"))
     for key in one:
         torch.testing.assert_close(one[key], two[key], rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_in_parts_trains_like_a_whole_one(tmp_path):
+    argv = [*SMALL, "--iterations", "4"]
+    train.main([*argv, "--outdir", str(tmp_path / "whole")])
+    train.main([*argv, "--accumulate", "4", "--outdir", str(tmp_path / "parts")])
+    whole, parts = (checkpoint.read_tensors(tmp_path / name / "state.safetensors") for name in ("whole", "parts"))
+    for key in whole:
+        torch.testing.assert_close(whole[key], parts[key], rtol=1e-4, atol=1e-5)
+    losses = [[json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+              for name in ("whole", "parts")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_batch_that_cannot_be_split_is_refused(tmp_path, refused):
+    line = refused(train.main, [*SMALL, "--accumulate", "3", "--outdir", str(tmp_path)])
+    assert "batch_size: got 8" in line and "accumulate = 3" in line
+
+
+def test_a_cropped_network_is_what_is_loaded_again(tmp_path):
+    train.main([*SMALL, "--dataset", "centered", "--crop", "true", "--iterations", "1", "--outdir", str(tmp_path)])
+    denoiser, metadata = checkpoint.load_denoiser(tmp_path / "model.safetensors")
+    assert denoiser.box == tuple(metadata["box"]) == (8, 24, 8, 24)
+    assert metadata["sigma_data"] > 0.5  # of the digit, not of the black around it
 
 
 def test_wandb_is_used_only_when_asked_for(tmp_path):

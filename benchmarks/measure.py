@@ -1,0 +1,81 @@
+"""How the benchmarks measure: interleaved repetitions, ratios inside each one, and a record of the machine.
+
+Whatever slows the machine down for a while meets all candidates alike, and ratios are taken repetition by
+repetition, so that they can be trusted where seconds cannot.
+"""
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Callable, Sequence
+
+
+def interleaved(runs: dict[str, Callable[[], Any]], repetitions: int, device: str = "cpu") -> dict[str, list[float]]:
+    """Seconds of every run in every repetition, after one round that is not counted."""
+    import torch
+
+    def seconds(run: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    for run in runs.values():
+        seconds(run)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repetitions):
+        names = list(runs) if turn % 2 == 0 else list(reversed(runs))  # nobody always comes after the same one
+        for name in names:
+            times[name].append(seconds(runs[name]))
+    return times
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return dict(median=statistics.median(values), lowest=min(values), highest=max(values))
+
+
+def ratio(times: dict[str, list[float]], name: str, over: str) -> dict[str, float]:
+    """How long `name` takes, in units of `over`: median and range of the repetitions' ratios."""
+    return spread([a / b for a, b in zip(times[name], times[over])])
+
+
+def shown(value: dict[str, float], digits: int = 2) -> str:
+    return f"{value['median']:.{digits}f} ({value['lowest']:.{digits}f} to {value['highest']:.{digits}f})"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """What the numbers were measured on and with."""
+    import torch
+
+    versions = {}
+    for name in ("torch", "diffusers", "azula"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            pass
+    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
+                 platform.processor()) if Path("/proc/cpuinfo").is_file() else platform.processor()
+    return dict(device=torch.cuda.get_device_name() if device == "cuda" else model, cores=os.cpu_count(),
+                threads=torch.get_num_threads(), python=platform.python_version(), **versions)
+
+
+def write(outdir: Path | str, name: str, text: str, device: str = "cpu", **results: Any) -> None:
+    """Print the tables; write them to outdir/NAME.md, and everything to outdir/NAME.json."""
+    where = machine(device)
+    on = ", ".join(f"{key} {value}" if key != "device" else str(value) for key, value in where.items())
+    outdir = Path(outdir)
+    outdir.mkdir(parents=True, exist_ok=True)
+    (outdir / f"{name}.json").write_text(json.dumps(dict(machine=where, **results), indent=1))
+    (outdir / f"{name}.md").write_text(f"{text}\n\nMeasured on {on}.\n")
+    print(f"{text}\n\nMeasured on {on}; written to {outdir}")

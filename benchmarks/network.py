@@ -1,0 +1,152 @@
+"""The U-Net's forward and training step beside diffusers' UNet2DModel of the same widths, depths and attention.
+
+    pip install -r requirements-bench.txt
+    python benchmarks/network.py                      # float32 on a CPU; on a GPU bfloat16 too
+
+Also how many operations an image takes, the rate at which this machine multiplies matrices, and the share of it
+that each path reaches; with and without torch.compile.
+"""
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from jsonargparse.typing import PositiveInt  # noqa: E402
+
+import measure  # noqa: E402
+from config import make_parser, pick_device  # noqa: E402
+
+
+@dataclass
+class NetworkBenchmarkSettings:
+    """Network"""
+
+    network: str = "configs/circle_jumping.yaml"
+    """the training config whose network is measured"""
+    images: PositiveInt = 32
+    """in a call"""
+    repetitions: PositiveInt = 5
+    """of everything, interleaved"""
+    compile: bool = True
+    """measure torch.compile too"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where to run"""
+    outdir: str = "runs/benchmark-network"
+    """folder for the results"""
+
+
+def settings_of(config: str) -> dict:
+    """The whole record of the settings of a training config."""
+    import train
+    from config import record
+
+    groups, _ = train.parse(["--config", config])
+    return record(*groups)
+
+
+def peer(settings: dict):
+    """diffusers' U-Net of the same widths, depths and attention."""
+    from diffusers import UNet2DModel
+
+    levels = range(len(settings["channels"]))
+    down = tuple("AttnDownBlock2D" if level in settings["attention"] else "DownBlock2D" for level in levels)
+    up = tuple("AttnUpBlock2D" if level in settings["attention"] else "UpBlock2D" for level in reversed(levels))
+    return UNet2DModel(sample_size=settings["image_size"], in_channels=settings["num_cond_frames"] + 1, out_channels=1,
+                       block_out_channels=tuple(settings["channels"]), layers_per_block=settings["blocks"],
+                       down_block_types=down, up_block_types=up, attention_head_dim=settings["head_channels"],
+                       resnet_time_scale_shift="scale_shift", add_attention=False)
+
+
+def operations(call) -> int:
+    """Floating-point operations of a call: two for each multiply-add of its products and convolutions."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser(NetworkBenchmarkSettings, description=__doc__.split("\n")[0]).parse_args(argv)
+    import torch
+
+    import checkpoint
+
+    device, n = pick_device(args.device), args.images
+    settings = settings_of(args.network)
+    torch.manual_seed(0)
+    ours = checkpoint.make_denoiser(settings, 0.5).unet.to(device)
+    theirs = peer(settings).to(device)
+    side, channels = settings["image_size"], settings["num_cond_frames"] + 1
+    x = torch.randn(n, channels, side, side, device=device).contiguous(memory_format=torch.channels_last)
+    c_noise = torch.randn(n, device=device)
+    nets = {"this project": (lambda: ours(x, c_noise)[0]), "diffusers UNet2DModel": (lambda: theirs(x, c_noise).sample)}
+    counted = {"this project": (ours, operations(nets["this project"]) / n),
+               "diffusers UNet2DModel": (theirs, operations(nets["diffusers UNet2DModel"]) / n)}
+    if args.compile:
+        import copy
+
+        compiled = copy.deepcopy(ours)
+        compiled.compile()
+        nets["this project, compiled"] = lambda: compiled(x, c_noise)[0]
+        counted["this project, compiled"] = (compiled, counted["this project"][1])
+
+    def forward(call, bf16):
+        def run():
+            with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+                call()
+        return run
+
+    def step(name, call, bf16):
+        def run():
+            counted[name][0].zero_grad(set_to_none=True)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+                loss = call().float().square().mean()
+            loss.backward()
+        return run
+
+    width = 2048
+    matrices = {bf16: torch.randn(width, width, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+                for bf16 in (False, True)}
+    runs, works = {}, {}
+    for bf16 in (False, True):
+        precision = "bfloat16" if bf16 else "float32"
+        matrix = matrices[bf16]
+        runs[f"matrix product, {precision}"] = lambda matrix=matrix: matrix @ matrix
+        works[f"matrix product, {precision}"] = 2 * width**3
+        for name, call in nets.items():
+            runs[f"{name}, {precision}, forward"] = forward(call, bf16)
+            works[f"{name}, {precision}, forward"] = n * counted[name][1]
+            runs[f"{name}, {precision}, forward and backward"] = step(name, call, bf16)
+            works[f"{name}, {precision}, forward and backward"] = 3 * n * counted[name][1]
+    times = measure.interleaved(runs, args.repetitions, device.type)
+    rows, result = [], {}
+    for name in runs:
+        what, precision, *kind = name.split(", ") if "compiled" not in name else \
+            [name.split(", ")[0] + ", compiled", *name.split(", ")[2:]]
+        rates = measure.spread([works[name] / t / 1e9 for t in times[name]])
+        share = measure.spread([works[name] / a / (2 * width**3 / b) for a, b in
+                                zip(times[name], times[f"matrix product, {precision}"])])
+        same = f"diffusers UNet2DModel, {precision}, {kind[0]}" if kind else None
+        faster = measure.ratio(times, same, name) if same else None
+        result[name] = dict(gigaflops=rates, share_of_matrix_product=share, times_as_fast_as_diffusers=faster,
+                            images_per_second=n / measure.spread(times[name])["median"] if kind else None)
+        rows.append([what, precision, kind[0] if kind else "", f"{result[name]['images_per_second']:.0f}" if kind
+                     else "", f"{rates['median']:.0f}", f"{share['median']:.2f}",
+                     measure.shown(faster) if faster and "diffusers" not in what else ""])
+    parameters = {name: sum(p.numel() for p in net.parameters()) for name, (net, _) in counted.items()}
+    sizes = ", ".join(f"{name}: {parameters[name] / 1e6:.1f} M parameters, {counted[name][1] / 1e6:.0f} million "
+                      "operations an image forward" for name in list(counted)[:2])
+    text = measure.table(["network", "precision", "pass", "images/s", "billion operations/s",
+                          "share of the matrix product's rate", "times as fast as diffusers"], rows)
+    measure.write(args.outdir, "network", f"{sizes}.\n\n{text}", device.type, network=args.network, images=n,
+                  repetitions=args.repetitions, parameters=parameters,
+                  operations_per_image={name: c for name, (_, c) in counted.items()}, results=result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Frames per second that the worlds draw, and their share of a training step.
+
+    python benchmarks/worlds.py
+
+The loader that is compared with builds every sequence by itself, frame by frame, in Python.
+"""
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from jsonargparse.typing import PositiveInt  # noqa: E402
+
+import measure  # noqa: E402
+from config import WorldSettings, make_parser, pick_device  # noqa: E402
+
+CONFIGS = dict(circle_jumping="circle_jumping_small", horizontal="horizontal_p50", free="free")
+
+
+@dataclass
+class WorldBenchmarkSettings:
+    """Worlds"""
+
+    sequences: PositiveInt = 512
+    """in a batch"""
+    repetitions: PositiveInt = 10
+    """of everything, interleaved"""
+    digits: Literal["mnist", "embedded"] = "embedded"
+    """where digits come from"""
+    data_root: str = "data"
+    """folder of torchvision's MNIST"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where to run"""
+    outdir: str = "runs/benchmark-worlds"
+    """folder for the results"""
+
+
+def one_by_one(world, n: int, generator) -> None:
+    """The same sequences, but each for itself and frame by frame."""
+    import torch
+
+    for _ in range(n):
+        images, _ = world._draw(1, generator, None)
+        positions, _ = world._motion(1, generator)
+        frames = torch.zeros(world.seq_len, world.image_size, world.image_size)
+        for t, (y, x) in enumerate(positions[0, :, 0].tolist()):
+            frames[t, y:y + world.digit_size, x:x + world.digit_size] = images[0, 0].cpu()
+
+
+def share_of_a_step(name: str, args) -> dict:
+    """Drawing a training batch over the whole update that it is for, with the shipped network's own config."""
+    import train
+
+    with tempfile.TemporaryDirectory() as outdir:
+        training, _, _ = train.setup(["--config", f"configs/{CONFIGS[name]}.yaml", "--digits", args.digits,
+                                      "--data_root", args.data_root, "--device", args.device, "--outdir", outdir])
+    steps, n, shares = iter(training), training.settings.batch_size, []
+    for turn in range(args.repetitions + 1):
+        start = time.perf_counter()
+        next(steps)
+        step = time.perf_counter() - start
+        start = time.perf_counter()
+        training.world.windows(n, train_generator(training))
+        shares.append((time.perf_counter() - start) / step)
+    return measure.spread(shares[1:])
+
+
+def train_generator(training):
+    from sampler import set_generator
+
+    return set_generator(training.seed, training.iteration, stream=2, device=training.device)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser(WorldBenchmarkSettings, description=__doc__.split("\n")[0]).parse_args(argv)
+    import torch
+
+    from data_loader import load_digits, make_world
+
+    device = pick_device(args.device)
+    bank = load_digits(args.digits, "train", size=WorldSettings().digit_size, data_root=args.data_root).to(device)
+    generator, n = torch.Generator(device).manual_seed(0), args.sequences
+    runs, frames = {}, {}
+    for name in CONFIGS:
+        world = make_world(WorldSettings(dataset=name, deterministic=False), bank)
+        runs |= {name: lambda world=world: world.sequences(n, generator),
+                 f"{name}, one by one": lambda world=world: one_by_one(world, n // 16, generator)}
+        frames |= {name: n * world.seq_len, f"{name}, one by one": n // 16 * world.seq_len}
+    times = measure.interleaved(runs, args.repetitions, device.type)
+    result, rows = {}, []
+    for name in CONFIGS:
+        rate = measure.spread([frames[name] / t for t in times[name]])
+        slow = measure.spread([frames[f"{name}, one by one"] / t for t in times[f"{name}, one by one"]])
+        share = share_of_a_step(name, args)
+        result[name] = dict(frames_per_second=rate, one_by_one=slow, share_of_a_training_step=share)
+        rows.append([name, f"{rate['median']:,.0f} ({rate['lowest']:,.0f} to {rate['highest']:,.0f})",
+                     f"{slow['median']:,.0f}", f"{100 * share['median']:.1f}%"])
+    text = measure.table(["world", "frames/s", "one by one in Python", "share of a training step"], rows)
+    measure.write(args.outdir, "worlds", text, device.type, sequences=n, digits=args.digits, results=result)
+
+
+if __name__ == "__main__":
+    main()
