@@ -19,7 +19,7 @@ from experiments import run_cell  # noqa: E402
 
 TRAINED, EXACT = "--num_sets 200 --digits mnist", "--denoiser exact --num_sets 200 --digits mnist"
 HORIZONTAL = "--denoiser exact --dataset horizontal --p 0.7 --batch_size 10 --num_sets 1000 --digits mnist"
-DIGITS = "--task unconditional --batch_size 10 --num_sets 20 --digits mnist"
+DIGITS = "--task unconditional --batch_size 10 --num_sets 40 --digits mnist"
 # What is measured, the flags of evaluate.py, the keys that are shown.
 FIGURES = [
     ("exact, independent", f"{EXACT}", ["modes_found"]),
@@ -36,9 +36,11 @@ FIGURES = [
     ("trained, embedded digits, guided", "--num_sets 100 --digits embedded --pg_factor 1.7",
      ["modes_found", "quality", "hm_iou"]),
     ("digits out of nothing, independent", DIGITS, ["modes_found", "confidence"]),
-    ("digits, guided by pixels", f"{DIGITS} --pg_factor 3 --pg_pool 4 --redraws 0", ["modes_found", "confidence"]),
-    ("digits, guided by features", f"{DIGITS} --pg_factor 1 --pg_features classifier --pg_sigma_min 1 "
-     "--most_alike 0.1 --redraws 20", ["modes_found", "confidence"]),
+    ("digits, guided by pixels", f"{DIGITS} --pg_factor 3 --redraws 0", ["modes_found", "confidence"]),
+    ("digits, medoids of ten times as many", f"{DIGITS} --guidance kmedoids --kmedoids_pool 10",
+     ["modes_found", "confidence"]),
+    ("digits, guided by features", f"{DIGITS} --pg_factor 1 --pg_features classifier --pg_sigma_min 1 --redraws 20",
+     ["modes_found", "confidence"]),
     ("mixture, independent", "--denoiser exact --dataset mixture --batch_size 10 --num_sets 100",
      ["modes_found", "within_3_sd"]),
     ("mixture, guided", "--config configs/mixture.yaml", ["modes_found", "within_3_sd"]),

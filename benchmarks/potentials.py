@@ -102,7 +102,8 @@ def main(argv: list[str] | None = None) -> None:
                   f"{c['exponent']:.2f}" if "exponent" in c else "", measure.shown(c["over_products"]),
                   f"{c['extra_bytes'] / 2**20:.0f} of {c['allowed_bytes'] / 2**20:.0f}"] for c in mine]
     text = measure.table(["potential", "particles", "ms", "exponent since the size before",
-                          "time over two (B x B x d) products, float64", "extra memory, MiB, of 64 B (B + d) bytes"], rows)
+                          "time over two (B x B x d) products, float64",
+                          "extra memory, MiB, of 64 B (B + d) bytes"], rows)
     measure.write(args.outdir, "potentials", text, cases=cases, exponents=exponents, pixels=args.pixels)
 
 

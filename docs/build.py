@@ -1,6 +1,6 @@
 """Draw the pictures of the documentation and put the benchmarks' tables into it.
 
-    python benchmarks/figures.py && python benchmarks/guidance.py && python benchmarks/cost.py
+    for b in figures guidance sampling network potentials worlds training grid; do python benchmarks/$b.py; done
     for e in 1 2 3 4 5 6 7 8 9 10; do python evaluate.py --experiment e$e; done
     python docs/build.py
 
@@ -27,10 +27,8 @@ PICTURES = {
     "stratified": ["--noise", "stratified", "--stratified_rank", "3"],
     "mixture": ["--config", str(ROOT / "configs" / "mixture.yaml"), "--num_sets", "5"],
 }
-RESULTS = ("benchmark-figures/figures.json", "benchmark-guidance/guidance.json", "benchmark-guidance/guidance.png",
-           "benchmark-cost/cost.json")
-TABLES = dict(figures="benchmark-figures/figures.md", guidance="benchmark-guidance/guidance.md",
-              cost="benchmark-cost/cost.md")
+BENCHMARKS = ("figures", "guidance", "sampling", "network", "potentials", "worlds", "training", "grid")
+PAGES = ("README.md", "docs/guidance.md", "docs/performance.md")
 
 
 @dataclass
@@ -104,6 +102,37 @@ def checkpoint_table() -> str:
     return "\n".join(rows)
 
 
+def scale_table() -> str:
+    """What a large sweep costs on large machines, from counted operations and assumed rates."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    import checkpoint
+    import train
+    from config import record
+
+    cells, sets, particles, calls, backward = 10_000, 100, 8, 43, 16  # 8 of 22 noise levels lie between 3 and 40
+    peak, share = 989e12, 0.2
+    rows = ["| model | operations an image forward | of the sweep | hours on 1 GPU | on 8 | on 64 |", "|" + "---|" * 6]
+    models = {"reference network, 32 px": [],
+              "the same on 64 px, two digits, three frames given": ["--dataset", "free", "--image_size", "64",
+                                                                    "--num_digits", "2"]}
+    for name, flags in models.items():
+        settings = record(*train.parse(["--config", str(ROOT / "configs" / "circle_jumping.yaml"), *flags])[0])
+        side, frames = settings["image_size"], settings["num_cond_frames"] + 1
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            unet = checkpoint.make_denoiser(settings, 0.5).unet
+            unet(torch.empty(1, frames, side, side), torch.empty(1))
+        forward = counter.get_total_flops()
+        total = cells * sets * particles * forward * (calls + backward)
+        hours = total / (share * peak) / 3600
+        rows.append(f"| {name} | {forward / 1e9:.1f} billion | {total:.1e} | " +
+                    " | ".join(f"{hours / n:.2g}" for n in (1, 8, 64)) + " |")
+    return "\n".join(rows) + (f"\n\nOn paper: {cells:,} cells of {sets} sets of {particles}, {calls} network calls a "
+                              f"particle and {backward} backward passes to the input, on GPUs of {peak / 1e12:.0f} "
+                              f"TFLOP/s in bfloat16 (an H100's data sheet) of which {100 * share:.0f}% are reached.")
+
+
 def config(path: Path) -> str:
     small = ROOT / "configs" / f"{path.stem}_small.yaml"
     return f"configs/{small.name if small.is_file() else path.stem + '.yaml'}"
@@ -116,13 +145,18 @@ def main(argv: list[str] | None = None) -> None:
     if args.pictures:
         for name, flags in PICTURES.items():
             draw(name, flags, args.data_root)
-    for result in RESULTS:
-        shutil.copy(Path(args.runs) / result, ROOT / "docs" / "results")
+    tables = dict(checkpoint=checkpoint_table())
+    for name in BENCHMARKS:
+        for result in (Path(args.runs) / f"benchmark-{name}").glob(f"{name}.*"):
+            if result.suffix == ".md":
+                tables[name] = result.read_text()
+            else:
+                shutil.copy(result, ROOT / "docs" / "results")
     (ROOT / "docs" / "results.md").write_text(experiment_page(Path(args.runs)))
-    tables = {name: (Path(args.runs) / path).read_text() for name, path in TABLES.items()}
-    for page in (ROOT / "README.md", ROOT / "docs" / "guidance.md"):
-        for name, text in (tables | dict(checkpoint=checkpoint_table())).items():
-            fill(page, name, text)
+    tables["scale"] = scale_table()
+    for page in PAGES:
+        for name, text in tables.items():
+            fill(ROOT / page, name, text)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,10 @@ def test_a_run_leaves_what_it_promises(tiny_model):
     assert metadata["parameters"] == sum(p.numel() for p in denoiser.parameters())
 
 
-@pytest.mark.parametrize("extra", [["--optimizer", "muon"], ["--dataset", "free"], ["--dataset", "centered", "--crop", "true"],
-                                   ["--dataset", "horizontal", "--class_labels", "true"], ["--target", "posterior"]],
-                         ids=" ".join)
+@pytest.mark.parametrize("extra", [["--optimizer", "muon"], ["--dataset", "free"],
+                                   ["--dataset", "centered", "--crop", "true"],
+                                   ["--dataset", "horizontal", "--class_labels", "true"],
+                                   ["--target", "posterior"]], ids=" ".join)
 def test_every_kind_of_run_learns(extra, tmp_path):
     train.main(SMALL + extra + ["--iterations", "40", "--lr", "0.003", "--outdir", str(tmp_path)])
     losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

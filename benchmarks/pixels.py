@@ -1,0 +1,100 @@
+"""How many digit classes diversity among pixels can find at all: the most diverse ten of many real test digits.
+
+    python benchmarks/pixels.py --data_root data
+
+No sampler, no network: whoever makes ten samples as different as possible in their pixels, aims at these sets. Three
+ways to choose, in raw and in pooled pixels: greedily by the determinant of the RBF kernel (what `--pg_kernel logdet`
+descends), by farthest points, and medoids.
+"""
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import List, Literal
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from jsonargparse.typing import PositiveInt  # noqa: E402
+
+import measure  # noqa: E402
+from config import WorldSettings, make_parser  # noqa: E402
+
+
+@dataclass
+class PixelBenchmarkSettings:
+    """Pixels"""
+
+    pools: List[PositiveInt] = (40, 100, 400)
+    """real digits to choose ten from"""
+    num_sets: PositiveInt = 100
+    """choices"""
+    digits: Literal["mnist", "embedded"] = "mnist"
+    """where digits come from"""
+    data_root: str = "data"
+    """folder of torchvision's MNIST"""
+    outdir: str = "runs/benchmark-pixels"
+    """folder for the results"""
+
+
+def determinant(distances, count: int) -> list[int]:
+    """Greedily the largest determinant of exp(-d^2 / h), h by the median heuristic."""
+    import torch
+
+    d2 = distances.square()
+    h = d2[d2 > 0].median() / torch.tensor(float(count)).log()
+    left = (-d2 / h).exp() + 1e-3 * torch.eye(len(d2))
+    chosen: list[int] = []
+    for _ in range(count):
+        gain = left.diagonal().clone()
+        gain[chosen] = -1
+        best = int(gain.argmax())
+        chosen.append(best)
+        left = left - torch.outer(left[best], left[best]) / left[best, best]
+    return chosen
+
+
+def farthest(distances, count: int) -> list[int]:
+    """Each time the one that is farthest from all chosen ones, from the most central one on."""
+    chosen = [int(distances.sum(1).argmin())]
+    while len(chosen) < count:
+        chosen.append(int(distances[chosen].amin(0).argmax()))
+    return chosen
+
+
+def medoids(distances, count: int) -> list[int]:
+    import kmedoids
+
+    return [int(i) for i in kmedoids.fasterpam(distances.numpy(), count, init="build", random_state=0).medoids]
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser(PixelBenchmarkSettings, description=__doc__.split("\n")[0]).parse_args(argv)
+    import torch
+
+    from data_loader import load_digits
+    from metrics import mean_interval
+
+    bank = load_digits(args.digits, "test", size=WorldSettings().digit_size, data_root=args.data_root)
+    generator, rows, result = torch.Generator().manual_seed(0), [], []
+    for pool in args.pools:
+        picks = [torch.randperm(len(bank.labels), generator=generator)[:pool] for _ in range(args.num_sets)]
+        for name, size in {"raw": 1, "pooled 2 x 2": 2, "pooled 4 x 4": 4}.items():
+            images = torch.nn.functional.avg_pool2d(bank.images[:, None], size).flatten(1)
+            found = {}
+            for choose in (determinant, farthest, medoids):
+                counts = []
+                for which in picks:
+                    ten = choose(torch.cdist(images[which], images[which]), 10)
+                    counts.append(len(set(bank.labels[which][ten].tolist())))
+                found[choose.__name__] = mean_interval(torch.tensor(counts).numpy())
+            result.append(dict(pool=pool, pixels=name, found=found))
+            rows.append([pool, name, *(f"{v['mean']:.2f} [{v['ci95'][0]:.2f}, {v['ci95'][1]:.2f}]"
+                                       for v in found.values())])
+    text = measure.table(["real digits to choose ten from", "pixels", "largest determinant", "farthest points",
+                          "medoids"], rows)
+    measure.write(args.outdir, "pixels", text, results=result, num_sets=args.num_sets, digits=args.digits)
+
+
+if __name__ == "__main__":
+    main()
