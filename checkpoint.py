@@ -1,12 +1,15 @@
 """Checkpoints: safetensors with the whole configuration as metadata, never pickle.
 
-    model.safetensors   the EMA weights and what they are: enough to sample
-    state.safetensors   raw weights, EMA, optimizer and iteration: enough to go on
+    model.safetensors            the EMA weights and what they are: enough to sample
+    state.safetensors            raw weights, EMA, optimizer and iteration: enough to go on
+    state-previous.safetensors   the state before, to fall back on
 
-Both are written to a temporary file and renamed, so a reader never sees half of one.
+They are written to a temporary file and renamed, so a reader never sees half of one, and carry a hash of what they
+hold.
 """
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -24,14 +27,36 @@ T = TypeVar("T", bound=nn.Module)
 FORMAT = "1"
 
 
-def save_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Write tensors and JSON-able metadata to `path`, all or nothing."""
+def digest(tensors: dict[str, Tensor], metadata: str) -> str:
+    """SHA-256 of a checkpoint's names, tensors and metadata."""
+    sha = hashlib.sha256(metadata.encode())
+    for name in sorted(tensors):
+        sha.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        sha.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
+
+
+def save_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, Any],
+                 previous: Path | None = None) -> None:
+    """Write tensors and JSON-able metadata to `path`, all or nothing; what was there moves to `previous`.
+    Raises OSError, with the file at `path` as it was, where the disk is full."""
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(tensors, temporary, {"format": FORMAT, "metadata": json.dumps(metadata)})
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
+    text = json.dumps(metadata)
+    try:
+        save_file(tensors, temporary, {"format": FORMAT, "metadata": text, "sha256": digest(tensors, text)})
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+    except (SafetensorError, OSError) as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"checkpoint: {path} cannot be written ({error})") from None
+    if previous is not None and path.is_file():
+        previous.unlink(missing_ok=True)
+        try:
+            os.link(path, previous)  # so that there is a file at `path` all the time
+        except OSError:  # a file system without links
+            os.replace(path, previous)
     os.replace(temporary, path)
 
 
@@ -44,18 +69,31 @@ def _open(path: Path | str):
         raise SettingError(f"checkpoint: {path} cannot be read ({error})") from None
 
 
+def _header(file, path: Path | str) -> dict[str, str]:
+    header = file.metadata() or {}
+    if header.get("format") != FORMAT or "metadata" not in header:
+        raise SettingError(f"checkpoint: {path} is of format {header.get('format')!r}; accepted: {FORMAT!r}")
+    return header
+
+
 def read_metadata(path: Path | str) -> dict[str, Any]:
     """What a checkpoint says of itself. Raises SettingError for anything but our files."""
     with _open(path) as file:
-        header = file.metadata() or {}
-    if header.get("format") != FORMAT or "metadata" not in header:
-        raise SettingError(f"checkpoint: {path} is of format {header.get('format')!r}; accepted: {FORMAT!r}")
-    return json.loads(header["metadata"])
+        text = _header(file, path)["metadata"]
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise SettingError(f"checkpoint: {path} is damaged ({error}); accepted: a copy that is whole") from None
 
 
 def read_tensors(path: Path | str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint. Raises SettingError if they are not those that were written."""
     with _open(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}
+        header = _header(file, path)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    if "sha256" in header and header["sha256"] != digest(tensors, header["metadata"]):
+        raise SettingError(f"checkpoint: {path} is damaged (its hash does not fit); accepted: a copy that is whole")
+    return tensors
 
 
 def halved(module: nn.Module) -> dict[str, Tensor]:

@@ -5,16 +5,19 @@
     python train.py --resume runs/NAME
 
 Writes to --outdir: config.yaml, metrics.jsonl, samples-*.png, model.safetensors (the
-EMA weights, what evaluate.py reads) and state.safetensors (what --resume reads).
+EMA weights, what evaluate.py reads) and state.safetensors (what --resume reads, and the one before it). SIGTERM and
+Ctrl-C save first.
 """
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 
+import yaml
 from tqdm import tqdm
 
 from config import (DigitSettings, ModelSettings, RunSettings, SettingError, TrainSettings, WorldSettings,
@@ -50,13 +53,33 @@ def start_wandb(settings: TrainSettings, everything: dict, outdir: Path):
                       name=outdir.name)
 
 
-def run(training, outdir: Path, tracker=None) -> None:
+class Interruption:
+    """While it is entered, SIGTERM and Ctrl-C are noted in `signal` instead of ending the process. Processes of
+    torchrun other than the `main` one ignore them: they end with the one that saves."""
+
+    def __init__(self, main: bool):
+        self.main, self.signal = main, None
+
+    def note(self, number: int, frame) -> None:
+        self.signal = number
+
+    def __enter__(self):
+        self.before = {number: signal.signal(number, self.note if self.main else signal.SIG_IGN)
+                       for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def run(training, outdir: Path, interruption: Interruption, tracker=None) -> None:
     """The loop around the loop: progress, records, sheets, checkpoints."""
     settings, mean = training.settings, None
     main = training.rank == 0
-    bar = tqdm(total=settings.iterations, initial=training.iteration, unit="it", disable=not main)
     images, clock = 0, time.perf_counter()
-    with open(outdir / "metrics.jsonl", "a") as log:
+    with open(outdir / "metrics.jsonl", "a") as log, \
+            tqdm(total=settings.iterations, initial=training.iteration, unit="it", disable=not main) as bar:
         for step in training:
             bar.update()
             images += settings.batch_size
@@ -74,15 +97,19 @@ def run(training, outdir: Path, tracker=None) -> None:
                     log.flush()
                     if tracker is not None:
                         tracker.log(line, step=i)
-            if main and (i % settings.save_every == 0 or last):
+            if main and (i % settings.save_every == 0 or last or interruption.signal):
                 training.save(outdir)
+            if interruption.signal and not last:
+                bar.close()  # so that the message has a line of its own
+                print(f"stopped by {signal.Signals(interruption.signal).name} after {i} of {settings.iterations} "
+                      f"updates; go on with --resume {outdir}", file=sys.stderr)
+                sys.exit(128 + interruption.signal)
             if main and (settings.sample_every and i % settings.sample_every == 0 or last):
                 path = outdir / f"samples-{i:07d}.png"
                 sample_sheet(training, path)
                 if tracker is not None:
                     import wandb
                     tracker.log({"samples": wandb.Image(str(path))}, step=i)
-    bar.close()
 
 
 def load_bank(digits: DigitSettings, world: WorldSettings):
@@ -95,15 +122,42 @@ def load_bank(digits: DigitSettings, world: WorldSettings):
     return bank("mnist").mixed_with(bank("embedded")) if digits.digits == "both" else bank(digits.digits)
 
 
+def last_state(folder: Path) -> Path | None:
+    """The newest state of a run that is whole, None before its first; says so if it is not the last one.
+    Raises SettingError."""
+    import checkpoint
+    from training import PREVIOUS, STATE
+
+    states = [folder / name for name in (STATE, PREVIOUS) if (folder / name).exists()]
+    if not states and not (folder / "config.yaml").is_file():
+        reject("resume", str(folder), "the folder of a training")
+    problem = "there is no checkpoint yet"
+    for state in states:
+        try:
+            checkpoint.read_tensors(state)
+        except SettingError as error:
+            problem = str(error)
+            if state == states[-1]:
+                raise
+        else:
+            if state.name != STATE:
+                print(f"WARNING: {problem}; going on from {state.name}", file=sys.stderr)
+            return state
+    print(f"WARNING: {problem} in {folder}; starting from the beginning", file=sys.stderr)
+    return None
+
+
 def parse(argv: list[str] | None) -> tuple[tuple, Path | None]:
     """One object per settings class, and the state to go on from. Raises SettingError."""
     parser = make_parser(*GROUPS, description=__doc__.split("\n")[0])
-    args = parser.parse_args(argv)
-    state = Path(args.resume, "state.safetensors") if args.resume else None
-    if state is not None:
+    args, state = parser.parse_args(argv), None
+    if args.resume:
         import checkpoint
 
-        parser.set_defaults(checkpoint.read_metadata(state)["settings"])
+        state = last_state(Path(args.resume))
+        before = yaml.safe_load(Path(args.resume, "config.yaml").read_text()) if state is None else \
+            checkpoint.read_metadata(state)["settings"]
+        parser.set_defaults(before | dict(resume=None, outdir=None))
         args = parser.parse_args(argv)
     groups = tuple(build(group, args) for group in GROUPS)
     world, _, _, settings, _ = groups
@@ -121,7 +175,7 @@ def setup(argv: list[str] | None):
     import torch.distributed as dist
 
     from data_loader import make_world
-    from training import Training
+    from training import STATE, Training
 
     world_settings, digits, _, settings, run_settings = groups
     everything = record(*groups)
@@ -137,16 +191,37 @@ def setup(argv: list[str] | None):
         reject("batch_size", settings.batch_size,
                f"a multiple of {training.ranks} processes times accumulate = {settings.accumulate}")
     if state is not None:
-        training.load(state.parent)
-        return training, state.parent, everything
-    return training, run_folder(run_settings.outdir, f"train-{world.dataset}"), everything
+        training.load(state)
+    if settings.resume:
+        return training, Path(settings.resume), everything
+    outdir = run_folder(run_settings.outdir, f"train-{world.dataset}")
+    if (outdir / STATE).exists():
+        reject("outdir", str(outdir), f"a folder without a training in it; --resume {outdir} goes on with this one")
+    return training, outdir, everything
+
+
+def cut_log(path: Path, iteration: int) -> None:
+    """Forget what was logged after `iteration`: it is about to be done again."""
+    if path.is_file():
+        kept = [line for line in path.read_text().splitlines(keepends=True)
+                if line.endswith("\n") and json.loads(line)["iteration"] <= iteration]
+        path.write_text("".join(kept))
 
 
 def main(argv: list[str] | None = None) -> None:
+    from filelock import FileLock, Timeout
+
     try:
         training, outdir, everything = setup(argv)
+        lock = FileLock(outdir / ".lock")
+        if training.rank == 0:
+            lock.acquire(timeout=0)
+    except Timeout:
+        fail(f"outdir: got {str(outdir)!r}; accepted: a folder that no other training is writing to")
     except (SettingError, FileNotFoundError, ValueError) as error:
         fail(str(error))
+    from training import STATE, Diverged
+
     tracker = None
     if training.rank == 0:
         dump_yaml(everything, outdir / "config.yaml")
@@ -154,7 +229,15 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{meta['parameters']:,} parameters, sigma_data {meta['sigma_data']:.3f}, digits: "
               f"{meta['digits_source']}, on {meta['machine']}, writing to {outdir}", file=sys.stderr)
         tracker = start_wandb(training.settings, everything, outdir)
-    run(training, outdir, tracker)
+        cut_log(outdir / "metrics.jsonl", training.iteration)
+    try:
+        with Interruption(training.rank == 0) as interruption:
+            run(training, outdir, interruption, tracker)
+    except (OSError, Diverged) as error:  # a full disk, say
+        kept = f"; the checkpoint in {outdir} is as it was" if (outdir / STATE).is_file() else ""
+        print(f"train.py: stopped after {training.iteration} updates: {' '.join(str(error).split())}{kept}",
+              file=sys.stderr)
+        sys.exit(1)
     if tracker is not None:
         tracker.finish()
     if training.ranks > 1:

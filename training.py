@@ -17,10 +17,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import checkpoint
-from config import ModelSettings, TrainSettings, build, use_bfloat16
+from config import ModelSettings, TrainSettings, build, reject, use_bfloat16
 from data_loader import World
 from model import edm_loss, lit_box, posterior_mean, sigma_data_of
 from sampler import set_generator
+
+
+STATE, PREVIOUS = "state.safetensors", "state-previous.safetensors"
+PATIENCE = 10  # updates in a row without a finite gradient after which a training has failed
+
+
+class Diverged(RuntimeError):
+    """The gradient has not been finite for PATIENCE updates in a row."""
 
 
 class Optimizer:
@@ -88,7 +96,7 @@ class Training:
         if settings["compile"]:
             self.net.compile()
         self.parallel = DistributedDataParallel(self.net) if self.ranks > 1 else self.net
-        self.iteration, self.seconds = 0, 0.0
+        self.iteration, self.seconds, self.skipped = 0, 0.0, 0
 
     def _measure(self) -> tuple[float, tuple[int, int, int, int] | None]:
         """sigma_data, unless it is set, and the box of the frame to work on, with --crop."""
@@ -121,15 +129,22 @@ class Training:
         return tuple(t[mine] for t in (x, sigma, target, cond, labels))
 
     def __iter__(self) -> Iterator[dict]:
-        """Yields {iteration, loss, grad_norm, lr_scale} after every update."""
+        """Yields {iteration, loss, grad_norm, lr_scale} after every update. An update whose gradient is not finite
+        is left out; raises Diverged after PATIENCE of them in a row."""
         while self.iteration < self.settings.iterations:
             start = time.perf_counter()
             loss = self.backward()
             norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.settings.clip_grad)
             scale = learning_rate_scale(self.iteration, self.settings)
-            self.optimizer.step(scale)
-            torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()),
-                                 1 - ema_decay(self.iteration, self.settings))
+            if norm.isfinite():
+                self.optimizer.step(scale)
+                torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()),
+                                     1 - ema_decay(self.iteration, self.settings))
+                self.skipped = 0
+            else:
+                self.skipped += 1
+            if self.skipped == PATIENCE:
+                raise Diverged(f"no finite gradient in {PATIENCE} updates up to {self.iteration + 1}")
             self.iteration += 1
             self.seconds += time.perf_counter() - start
             yield dict(iteration=self.iteration, loss=loss, grad_norm=norm, lr_scale=scale)
@@ -167,16 +182,21 @@ class Training:
             tensors |= packed
         tensors |= {f"net.{k}": v for k, v in self.net.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
-        checkpoint.save_tensors(outdir / "state.safetensors", tensors, self.metadata() | dict(groups=groups))
+        checkpoint.save_tensors(outdir / STATE, tensors, self.metadata() | dict(groups=groups), outdir / PREVIOUS)
         checkpoint.save_tensors(outdir / "model.safetensors", checkpoint.halved(self.ema), self.metadata())
 
-    def load(self, outdir: Path) -> None:
-        path = outdir / "state.safetensors"
+    def load(self, path: Path) -> None:
+        """Go on from a state. Raises SettingError."""
         metadata, tensors = checkpoint.read_metadata(path), checkpoint.read_tensors(path)
-        for prefix, module in (("net.", self.net), ("ema.", self.ema)):
-            module.load_state_dict({k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)})
-        for name, part in self.optimizer.parts.items():
-            part.load_state_dict(checkpoint.unpack(f"optimizer.{name}", tensors, metadata["groups"][name]))
+        try:
+            for prefix, module in (("net.", self.net), ("ema.", self.ema)):
+                module.load_state_dict({k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)})
+            for name, part in self.optimizer.parts.items():
+                part.load_state_dict(checkpoint.unpack(f"optimizer.{name}", tensors, metadata["groups"][name]))
+        except (KeyError, RuntimeError, ValueError) as error:
+            reject("resume", str(path), f"the state of a training with these settings "
+                                        f"({str(error).splitlines()[-1].strip()})")
+        for part in self.optimizer.parts.values():
             for parameter, state in part.state.items():
                 for key, value in state.items():
                     if value.shape == parameter.shape:  # fused optimizers want the parameter's memory layout

@@ -1,6 +1,6 @@
 """Draw the pictures of the documentation and put the benchmarks' tables into it.
 
-    for b in figures guidance sampling network potentials worlds training grid; do python benchmarks/$b.py; done
+    for b in figures guidance pixels sampling network potentials worlds training grid; do python benchmarks/$b.py; done
     for e in 1 2 3 4 5 6 7 8 9 10; do python evaluate.py --experiment e$e; done
     python docs/build.py
 
@@ -27,7 +27,7 @@ PICTURES = {
     "stratified": ["--noise", "stratified", "--stratified_rank", "3"],
     "mixture": ["--config", str(ROOT / "configs" / "mixture.yaml"), "--num_sets", "5"],
 }
-BENCHMARKS = ("figures", "guidance", "sampling", "network", "potentials", "worlds", "training", "grid")
+BENCHMARKS = ("figures", "guidance", "pixels", "sampling", "network", "potentials", "worlds", "training", "grid")
 PAGES = ("README.md", "docs/guidance.md", "docs/performance.md")
 
 
@@ -61,7 +61,7 @@ def fill(page: Path, name: str, text: str) -> None:
 
 
 def experiment_page(runs: Path) -> str:
-    """docs/results.md: every experiment that was run, in its largest preset."""
+    """docs/results.md: every experiment, in the largest preset that was run; what was not run stays as it was."""
     import experiments
 
     parts = ["# The experiments, reproduced", "",
@@ -69,17 +69,18 @@ def experiment_page(runs: Path) -> str:
              "`--preset full` takes more sets per cell.", ""]
     for path in sorted(experiments.RECIPES.glob("*.yaml"), key=lambda path: int(path.stem[1:])):
         name, recipe = path.stem, experiments.load(path.stem)
+        kept = ROOT / "docs" / "results" / f"{name}.json"
         folder = next((runs / f"{name}-{preset}" for preset in ("full", "quick")
                        if (runs / f"{name}-{preset}" / "results.json").is_file()), None)
-        if folder is None:
-            continue
-        results = json.loads((folder / "results.json").read_text())
-        (ROOT / "docs" / "results" / f"{name}.json").write_text(json.dumps(experiments.brief(results)))
+        if folder is not None:
+            kept.write_text(json.dumps(experiments.brief(json.loads((folder / "results.json").read_text()))))
+            for picture in folder.glob("*.png"):
+                shutil.copy(picture, kept.with_name(f"{name}-{picture.name}"))
+        results = json.loads(kept.read_text())
         parts += [f"## {name.upper()}: {recipe['title']}", "", f"    {results['command']}", "",
                   f"Reference: {recipe['reference']}.", "", experiments.summary(results["rows"]), ""]
-        for picture in sorted(folder.glob("*.png")):
-            shutil.copy(picture, ROOT / "docs" / "results" / f"{name}-{picture.name}")
-            parts += [f"![{picture.stem}](results/{name}-{picture.name})", ""]
+        for picture in sorted(kept.parent.glob(f"{name}-*.png")):
+            parts += [f"![{picture.stem}](results/{picture.name})", ""]
         parts += [" ".join(recipe["meaning"].split()), ""]
     return "\n".join(parts)
 

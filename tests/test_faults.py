@@ -1,0 +1,214 @@
+"""What can go wrong while a training or an experiment runs, done to real processes and real files."""
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import checkpoint
+import train
+from conftest import ROOT
+
+SMALL = ["--digits", "embedded", "--channels", "[16]", "--blocks", "1", "--attention", "[]", "--patch_size", "4",
+         "--batch_size", "8", "--warmup", "2", "--log_every", "1", "--sample_every", "0", "--device", "cpu"]
+
+
+def start(script: str, *argv, **options) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, str(ROOT / script), *map(str, argv)], stdout=subprocess.DEVNULL,
+                            stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, **options)
+
+
+def logged(folder) -> int:
+    """Lines of a training's log."""
+    path = folder / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.is_file() else 0
+
+
+def wait_for(condition, process, seconds=120) -> None:
+    end = time.monotonic() + seconds
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def state_of(folder) -> dict[str, torch.Tensor]:
+    return checkpoint.read_tensors(folder / "state.safetensors")
+
+
+def assert_same_training(one, two) -> None:
+    a, b = state_of(one), state_of(two)
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    logs = [[{k: v for k, v in json.loads(line).items() if k != "images_per_second"}
+             for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (one, two)]
+    assert logs[0] == logs[1]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """(flags, the folder of an uninterrupted run)"""
+    torch.set_num_threads(1)
+    flags = [*SMALL, "--iterations", "400", "--save_every", "7"]
+    folder = tmp_path_factory.mktemp("whole")
+    train.main([*flags, "--outdir", str(folder)])
+    return flags, folder
+
+
+@pytest.mark.slow
+def test_a_training_killed_twenty_times_ends_with_the_same_weights(whole, tmp_path):
+    flags, expected = whole
+    folder, generator, lost = tmp_path / "run", random.Random(0), []
+    for _ in range(20):
+        resume = ["--resume", folder] if (folder / "config.yaml").exists() else []
+        before, more = logged(folder), generator.randrange(20)
+        process = start("train.py", *flags, "--outdir", folder, *resume)
+        wait_for(lambda: logged(folder) >= before + more, process)
+        time.sleep(generator.random() * 0.05)
+        process.kill()
+        process.communicate()
+        done = logged(folder)
+        saved = checkpoint.read_metadata(folder / "state.safetensors")["iteration"] \
+            if (folder / "state.safetensors").exists() else 0
+        lost.append(done - saved)
+    assert max(lost) <= 8  # seven updates between checkpoints, and the one in flight
+    assert start("train.py", *flags, "--outdir", folder, "--resume", folder).wait() == 0
+    assert_same_training(expected, folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_training_that_is_told_to_stop_saves_first(number, whole, tmp_path):
+    flags, expected = whole
+    process = start("train.py", *flags, "--outdir", tmp_path / "run")
+    wait_for(lambda: logged(tmp_path / "run") >= 3, process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    line = err.strip().splitlines()[-1]
+    assert number.name in line and f"--resume {tmp_path / 'run'}" in line
+    saved = checkpoint.read_metadata(tmp_path / "run" / "state.safetensors")["iteration"]
+    assert saved == logged(tmp_path / "run") >= 3 and f"after {saved} of 400" in line
+    train.main(["--resume", str(tmp_path / "run")])
+    assert_same_training(expected, tmp_path / "run")
+
+
+def test_an_experiment_that_is_killed_keeps_its_finished_cells(tmp_path):
+    argv = ["--experiment", "e9", "--num_sets", "2", "--outdir", tmp_path]
+    times, generator = {}, random.Random(0)
+    for _ in range(3):
+        process = start("evaluate.py", *argv)
+        more = len(times) + generator.randrange(1, 6)
+        wait_for(lambda: len(list((tmp_path / "cells").glob("*.json"))) >= more, process)
+        process.kill()
+        process.communicate()
+        cells = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").glob("*.json")}
+        assert times.items() <= cells.items() and len(cells) >= more
+        times = cells
+    assert not (tmp_path / "results.json").exists()
+    assert start("evaluate.py", *argv).wait() == 0
+    cells = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").glob("*.json")}
+    assert times.items() <= cells.items()
+    assert len(json.loads((tmp_path / "results.json").read_text())["rows"]) == len(cells) == 28
+
+
+def damaged(path, how: str, generator: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "truncated":
+        content = content[:generator.randrange(len(content))]
+    elif how == "flipped":
+        content[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+    elif how == "empty":
+        content = bytearray()
+    path.unlink()  # not through the link that is the previous state
+    if how == "a folder":
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how, times", [("truncated", 25), ("flipped", 50), ("empty", 1), ("a folder", 1)])
+def test_a_damaged_checkpoint_is_never_used(how, times, whole, tmp_path, capsys):
+    """One line that names the file; resuming falls back on the state before."""
+    _, folder = whole
+    generator = random.Random(0)
+    for turn in range(times):
+        run = tmp_path / str(turn)
+        run.mkdir()
+        for name in ("state.safetensors", "state-previous.safetensors", "config.yaml"):
+            shutil.copy(folder / name, run)
+        damaged(run / "state.safetensors", how, generator)
+        assert train.last_state(run) == run / "state-previous.safetensors"
+        err = capsys.readouterr().err.strip().splitlines()
+        assert len(err) == 1 and str(run / "state.safetensors") in err[0] and "going on from" in err[0]
+        damaged(run / "state-previous.safetensors", how, generator)
+        with pytest.raises(train.SettingError, match="state-previous"):
+            train.last_state(run)
+
+
+def test_a_checkpoint_of_another_kind_is_refused(whole, tmp_path, refused):
+    _, folder = whole
+    tensors, metadata = state_of(folder), checkpoint.read_metadata(folder / "state.safetensors")
+    other = metadata | dict(settings=metadata["settings"] | dict(channels=[8]))
+    checkpoint.save_tensors(tmp_path / "state.safetensors", tensors, other)
+    assert "resume: got" in refused(train.main, ["--resume", str(tmp_path)])
+    from safetensors.torch import save_file
+    save_file(tensors, tmp_path / "state.safetensors", {"format": "2", "metadata": "{}"})
+    assert "format '2'; accepted: '1'" in refused(train.main, ["--resume", str(tmp_path)])
+    assert "a training" in refused(train.main, ["--resume", str(tmp_path / "nowhere")])
+
+
+def test_a_full_disk_leaves_the_checkpoint_as_it_was(tmp_path):
+    """A limit on the size of files stands in for a disk that is full."""
+    flags = [*SMALL, "--iterations", "8", "--save_every", "4"]
+    train.main([*flags, "--iterations", "4", "--outdir", str(tmp_path)])
+    before = (tmp_path / "state.safetensors").read_bytes()
+    limit = len(before) // 2
+    process = start("train.py", "--iterations", "8", "--resume", tmp_path,
+                    preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "cannot be written" in err.splitlines()[-1] and "is as it was" in err.splitlines()[-1]
+    assert (tmp_path / "state.safetensors").read_bytes() == before and not list(tmp_path.glob("*.tmp"))
+    train.main(["--iterations", "8", "--resume", str(tmp_path)])
+    assert checkpoint.read_metadata(tmp_path / "state.safetensors")["iteration"] == 8
+
+
+def test_two_trainings_never_share_a_folder(tmp_path, refused, capsys):
+    flags = [*SMALL, "--iterations", "100000", "--outdir", tmp_path / "run"]
+    process = start("train.py", *flags)
+    try:
+        wait_for(lambda: logged(tmp_path / "run") >= 1, process)
+        assert "no other training" in refused(train.main, [str(flag) for flag in flags])
+    finally:
+        process.kill()
+        process.communicate()
+    train.main([*SMALL, "--iterations", "1", "--outdir", str(tmp_path / "done")])
+    capsys.readouterr()
+    assert "--resume" in refused(train.main, [*SMALL, "--outdir", str(tmp_path / "done")])
+
+
+def test_one_gradient_that_is_not_finite_is_left_out(tmp_path):
+    training, _, _ = train.setup([*SMALL, "--iterations", "5", "--outdir", str(tmp_path)])
+    draw = training.batch
+    training.batch = lambda: tuple(t * float("nan") if training.iteration == 2 and t.is_floating_point() else t
+                                   for t in draw())
+    before, finite = None, []
+    for step in training:
+        weights = [p.clone() for p in training.net.parameters()]
+        changed = before is None or any(not torch.equal(a, b) for a, b in zip(weights, before))
+        finite.append((bool(step["loss"].isfinite()), changed))
+        before = weights
+    assert finite == [(True, True), (True, True), (False, False), (True, True), (True, True)]
+
+
+def test_a_training_that_diverges_stops_and_says_so(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main([*SMALL, "--iterations", "100", "--lr", "1e30", "--save_every", "1", "--outdir", str(tmp_path)])
+    assert stop.value.code == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "no finite gradient in 10 updates" in line and "is as it was" in line
