@@ -110,11 +110,17 @@ def make_denoiser(settings: dict[str, Any], sigma_data: float, box: Sequence[int
     return EDMDenoiser(unet, sigma_data, box).to(memory_format=torch.channels_last)
 
 
-def load_denoiser(path: Path | str, device="cpu") -> tuple[EDMDenoiser, dict[str, Any]]:
-    """(the trained denoiser in float32, in evaluation mode; its metadata). Raises SettingError."""
+def denoiser_metadata(path: Path | str) -> dict[str, Any]:
+    """What a trained denoiser says of itself. Raises SettingError for anything else."""
     metadata = read_metadata(path)
     if "sigma_data" not in metadata:
         raise SettingError(f"checkpoint: {path} is no denoiser; accepted: what train.py wrote")
+    return metadata
+
+
+def load_denoiser(path: Path | str, device="cpu") -> tuple[EDMDenoiser, dict[str, Any]]:
+    """(the trained denoiser in float32, in evaluation mode; its metadata). Raises SettingError."""
+    metadata = denoiser_metadata(path)
     denoiser = make_denoiser(metadata["settings"], metadata["sigma_data"], metadata.get("box"))
     return _load(denoiser, path, device), metadata
 

@@ -18,12 +18,16 @@ from typing import Any, List, Literal, Optional, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
-from jsonargparse.typing import (ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat,
-                                 PositiveInt, restricted_number_type)
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFloat, restricted_number_type
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 Dataset = Literal["centered", "free", "circle_jumping", "horizontal", "mixture"]
+Count = restricted_number_type("Count", int, [(">", 0), ("<=", 10**9)])
+CountOrZero = restricted_number_type("CountOrZero", int, [(">=", 0), ("<=", 10**9)])
+Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**63)])
+LogSigma = restricted_number_type("LogSigma", float, [(">=", -10), ("<=", 10)])
+Sigma = restricted_number_type("Sigma", float, [(">=", 1e-6), ("<=", 1e6)])
 Positive = restricted_number_type("Positive", float, [(">", 0), ("<", math.inf)])
 NonNegative = restricted_number_type("NonNegative", float, [(">=", 0), ("<", math.inf)])
 T = TypeVar("T")
@@ -43,17 +47,17 @@ class WorldSettings:
 
     dataset: Dataset = "circle_jumping"
     """which world: four of digits in frames, or the plane with ten Gaussians on a circle (evaluate.py)"""
-    seq_len: Optional[PositiveInt] = None
+    seq_len: Optional[Count] = None
     """frames in a sequence (null: 1 for centered, 2 for circle_jumping, else 16)"""
-    num_cond_frames: Optional[NonNegativeInt] = None
+    num_cond_frames: Optional[CountOrZero] = None
     """frames that condition the generated one (null: 0 for centered, 1 for circle_jumping, else 3)"""
-    num_digits: PositiveInt = 1
+    num_digits: Count = 1
     """digits in a frame"""
-    image_size: PositiveInt = 32
+    image_size: Count = 32
     """side of a frame, px"""
-    digit_size: PositiveInt = 16
+    digit_size: Count = 16
     """side of a digit, px"""
-    classes: Optional[List[NonNegativeInt]] = None
+    classes: Optional[List[CountOrZero]] = None
     """keep only these digit classes, 0 to 9 (null: all)"""
     num_directions: Literal[2, 4, 8] = 8
     """circle_jumping: number of directions"""
@@ -98,17 +102,17 @@ class DigitSettings:
 class ModelSettings:
     """Model"""
 
-    channels: List[PositiveInt] = (64, 64, 128)
+    channels: List[Count] = (64, 64, 128)
     """width at each resolution, finest first"""
-    blocks: PositiveInt = 2
+    blocks: Count = 2
     """residual blocks per resolution"""
-    attention: List[NonNegativeInt] = (1,)
+    attention: List[CountOrZero] = (1,)
     """resolutions with self-attention, as indices into channels"""
-    head_channels: PositiveInt = 64
+    head_channels: Count = 64
     """channels of an attention head"""
     patch_size: Literal[1, 2, 4, 8] = 1
     """space-to-depth: p x p pixels become one position"""
-    motion: NonNegativeInt = 0
+    motion: CountOrZero = 0
     """the network may move the last conditioning frame by up to so many px an axis (0: it draws every frame anew)"""
     crop: bool = False
     """the network works only where the world ever lights a pixel (measured); the rest of the frame is black"""
@@ -127,11 +131,11 @@ class TrainSettings:
     target: Literal["drawn", "posterior"] = "drawn"
     """what a noisy frame should become: the frame that was drawn, or the mean of the world's right answers given
     the noisy one, which has the same minimiser and less noise in the gradient (Xu et al. 2023, arXiv 2302.00670)"""
-    iterations: PositiveInt = 20000
+    iterations: Count = 20000
     """updates"""
-    batch_size: PositiveInt = 512
+    batch_size: Count = 512
     """images per update, over all processes"""
-    accumulate: PositiveInt = 1
+    accumulate: Count = 1
     """parts in which a batch goes through the network, one after the other, where memory is short"""
     optimizer: Literal["adam", "muon"] = "adam"
     """adam: AdamW for all weights; muon: Muon for the hidden matrices, AdamW for the rest"""
@@ -143,7 +147,7 @@ class TrainSettings:
     """AdamW's second-moment decay"""
     weight_decay: NonNegative = 0.0
     """decoupled weight decay"""
-    warmup: NonNegativeInt = 200
+    warmup: CountOrZero = 200
     """iterations of linear warm-up"""
     lr_schedule: Literal["constant", "cosine"] = "cosine"
     """after the warm-up"""
@@ -151,20 +155,24 @@ class TrainSettings:
     """largest norm of the gradient"""
     ema: ClosedUnitInterval = 0.999
     """decay of the average of the weights, per iteration"""
-    p_mean: float = -1.2
+    p_mean: LogSigma = -1.2
     """mean of ln sigma in training"""
     p_std: Positive = 1.2
     """standard deviation of ln sigma in training"""
-    log_every: PositiveInt = 50
+    log_every: Count = 50
     """iterations between records"""
-    save_every: PositiveInt = 1000
+    save_every: Count = 1000
     """iterations between checkpoints"""
-    sample_every: NonNegativeInt = 2000
+    sample_every: CountOrZero = 2000
     """iterations between sample sheets (0: only at the end)"""
     resume: Optional[str] = None
     """folder of a run to go on with"""
     wandb: Literal["online", "offline", "disabled"] = "disabled"
     """tracking by Weights & Biases"""
+
+    def __post_init__(self):
+        if self.p_std > 10:
+            reject("p_std", self.p_std, "at most 10")
 
 
 @dataclass
@@ -177,9 +185,9 @@ class EvaluateSettings:
     """trained network (null: checkpoints/<dataset>.safetensors beside the code)"""
     denoiser: Literal["trained", "exact"] = "trained"
     """exact: the posterior mean over the world's right answers, no network"""
-    num_sets: PositiveInt = 32
+    num_sets: Count = 32
     """sets, each with its own test digit"""
-    batch_size: PositiveInt = 8
+    batch_size: Count = 8
     """particles in a set"""
 
 
@@ -187,11 +195,11 @@ class EvaluateSettings:
 class SamplerSettings:
     """Sampler (EDM, algorithm 2)"""
 
-    num_steps: PositiveInt = 22
+    num_steps: Count = 22
     """steps from sigma_max to 0"""
-    sigma_min: Positive = 0.002
+    sigma_min: Sigma = 0.002
     """last noise level before 0"""
-    sigma_max: Positive = 80.0
+    sigma_max: Sigma = 80.0
     """first noise level"""
     rho: Positive = 7.0
     """exponent of the schedule: larger means more steps at low noise"""
@@ -227,7 +235,7 @@ class GuidanceSettings:
     """where it acts: the noisy x, D(x), or D(x) differentiated through the denoiser"""
     pg_features: Literal["pixels", "classifier"] = "pixels"
     """what it compares: images, or what a digit classifier sees in them (not the one that judges)"""
-    pg_pool: PositiveInt = 1
+    pg_pool: Count = 1
     """average-pool the images that it compares, px"""
     pg_strength: Literal["constant", "sigma", "drift"] = "drift"
     """unit of pg_factor: a drift of pg_factor * grad, times sigma (alpha of the PG paper), or relative to the drift"""
@@ -235,24 +243,24 @@ class GuidanceSettings:
     """bandwidth h of the kernel: median heuristic, a constant, or following sigma"""
     pg_bandwidth_value: Positive = 1.0
     """h itself, or what the median heuristic or sigma is multiplied with"""
-    pg_sigma_min: Positive = 3.0
+    pg_sigma_min: Sigma = 3.0
     """guidance acts from here ..."""
-    pg_sigma_max: Positive = 40.0
+    pg_sigma_max: Sigma = 40.0
     """... to here"""
     pg_anneal: Literal["none", "strength", "bandwidth", "both"] = "none"
     """what falls to 0 from pg_sigma_max to pg_sigma_min, by a half cosine in ln sigma"""
     pg_cap: PositiveFloat = math.inf
     """largest push on one particle, as a multiple of the drift per pixel"""
-    redraws: NonNegativeInt = 6
+    redraws: CountOrZero = 6
     """pg: times that a set's most faulty particle is drawn again, repelled by the rest of its set"""
     most_alike: ClosedUnitInterval = 0.25
     """pg: likeness above which two particles share an answer, a fault: IoU of images or, with the features of a
     classifier, the probability that both show the same digit"""
     most_doubt: PositiveFloat = 1.6
     """pg: doubt, over the median of the set, above which a particle is at fault: how far the denoiser would move it"""
-    doubt_sigma: Positive = 1.5
+    doubt_sigma: Sigma = 1.5
     """pg: noise level at which the denoiser is asked"""
-    sequential: PositiveInt = 1
+    sequential: Count = 1
     """sets of batch_size drawn one after the other for each condition, repelled by those before, judged together"""
     spell_radius: Positive = 10.0
     """spell: L2 distance below which D(x) repel, of images in [-1, 1]"""
@@ -264,11 +272,11 @@ class GuidanceSettings:
     """... and no conditioning above this one"""
     cads_mixing: ClosedUnitInterval = 1.0
     """cads: share of the noised conditioning that is brought back to its mean and deviation"""
-    kmedoids_pool: PositiveInt = 4
+    kmedoids_pool: Count = 4
     """kmedoids: independent samples per particle to choose from"""
-    stratified_rank: PositiveInt = 1
+    stratified_rank: Count = 1
     """stratified: leading directions of the posterior along which the noise is spread"""
-    stratified_sigma: Positive = 20.0
+    stratified_sigma: Sigma = 20.0
     """stratified: noise level at which they are measured"""
 
     def __post_init__(self):
@@ -292,7 +300,7 @@ class ExperimentSettings:
 class RunSettings:
     """Run"""
 
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """seed of everything random"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where to run"""
@@ -310,11 +318,11 @@ class ClassifierSettings:
 
     out: str = "runs/classifier.safetensors"
     """file to write"""
-    channels: List[PositiveInt] = (32, 64, 128)
+    channels: List[Count] = (32, 64, 128)
     """width at each resolution, finest first"""
-    epochs: PositiveInt = 14
+    epochs: Count = 14
     """passes over the training digits"""
-    batch_size: PositiveInt = 128
+    batch_size: Count = 128
     """frames per update"""
     lr: Positive = 3e-3
     """learning rate of AdamW, for the first and last layer and all biases"""
@@ -324,11 +332,11 @@ class ClassifierSettings:
     """decoupled weight decay"""
     label_smoothing: ClosedUnitInterval = 0.05
     """share of the target that is spread over all classes"""
-    image_size: PositiveInt = 32
+    image_size: Count = 32
     """side of a frame, px"""
-    digit_size: PositiveInt = 16
+    digit_size: Count = 16
     """side of a digit, px"""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """seed of everything random"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where to run"""
@@ -336,7 +344,9 @@ class ClassifierSettings:
 
 # ---------------------------------------------------------------- command lines
 
-KINDS = {"PositiveInt": "a whole number > 0", "NonNegativeInt": "a whole number >= 0",
+KINDS = {"Count": "a whole number > 0, at most a billion", "Seed": "a whole number >= 0 and < 2^63",
+         "CountOrZero": "a whole number >= 0, at most a billion",
+         "LogSigma": "a number from -10 to 10", "Sigma": "a number from 1e-6 to 1e6",
          "Positive": "a number > 0", "NonNegative": "a number >= 0", "PositiveFloat": "a number > 0 or inf",
          "NonNegativeFloat": "a number >= 0 or inf", "ClosedUnitInterval": "a number from 0 to 1"}
 
@@ -382,6 +392,9 @@ def make_parser(*groups: type, description: str) -> Parser:
 def build(group: type[T], namespace: Namespace | dict) -> T:
     """The settings of one group out of a flat namespace. Raises SettingError."""
     values = namespace if isinstance(namespace, dict) else namespace.as_dict()
+    for f in fields(group):
+        if values.get(f.name, f) is None and "Optional" not in str(f.type):
+            reject(f.name, None, "a value, or leave it out")
     return group(**{f.name: values[f.name] for f in fields(group) if f.name in values})
 
 

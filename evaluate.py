@@ -10,8 +10,11 @@ results.json, a picture, and its finished cells.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
+import platform
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -54,7 +57,7 @@ def parse(argv: list[str] | None) -> tuple[dict[type, Any], Path | None]:
         import checkpoint
 
         path = find_checkpoint(args.checkpoint, args.dataset, args.p)
-        trained = checkpoint.read_metadata(path)["settings"]
+        trained = checkpoint.denoiser_metadata(path)["settings"]
         parser.set_defaults({key: trained[key] for key in record(WorldSettings()) if key in trained})
         args = parser.parse_args(argv)
     settings = {group: build(group, args) for group in GROUPS}
@@ -137,10 +140,26 @@ def write(job, samples, modes, result: dict, outdir: Path) -> None:
     (outdir / "metrics.json").write_text(json.dumps(result, indent=1))
 
 
-def run(job, progress: bool = True) -> tuple[Any, Any, dict]:
-    """Sample and judge: (samples (G, B, H, W), modes (G, B) or None, the record for metrics.json)."""
+def provenance(path: Path | None) -> dict[str, Any]:
+    """What made a result: versions, the commit of this code (with a + if files differ from it), the checkpoint."""
+    import numpy
     import torch
 
+    def git(*command: str) -> str | None:
+        try:
+            return subprocess.run(["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True,
+                                  check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    commit, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    return dict(versions=dict(python=platform.python_version(), torch=torch.__version__, numpy=numpy.__version__),
+                commit=commit and commit + ("+" if changed else ""),
+                checkpoint_sha256=path and hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def run(job, progress: bool = True) -> tuple[Any, Any, dict]:
+    """Sample and judge: (samples (G, B, H, W), modes (G, B) or None, the record for metrics.json)."""
     start = time.perf_counter()
     samples = job.sample_all(progress)
     seconds = time.perf_counter() - start
@@ -151,7 +170,7 @@ def run(job, progress: bool = True) -> tuple[Any, Any, dict]:
                   network_calls=job.cost.forward / particles, backward_calls=job.cost.backward / particles,
                   digits_source=world.digits.source if hasattr(world, "digits") else None,
                   settings=record(*job.settings.values()) | dict(outdir=None), device=str(job.device),
-                  torch=torch.__version__)
+                  **provenance(job.path))
     return samples, modes, result
 
 
@@ -183,8 +202,8 @@ def main(argv: list[str] | None = None) -> None:
         fail(str(error))
     samples, modes, result = run(job)
     write(job, samples, modes, result, outdir)
-    if not bool(samples.isfinite().all()):
-        print("WARNING: some samples are not finite; less guidance helps", file=sys.stderr)
+    if (largest := float(samples.abs().max())) > 10:
+        print(f"WARNING: samples of up to {largest:.1g}, far outside of [0, 1]; less guidance helps", file=sys.stderr)
     print(table(result))
     print(f"written to {outdir}")
 

@@ -72,7 +72,9 @@ def kept_bytes(denoise: Denoiser, x: Tensor) -> int:
 class Evaluation:
     """settings   one object per settings class of evaluate.py
     world      where the conditions and right answers come from
-    net        the trained denoiser, None for the exact one"""
+    net        the trained denoiser, None for the exact one; path, its checkpoint"""
+
+    path: Path | None = None
 
     def __init__(self, settings: dict[type, Any], world: World, device: torch.device, net: EDMDenoiser | None):
         self.settings, self.world, self.device, self.net = settings, world, device, net
@@ -347,4 +349,6 @@ def make_evaluation(settings: dict[type, Any], path: Path | None) -> Evaluation:
         if settings[RunSettings].compile:
             net.compile(dynamic=True)
     kind = UnconditionalEvaluation if settings[EvaluateSettings].task == "unconditional" else Evaluation
-    return kind(settings, make_world(world_settings, bank), device, net)
+    evaluation = kind(settings, make_world(world_settings, bank), device, net)
+    evaluation.path = path
+    return evaluation

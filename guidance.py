@@ -29,6 +29,14 @@ from potentials import Potential, cosine_share, squared_distances, weighted_diff
 Denoiser = Callable[[Tensor, Tensor], Tensor]  # denoise(x, sigma) -> x0, as in sampler.py
 
 
+LARGEST = 1e8  # of a guided denoiser's pixels: far beyond any image, and its square still fits into float32
+
+
+def finite(denoised: Tensor) -> Tensor:
+    """What absurd strengths cannot turn into infinities, but leave plain to see."""
+    return denoised.nan_to_num(nan=LARGEST).clamp(-LARGEST, LARGEST)
+
+
 class ParticleGuidance:
     """A denoiser of sets whose particles repel; wraps any denoiser of sets.
 
@@ -53,7 +61,7 @@ class ParticleGuidance:
                  strength: str = "drift", sigma_min: float = 0.0, sigma_max: float = math.inf,
                  anneal: bool = False, cap: float = math.inf,
                  features: Callable[[Tensor], Tensor] | None = None, memory: Tensor | None = None):
-        self.denoise, self.potential, self.factor = denoise, potential, factor
+        self.denoise, self.potential, self.factor = denoise, potential, min(factor, LARGEST**2)
         self.space, self.strength, self.anneal, self.cap = space, strength, anneal, cap
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.features, self.memory = features, memory
@@ -63,7 +71,7 @@ class ParticleGuidance:
         if self.factor == 0 or alone or not self.sigma_min <= sigma <= self.sigma_max:
             return self.denoise(x, sigma)
         denoised, grad = self._gradient(x, sigma)
-        return denoised - sigma * self._push(x, denoised, grad, sigma)
+        return finite(denoised - sigma * self._push(x, denoised, grad, sigma))
 
     def _gradient(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """D(x) and grad U with respect to x, both (G, B, C, H, W)."""
@@ -125,7 +133,7 @@ class Spell:
         y = everyone.flatten(2)
         d = squared_distances(y).sqrt()
         weights = torch.where(d > 0, (self.radius / d - 1).clamp_min(0), 0.0)
-        return denoised + weighted_differences(weights, y)[:, :x.shape[1]].view_as(x)
+        return finite(denoised + weighted_differences(weights, y)[:, :x.shape[1]].view_as(x))
 
 
 class Cads:
@@ -165,7 +173,7 @@ class Reference:
     bandwidth as well. It climbs U where it should descend; here to be compared with."""
 
     def __init__(self, denoise: Denoiser, *, factor: float):
-        self.denoise, self.factor = denoise, factor
+        self.denoise, self.factor = denoise, min(factor, LARGEST**2)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         denoised, B = self.denoise(x, sigma), x.shape[1]
@@ -179,4 +187,4 @@ class Reference:
             d = torch.where(d2 > 0, d2, 1.0).sqrt() * (d2 > 0)
             h = (d.median(-1, keepdim=True).values / math.log(max(B, 2))).clamp_min(1e-12)
             grad, = torch.autograd.grad((-d / h).exp().sum() / 2, y)
-        return denoised + sigma**2 * self.factor * grad.to(x).view_as(x)
+        return finite(denoised + sigma**2 * self.factor * grad.to(x).view_as(x))

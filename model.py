@@ -37,6 +37,11 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(min(32, channels // 4), channels, eps=1e-6)
 
 
+def _silu(h: Tensor) -> Tensor:
+    """SiLU of a tensor that nobody else reads; in place unless a gradient needs it."""
+    return F.silu(h, inplace=not torch.is_grad_enabled())
+
+
 class Pointwise(nn.Conv2d):
     """A 1 x 1 convolution as the matrix product that it is, on channels-last maps without a copy."""
 
@@ -62,7 +67,7 @@ class Attention(nn.Module):
         qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(N, H * W, 3, self.heads, C // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)                          # (N, heads, H*W, C/heads) each
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(N, H, W, C).permute(0, 3, 1, 2)
-        return (x + self.out(y)).mul_(math.sqrt(0.5))
+        return self.out(y).add_(x).mul_(math.sqrt(0.5))
 
 
 class Block(nn.Module):
@@ -81,11 +86,11 @@ class Block(nn.Module):
         self.attention = Attention(c_out, head_channels) if attention else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(_silu(self.norm1(x)))
         scale, shift = (self.affine(emb) + self.pooled(h.mean((2, 3))))[:, :, None, None].chunk(2, 1)
-        h = F.silu(torch.addcmul(shift, self.norm2(h), scale + 1))
+        h = _silu(torch.addcmul(shift, self.norm2(h), scale + 1))
         h = self.conv2(self.dropout(h))
-        return self.attention((self.skip(x) + h).mul_(math.sqrt(0.5)))
+        return self.attention(h.add_(self.skip(x)).mul_(math.sqrt(0.5)))
 
 
 class Motion(nn.Module):
@@ -205,7 +210,7 @@ class UNet(nn.Module):
         h = self.mid(h, emb)
         for layer in self.up:
             h = layer(torch.cat([h, skips.pop()], 1), emb) if isinstance(layer, Block) else layer(h)
-        h = F.silu(self.norm(h))
+        h = _silu(self.norm(h))
         out = F.pixel_shuffle(self.out(h), self.patch_size)
         if self.motion is None:
             return out, None, None

@@ -21,6 +21,9 @@ import torch
 from torch import Tensor
 
 
+MEDIAN_OF = 2**20
+
+
 class Potential(Protocol):
     """U of sets. `energy`: (G, B, d) -> (G,). `grad`: (G, B, d) -> (G, B, d), the derivative of
     `energy` with the bandwidth held fixed. `sigma` is the noise level, for bandwidths that follow it."""
@@ -44,7 +47,8 @@ class Bandwidth:
             1608.04471, section 5), without gradient; "fixed": value; "sigma": value * sigma^order
     anneal  (low, high) noise levels between which h falls to 0 by a half cosine; None: it does not
 
-    h is at least a millionth of the largest distance, so that copies look alike whatever the rounding.
+    h is at least a millionth of the largest distance, so that copies look alike whatever the rounding. Of more than
+    MEDIAN_OF pairs, the median is that of so many.
     """
 
     rule: str = "median"
@@ -54,11 +58,11 @@ class Bandwidth:
     def __call__(self, distances: Tensor, sigma: float, order: int) -> Tensor:
         """distances (G, B, B), in units of length^order -> h (G, 1, 1)."""
         G, B, _ = distances.shape
-        pairs = distances.new_zeros(G, 1)
-        if B > 1:  # all but the diagonal, without a mask, which would make a GPU wait
-            pairs = distances.detach().flatten(1)[:, 1:].unflatten(1, (B - 1, B + 1))[:, :, :-1].flatten(1)
-        largest = pairs.amax(-1)
-        if self.rule == "median":
+        largest = distances.detach().amax((1, 2))
+        if self.rule == "median" and B > 1:
+            # All but the diagonal, without a mask, which would make a GPU wait.
+            pairs = distances.detach().flatten(1)[:, 1:].unflatten(1, (B - 1, B + 1))[:, :, :-1]
+            pairs = pairs[:, ::max(1, B * B // MEDIAN_OF)].flatten(1)
             h = self.value * pairs.median(-1).values / math.log(max(B, 2))
         else:
             h = torch.full_like(largest, self.value * (sigma**order if self.rule == "sigma" else 1.0))
@@ -111,7 +115,7 @@ class Radial:
         return ((k.sum((1, 2)) - k.shape[1]) / 2).to(y)
 
     def grad(self, y: Tensor, sigma: float = 1.0) -> Tensor:
-        return weighted_differences(2 * self.matrices(y, sigma)[1], y)
+        return 2 * weighted_differences(self.matrices(y, sigma)[1], y)
 
 
 class RBF(Radial):
@@ -205,9 +209,12 @@ class IoU:
         when_less, when_more = k / h / high, -k / h * low / high**2                  # (G, B, B)
         half_difference, half_sum = (when_more - when_less) / 2, (when_more + when_less) / 2
         grad = torch.zeros_like(u)
-        for j in range(u.shape[1]):  # one particle at a time bounds the memory
-            column, sign = slice(j, j + 1), (u - u[:, j:j + 1]).sign_()
-            grad.addcmul_(sign, torch.addcmul(half_difference[:, :, column], half_sum[:, :, column], sign))
+        for i in range(0, u.shape[1], 128):  # few rows at a time stay in the cache, one column bounds the memory
+            rows = slice(i, i + 128)
+            for j in range(u.shape[1]):
+                column, sign = slice(j, j + 1), (u[:, rows] - u[:, j:j + 1]).sign_()
+                grad[:, rows].addcmul_(sign, torch.addcmul(half_difference[:, rows, column],
+                                                           half_sum[:, rows, column], sign))
         return grad / 2 * ((y > -1) & (y < 1))
 
 

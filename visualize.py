@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import List, Literal, Optional
 
 from jsonargparse import Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from config import (DigitSettings, Parser, Positive, SamplerSettings, SettingError, WorldSettings, build, fail,
-                    make_parser, reject)
+from config import (Count, CountOrZero, DigitSettings, Parser, Positive, SamplerSettings, SettingError, WorldSettings,
+                    build, fail, make_parser, reject)
 
 
 @dataclass
@@ -35,9 +34,9 @@ class Output:
 class Rows:
     """Rows"""
 
-    num_sequences: PositiveInt = 6
+    num_sequences: Count = 6
     """sequences to draw"""
-    seed: NonNegativeInt = 0
+    seed: CountOrZero = 0
     """seed of everything random"""
 
 
@@ -45,7 +44,7 @@ class Rows:
 class OneSet:
     """One set"""
 
-    set: NonNegativeInt = 0
+    set: CountOrZero = 0
     """which set of the run"""
 
 
@@ -63,7 +62,7 @@ class Cells:
 class Sets:
     """Sets"""
 
-    num_each: PositiveInt = 3
+    num_each: Count = 3
     """sets of each kind"""
 
 
@@ -71,7 +70,7 @@ class Sets:
 class Map:
     """Map"""
 
-    num_digits: PositiveInt = 2000
+    num_digits: Count = 2000
     """real test digits to fit it on"""
 
 
@@ -79,7 +78,7 @@ class Map:
 class Particles:
     """Particles"""
 
-    num_particles: PositiveInt = 3
+    num_particles: Count = 3
     """how many of its particles, from the first"""
 
 
@@ -89,7 +88,7 @@ class Schedules:
 
     rho: List[Positive] = (3.0, 4.0, 7.0)
     """exponents to compare"""
-    num_steps: PositiveInt = SamplerSettings.num_steps
+    num_steps: Count = SamplerSettings.num_steps
     """steps from sigma_max to 0"""
     sigma_min: Positive = SamplerSettings.sigma_min
     """last noise level before 0"""

@@ -20,10 +20,8 @@ from typing import Literal
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from jsonargparse.typing import PositiveInt  # noqa: E402
-
 import measure  # noqa: E402
-from config import make_parser  # noqa: E402
+from config import Count, make_parser  # noqa: E402
 
 ANSWERS = ["evaluate.py --help", "train.py --help", "visualize.py --help", "evaluate.py --batch_size 0"]
 
@@ -36,9 +34,9 @@ class GridBenchmarkSettings:
     """the experiment"""
     preset: Literal["quick", "full"] = "quick"
     """its number of sets"""
-    num_sets: PositiveInt = 8
+    num_sets: Count = 8
     """sets of a cell"""
-    repetitions: PositiveInt = 5
+    repetitions: Count = 5
     """of the start-ups"""
     data_root: str = "data"
     """folder of torchvision's MNIST"""

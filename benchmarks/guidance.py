@@ -15,17 +15,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from jsonargparse.typing import PositiveInt  # noqa: E402
-
 import experiments  # noqa: E402
-from config import make_parser  # noqa: E402
+from config import Count, make_parser  # noqa: E402
 
 
 @dataclass
 class BenchmarkSettings:
     """Benchmark"""
 
-    num_sets: PositiveInt = 200
+    num_sets: Count = 200
     """test digits"""
     data_root: str = "data"
     """folder of torchvision's MNIST"""

@@ -15,10 +15,8 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from jsonargparse.typing import PositiveInt  # noqa: E402
-
 import measure  # noqa: E402
-from config import make_parser, pick_device  # noqa: E402
+from config import Count, make_parser, pick_device  # noqa: E402
 
 
 @dataclass
@@ -27,9 +25,9 @@ class NetworkBenchmarkSettings:
 
     network: str = "configs/circle_jumping.yaml"
     """the training config whose network is measured"""
-    images: PositiveInt = 32
+    images: Count = 32
     """in a call"""
-    repetitions: PositiveInt = 5
+    repetitions: Count = 5
     """of everything, interleaved"""
     compile: bool = True
     """measure torch.compile too"""

@@ -15,19 +15,17 @@ from typing import List, Literal
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from jsonargparse.typing import PositiveInt  # noqa: E402
-
 import measure  # noqa: E402
-from config import WorldSettings, make_parser  # noqa: E402
+from config import Count, WorldSettings, make_parser  # noqa: E402
 
 
 @dataclass
 class PixelBenchmarkSettings:
     """Pixels"""
 
-    pools: List[PositiveInt] = (40, 100, 400)
+    pools: List[Count] = (40, 100, 400)
     """real digits to choose ten from"""
-    num_sets: PositiveInt = 100
+    num_sets: Count = 100
     """choices"""
     digits: Literal["mnist", "embedded"] = "mnist"
     """where digits come from"""

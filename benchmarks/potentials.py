@@ -17,21 +17,19 @@ from typing import List, Optional
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from jsonargparse.typing import PositiveInt  # noqa: E402
-
 import measure  # noqa: E402
-from config import make_parser  # noqa: E402
+from config import Count, make_parser  # noqa: E402
 
 
 @dataclass
 class PotentialBenchmarkSettings:
     """Potentials"""
 
-    particles: List[PositiveInt] = (64, 256, 1024, 4096)
+    particles: List[Count] = (64, 256, 1024, 4096)
     """sizes of the set"""
-    pixels: PositiveInt = 1024
+    pixels: Count = 1024
     """of a particle"""
-    repetitions: PositiveInt = 3
+    repetitions: Count = 3
     """of every case, while it takes less than a second"""
     alone: Optional[str] = None
     """measure this one only, in this process, and print the result as JSON"""

@@ -14,10 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from jsonargparse.typing import PositiveInt  # noqa: E402
-
 import measure  # noqa: E402
-from config import make_parser  # noqa: E402
+from config import Count, make_parser  # noqa: E402
 
 GUIDED = ["--pg_factor", "1.7", "--redraws", "0"]
 RUNS = {"no guidance": [], "in D space": [*GUIDED, "--pg_space", "denoised"],
@@ -29,11 +27,11 @@ RUNS = {"no guidance": [], "in D space": [*GUIDED, "--pg_space", "denoised"],
 class SamplingBenchmarkSettings:
     """Sampling"""
 
-    repetitions: PositiveInt = 5
+    repetitions: Count = 5
     """of everything, interleaved"""
-    num_sets: PositiveInt = 32
+    num_sets: Count = 32
     """sets of 8"""
-    num_steps: PositiveInt = 22
+    num_steps: Count = 22
     """steps of the sampler"""
     data_root: str = "data"
     """folder of torchvision's MNIST"""

@@ -17,10 +17,8 @@ from typing import Literal
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from jsonargparse.typing import PositiveInt  # noqa: E402
-
 import measure  # noqa: E402
-from config import make_parser, pick_device  # noqa: E402
+from config import Count, make_parser, pick_device  # noqa: E402
 
 SAME_BATCH = {"accumulate 4": (1, ["--accumulate", "4"]), "2 processes, gloo": (2, []),
               "2 processes, accumulate 2": (2, ["--accumulate", "2"])}
@@ -32,9 +30,9 @@ class TrainingBenchmarkSettings:
 
     network: str = "configs/circle_jumping_small.yaml"
     """the training config"""
-    updates: PositiveInt = 5
+    updates: Count = 5
     """in a repetition"""
-    repetitions: PositiveInt = 5
+    repetitions: Count = 5
     """of everything, interleaved"""
     compile: bool = True
     """measure torch.compile too"""

@@ -15,10 +15,8 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from jsonargparse.typing import PositiveInt  # noqa: E402
-
 import measure  # noqa: E402
-from config import WorldSettings, make_parser, pick_device  # noqa: E402
+from config import Count, WorldSettings, make_parser, pick_device  # noqa: E402
 
 CONFIGS = dict(circle_jumping="circle_jumping_small", horizontal="horizontal_p50", free="free")
 
@@ -27,9 +25,9 @@ CONFIGS = dict(circle_jumping="circle_jumping_small", horizontal="horizontal_p50
 class WorldBenchmarkSettings:
     """Worlds"""
 
-    sequences: PositiveInt = 512
+    sequences: Count = 512
     """in a batch"""
-    repetitions: PositiveInt = 10
+    repetitions: Count = 10
     """of everything, interleaved"""
     digits: Literal["mnist", "embedded"] = "embedded"
     """where digits come from"""

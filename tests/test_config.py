@@ -30,7 +30,7 @@ from conftest import ROOT
     (train.main, ["--lr", "0"], "lr", "0", "a number > 0"),
     (train.main, ["--p_std", "wide"], "p_std", "wide", "a number > 0"),
     (train.main, ["--target", "posterior", "--dataset", "free"], "target", "posterior", "circle_jumping"),
-    (train.main, ["--resume", "nowhere"], "checkpoint", "nowhere", "train.py"),
+    (train.main, ["--resume", "nowhere"], "resume", "nowhere", "the folder of a training"),
     (visualize.main, ["schedule", "--rho", "[7,-1]"], "rho", "-1", "a number > 0"),
     (visualize.main, ["samples", "nowhere"], "run", "nowhere", "evaluate.py"),
     (visualize.main, ["dataset", "--dataset", "free", "--seq_len", "2"], "seq_len", "2", "num_cond_frames"),

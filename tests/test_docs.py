@@ -8,6 +8,7 @@ import evaluate
 from conftest import ROOT
 from potentials import POTENTIALS, Bandwidth
 
+PAGES = ["README.md", "docs/guidance.md", "docs/results.md", "docs/performance.md"]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guidance.md").read_text(), flags=re.S)
 
 
@@ -44,7 +45,7 @@ def test_guidance_around_a_diffusers_unet():
     assert distance(samples) > distance(alone)
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/guidance.md", "docs/results.md"])
+@pytest.mark.parametrize("path", PAGES)
 def test_every_link_and_file_name_leads_somewhere(path):
     text = (ROOT / path).read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):
@@ -53,7 +54,7 @@ def test_every_link_and_file_name_leads_somewhere(path):
         assert (ROOT / name).is_file(), name
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/guidance.md", "docs/results.md"])
+@pytest.mark.parametrize("path", PAGES)
 def test_every_flag_in_the_documentation_exists(path):
     import train
     from config import ClassifierSettings, ExperimentSettings, make_parser
@@ -61,5 +62,6 @@ def test_every_flag_in_the_documentation_exists(path):
     known = {option for groups in (evaluate.GROUPS, train.GROUPS, (ClassifierSettings, ExperimentSettings))
              for action in make_parser(*groups, description="")._actions for option in action.option_strings}
     known |= {"--set", "--nproc_per_node", "--threshold", "--value"}
+    known |= {"--nodes", "--ntasks", "--gpus", "--nnodes", "--rdzv_backend", "--rdzv_endpoint"}  # srun and torchrun
     flags = set(re.findall(r"(--[a-z][a-z_]+)", (ROOT / path).read_text()))
     assert flags - known == set()

@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import numpy as np
@@ -139,7 +140,9 @@ def test_a_run_writes_what_it_promises_and_its_config_repeats_it(tiny_model, tmp
     assert one.files == two.files and all(np.array_equal(one[key], two[key]) for key in one.files)
     first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
     assert {"task", "dataset", "modes_total", "modes_expected_iid", "modes_found", "quality", "num_sets", "batch_size",
-            "digits_source", "seconds", "settings"} <= first.keys()
+            "digits_source", "seconds", "settings", "versions", "commit", "checkpoint_sha256"} <= first.keys()
+    weights = (tiny_model / "model.safetensors").read_bytes()
+    assert first["checkpoint_sha256"] == hashlib.sha256(weights).hexdigest()
     assert set(first["modes_found"]) == {"mean", "ci95", "per_set"} and len(first["quality"]["per_set"]) == 3
     assert first["modes_found"] == second["modes_found"] and first["quality"] == second["quality"]
     assert yaml.safe_load((tmp_path / "one" / "config.yaml").read_text()) == first["settings"]
