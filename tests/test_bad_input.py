@@ -143,7 +143,8 @@ def test_conflicts_are_named(refused, tiny_model, tmp_path):
 
 
 # Down to the last noise level, where the exact denoiser does not put things right any more.
-@pytest.mark.parametrize("flags", [["--pg_factor", "1e300"], ["--pg_factor", "1e30", "--pg_strength", "constant", "--pg_space", "denoised"],
+@pytest.mark.parametrize("flags", [["--pg_factor", "1e300"],
+                                   ["--pg_factor", "1e30", "--pg_strength", "constant", "--pg_space", "denoised"],
                                    ["--pg_factor", "1e300", "--pg_space", "x", "--pg_kernel", "iou"],
                                    ["--guidance", "spell", "--spell_radius", "1e300"],
                                    ["--guidance", "reference", "--pg_factor", "1e300"]], ids=" ".join)

@@ -61,7 +61,7 @@ def test_every_flag_in_the_documentation_exists(path):
 
     known = {option for groups in (evaluate.GROUPS, train.GROUPS, (ClassifierSettings, ExperimentSettings))
              for action in make_parser(*groups, description="")._actions for option in action.option_strings}
-    known |= {"--set", "--nproc_per_node", "--threshold", "--value"}
+    known |= {"--set", "--nproc_per_node", "--threshold", "--value", "--network"}
     known |= {"--nodes", "--ntasks", "--gpus", "--nnodes", "--rdzv_backend", "--rdzv_endpoint"}  # srun and torchrun
     flags = set(re.findall(r"(--[a-z][a-z_]+)", (ROOT / path).read_text()))
     assert flags - known == set()
