@@ -3,8 +3,8 @@
     pip install -r requirements-bench.txt
     python benchmarks/network.py                      # float32 on a CPU; on a GPU bfloat16 too
 
-Also how many operations an image takes, the rate at which this machine multiplies matrices, and the share of it
-that each path reaches; with and without torch.compile.
+Also the floor: operations and bytes of an image, and the rates at which this machine multiplies matrices and copies;
+with and without torch.compile.
 """
 from __future__ import annotations
 
@@ -68,6 +68,27 @@ def operations(call) -> int:
     return counter.get_total_flops()
 
 
+def traffic(call) -> int:
+    """Bytes that the operations of a call read and write, each by itself; views are free."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class Counter(TorchDispatchMode):
+        total = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            if not function.is_view:
+                self.total += sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves((args, kwargs, out))
+                                  if isinstance(leaf, torch.Tensor))
+            return out
+
+    with Counter() as counter:
+        call()
+    return counter.total
+
+
 def main(argv: list[str] | None = None) -> None:
     args = make_parser(NetworkBenchmarkSettings, description=__doc__.split("\n")[0]).parse_args(argv)
     import torch
@@ -83,6 +104,8 @@ def main(argv: list[str] | None = None) -> None:
     x = torch.randn(n, channels, side, side, device=device).contiguous(memory_format=torch.channels_last)
     c_noise = torch.randn(n, device=device)
     nets = {"this project": (lambda: ours(x, c_noise)[0]), "diffusers UNet2DModel": (lambda: theirs(x, c_noise).sample)}
+    with torch.no_grad():
+        moved = {name: traffic(call) / n for name, call in nets.items()}
     counted = {"this project": (ours, operations(nets["this project"]) / n),
                "diffusers UNet2DModel": (theirs, operations(nets["diffusers UNet2DModel"]) / n)}
     if args.compile:
@@ -110,7 +133,8 @@ def main(argv: list[str] | None = None) -> None:
     width = 2048
     matrices = {bf16: torch.randn(width, width, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
                 for bf16 in (False, True)}
-    runs, works = {}, {}
+    source, target = (torch.empty(2**26, device=device) for _ in range(2))
+    runs, works = {"copy": lambda: target.copy_(source)}, {}
     for bf16 in (False, True):
         precision = "bfloat16" if bf16 else "float32"
         matrix = matrices[bf16]
@@ -123,7 +147,8 @@ def main(argv: list[str] | None = None) -> None:
             works[f"{name}, {precision}, forward and backward"] = 3 * n * counted[name][1]
     times = measure.interleaved(runs, args.repetitions, device.type)
     rows, result = [], {}
-    for name in runs:
+    bandwidth = measure.spread([2 * 4 * 2**26 / t for t in times.pop("copy")])["median"]
+    for name in times:
         what, precision, *kind = name.split(", ") if "compiled" not in name else \
             [name.split(", ")[0] + ", compiled", *name.split(", ")[2:]]
         rates = measure.spread([works[name] / t / 1e9 for t in times[name]])
@@ -137,13 +162,19 @@ def main(argv: list[str] | None = None) -> None:
                      else "", f"{rates['median']:.0f}", f"{share['median']:.2f}",
                      measure.shown(faster) if faster and "diffusers" not in what else ""])
     parameters = {name: sum(p.numel() for p in net.parameters()) for name, (net, _) in counted.items()}
-    sizes = ", ".join(f"{name}: {parameters[name] / 1e6:.1f} M parameters, {counted[name][1] / 1e6:.0f} million "
-                      "operations an image forward" for name in list(counted)[:2])
+    product = measure.spread([2 * width**3 / t for t in times["matrix product, float32"]])["median"]
+    floor = measure.table(
+        ["forward, float32, an image", "parameters", "operations", "at a matrix product's rate", "bytes moved",
+         "at a copy's rate"],
+        [[name, f"{parameters[name] / 1e6:.1f} M", f"{counted[name][1] / 1e9:.2f} billion",
+          f"{1e3 * counted[name][1] / product:.1f} ms", f"{moved[name] / 1e6:.0f} MB",
+          f"{1e3 * moved[name] / bandwidth:.1f} ms"] for name in moved])
     text = measure.table(["network", "precision", "pass", "images/s", "billion operations/s",
                           "share of the matrix product's rate", "times as fast as diffusers"], rows)
-    measure.write(args.outdir, "network", f"{sizes}.\n\n{text}", device.type, network=args.network, images=n,
+    measure.write(args.outdir, "network", f"{floor}\n\n{text}", device.type, network=args.network, images=n,
                   repetitions=args.repetitions, parameters=parameters,
-                  operations_per_image={name: c for name, (_, c) in counted.items()}, results=result)
+                  operations_per_image={name: c for name, (_, c) in counted.items()}, bytes_per_image=moved,
+                  copy_bytes_per_second=bandwidth, results=result)
 
 
 if __name__ == "__main__":
