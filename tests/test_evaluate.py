@@ -1,5 +1,8 @@
 import hashlib
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -96,8 +99,6 @@ def test_a_set_does_not_depend_on_its_neighbours_or_chunks(argv):
 
 
 def test_little_memory_means_more_calls_and_the_same_sets(tiny_model, monkeypatch):
-    import evaluation
-
     argv = ["--checkpoint", str(tiny_model / "model.safetensors"), "--digits", "embedded", "--num_sets", "5",
             "--batch_size", "4", "--num_steps", "4", "--pg_factor", "1.7", "--redraws", "0", "--device", "cpu"]
     run = evaluate.setup(argv)
@@ -146,6 +147,18 @@ def test_a_run_writes_what_it_promises_and_its_config_repeats_it(tiny_model, tmp
     assert set(first["modes_found"]) == {"mean", "ci95", "per_set"} and len(first["quality"]["per_set"]) == 3
     assert first["modes_found"] == second["modes_found"] and first["quality"] == second["quality"]
     assert yaml.safe_load((tmp_path / "one" / "config.yaml").read_text()) == first["settings"]
+
+
+def test_it_needs_no_home_no_locale_and_no_particular_folder(tmp_path):
+    """Started from a folder with a space in its name; results go under it."""
+    here = tmp_path / "a folder"
+    here.mkdir()
+    out = subprocess.run([sys.executable, str(ROOT / "evaluate.py"), "--digits", "embedded", "--denoiser", "exact",
+                          "--num_sets", "2", "--num_steps", "4"], cwd=here, capture_output=True, text=True,
+                         env={"PATH": os.environ["PATH"], "LANG": "C"})
+    assert out.returncode == 0, out.stderr
+    run, = (here / "runs").iterdir()
+    assert {"metrics.json", "samples.png"} <= {path.name for path in run.iterdir()}
 
 
 def test_world_settings_come_from_the_checkpoint(tiny_model, refused):
