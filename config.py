@@ -427,6 +427,16 @@ def pick_device(name: str):
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def claim(folder: Path):
+    """Take a run's folder for oneself: a context manager that gives it back. Raises SettingError."""
+    from filelock import FileLock, Timeout
+
+    try:
+        return FileLock(folder / ".lock").acquire(timeout=0)
+    except Timeout:
+        reject("outdir", str(folder), "a folder that no other run is writing to")
+
+
 def use_bfloat16(precision: str, device) -> bool:
     """Whether the network runs in bfloat16 autocast."""
     import torch

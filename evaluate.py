@@ -22,8 +22,8 @@ from typing import Any, Iterable
 
 import experiments
 from config import (DigitSettings, EvaluateSettings, ExperimentSettings, GuidanceSettings, RunSettings,
-                    SamplerSettings, SettingError, WorldSettings, build, dump_yaml, fail, make_parser, record, reject,
-                    run_folder)
+                    SamplerSettings, SettingError, WorldSettings, build, claim, dump_yaml, fail, make_parser, record,
+                    reject, run_folder)
 
 GROUPS = (EvaluateSettings, WorldSettings, DigitSettings, SamplerSettings, GuidanceSettings, RunSettings)
 
@@ -198,10 +198,12 @@ def main(argv: list[str] | None = None) -> None:
             return run_experiment(asked.experiment, preset, flags, outdir)
         job = setup(argv)
         outdir = run_folder(job.settings[RunSettings].outdir, f"{job.evaluate.task}-{job.world.dataset}")
+        lock = claim(outdir)
     except (SettingError, FileNotFoundError, ValueError) as error:
         fail(str(error))
-    samples, modes, result = run(job)
-    write(job, samples, modes, result, outdir)
+    with lock:
+        samples, modes, result = run(job)
+        write(job, samples, modes, result, outdir)
     if (largest := float(samples.abs().max())) > 10:
         print(f"WARNING: samples of up to {largest:.1g}, far outside of [0, 1]; less guidance helps", file=sys.stderr)
     print(table(result))

@@ -15,13 +15,14 @@ import os
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import yaml
 from tqdm import tqdm
 
 from config import (DigitSettings, ModelSettings, RunSettings, SettingError, TrainSettings, WorldSettings,
-                    build, dump_yaml, fail, make_parser, pick_device, record, reject, run_folder)
+                    build, claim, dump_yaml, fail, make_parser, pick_device, record, reject, run_folder)
 
 GROUPS = (WorldSettings, DigitSettings, ModelSettings, TrainSettings, RunSettings)
 
@@ -208,18 +209,8 @@ def cut_log(path: Path, iteration: int) -> None:
         path.write_text("".join(kept))
 
 
-def main(argv: list[str] | None = None) -> None:
-    from filelock import FileLock, Timeout
-
-    try:
-        training, outdir, everything = setup(argv)
-        lock = FileLock(outdir / ".lock")
-        if training.rank == 0:
-            lock.acquire(timeout=0)
-    except Timeout:
-        fail(f"outdir: got {str(outdir)!r}; accepted: a folder that no other training is writing to")
-    except (SettingError, FileNotFoundError, ValueError) as error:
-        fail(str(error))
+def train(training, outdir: Path, everything: dict) -> None:
+    """Run it to its end, or to what stops it: exit codes 128 + signal, and 1 for a full disk or divergence."""
     from training import STATE, Diverged
 
     tracker = None
@@ -233,7 +224,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         with Interruption(training.rank == 0) as interruption:
             run(training, outdir, interruption, tracker)
-    except (OSError, Diverged) as error:  # a full disk, say
+    except (OSError, Diverged) as error:
         kept = f"; the checkpoint in {outdir} is as it was" if (outdir / STATE).is_file() else ""
         print(f"train.py: stopped after {training.iteration} updates: {' '.join(str(error).split())}{kept}",
               file=sys.stderr)
@@ -244,6 +235,16 @@ def main(argv: list[str] | None = None) -> None:
         import torch.distributed as dist
 
         dist.destroy_process_group()
+
+
+def main(argv: list[str] | None = None) -> None:
+    try:
+        training, outdir, everything = setup(argv)
+        lock = claim(outdir) if training.rank == 0 else nullcontext()
+    except (SettingError, FileNotFoundError, ValueError) as error:
+        fail(str(error))
+    with lock:
+        train(training, outdir, everything)
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ def test_a_run_writes_what_it_promises_and_its_config_repeats_it(tiny_model, tmp
     out = capsys.readouterr().out
     assert "modes found, of 8" in out and "expected" in out and "embedded" in out
     names = {path.name for path in (tmp_path / "one").iterdir()}
-    assert names == {"metrics.json", "samples.png", "samples.npz", "config.yaml"}
+    assert names == {"metrics.json", "samples.png", "samples.npz", "config.yaml", ".lock"}
     evaluate.main(["--config", str(tmp_path / "one" / "config.yaml"), "--outdir", str(tmp_path / "two")])
     one, two = (np.load(tmp_path / name / "samples.npz") for name in ("one", "two"))
     assert one.files == two.files and all(np.array_equal(one[key], two[key]) for key in one.files)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import checkpoint
+import evaluate
 import train
 from conftest import ROOT
 
@@ -178,12 +179,14 @@ def test_a_full_disk_leaves_the_checkpoint_as_it_was(tmp_path):
     assert checkpoint.read_metadata(tmp_path / "state.safetensors")["iteration"] == 8
 
 
-def test_two_trainings_never_share_a_folder(tmp_path, refused, capsys):
+def test_two_runs_never_share_a_folder(tmp_path, refused, capsys):
     flags = [*SMALL, "--iterations", "100000", "--outdir", tmp_path / "run"]
     process = start("train.py", *flags)
     try:
         wait_for(lambda: logged(tmp_path / "run") >= 1, process)
-        assert "no other training" in refused(train.main, [str(flag) for flag in flags])
+        assert "no other run" in refused(train.main, [str(flag) for flag in flags])
+        assert "no other run" in refused(evaluate.main, ["--digits", "embedded", "--denoiser", "exact", "--outdir",
+                                                         str(tmp_path / "run")])
     finally:
         process.kill()
         process.communicate()
