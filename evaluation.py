@@ -25,7 +25,7 @@ from potentials import POTENTIALS, Bandwidth, IoU
 from sampler import SetNoise, edm_sampler, karras_sigmas, set_generator
 from sets import antithetic, kmedoids, leading_directions, redraw_faulty, simplex, stratified
 
-PARTICLES_PER_CALL = dict(cpu=256, cuda=65536)  # at most, of one network call; more do not make it faster
+PARTICLES_PER_CALL = dict(cpu=256, cuda=65536)  # at most, of one network call; on a CPU more are no faster
 COND_NOISE, QUANTILES, DIRECTIONS, DOUBT_NOISE, LATER_DRAWS = 4, 5, 6, 7, 16  # streams of randomness, see set_generator
 
 

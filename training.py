@@ -22,7 +22,6 @@ from data_loader import World
 from model import edm_loss, lit_box, posterior_mean, sigma_data_of
 from sampler import set_generator
 
-
 STATE, PREVIOUS = "state.safetensors", "state-previous.safetensors"
 PATIENCE = 10  # updates in a row without a finite gradient after which a training has failed
 
