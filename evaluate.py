@@ -17,6 +17,7 @@ import platform
 import subprocess
 import sys
 import time
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Iterable
 
@@ -140,11 +141,9 @@ def write(job, samples, modes, result: dict, outdir: Path) -> None:
     (outdir / "metrics.json").write_text(json.dumps(result, indent=1))
 
 
-def provenance(path: Path | None) -> dict[str, Any]:
-    """What made a result: versions, the commit of this code (with a + if files differ from it), the checkpoint."""
-    import numpy
-    import torch
-
+@lru_cache
+def commit_of_the_code() -> str | None:
+    """The commit that is checked out, with a + if files differ from it; asked once, not for every cell of a grid."""
     def git(*command: str) -> str | None:
         try:
             return subprocess.run(["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True,
@@ -153,8 +152,16 @@ def provenance(path: Path | None) -> dict[str, Any]:
             return None
 
     commit, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    return commit and commit + ("+" if changed else "")
+
+
+def provenance(path: Path | None) -> dict[str, Any]:
+    """What made a result: versions, the commit of this code, the checkpoint."""
+    import numpy
+    import torch
+
     return dict(versions=dict(python=platform.python_version(), torch=torch.__version__, numpy=numpy.__version__),
-                commit=commit and commit + ("+" if changed else ""),
+                commit=commit_of_the_code(),
                 checkpoint_sha256=path and hashlib.sha256(path.read_bytes()).hexdigest())
 
 

@@ -218,6 +218,14 @@ class UNet(nn.Module):
         return own, gain, self.motion(moved, h)
 
 
+def inside(frames: Tensor, box: Sequence[int] | None) -> Tensor:
+    """The part of (..., H, W) in a box (top, bottom, left, right), all of it for None."""
+    if box is None:
+        return frames
+    top, bottom, left, right = box
+    return frames[..., top:bottom, left:right]
+
+
 class EDMDenoiser(nn.Module):
     """D(x; s) of the module's head, with `sigma_data` sd. Call: (N, C, H, W) images in
     [-1, 1] plus noise, sigma (N,) or scalar, conditioning frames (N, Cc, H, W) in
@@ -233,10 +241,7 @@ class EDMDenoiser(nn.Module):
 
     def inside(self, frames: Tensor) -> Tensor:
         """The part of (..., H, W) that the network sees."""
-        if self.box is None:
-            return frames
-        top, bottom, left, right = self.box
-        return frames[..., top:bottom, left:right]
+        return inside(frames, self.box)
 
     def _whole(self, inner: Tensor, H: int, W: int) -> Tensor:
         if self.box is None:

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 import checkpoint
 from config import ModelSettings, TrainSettings, build, reject, use_bfloat16
 from data_loader import World
-from model import edm_loss, lit_box, posterior_mean, sigma_data_of
+from model import edm_loss, inside, lit_box, posterior_mean, sigma_data_of
 from sampler import set_generator
 
 STATE, PREVIOUS = "state.safetensors", "state-previous.safetensors"
@@ -102,9 +102,7 @@ class Training:
         model = build(ModelSettings, self.all_settings)
         frames = self.world.windows(2048, set_generator(self.seed, 0, stream=3, device=self.device)).frames
         box = lit_box(frames, model.patch_size * 2**(len(model.channels) - 1)) if model.crop else None
-        if box is not None:
-            frames = frames[..., box[0]:box[1], box[2]:box[3]]
-        return model.sigma_data or sigma_data_of(frames), box
+        return model.sigma_data or sigma_data_of(inside(frames, box)), box
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """This rank's share of iteration's global batch: noisy frames x, sigma, target, cond, labels.

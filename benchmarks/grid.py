@@ -1,6 +1,6 @@
 """A whole experiment over two processes against one, with half the cores for each of the two.
 
-    python benchmarks/grid.py                        # e5, quick: 108 cells twice, about 20 minutes on two cores
+    python benchmarks/grid.py                        # e5, quick: 108 cells twice, about 8 minutes on two cores
 
 Also what starting up costs: the time until --help and a mistake are answered.
 """
@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -46,18 +44,12 @@ class GridBenchmarkSettings:
 
 def whole(args, ranks: int, outdir: Path) -> tuple[float, list[dict]]:
     """Seconds and rows of the experiment."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = [] if ranks == 1 else ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}",
-                                    f"--master_port={port}"]
     threads = max(1, (os.cpu_count() or 1) // ranks)
-    begin = time.perf_counter()
-    subprocess.run([sys.executable, *launch, str(ROOT / "evaluate.py"), "--experiment", args.experiment, "--preset",
-                    args.preset, "--num_sets", str(args.num_sets), "--data_root", args.data_root, "--outdir",
-                    str(outdir)], check=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-                   stdout=subprocess.DEVNULL)
-    return time.perf_counter() - begin, json.loads((outdir / "results.json").read_text())["rows"]
+    command = [*measure.launch(ROOT / "evaluate.py", ranks), "--experiment", args.experiment, "--preset", args.preset,
+               "--num_sets", str(args.num_sets), "--data_root", args.data_root, "--outdir", str(outdir)]
+    seconds = measure.seconds(lambda: subprocess.run(
+        command, check=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, stdout=subprocess.DEVNULL))
+    return seconds, json.loads((outdir / "results.json").read_text())["rows"]
 
 
 def over_ranks(args) -> tuple[str, dict]:

@@ -9,30 +9,33 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
 
-def interleaved(runs: dict[str, Callable[[], Any]], repetitions: int, device: str = "cpu") -> dict[str, list[float]]:
-    """Seconds of every run in every repetition, after one round that is not counted."""
+def seconds(run: Callable[[], Any], device: str = "cpu") -> float:
+    """How long it takes, to the end of what it asked of a GPU."""
     import torch
 
-    def seconds(run: Callable[[], Any]) -> float:
-        start = time.perf_counter()
-        run()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
+    start = time.perf_counter()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
+
+def interleaved(runs: dict[Any, Callable[[], Any]], repetitions: int, device: str = "cpu") -> dict[Any, list[float]]:
+    """Seconds of every run in every repetition, after one round that is not counted."""
     for run in runs.values():
-        seconds(run)
-    times: dict[str, list[float]] = {name: [] for name in runs}
+        seconds(run, device)
+    times: dict[Any, list[float]] = {name: [] for name in runs}
     for turn in range(repetitions):
         names = list(runs) if turn % 2 == 0 else list(reversed(runs))  # nobody always comes after the same one
         for name in names:
-            times[name].append(seconds(runs[name]))
+            times[name].append(seconds(runs[name], device))
     return times
 
 
@@ -40,9 +43,15 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return dict(median=statistics.median(values), lowest=min(values), highest=max(values))
 
 
-def ratio(times: dict[str, list[float]], name: str, over: str) -> dict[str, float]:
+def ratio(times: dict[Any, list[float]], name: Any, over: Any) -> dict[str, float]:
     """How long `name` takes, in units of `over`: median and range of the repetitions' ratios."""
     return spread([a / b for a, b in zip(times[name], times[over])])
+
+
+def launch(script: Path | str, ranks: int) -> list[str]:
+    """The command that runs a script, in one process or in several by torchrun."""
+    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+    return [sys.executable, *several, str(script)]
 
 
 def shown(value: dict[str, float], digits: int = 2) -> str:

@@ -133,36 +133,36 @@ def main(argv: list[str] | None = None) -> None:
     width = 2048
     matrices = {bf16: torch.randn(width, width, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
                 for bf16 in (False, True)}
-    source, target = (torch.empty(2**26, device=device) for _ in range(2))
-    runs, works = {"copy": lambda: target.copy_(source)}, {}
+    # Written to, so that every page of both is memory of its own.
+    source, target = (torch.ones(2**26, device=device) for _ in range(2))
+    # (what, precision, pass) -> what to run, and its operations.
+    runs, works = {("copy", "", ""): lambda: target.copy_(source)}, {}
     for bf16 in (False, True):
         precision = "bfloat16" if bf16 else "float32"
         matrix = matrices[bf16]
-        runs[f"matrix product, {precision}"] = lambda matrix=matrix: matrix @ matrix
-        works[f"matrix product, {precision}"] = 2 * width**3
+        runs["matrix product", precision, ""] = lambda matrix=matrix: matrix @ matrix
+        works["matrix product", precision, ""] = 2 * width**3
         for name, call in nets.items():
-            runs[f"{name}, {precision}, forward"] = forward(call, bf16)
-            works[f"{name}, {precision}, forward"] = n * counted[name][1]
-            runs[f"{name}, {precision}, forward and backward"] = step(name, call, bf16)
-            works[f"{name}, {precision}, forward and backward"] = 3 * n * counted[name][1]
+            runs[name, precision, "forward"] = forward(call, bf16)
+            works[name, precision, "forward"] = n * counted[name][1]
+            runs[name, precision, "forward and backward"] = step(name, call, bf16)
+            works[name, precision, "forward and backward"] = 3 * n * counted[name][1]
     times = measure.interleaved(runs, args.repetitions, device.type)
     rows, result = [], {}
-    bandwidth = measure.spread([2 * 4 * 2**26 / t for t in times.pop("copy")])["median"]
-    for name in times:
-        what, precision, *kind = name.split(", ") if "compiled" not in name else \
-            [name.split(", ")[0] + ", compiled", *name.split(", ")[2:]]
-        rates = measure.spread([works[name] / t / 1e9 for t in times[name]])
-        share = measure.spread([works[name] / a / (2 * width**3 / b) for a, b in
-                                zip(times[name], times[f"matrix product, {precision}"])])
-        same = f"diffusers UNet2DModel, {precision}, {kind[0]}" if kind else None
-        faster = measure.ratio(times, same, name) if same else None
-        result[name] = dict(gigaflops=rates, share_of_matrix_product=share, times_as_fast_as_diffusers=faster,
-                            images_per_second=n / measure.spread(times[name])["median"] if kind else None)
-        rows.append([what, precision, kind[0] if kind else "", f"{result[name]['images_per_second']:.0f}" if kind
-                     else "", f"{rates['median']:.0f}", f"{share['median']:.2f}",
-                     measure.shown(faster) if faster and "diffusers" not in what else ""])
+    bandwidth = measure.spread([2 * 4 * 2**26 / t for t in times.pop(("copy", "", ""))])["median"]
+    for key in times:
+        what, precision, kind = key
+        rates = measure.spread([works[key] / t / 1e9 for t in times[key]])
+        share = measure.spread([works[key] / a / (2 * width**3 / b) for a, b in
+                                zip(times[key], times["matrix product", precision, ""])])
+        faster = measure.ratio(times, ("diffusers UNet2DModel", precision, kind), key) if kind else None
+        images = n / measure.spread(times[key])["median"] if kind else None
+        result[", ".join(filter(None, key))] = dict(gigaflops=rates, share_of_matrix_product=share,
+                                                    times_as_fast_as_diffusers=faster, images_per_second=images)
+        rows.append([what, precision, kind, f"{images:.0f}" if kind else "", f"{rates['median']:.0f}",
+                     f"{share['median']:.2f}", measure.shown(faster) if faster and "diffusers" not in what else ""])
     parameters = {name: sum(p.numel() for p in net.parameters()) for name, (net, _) in counted.items()}
-    product = measure.spread([2 * width**3 / t for t in times["matrix product, float32"]])["median"]
+    product = measure.spread([2 * width**3 / t for t in times["matrix product", "float32", ""]])["median"]
     floor = measure.table(
         ["forward, float32, an image", "parameters", "operations", "at a matrix product's rate", "bytes moved",
          "at a copy's rate"],

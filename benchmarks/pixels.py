@@ -35,13 +35,16 @@ class PixelBenchmarkSettings:
     """folder for the results"""
 
 
-def determinant(distances, count: int) -> list[int]:
-    """Greedily the largest determinant of exp(-d^2 / h), h by the median heuristic."""
+def determinant(images, count: int) -> list[int]:
+    """Greedily the largest determinant of the RBF kernel, its bandwidth that of a set of `count`."""
+    import math
+
     import torch
 
-    d2 = distances.square()
-    h = d2[d2 > 0].median() / torch.tensor(float(count)).log()
-    left = (-d2 / h).exp() + 1e-3 * torch.eye(len(d2))
+    from potentials import RBF, Bandwidth
+
+    k, _ = RBF(Bandwidth(value=math.log(len(images)) / math.log(count))).matrices(images[None], sigma=1.0)
+    left = k[0] + 1e-3 * torch.eye(len(images))
     chosen: list[int] = []
     for _ in range(count):
         gain = left.diagonal().clone()
@@ -52,18 +55,21 @@ def determinant(distances, count: int) -> list[int]:
     return chosen
 
 
-def farthest(distances, count: int) -> list[int]:
+def farthest(images, count: int) -> list[int]:
     """Each time the one that is farthest from all chosen ones, from the most central one on."""
+    import torch
+
+    distances = torch.cdist(images, images)
     chosen = [int(distances.sum(1).argmin())]
     while len(chosen) < count:
         chosen.append(int(distances[chosen].amin(0).argmax()))
     return chosen
 
 
-def medoids(distances, count: int) -> list[int]:
-    import kmedoids
+def medoids(images, count: int) -> list[int]:
+    from sets import kmedoids
 
-    return [int(i) for i in kmedoids.fasterpam(distances.numpy(), count, init="build", random_state=0).medoids]
+    return kmedoids(images[None], count)[0].tolist()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -83,8 +89,7 @@ def main(argv: list[str] | None = None) -> None:
             for choose in (determinant, farthest, medoids):
                 counts = []
                 for which in picks:
-                    ten = choose(torch.cdist(images[which], images[which]), 10)
-                    counts.append(len(set(bank.labels[which][ten].tolist())))
+                    counts.append(len(set(bank.labels[which][choose(images[which], 10)].tolist())))
                 found[choose.__name__] = mean_interval(torch.tensor(counts).numpy())
             result.append(dict(pool=pool, pixels=name, found=found))
             rows.append([pool, name, *(f"{v['mean']:.2f} [{v['ci95'][0]:.2f}, {v['ci95'][1]:.2f}]"

@@ -10,7 +10,6 @@ import json
 import math
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import List, Optional
@@ -60,13 +59,8 @@ def alone(kernel: str, B: int, d: int, repetitions: int) -> dict:
     wide = y[0].double()
     times: dict[str, list[float]] = dict(gradient=[], products=[])
     while len(times["gradient"]) < repetitions and sum(times["gradient"]) < 1 or not times["gradient"]:
-        for name in times:
-            start = time.perf_counter()
-            if name == "gradient":
-                potential.grad(y)
-            else:
-                (wide @ wide.T) @ wide
-            times[name].append(time.perf_counter() - start)
+        times["gradient"].append(measure.seconds(lambda: potential.grad(y)))
+        times["products"].append(measure.seconds(lambda: (wide @ wide.T) @ wide))
     return dict(kernel=kernel, particles=B, seconds=measure.spread(times["gradient"]),
                 over_products=measure.ratio(times, "gradient", "products"), extra_bytes=extra,
                 allowed_bytes=8 * 8 * B * (B + d))

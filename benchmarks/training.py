@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -118,15 +117,10 @@ def same_batch(args, outdir: str) -> tuple[str, dict]:
         folder = Path(outdir, name.replace(" ", "-").replace(",", ""))
         script = Path(outdir, "worker.py")
         script.write_text(WORKER)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command = [sys.executable, str(script)] if ranks == 1 else \
-            [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={port}",
-             str(script)]
-        subprocess.run([*command, "--config", args.network, "--digits", "embedded", "--optimizer", "adam", "--device",
-                        "cpu", "--iterations", "20", "--outdir", str(folder), *flags], check=True, cwd=ROOT,
-                       env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True)
+        subprocess.run([*measure.launch(script, ranks), "--config", args.network, "--digits", "embedded", "--optimizer",
+                        "adam", "--device", "cpu", "--iterations", "20", "--outdir", str(folder), *flags], check=True,
+                       cwd=ROOT, capture_output=True,
+                       env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
         weights = checkpoint.read_tensors(folder / "state.safetensors")
         return ({key: value for key, value in weights.items() if key.startswith("net.")},
                 [float(loss) for loss in (folder / "losses.txt").read_text().split()])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -53,26 +52,17 @@ def one_by_one(world, n: int, generator) -> None:
 
 def share_of_a_step(name: str, args) -> dict:
     """Drawing a training batch over the whole update that it is for, with the shipped network's own config."""
+    import torch
+
     import train
 
     with tempfile.TemporaryDirectory() as outdir:
         training, _, _ = train.setup(["--config", f"configs/{CONFIGS[name]}.yaml", "--digits", args.digits,
                                       "--data_root", args.data_root, "--device", args.device, "--outdir", outdir])
-    steps, n, shares = iter(training), training.settings.batch_size, []
-    for turn in range(args.repetitions + 1):
-        start = time.perf_counter()
-        next(steps)
-        step = time.perf_counter() - start
-        start = time.perf_counter()
-        training.world.windows(n, train_generator(training))
-        shares.append((time.perf_counter() - start) / step)
-    return measure.spread(shares[1:])
-
-
-def train_generator(training):
-    from sampler import set_generator
-
-    return set_generator(training.seed, training.iteration, stream=2, device=training.device)
+    steps, n, generator = iter(training), training.settings.batch_size, torch.Generator(training.device)
+    times = measure.interleaved(dict(update=lambda: next(steps), world=lambda: training.world.windows(n, generator)),
+                                args.repetitions, training.device.type)
+    return measure.ratio(times, "world", "update")
 
 
 def main(argv: list[str] | None = None) -> None:

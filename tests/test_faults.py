@@ -54,11 +54,13 @@ def assert_same_training(one, two) -> None:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """(flags, the folder of an uninterrupted run)"""
-    torch.set_num_threads(1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the processes that are compared with it
     flags = [*SMALL, "--iterations", "400", "--save_every", "7"]
     folder = tmp_path_factory.mktemp("whole")
     train.main([*flags, "--outdir", str(folder)])
-    return flags, folder
+    yield flags, folder
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -64,10 +63,7 @@ def test_two_processes_train_like_one(tmp_path):
     """DDP over gloo: the same global batch gives the same weights."""
     argv = SMALL + ["--iterations", "4"]
     train.main(argv + ["--outdir", str(tmp_path / "one")])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port),
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
                     str(ROOT / "train.py"), *argv, "--outdir", str(tmp_path / "two")],
                    check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     one, two = (checkpoint.read_tensors(tmp_path / name / "state.safetensors") for name in ("one", "two"))
