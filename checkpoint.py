@@ -91,7 +91,7 @@ def read_tensors(path: Path | str) -> dict[str, Tensor]:
     with _open(path) as file:
         header = _header(file, path)
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-    if "sha256" in header and header["sha256"] != digest(tensors, header["metadata"]):
+    if header.get("sha256") != digest(tensors, header["metadata"]):
         raise SettingError(f"checkpoint: {path} is damaged (its hash does not fit); accepted: a copy that is whole")
     return tensors
 

@@ -22,7 +22,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFl
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-Dataset = Literal["centered", "free", "circle_jumping", "horizontal", "mixture"]
+Dataset = Literal["centered", "free", "circle_jumping", "horizontal", "mixture", "frames"]
 Count = restricted_number_type("Count", int, [(">", 0), ("<=", 10**9)])
 CountOrZero = restricted_number_type("CountOrZero", int, [(">=", 0), ("<=", 10**9)])
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**63)])
@@ -46,15 +46,18 @@ class WorldSettings:
     """World"""
 
     dataset: Dataset = "circle_jumping"
-    """which world: four of digits in frames, or the plane with ten Gaussians on a circle (evaluate.py)"""
+    """which world: four of digits in frames; the plane with ten Gaussians on a circle (evaluate.py); frames of your
+    own"""
+    frames: Optional[str] = None
+    """frames: an .npz file, or a folder with a folder of PNGs for each sequence (frames.py says what is in them)"""
     seq_len: Optional[Count] = None
-    """frames in a sequence (null: 1 for centered, 2 for circle_jumping, else 16)"""
+    """frames in a sequence of digits (null: 1 for centered, 2 for circle_jumping, else 16)"""
     num_cond_frames: Optional[CountOrZero] = None
-    """frames that condition the generated one (null: 0 for centered, 1 for circle_jumping, else 3)"""
+    """frames that condition the generated one (null: 0 for centered, 1 for circle_jumping and frames, else 3)"""
     num_digits: Count = 1
     """digits in a frame"""
     image_size: Count = 32
-    """side of a frame, px"""
+    """side of a frame of digits, px"""
     digit_size: Count = 16
     """side of a digit, px"""
     classes: Optional[List[CountOrZero]] = None
@@ -71,11 +74,13 @@ class WorldSettings:
     def __post_init__(self):
         name = self.dataset
         if self.num_cond_frames is None:
-            self.num_cond_frames = {"centered": 0, "circle_jumping": 1}.get(name, 3)
+            self.num_cond_frames = {"centered": 0, "circle_jumping": 1, "frames": 1}.get(name, 3)
         if self.seq_len is None:
             self.seq_len = {"centered": 1, "circle_jumping": 2}.get(name, 16)
         if self.seq_len <= self.num_cond_frames:
             reject("seq_len", self.seq_len, f"more than num_cond_frames = {self.num_cond_frames}")
+        if (name == "frames") != (self.frames is not None):
+            reject("frames", self.frames, "a path with dataset frames, and only there")
         if self.digit_size > self.image_size - (8 if name == "circle_jumping" else 0):
             reject("digit_size", self.digit_size,
                    f"a size that leaves room to move in image_size = {self.image_size}")
@@ -413,9 +418,9 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def dump_yaml(values: dict[str, Any], path) -> None:
-    with open(path, "w") as file:
-        yaml.safe_dump(values, file, sort_keys=False)
+def as_yaml(values: dict[str, Any]) -> str:
+    """A record as config.yaml holds it."""
+    return yaml.safe_dump(values, sort_keys=False)
 
 
 def pick_device(name: str):

@@ -139,7 +139,7 @@ class Mixture:
     """Ten equal Gaussians on a circle in the plane, the synthetic experiment of particle guidance
     (Corso et al. 2023, section 5.1), at the scale of images in [-1, 1]."""
 
-    dataset, modes_total, radius, sd = "mixture", 10, 1.0, 0.05
+    dataset, modes_total, radius, sd, source = "mixture", 10, 1.0, 0.05, None
 
     @property
     def centres(self) -> Tensor:
@@ -241,6 +241,16 @@ class World:
     def modes_total(self) -> int | None:
         """Number of right answers in a set, None where they are a continuum."""
         return self.num_directions if self.dataset == "circle_jumping" else MODES[self.dataset]
+
+    @property
+    def source(self) -> str:
+        """Where its digits come from."""
+        return self.digits.source
+
+    @property
+    def frame_shape(self) -> tuple[int, int]:
+        """(height, width), px."""
+        return self.image_size, self.image_size
 
     @property
     def directed(self) -> bool:

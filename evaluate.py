@@ -23,7 +23,7 @@ from typing import Any, Iterable
 
 import experiments
 from config import (DigitSettings, EvaluateSettings, ExperimentSettings, GuidanceSettings, RunSettings,
-                    SamplerSettings, SettingError, WorldSettings, build, claim, dump_yaml, fail, make_parser, record,
+                    SamplerSettings, SettingError, WorldSettings, as_yaml, build, claim, fail, make_parser, record,
                     reject, run_folder)
 
 GROUPS = (EvaluateSettings, WorldSettings, DigitSettings, SamplerSettings, GuidanceSettings, RunSettings)
@@ -75,6 +75,8 @@ def check(settings: dict[type, Any], trained: dict, offered: str) -> None:
         reject("task", settings[EvaluateSettings].task, f"{offered} with dataset {world.dataset}")
     if offered == "unconditional" and world.dataset != "centered":
         reject("num_cond_frames", 0, "1 or more; out of nothing there is only dataset centered")
+    if world.dataset == "frames" and settings[GuidanceSettings].pg_features == "classifier":
+        reject("pg_features", "classifier", "pixels with frames; the classifier knows digits only")
     for key in ("dataset", "image_size", "num_cond_frames"):
         if trained and trained[key] != getattr(world, key):
             reject(key, getattr(world, key), f"{trained[key]!r}, which the checkpoint was trained with")
@@ -107,8 +109,9 @@ def table(result: dict) -> str:
             yield f"  {name:<28}{value['mean']:8.{digits}f}   [{lo:.{digits}f}, {hi:.{digits}f}]"
 
     settings = result["settings"]
-    digits = f"{result['digits_source']} digits (test split), " if result["digits_source"] else ""
-    rows = [f"{result['dataset']}: {result['num_sets']} sets of {result['batch_size']}, {digits}"
+    source = result["digits_source"] + ("" if result["dataset"] == "frames" else " digits") + " (test split), " \
+        if result["digits_source"] else ""
+    rows = [f"{result['dataset']}: {result['num_sets']} sets of {result['batch_size']}, {source}"
             f"{settings['denoiser']} denoiser, {result['device']}", f"  {'':<28}{'mean':>8}   95% interval"]
     rows += line(f"modes found, of {result['modes_total']}", result["modes_found"])
     if result["modes_total"]:
@@ -118,6 +121,9 @@ def table(result: dict) -> str:
     rows += line("quality (L2, less is better)", result["quality"])
     rows += line("confidence", result.get("confidence"), 3)
     rows += line("HM IoU*", result.get("hm_iou"), 3)
+    if result["dataset"] == "frames":
+        rows += line("mean IoU", result["mean_iou"], 3)
+        rows += line("GED (less is better)", result["ged"], 3)
     for name in ("unimode", "multimode"):
         for key in ("centroid_spread", "pairwise_l2"):
             rows += line(f"{name} {key}", result.get(name, {}).get(key))
@@ -131,13 +137,10 @@ def write(job, samples, modes, result: dict, outdir: Path) -> None:
 
     from figures import result_sheet, save
 
-    arrays = dict(samples=samples, cond=job.cond) | ({} if modes is None else dict(modes=modes))
-    if result["dataset"] != "mixture":
-        truth = job.sequences
-        arrays |= dict(labels=truth.labels, positions=truth.positions, choices=truth.choices)
+    arrays = dict(samples=samples, cond=job.cond) | ({} if modes is None else dict(modes=modes)) | job.truth()
     np.savez_compressed(outdir / "samples.npz", **{key: value.numpy() for key, value in arrays.items()})
-    save(result_sheet(job.cond, samples, modes, result), outdir / "samples.png")
-    dump_yaml(result["settings"], outdir / "config.yaml")
+    save(result_sheet(arrays, result), outdir / "samples.png")
+    (outdir / "config.yaml").write_text(as_yaml(result["settings"]))
     (outdir / "metrics.json").write_text(json.dumps(result, indent=1))
 
 
@@ -165,6 +168,18 @@ def provenance(path: Path | None) -> dict[str, Any]:
                 checkpoint_sha256=path and hashlib.sha256(path.read_bytes()).hexdigest())
 
 
+def settings_of(job) -> dict[str, Any]:
+    """The record of a run's settings, but for where its results go."""
+    return record(*job.settings.values()) | dict(outdir=None)
+
+
+def refuse_other_run(held: Path, this: str) -> None:
+    """Raise SettingError if `held`, a file in a folder of results, does not describe `this` run."""
+    if held.is_file() and held.read_text() != this:
+        reject("outdir", str(held.parent), f"a folder that is new or holds this very run; {held.name} there says "
+                                           "otherwise")
+
+
 def run(job, progress: bool = True) -> tuple[Any, Any, dict]:
     """Sample and judge: (samples (G, B, H, W), modes (G, B) or None, the record for metrics.json)."""
     start = time.perf_counter()
@@ -175,8 +190,8 @@ def run(job, progress: bool = True) -> tuple[Any, Any, dict]:
     result = dict(task=job.evaluate.task, dataset=world.dataset, **metrics, num_sets=job.evaluate.num_sets,
                   batch_size=job.evaluate.batch_size, seconds=round(seconds, 3),
                   network_calls=job.cost.forward / particles, backward_calls=job.cost.backward / particles,
-                  digits_source=world.digits.source if hasattr(world, "digits") else None,
-                  settings=record(*job.settings.values()) | dict(outdir=None), device=str(job.device),
+                  digits_source=world.source,
+                  settings=settings_of(job), device=str(job.device),
                   **provenance(job.path))
     return samples, modes, result
 
@@ -205,6 +220,7 @@ def main(argv: list[str] | None = None) -> None:
             return run_experiment(asked.experiment, preset, flags, outdir)
         job = setup(argv)
         outdir = run_folder(job.settings[RunSettings].outdir, f"{job.evaluate.task}-{job.world.dataset}")
+        refuse_other_run(outdir / "config.yaml", as_yaml(settings_of(job)))
         lock = claim(outdir)
     except (SettingError, FileNotFoundError, ValueError) as error:
         fail(str(error))

@@ -17,9 +17,10 @@ import checkpoint
 from config import (DigitSettings, EvaluateSettings, GuidanceSettings, RunSettings, SamplerSettings,
                     WorldSettings, pick_device, reject, use_bfloat16)
 from data_loader import Mixture, Sequences, World, load_digits, make_world
+from frames import Frames, load_frames
 from guidance import Cads, Denoiser, ParticleGuidance, Reference, Spell
-from metrics import (iou, iou_distance, judge, mean_interval, mixture_modes, mode_metrics, pairwise_l2,
-                     recognise, without_background)
+from metrics import (iou, iou_distance, judge, judge_answers, mean_interval, mixture_modes, mode_metrics,
+                     pairwise_l2, recognise, without_background)
 from model import EDMDenoiser, posterior_mean
 from potentials import POTENTIALS, Bandwidth, IoU
 from sampler import SetNoise, edm_sampler, karras_sigmas, set_generator
@@ -72,18 +73,25 @@ def kept_bytes(denoise: Denoiser, x: Tensor) -> int:
 class Evaluation:
     """settings   one object per settings class of evaluate.py
     world      where the conditions and right answers come from
-    net        the trained denoiser, None for the exact one; path, its checkpoint"""
+    path       checkpoint of the trained denoiser, None for the exact one. Raises SettingError if it cannot be used"""
 
-    path: Path | None = None
-
-    def __init__(self, settings: dict[type, Any], world: World, device: torch.device, net: EDMDenoiser | None):
-        self.settings, self.world, self.device, self.net = settings, world, device, net
+    def __init__(self, settings: dict[type, Any], world: World, device: torch.device, path: Path | None = None):
+        self.settings, self.world, self.device, self.path = settings, world, device, path
         self.evaluate, self.sampler = settings[EvaluateSettings], settings[SamplerSettings]
         self.guidance, self.seed = settings[GuidanceSettings], settings[RunSettings].seed
         s = self.sampler
         self.sigmas = karras_sigmas(s.num_steps, s.sigma_min, s.sigma_max, s.rho)
         self.cost, self.bar = Counter(), None
+        self.net = None if path is None else self.trained(path)
         self.prepare()
+
+    def trained(self, path: Path) -> EDMDenoiser:
+        """The network in a checkpoint, in the precision that the settings ask for."""
+        run, (net, _) = self.settings[RunSettings], checkpoint.load_denoiser(path, self.device)
+        net.autocast = use_bfloat16(run.precision, self.device)
+        if run.compile:
+            net.compile(dynamic=True)
+        return net
 
     # ------------------------------------------------------------ what depends on the kind of world
     def prepare(self) -> None:
@@ -98,7 +106,11 @@ class Evaluation:
         classifier = self.guidance.pg_features == "classifier"
         self.guide = checkpoint.load_classifier("guide", self.device) if classifier else None
         self.answers = self.world.futures(self.sequences) if directed else None
-        self.shape = (1, self.world.image_size, self.world.image_size)
+        self.shape = (1, *self.world.frame_shape)
+
+    def truth(self) -> dict[str, Tensor]:
+        """What is known of each set, for samples.npz."""
+        return dict(labels=self.sequences.labels, positions=self.sequences.positions, choices=self.sequences.choices)
 
     def bind(self, sets: Tensor, cond: Tensor | None = None) -> Denoiser:
         """The denoiser of these sets; `cond` (G, B, Cc, H, W) in [-1, 1] in place of their conditioning."""
@@ -297,6 +309,26 @@ class UnconditionalEvaluation(Evaluation):
             iou_distance=mean_interval(iou_distance(samples)), pairwise_l2=mean_interval(pairwise_l2(samples))), digits
 
 
+class FramesEvaluation(Evaluation):
+    """Frames of one's own: set g has a window of the test sequences, each another one as long as they last."""
+
+    world: Frames
+
+    def prepare(self) -> None:
+        order = torch.randperm(len(self.world), generator=torch.Generator().manual_seed(self.seed))
+        which = order[torch.arange(self.evaluate.num_sets) % len(order)]
+        self.sequences = self.world.windows(len(which), set_generator(self.seed, 0), which=which)
+        self.cond, _ = self.sequences.split(self.world.num_cond_frames)
+        self.answers, self.guide = self.world.right_answers(which), None
+        self.shape = (1, *self.world.frame_shape)
+
+    def truth(self):
+        return dict(answers=self.answers)
+
+    def judge(self, samples):
+        return judge_answers(samples, self.answers, self.world.mode_probabilities), None
+
+
 class MixtureEvaluation(Evaluation):
     """The plane with ten Gaussians on a circle: particles are points, "frames" of 1 x 2 pixels."""
 
@@ -305,6 +337,9 @@ class MixtureEvaluation(Evaluation):
     def prepare(self) -> None:
         self.shape, self.cond, self.answers = (1, 1, 2), torch.zeros(self.evaluate.num_sets, 0, 1, 2), None
         self.guide = None
+
+    def truth(self):
+        return {}
 
     def bind(self, sets, cond=None):
         centres = self.world.centres.view(1, -1, 1, 1, 2).to(self.device).expand(len(sets), -1, -1, -1, -1)
@@ -337,18 +372,12 @@ def make_evaluation(settings: dict[type, Any], path: Path | None) -> Evaluation:
         reject("pg_kernel", kernel, ", ".join(map(repr, POTENTIALS)))
     device = pick_device(settings[RunSettings].device)
     if world_settings.dataset == "mixture":
-        return MixtureEvaluation(settings, Mixture(), device, None)
+        return MixtureEvaluation(settings, Mixture(), device)
+    if world_settings.dataset == "frames":
+        return FramesEvaluation(settings, load_frames(world_settings, "test"), device, path)
     source = "auto" if digits.digits == "both" else digits.digits
     bank = load_digits(source, "test", size=world_settings.digit_size, data_root=digits.data_root,
                        timeout=digits.download_timeout)
     digits.digits = bank.source  # what was used, so that config.yaml repeats it
-    net = None
-    if path is not None:
-        net, _ = checkpoint.load_denoiser(path, device)
-        net.autocast = use_bfloat16(settings[RunSettings].precision, device)
-        if settings[RunSettings].compile:
-            net.compile(dynamic=True)
     kind = UnconditionalEvaluation if settings[EvaluateSettings].task == "unconditional" else Evaluation
-    evaluation = kind(settings, make_world(world_settings, bank), device, net)
-    evaluation.path = path
-    return evaluation
+    return kind(settings, make_world(world_settings, bank), device, path)

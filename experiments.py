@@ -84,12 +84,16 @@ def run_cell(settings: dict[type, Any], path: Path | None, outdir: Path) -> dict
 def run(name: str, preset: str, flags: list[str], outdir: Path) -> list[dict]:
     """All cells of an experiment, `flags` added to each -> rows {cell: its labels, flags, result}, also
     written to outdir/results.json. Under torchrun every process takes its share of the cells; they need
-    not share a disk. Raises SettingError before anything runs if a cell cannot."""
+    not share a disk. Raises SettingError before anything runs if a cell cannot, or the folder holds another one."""
     from tqdm import tqdm
 
     import evaluate
 
     recipe, rank, ranks = load(name), int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    command = " ".join(["python evaluate.py --experiment", name, "--preset", preset, *flags])
+    results = outdir / "results.json"
+    if results.is_file() and (held := json.loads(results.read_text())["command"]) != command:
+        reject("outdir", str(outdir), f"a folder that is new or holds this very experiment; there is: {held}")
     todo = []
     for labels, own in cells(recipe, preset):
         try:
@@ -109,9 +113,9 @@ def run(name: str, preset: str, flags: list[str], outdir: Path) -> list[dict]:
         dist.destroy_process_group()
         rows = [shares[i % ranks][i // ranks] for i in range(len(todo))]
     if rank == 0:
-        (outdir / "results.json").write_text(json.dumps(dict(
+        results.write_text(json.dumps(dict(
             experiment=name, preset=preset, **{key: recipe.get(key) for key in ("title", "reference", "figure")},
-            command=" ".join(["python evaluate.py --experiment", name, "--preset", preset, *flags]), rows=rows)))
+            command=command, rows=rows)))
     return rows
 
 

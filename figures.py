@@ -45,21 +45,22 @@ def _title(figure: Figure, title: str) -> None:
     figure.suptitle(title, fontsize=10, y=top, va="bottom")
 
 
-def sample_sheet(cond: Tensor, samples: Tensor, *, title: str = "", modes: Tensor | None = None,
-                 notes: Sequence[str] = (), labels: Sequence[str] = (), max_sets: int = 16) -> Figure:
-    """Each set a row: its last conditioning frame, then its particles.
+def sample_sheet(cond: Tensor, samples: Tensor, *, answers: Tensor | None = None, modes: Tensor | None = None,
+                 title: str = "", notes: Sequence[str] = (), labels: Sequence[str] = (), max_sets: int = 16) -> Figure:
+    """Each set a row: its last conditioning frame, the right answers where they are given, then its particles.
 
-    cond (G, Cc, H, W), Cc may be 0; samples (G, B, H, W); modes (G, B) int: the first
+    cond (G, Cc, H, W), Cc may be 0; answers (G, k, H, W); samples (G, B, H, W); modes (G, B) int: the first
     particle that found a mode gets a frame in the mode's colour, repeats get a thin grey
     one; notes and labels: a line per set, written at its right and left.
     """
     G, B = min(len(samples), max_sets), samples.shape[1]
-    first = 1 if cond.shape[1] else 0
+    given = cond[:, -1:] if answers is None else torch.cat([cond[:, -1:], answers], 1)      # (G, first, H, W)
+    first = given.shape[1]
     figure, axes = plt.subplots(G, B + first, figsize=(0.85 * (B + first) + 0.3, 0.85 * G + 0.4),
                                 squeeze=False, gridspec_kw=dict(wspace=0.06, hspace=0.06))
     for g in range(G):
-        if first:
-            _picture(axes[g, 0], cond[g, -1])
+        for column in range(first):
+            _picture(axes[g, column], given[g, column])
         seen: set[int] = set()
         for b in range(B):
             mode = int(modes[g, b]) if modes is not None else None
@@ -72,20 +73,23 @@ def sample_sheet(cond: Tensor, samples: Tensor, *, title: str = "", modes: Tenso
             axes[g, 0].set_ylabel(labels[g], rotation=0, ha="right", va="center", fontsize=9)
     if first:
         axes[0, 0].set_title("given", fontsize=9)
+    if answers is not None:
+        axes[0, 1].set_title("right", fontsize=9)
     axes[0, first].set_title("samples", fontsize=9)
     _title(figure, title)
     return figure
 
 
-def result_sheet(cond: Tensor, samples: Tensor, modes: Tensor | None, result: dict,
-                 title: str | None = None) -> Figure:
-    """The sample sheet of an evaluation: `result` is the record in its metrics.json. Without a `title`
-    it gets one that says what was found."""
+def result_sheet(arrays: dict[str, Tensor], result: dict, title: str | None = None) -> Figure:
+    """The sample sheet of an evaluation: `arrays` as in its samples.npz, `result` as in its metrics.json. Without a
+    `title` it gets one that says what was found."""
+    cond, samples, modes = arrays["cond"], arrays["samples"], arrays.get("modes")
     if result["dataset"] == "mixture":
         return points_sheet(samples.flatten(2), Mixture(), result)
     total, settings = result["modes_total"], result["settings"]
-    judged = "quality" if result["quality"] else "confidence"
-    notes = [f"{value:.2f}" for value in result[judged]["per_set"]]
+    judged = "HM IoU*" if result["dataset"] == "frames" else "quality" if result["quality"] else "confidence"
+    measured = result["hm_iou"] if judged == "HM IoU*" else result[judged]
+    notes = [f"{value:.2f}" for value in measured["per_set"]]
     found = ""
     if modes is not None:
         notes = [f"{n:.0f}/{total}, {note}" for n, note in zip(result["modes_found"]["per_set"], notes)]
@@ -93,8 +97,8 @@ def result_sheet(cond: Tensor, samples: Tensor, modes: Tensor | None, result: di
     if title is None:
         strength = f" {settings['pg_factor']:g}" if settings["guidance"] in ("pg", "reference") else ""
         title = (f"{result['dataset']}, guidance {settings['guidance']}{strength}, noise {settings['noise']}: "
-                 f"{found}{judged} {result[judged]['mean']:.2f}")
-    return sample_sheet(cond, samples, title=title, modes=modes, notes=notes)
+                 f"{found}{judged} {measured['mean']:.2f}")
+    return sample_sheet(cond, samples, answers=arrays.get("answers"), title=title, modes=modes, notes=notes)
 
 
 def points_sheet(points: Tensor, mixture: Mixture, result: dict, max_sets: int = 6) -> Figure:

@@ -100,8 +100,11 @@ def hm_iou(samples: Tensor, answers: Tensor) -> Tensor:
     """HM IoU*: the Hungarian matching of the distinct right answers to the samples that makes the mean
     IoU of the matched pairs, binarised, largest, and that mean (Gerard & Sullivan 2026, arXiv 2603.20188).
     samples (G, B, H, W), answers (G, k, H, W) -> (G,); with B != k the smaller number is matched."""
-    pairs = iou(binarise(answers), binarise(samples)).double().numpy()              # (G, k, B)
-    return torch.tensor([each[linear_sum_assignment(each, maximize=True)].mean() for each in pairs])
+    masks = binarise(answers)
+    pairs = iou(masks, binarise(samples)).double().numpy()                          # (G, k, B)
+    again = (masks.flatten(2)[:, :, None] == masks.flatten(2)[:, None]).all(-1).tril(-1).any(-1).numpy()    # (G, k)
+    distinct = [each[~repeated] for each, repeated in zip(pairs, again)]
+    return torch.tensor([each[linear_sum_assignment(each, maximize=True)].mean() for each in distinct])
 
 
 def generalised_energy_distance(samples: Tensor, answers: Tensor, probabilities: Tensor) -> Tensor:
@@ -111,6 +114,13 @@ def generalised_energy_distance(samples: Tensor, answers: Tensor, probabilities:
     s, y, p = binarise(samples), binarise(answers), probabilities.float()
     between = (1 - iou(s, y)).mean(1) @ p
     return 2 * between - (1 - iou(s, s)).mean((1, 2)) - (1 - iou(y, y)) @ p @ p
+
+
+def nearest_answer(samples: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
+    """How good each sample is by the right answer that it is closest to: the largest IoU, binarised, and the smallest
+    L2 distance. samples (G, B, H, W), answers (G, k, H, W) -> (G, B), (G, B)."""
+    distance = torch.cdist(samples.clamp(0, 1).flatten(2), answers.flatten(2))
+    return iou(binarise(samples), binarise(answers)).amax(2), distance.amin(2)
 
 
 def iou_distance(samples: Tensor) -> Tensor:
@@ -202,3 +212,15 @@ def judge(samples: Tensor, cond: Tensor, *, offsets: Tensor | None, probabilitie
                 result[name] |= {key: mean_interval(np.asarray(result[key]["per_set"])[mask.numpy()])
                                  for key in ("quality", "pairwise_l2", "centroid_spread")}
     return result, modes
+
+
+def judge_answers(samples: Tensor, answers: Tensor, probabilities: Tensor) -> dict:
+    """All metrics of sets whose right answers are given and have nothing else in common: samples (G, B, H, W), answers
+    (G, k, H, W) with probabilities (k,). `quality` is the mean L2 distance to the nearest answer, `mean_iou` the mean
+    IoU with the most alike one."""
+    alike, distance = nearest_answer(samples, answers)
+    values = dict(hm_iou=hm_iou(samples, answers), ged=generalised_energy_distance(samples, answers, probabilities),
+                  mean_iou=alike.mean(1), quality=distance.mean(1), iou_distance=iou_distance(samples),
+                  pairwise_l2=pairwise_l2(samples), centroid_spread=centroid_spread(samples))
+    return dict(modes_total=None, modes_expected_iid=None, modes_found=None) | {
+        name: mean_interval(value) for name, value in values.items()}

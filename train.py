@@ -22,7 +22,7 @@ import yaml
 from tqdm import tqdm
 
 from config import (DigitSettings, ModelSettings, RunSettings, SettingError, TrainSettings, WorldSettings,
-                    build, claim, dump_yaml, fail, make_parser, pick_device, record, reject, run_folder)
+                    as_yaml, build, claim, fail, make_parser, pick_device, record, reject, run_folder)
 
 GROUPS = (WorldSettings, DigitSettings, ModelSettings, TrainSettings, RunSettings)
 
@@ -36,8 +36,7 @@ def sample_sheet(training, path: Path) -> None:
 
     windows = training.world.windows(4, set_generator(training.seed, 0, device=training.device))
     cond, _ = windows.split(training.world.num_cond_frames)
-    side = training.world.image_size
-    noise = SetNoise(training.seed, range(4), (8, 1, side, side), training.device)
+    noise = SetNoise(training.seed, range(4), (8, 1, *training.world.frame_shape), training.device)
     sigmas = karras_sigmas(18, 0.002, 80.0, 7.0)
     with torch.no_grad():
         denoise = training.ema.bind(cond * 2 - 1 if cond.shape[1] else None)
@@ -161,11 +160,13 @@ def parse(argv: list[str] | None) -> tuple[tuple, Path | None]:
         parser.set_defaults(before | dict(resume=None, outdir=None))
         args = parser.parse_args(argv)
     groups = tuple(build(group, args) for group in GROUPS)
-    world, _, _, settings, _ = groups
+    world, _, model, settings, _ = groups
     if world.dataset == "mixture":
         reject("dataset", "mixture", "a world of frames; the mixture's denoiser is exact and needs no training")
     if settings.target == "posterior" and (world.dataset != "circle_jumping" or world.num_digits > 1):
         reject("target", "posterior", "drawn in this world; posterior needs circle_jumping with one digit")
+    if model.class_labels and world.dataset == "frames":
+        reject("class_labels", True, "false with frames, which have none")
     return groups, state
 
 
@@ -178,7 +179,7 @@ def setup(argv: list[str] | None):
     from data_loader import make_world
     from training import STATE, Training
 
-    world_settings, digits, _, settings, run_settings = groups
+    world_settings, digits, model, settings, run_settings = groups
     everything = record(*groups)
     device = pick_device(run_settings.device)
     if "RANK" in os.environ:
@@ -186,7 +187,17 @@ def setup(argv: list[str] | None):
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
-    world = make_world(world_settings, load_bank(digits, world_settings).to(device))
+    if world_settings.dataset == "frames":
+        from frames import load_frames
+
+        world = load_frames(world_settings, "train").to(device)
+    else:
+        world = make_world(world_settings, load_bank(digits, world_settings).to(device))
+    multiple = model.patch_size * 2**(len(model.channels) - 1)
+    if any(side % multiple for side in world.frame_shape):
+        reject("image_size", "x".join(map(str, world.frame_shape)),
+               f"multiples of {multiple} px, which a patch_size of {model.patch_size} and {len(model.channels)} "
+               "resolutions ask for")
     training = Training(everything, device, world)
     if settings.batch_size % (training.ranks * settings.accumulate):
         reject("batch_size", settings.batch_size,
@@ -215,7 +226,7 @@ def train(training, outdir: Path, everything: dict) -> None:
 
     tracker = None
     if training.rank == 0:
-        dump_yaml(everything, outdir / "config.yaml")
+        (outdir / "config.yaml").write_text(as_yaml(everything))
         meta = training.metadata()
         print(f"{meta['parameters']:,} parameters, sigma_data {meta['sigma_data']:.3f}, digits: "
               f"{meta['digits_source']}, on {meta['machine']}, writing to {outdir}", file=sys.stderr)

@@ -169,7 +169,7 @@ class Training:
         return dict(settings=self.all_settings | dict(outdir=None, resume=None), sigma_data=float(self.net.sigma_data),
                     box=self.net.box, iteration=self.iteration, train_seconds=round(self.seconds, 1),
                     parameters=sum(p.numel() for p in self.net.parameters()),
-                    digits_source=self.world.digits.source, torch=torch.__version__,
+                    digits_source=self.world.source, torch=torch.__version__,
                     machine=machine_name(self.device, self.ranks))
 
     def save(self, outdir: Path) -> None:

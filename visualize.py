@@ -118,8 +118,7 @@ def samples(args: Namespace):
     with np.load(run_file(args.run, "samples.npz"), allow_pickle=False) as file:
         arrays = {key: torch.from_numpy(file[key]) for key in file.files}
     result = json.loads(run_file(args.run, "metrics.json").read_text())
-    return (result_sheet(arrays["cond"], arrays["samples"], arrays.get("modes"), result),
-            Path(args.run) / "samples.png")
+    return result_sheet(arrays, result), Path(args.run) / "samples.png"
 
 
 def trajectory(args: Namespace):

@@ -51,7 +51,8 @@ def draw(name: str, flags: list[str], data_root: str) -> None:
     flags = flags if name == "mixture" else [*flags, "--num_sets", "3", "--seed", "2"]
     job = evaluate.setup([*flags, "--data_root", data_root])
     samples, modes, result = evaluate.run(job)
-    save(result_sheet(job.cond, samples, modes, result, title=""), ROOT / "docs" / "pictures" / f"{name}.png", dpi=80)
+    arrays = dict(cond=job.cond, samples=samples) | ({} if modes is None else dict(modes=modes))
+    save(result_sheet(arrays, result, title=""), ROOT / "docs" / "pictures" / f"{name}.png", dpi=80)
 
 
 def fill(page: Path, name: str, text: str) -> None:

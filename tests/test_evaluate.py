@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -159,6 +160,37 @@ def test_it_needs_no_home_no_locale_and_no_particular_folder(tmp_path):
     assert out.returncode == 0, out.stderr
     run, = (here / "runs").iterdir()
     assert {"metrics.json", "samples.png"} <= {path.name for path in run.iterdir()}
+
+
+def test_a_repository_that_cannot_be_written_to(tmp_path):
+    """Results go under the folder that one is in; in the repository itself one line says what is missing."""
+    code = tmp_path / "code"
+    for name in ("checkpoints", "configs"):
+        shutil.copytree(ROOT / name, code / name)
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, code)
+    for path in (code, *code.rglob("*")):
+        path.chmod(path.stat().st_mode & ~0o222)
+    # root may write everywhere, unless it gives that up.
+    mortal = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"] if os.geteuid() == 0 else []
+    command = [*mortal, sys.executable, code / "evaluate.py", *"--digits embedded --num_sets 1 --num_steps 2".split()]
+    out, denied = (subprocess.run(command, cwd=cwd, capture_output=True, text=True) for cwd in (tmp_path, code))
+    assert out.returncode == 0, out.stderr
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+    assert denied.returncode == 2 and "outdir: got 'runs/" in denied.stderr
+    assert len(denied.stderr.strip().splitlines()) == 1 and "Permission denied" in denied.stderr
+    code.chmod(0o755)
+
+
+def test_a_folder_with_another_run_in_it_is_left_alone(tmp_path, refused, capsys):
+    argv = ["--denoiser", "exact", "--digits", "embedded", "--num_sets", "1", "--num_steps", "2", "--outdir",
+            str(tmp_path)]
+    evaluate.main(argv)
+    before = (tmp_path / "metrics.json").read_bytes()
+    capsys.readouterr()
+    assert "this very run" in refused(evaluate.main, [*argv, "--seed", "1"])
+    assert (tmp_path / "metrics.json").read_bytes() == before
+    evaluate.main(argv)
 
 
 def test_world_settings_come_from_the_checkpoint(tiny_model, refused):

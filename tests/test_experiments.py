@@ -49,7 +49,7 @@ def small(monkeypatch, tmp_path):
     return tmp_path / "out"
 
 
-def test_experiment_resumes_and_draws(small, capsys):
+def test_experiment_resumes_and_draws(small, capsys, refused):
     argv = ["--experiment", "small", "--outdir", str(small), "--device", "cpu"]
     evaluate.main(argv)
     assert "| logdet | 2.0 |" in capsys.readouterr().out
@@ -62,8 +62,11 @@ def test_experiment_resumes_and_draws(small, capsys):
     evaluate.main(argv)
     after = [cell.stat().st_mtime_ns for cell in cells]
     assert after[1:] == before[1:] and after[0] != before[0]
-    evaluate.main([*argv, "--preset", "full", "--seed", "3"])
-    row = json.loads((small / "results.json").read_text())["rows"][0]["result"]
+    capsys.readouterr()
+    other = ["--preset", "full", "--seed", "3"]
+    assert "this very experiment" in refused(evaluate.main, [*argv, *other])
+    evaluate.main([*argv, *other, "--outdir", str(small / "other")])
+    row = json.loads((small / "other" / "results.json").read_text())["rows"][0]["result"]
     assert row["num_sets"] == 3 and row["settings"]["seed"] == 3
 
 
