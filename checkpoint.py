@@ -32,7 +32,7 @@ def digest(tensors: dict[str, Tensor], metadata: str) -> str:
     sha = hashlib.sha256(metadata.encode())
     for name in sorted(tensors):
         sha.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        sha.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+        sha.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 
@@ -104,6 +104,7 @@ def halved(module: nn.Module) -> dict[str, Tensor]:
 def make_denoiser(settings: dict[str, Any], sigma_data: float, box: Sequence[int] | None = None) -> EDMDenoiser:
     """The untrained network that a flat record of settings describes, with what was measured of its data."""
     world, model = build(WorldSettings, settings), build(ModelSettings, settings)
+    assert world.num_cond_frames is not None  # it was None before __post_init__ only
     unet = UNet(world.num_cond_frames + 1, 1, channels=model.channels, blocks=model.blocks,
                 attention=model.attention, head_channels=model.head_channels, patch_size=model.patch_size,
                 motion=model.motion, dropout=model.dropout, num_classes=10 if model.class_labels else 0)

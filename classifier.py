@@ -48,7 +48,7 @@ def train(settings: ClassifierSettings, digits, device, progress=lambda epochs: 
 
     torch.manual_seed(settings.seed)
     generator = torch.Generator().manual_seed(settings.seed)
-    net = Classifier(settings.channels).to(device, memory_format=torch.channels_last).train()
+    net = Classifier(settings.channels).to(device).to(memory_format=torch.channels_last).train()
     optimizer = Optimizer(net, lr=settings.lr, muon_lr=settings.muon_lr, weight_decay=settings.weight_decay, muon=True,
                           ends=("stem", "out"))
     frames, labels = centred(digits, settings.image_size), digits.labels

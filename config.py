@@ -14,30 +14,41 @@ import sys
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, List, Literal, Optional, TypeVar
+from typing import TYPE_CHECKING, Any, List, Literal, NoReturn, Optional, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFloat, restricted_number_type
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 Dataset = Literal["centered", "free", "circle_jumping", "horizontal", "mixture", "frames"]
-Count = restricted_number_type("Count", int, [(">", 0), ("<=", 10**9)])
-CountOrZero = restricted_number_type("CountOrZero", int, [(">=", 0), ("<=", 10**9)])
-Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**63)])
-LogSigma = restricted_number_type("LogSigma", float, [(">=", -10), ("<=", 10)])
-Sigma = restricted_number_type("Sigma", float, [(">=", 1e-6), ("<=", 1e6)])
-Positive = restricted_number_type("Positive", float, [(">", 0), ("<", math.inf)])
-NonNegative = restricted_number_type("NonNegative", float, [(">=", 0), ("<", math.inf)])
-T = TypeVar("T")
+if not TYPE_CHECKING:  # not the other way round: jsonargparse runs the body of `if TYPE_CHECKING`
+    from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFloat, restricted_number_type
+
+    Count = restricted_number_type("Count", int, [(">", 0), ("<=", 10**9)])
+    CountOrZero = restricted_number_type("CountOrZero", int, [(">=", 0), ("<=", 10**9)])
+    Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**63)])
+    LogSigma = restricted_number_type("LogSigma", float, [(">=", -10), ("<=", 10)])
+    Sigma = restricted_number_type("Sigma", float, [(">=", 1e-6), ("<=", 1e6)])
+    Positive = restricted_number_type("Positive", float, [(">", 0), ("<", math.inf)])
+    NonNegative = restricted_number_type("NonNegative", float, [(">=", 0), ("<", math.inf)])
+    Many = List
+else:  # a type checker cannot follow types that are made at run time
+    from builtins import float as ClosedUnitInterval, float as LogSigma, float as NonNegative
+    from builtins import float as NonNegativeFloat, float as Positive, float as PositiveFloat, float as Sigma
+    from builtins import int as Count, int as CountOrZero, int as Seed
+    from typing import Sequence as Many  # lists where they were given, but tuples as defaults
+
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 class SettingError(ValueError):
     """A setting that cannot be used. The message names the key, the value and what is accepted."""
 
 
-def reject(key: str, value: Any, accepted: str) -> None:
+def reject(key: str, value: Any, accepted: str) -> NoReturn:
     raise SettingError(f"{key}: got {value!r}; accepted: {accepted}")
 
 
@@ -107,11 +118,11 @@ class DigitSettings:
 class ModelSettings:
     """Model"""
 
-    channels: List[Count] = (64, 64, 128)
+    channels: Many[Count] = (64, 64, 128)
     """width at each resolution, finest first"""
     blocks: Count = 2
     """residual blocks per resolution"""
-    attention: List[CountOrZero] = (1,)
+    attention: Many[CountOrZero] = (1,)
     """resolutions with self-attention, as indices into channels"""
     head_channels: Count = 64
     """channels of an attention head"""
@@ -323,7 +334,7 @@ class ClassifierSettings:
 
     out: str = "runs/classifier.safetensors"
     """file to write"""
-    channels: List[Count] = (32, 64, 128)
+    channels: Many[Count] = (32, 64, 128)
     """width at each resolution, finest first"""
     epochs: Count = 14
     """passes over the training digits"""
@@ -376,17 +387,17 @@ def _one_line(message: str) -> str:
 class Parser(ArgumentParser):
     """A command line made of settings groups. Mistakes end with one line and exit code 2."""
 
-    def error(self, message: str, ex: Exception | None = None):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         fail(_one_line(str(ex or message)), prog=self.prog.replace(" [options]", ""))
 
 
-def fail(message: str, prog: str = "") -> None:
+def fail(message: str, prog: str = "") -> NoReturn:
     """End the program: one line on stderr, exit code 2."""
     print(f"{prog or sys.argv[0].rsplit('/', 1)[-1]}: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 
 
-def make_parser(*groups: type, description: str) -> Parser:
+def make_parser(*groups: type, description: str | None) -> Parser:
     parser = Parser(description=description, default_env=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
     for group in groups:

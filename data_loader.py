@@ -200,6 +200,7 @@ def render(images: Tensor, positions: Tensor, image_size: int) -> Tensor:
         index = corner[:, :, k].reshape(-1, 1) + within                             # (N*T, S*S)
         canvas.scatter_(1, index, images[:, k].reshape(N, 1, -1).expand(N, T, -1).reshape(N * T, -1))
         frames = canvas if frames is None else torch.maximum(frames, canvas)
+    assert frames is not None  # K > 0
     return frames.view(N, T, image_size, image_size)
 
 
@@ -296,7 +297,9 @@ class World:
         positions, choices = self._centered(n, generator)
         odd = slice(1, None, 2)
         jumps = positions[:, odd].shape[1]
-        weights = self.mode_probabilities.float().to(generator.device)
+        prior = self.mode_probabilities
+        assert prior is not None  # only `free` has none
+        weights = prior.float().to(generator.device)
         which = torch.multinomial(weights, n * jumps, replacement=True, generator=generator)
         positions[:, odd] += self.offsets.to(generator.device)[which].view(n, jumps, 2)
         choices[:, odd] = True

@@ -26,7 +26,8 @@ from config import (DigitSettings, EvaluateSettings, ExperimentSettings, Guidanc
                     SamplerSettings, SettingError, WorldSettings, as_yaml, build, claim, fail, make_parser, record,
                     reject, run_folder)
 
-GROUPS = (EvaluateSettings, WorldSettings, DigitSettings, SamplerSettings, GuidanceSettings, RunSettings)
+GROUPS: tuple[type, ...] = (EvaluateSettings, WorldSettings, DigitSettings, SamplerSettings, GuidanceSettings,
+                            RunSettings)
 
 
 # ---------------------------------------------------------------- set-up
@@ -61,7 +62,7 @@ def parse(argv: list[str] | None) -> tuple[dict[type, Any], Path | None]:
         trained = checkpoint.denoiser_metadata(path)["settings"]
         parser.set_defaults({key: trained[key] for key in record(WorldSettings()) if key in trained})
         args = parser.parse_args(argv)
-    settings = {group: build(group, args) for group in GROUPS}
+    settings: dict[type, Any] = {group: build(group, args) for group in GROUPS}
     offered = "conditional" if settings[WorldSettings].num_cond_frames else "unconditional"
     settings[EvaluateSettings].task = args.task or offered
     check(settings, trained, offered)

@@ -75,13 +75,17 @@ class Evaluation:
     world      where the conditions and right answers come from
     path       checkpoint of the trained denoiser, None for the exact one. Raises SettingError if it cannot be used"""
 
-    def __init__(self, settings: dict[type, Any], world: World, device: torch.device, path: Path | None = None):
+    world: Any  # a World here
+
+    def __init__(self, settings: dict[type, Any], world: World | Frames | Mixture, device: torch.device,
+                 path: Path | None = None):
         self.settings, self.world, self.device, self.path = settings, world, device, path
         self.evaluate, self.sampler = settings[EvaluateSettings], settings[SamplerSettings]
         self.guidance, self.seed = settings[GuidanceSettings], settings[RunSettings].seed
         s = self.sampler
         self.sigmas = karras_sigmas(s.num_steps, s.sigma_min, s.sigma_max, s.rho)
-        self.cost, self.bar = Counter(), None
+        self.cost = Counter()
+        self.bar: tqdm | None = None
         self.net = None if path is None else self.trained(path)
         self.prepare()
 
@@ -115,6 +119,7 @@ class Evaluation:
     def bind(self, sets: Tensor, cond: Tensor | None = None) -> Denoiser:
         """The denoiser of these sets; `cond` (G, B, Cc, H, W) in [-1, 1] in place of their conditioning."""
         if self.net is None:
+            assert self.answers is not None  # there is no exact denoiser where they are a continuum
             answers = (self.answers[sets][:, :, None] * 2 - 1).to(self.device)      # (G, k, 1, H, W)
             log_prior = self.world.mode_probabilities.log().float().to(self.device)
             return lambda x, sigma: posterior_mean(x, sigma, answers, log_prior)
@@ -140,14 +145,15 @@ class Evaluation:
 
     def read(self, samples: Tensor) -> Tensor:
         """What the guiding classifier takes samples for: (G, B, H, W) -> probabilities (G, B, 10)."""
+        assert self.guide is not None  # who calls has looked
         frames = without_background(samples).flatten(0, 1).to(self.device)
         with torch.no_grad():
             return self.guide(frames).softmax(-1).cpu().unflatten(0, samples.shape[:2])
 
     def features(self) -> Callable[[Tensor], Tensor] | None:
         """What the particles of a set are compared by: images (N, 1, H, W) in [-1, 1] -> (N, ...)."""
-        if self.guide is not None:
-            return lambda images: self.guide.features((images[:, 0] + 1) / 2)
+        if (guide := self.guide) is not None:
+            return lambda images: guide.features((images[:, 0] + 1) / 2)
         pool = self.guidance.pg_pool
         return partial(torch.nn.functional.avg_pool2d, kernel_size=pool) if pool > 1 else None
 
@@ -232,6 +238,7 @@ class Evaluation:
             memory = None if samples is None else self.to_memory(samples)
             new = self.draw(sets, B, stream=1 + LATER_DRAWS * turn, memory=memory, callback=callback)
             samples = new if samples is None else torch.cat([samples, new], 1)
+        assert samples is not None  # sequential > 0
         if s.guidance == "pg" and s.pg_factor > 0:
             samples, _ = redraw_faulty(samples, partial(self.redraw, sets), partial(self.doubt, sets),
                                        alike=self.alike, rounds=s.redraws, most_alike=s.most_alike,
@@ -319,7 +326,8 @@ class FramesEvaluation(Evaluation):
         which = order[torch.arange(self.evaluate.num_sets) % len(order)]
         self.sequences = self.world.windows(len(which), set_generator(self.seed, 0), which=which)
         self.cond, _ = self.sequences.split(self.world.num_cond_frames)
-        self.answers, self.guide = self.world.right_answers(which), None
+        self.answers: Tensor = self.world.right_answers(which)
+        self.guide = None
         self.shape = (1, *self.world.frame_shape)
 
     def truth(self):

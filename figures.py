@@ -61,12 +61,12 @@ def sample_sheet(cond: Tensor, samples: Tensor, *, answers: Tensor | None = None
     for g in range(G):
         for column in range(first):
             _picture(axes[g, column], given[g, column])
-        seen: set[int] = set()
+        seen: set[int | None] = set()
         for b in range(B):
             mode = int(modes[g, b]) if modes is not None else None
-            new = mode is not None and mode not in seen
+            colour = COLOURS[mode % len(COLOURS)] if mode is not None and mode not in seen else None
             seen |= {mode}
-            _picture(axes[g, b + first], samples[g, b], COLOURS[mode % len(COLOURS)] if new else None)
+            _picture(axes[g, b + first], samples[g, b], colour)
         if len(notes) > g:
             axes[g, -1].annotate(notes[g], (1.08, 0.5), xycoords="axes fraction", va="center", fontsize=9)
         if len(labels) > g:
@@ -257,7 +257,8 @@ def prior(rows: Sequence[dict], title: str = "") -> Figure:
             axis.annotate(f"{value['mean']:.3f}", (at, value["mean"]), xytext=(6, (6, -11, 6)[index % 3]),
                           textcoords="offset points", fontsize=7.5, color=colour)
     axis.set_xlabel("p(right) in training"), axis.set_ylabel("share of samples that go right, p̂")
-    axis.grid(alpha=0.3), axis.legend(frameon=False, fontsize=8)
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, fontsize=8)
     _title(figure, title)
     return figure
 
@@ -334,10 +335,10 @@ def mean_sheet(given: Tensor, samples: Tensor, names: Sequence[str], notes: Sequ
     return figure
 
 
-def umap_sheet(digits: Tensor, labels: Tensor, particles: Sequence[Tensor], found: Sequence[Tensor],
-               names: Sequence[str], title: str = "") -> Figure:
+def umap_sheet(digits: Tensor, labels: Tensor, particles: Tensor, found: Tensor, names: Sequence[str],
+               title: str = "") -> Figure:
     """A panel per set: its particles, coloured by the digit found in them, over a map of real digits.
-    digits (M, 2), labels (M,) int64; particles and found: (B, 2) and (B,) per panel."""
+    digits (M, 2), labels (M,) int64; particles (G, B, 2) and found (G, B)."""
     columns = min(4, len(particles))
     rows = -(-len(particles) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(2.7 * columns, 3.0 * rows), squeeze=False,

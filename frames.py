@@ -37,7 +37,8 @@ class Frames:
 
     def __init__(self, sequences: Sequence[Tensor], answers: Tensor | None, num_cond_frames: int,
                  source: str):
-        c, ends, starts = num_cond_frames, 0, []
+        c, ends = num_cond_frames, 0
+        starts: list[int] = []
         for sequence in sequences:
             ends += len(sequence)
             starts += [ends - c] if answers is not None else range(ends - len(sequence), ends - c)

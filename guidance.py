@@ -19,7 +19,7 @@ Sets are (G, B, C, H, W) with images in [-1, 1]. The rivals are here on the same
 from __future__ import annotations
 
 import math
-from typing import Callable
+from typing import Any, Callable
 
 import torch
 from torch import Tensor
@@ -160,7 +160,7 @@ class Cads:
         cond = self.cond[:, None].expand(-1, x.shape[1], -1, -1, -1)
         if g < 1:
             noised = math.sqrt(g) * cond + self.scale * math.sqrt(1 - g) * self.noise()
-            axes = dict(dim=(2, 3, 4), keepdim=True)
+            axes: dict[str, Any] = dict(dim=(2, 3, 4), keepdim=True)
             rescaled = (noised - noised.mean(**axes)) / noised.std(**axes).clamp_min(1e-6)
             rescaled = rescaled * cond.std(**axes) + cond.mean(**axes)
             cond = self.mixing * rescaled + (1 - self.mixing) * noised

@@ -5,10 +5,11 @@ with a 95% interval, every mode count with what independent samples would give.
 """
 from __future__ import annotations
 
-from typing import Callable
+from typing import Any, Callable
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from scipy import stats
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -68,7 +69,7 @@ def quality_score(samples: Tensor, cond: Tensor) -> Tensor:
     return (samples.clamp(0, 1).flatten(0, 1) - moved).flatten(1).norm(dim=1).view(G, B)
 
 
-def mean_interval(values: Tensor) -> dict:
+def mean_interval(values: Tensor | ArrayLike) -> dict:
     """{mean, ci95: [lo, hi], per_set}: Student's t interval over sets (equal ends for one set)."""
     array = np.asarray(values, dtype=np.float64)
     mean, error = array.mean(), stats.sem(array) if len(array) > 1 else 0.0
@@ -193,12 +194,14 @@ def judge(samples: Tensor, cond: Tensor, *, offsets: Tensor | None, probabilitie
     directions, None where the answers are a continuum; undetermined (G,) bool: sets whose frame
     is a random choice; answers (G, k, H, W): the right frames, where they are known.
     """
-    result = dict(modes_total=None, modes_expected_iid=None, modes_found=None)
+    result: dict[str, Any] = dict(modes_total=None, modes_expected_iid=None, modes_found=None)
     modes = None
     if offsets is not None:
+        assert probabilities is not None  # they come with the offsets
         modes = nearest_direction(displacement(samples, cond), offsets)
         result = mode_metrics(modes, probabilities)
     if answers is not None:
+        assert probabilities is not None  # only directions have answers that are known
         result["hm_iou"] = mean_interval(hm_iou(samples, answers))
         result["ged"] = mean_interval(generalised_energy_distance(samples, answers, probabilities))
     result["iou_distance"] = mean_interval(iou_distance(samples))

@@ -120,7 +120,7 @@ class Motion(nn.Module):
         return images.flatten(2).unflatten(0, (groups, -1)).permute(0, 3, 1, 2)
 
     @staticmethod
-    def _by_image(patches: Tensor, shape: tuple[int, int]) -> Tensor:
+    def _by_image(patches: Tensor, shape: tuple[int, ...]) -> Tensor:
         """The inverse: (G, T, N / G, c) -> (N, c, h, w)."""
         return patches.permute(0, 2, 3, 1).flatten(0, 1).unflatten(2, shape)
 
@@ -149,6 +149,8 @@ class UNet(nn.Module):
     num_classes    0: none; else class labels, with label `num_classes` for "not given"
     """
 
+    frequencies: Tensor
+
     def __init__(self, in_channels: int, out_channels: int, *, channels: Sequence[int], blocks: int,
                  attention: Sequence[int], head_channels: int, patch_size: int, motion: int,
                  dropout: float, num_classes: int):
@@ -161,7 +163,7 @@ class UNet(nn.Module):
                                    nn.Linear(c_emb, c_emb), nn.SiLU())
         self.label = nn.Embedding(num_classes + 1, channels[0] // 2 * 2) if num_classes else None
         self.motion = Motion(motion, p, channels[0]) if motion else None
-        self.stem = nn.Conv2d(in_channels * p * p + (self.motion.displacements if motion else 0), channels[0], 3,
+        self.stem = nn.Conv2d(in_channels * p * p + (self.motion.displacements if self.motion else 0), channels[0], 3,
                               padding=1)
 
         def block(c_in, c_out, level):
@@ -233,6 +235,8 @@ class EDMDenoiser(nn.Module):
     weights, whatever that of x. Outside `box` (top, bottom, left, right; None: the whole
     frame) D is -1."""
 
+    sigma_data: Tensor
+
     def __init__(self, unet: UNet, sigma_data: float, box: Sequence[int] | None = None):
         super().__init__()
         self.unet, self.box = unet, None if box is None else tuple(box)
@@ -269,10 +273,10 @@ class EDMDenoiser(nn.Module):
         """A denoiser of sets: denoise(x (G, B, C, H, W), sigma scalar) -> x0, same shape.
         Every particle of set g sees cond[g] (G, Cc, H, W) and labels[g] (G,), or with cond
         (G, B, Cc, H, W) one of its own."""
-        shared = cond is not None and cond.ndim == 4
-        # What all particles of a set and all steps have in common.
-        moves = shared and self.unet.motion is not None
-        moved = self.unet.motion.moved(self.inside(cond[:, -1:]).to(self.sigma_data)) if moves else None
+        shared, moved = cond is not None and cond.ndim == 4, None
+        if cond is not None and shared and self.unet.motion is not None:
+            # What all particles of a set and all steps have in common.
+            moved = self.unet.motion.moved(self.inside(cond[:, -1:]).to(self.sigma_data))
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             B = x.shape[1]
@@ -291,12 +295,13 @@ def lit_box(frames: Tensor, multiple: int) -> tuple[int, int, int, int]:
     """(top, bottom, left, right) of the smallest box outside of which every frame (..., H, W) in [0, 1] is black,
     widened to places and sizes that are multiples of `multiple` px."""
     lit = frames.flatten(0, -3).amax(0) > 0
-    edges = []
+    edges: list[int] = []
     for axis in (1, 0):
         places = lit.any(axis).nonzero()
         low, high = (int(places[0]), int(places[-1]) + 1) if len(places) else (0, lit.shape[1 - axis])
         edges += [low // multiple * multiple, min(-(-high // multiple) * multiple, lit.shape[1 - axis])]
-    return tuple(edges)
+    top, bottom, left, right = edges
+    return top, bottom, left, right
 
 
 def edm_loss(denoiser: Callable, x: Tensor, sigma: Tensor, target: Tensor, sigma_data: Tensor,

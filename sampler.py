@@ -79,6 +79,7 @@ def edm_sampler(denoise: Denoiser, x: Tensor, sigmas: Tensor, *, s_churn: float 
         gamma = churn if s_min <= sigma <= s_max else 0.0
         sigma_hat, x_hat = sigma * (1 + gamma), x
         if gamma > 0:
+            assert noise is not None  # or the ValueError above
             x_hat = x + (sigma_hat**2 - sigma**2).sqrt() * s_noise * noise()
         denoised = denoise(x_hat, sigma_hat)
         d = to_d(x_hat, sigma_hat, denoised)

@@ -17,6 +17,7 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import yaml
 from tqdm import tqdm
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from config import (DigitSettings, ModelSettings, RunSettings, SettingError, TrainSettings, WorldSettings,
                     as_yaml, build, claim, fail, make_parser, pick_device, record, reject, run_folder)
 
-GROUPS = (WorldSettings, DigitSettings, ModelSettings, TrainSettings, RunSettings)
+GROUPS: tuple[type, ...] = (WorldSettings, DigitSettings, ModelSettings, TrainSettings, RunSettings)
 
 
 def sample_sheet(training, path: Path) -> None:
@@ -58,7 +59,8 @@ class Interruption:
     torchrun other than the `main` one ignore them: they end with the one that saves."""
 
     def __init__(self, main: bool):
-        self.main, self.signal = main, None
+        self.main = main
+        self.signal: int | None = None
 
     def note(self, number: int, frame) -> None:
         self.signal = number
@@ -159,7 +161,7 @@ def parse(argv: list[str] | None) -> tuple[tuple, Path | None]:
             checkpoint.read_metadata(state)["settings"]
         parser.set_defaults(before | dict(resume=None, outdir=None))
         args = parser.parse_args(argv)
-    groups = tuple(build(group, args) for group in GROUPS)
+    groups: tuple[Any, ...] = tuple(build(group, args) for group in GROUPS)
     world, _, model, settings, _ = groups
     if world.dataset == "mixture":
         reject("dataset", "mixture", "a world of frames; the mixture's denoiser is exact and needs no training")
@@ -187,6 +189,7 @@ def setup(argv: list[str] | None):
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
+    world: Any
     if world_settings.dataset == "frames":
         from frames import load_frames
 

@@ -43,8 +43,8 @@ class Optimizer:
         self.matrices = [self._matrix(p.detach()) for p in self.hidden]
         taken = {id(p) for p in self.hidden}
         rest = [p for p in model.parameters() if id(p) not in taken]
-        self.parts = {"adam": torch.optim.AdamW(rest, lr=lr, betas=(0.9, beta2), weight_decay=weight_decay,
-                                                fused=True)}
+        self.parts: dict[str, torch.optim.Optimizer] = {
+            "adam": torch.optim.AdamW(rest, lr=lr, betas=(0.9, beta2), weight_decay=weight_decay, fused=True)}
         if self.hidden:
             self.parts["muon"] = torch.optim.Muon(self.matrices, lr=muon_lr, weight_decay=weight_decay)
         self.base = {name: part.param_groups[0]["lr"] for name, part in self.parts.items()}
@@ -57,6 +57,7 @@ class Optimizer:
     def step(self, scale: float) -> None:
         """One update at `scale` times the base learning rates."""
         for matrix, parameter in zip(self.matrices, self.hidden):
+            assert parameter.grad is not None  # the loss depends on every weight
             matrix.grad = self._matrix(parameter.grad)
         for name, part in self.parts.items():
             part.param_groups[0]["lr"] = self.base[name] * scale
@@ -104,7 +105,7 @@ class Training:
         box = lit_box(frames, model.patch_size * 2**(len(model.channels) - 1)) if model.crop else None
         return model.sigma_data or sigma_data_of(inside(frames, box)), box
 
-    def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def batch(self) -> tuple[Tensor, ...]:
         """This rank's share of iteration's global batch: noisy frames x, sigma, target, cond, labels.
         Every rank draws the whole batch and keeps a slice, so ranks do not change the data."""
         n, s = self.settings.batch_size, self.settings
@@ -116,8 +117,9 @@ class Training:
         x = target + sigma[:, None, None, None] * noise
         if s.target == "posterior":
             answers = 2 * self.world.futures(windows)[:, :, None] - 1               # (n, k, 1, H, W)
-            prior = self.world.mode_probabilities.log().float().to(self.device)
-            target = posterior_mean(x[:, None], sigma, answers, prior)[:, 0]
+            prior = self.world.mode_probabilities
+            assert prior is not None  # train.py lets no other world here
+            target = posterior_mean(x[:, None], sigma, answers, prior.log().float().to(self.device))[:, 0]
         labels = windows.labels[:, 0]
         if self.net.unet.label is not None:  # one in ten is trained without its label
             dropped = torch.rand(n, generator=generator, device=self.device) < 0.1
@@ -154,7 +156,8 @@ class Training:
         for part, tensors in enumerate(zip(*(tensor.chunk(parts) for tensor in self.batch()))):
             x, sigma, target, cond, labels = tensors
             # Ranks exchange gradients once, with the last part.
-            with self.parallel.no_sync() if self.ranks > 1 and part < parts - 1 else nullcontext():
+            with (self.parallel.no_sync() if isinstance(self.parallel, DistributedDataParallel) and part < parts - 1
+                  else nullcontext()):
                 loss = edm_loss(self.parallel, x, sigma, target, self.net.sigma_data,
                                 cond=cond if cond.shape[1] else None,
                                 labels=labels if self.net.unet.label is not None else None).mean() / parts
@@ -173,7 +176,8 @@ class Training:
                     machine=machine_name(self.device, self.ranks))
 
     def save(self, outdir: Path) -> None:
-        tensors, groups = {}, {}
+        tensors: dict[str, Tensor] = {}
+        groups: dict[str, list[dict]] = {}
         for name, part in self.optimizer.parts.items():
             packed, groups[name] = checkpoint.pack(f"optimizer.{name}", part.state_dict())
             tensors |= packed

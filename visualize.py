@@ -14,12 +14,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Literal, Optional
+from typing import Literal, Optional
 
 from jsonargparse import Namespace
 
-from config import (Count, CountOrZero, DigitSettings, Parser, Positive, SamplerSettings, SettingError, WorldSettings,
-                    build, fail, make_parser, reject)
+from config import (Count, CountOrZero, DigitSettings, Many, Parser, Positive, SamplerSettings, SettingError,
+                    WorldSettings, build, fail, make_parser, reject)
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Particles:
 class Schedules:
     """Schedules"""
 
-    rho: List[Positive] = (3.0, 4.0, 7.0)
+    rho: Many[Positive] = (3.0, 4.0, 7.0)
     """exponents to compare"""
     num_steps: Count = SamplerSettings.num_steps
     """steps from sigma_max to 0"""
@@ -94,7 +94,7 @@ class Schedules:
     """last noise level before 0"""
     sigma_max: Positive = SamplerSettings.sigma_max
     """first noise level"""
-    p_mean: List[float] = (-1.2, 0.8)
+    p_mean: Many[float] = (-1.2, 0.8)
     """means of ln sigma in training to compare"""
     p_std: Positive = 1.2
     """standard deviation of ln sigma in training"""
@@ -271,7 +271,9 @@ def mean(args: Namespace):
     job, result = setup(row["flags"]), row["result"]
     if not job.world.num_cond_frames:
         reject("run", args.run, "a run whose samples are conditioned on frames")
-    choices, chosen, names = job.sequences.choices[:, -1], [], []
+    choices = job.sequences.choices[:, -1]
+    chosen: list[int] = []
+    names: list[str] = []
     for name, mask in (("determined", ~choices), ("random", choices)):
         some = mask.nonzero()[:args.num_each, 0].tolist()
         chosen, names = chosen + some, names + [name] * len(some)
@@ -299,12 +301,12 @@ def umap(args: Namespace):
         from classifier import centred
         from metrics import recognise, without_background
 
-        judge, sets, found = checkpoint.load_classifier("judge"), [], []
+        judge, sets, modes = checkpoint.load_classifier("judge"), [], []
         for row in rows:
             job = setup(row["flags"])
             check_set(args, job)
             sets.append(without_background(job.sample(torch.tensor([args.set])))[0])
-            found.append(recognise(sets[-1][None], judge)[0][0])
+            modes.append(recognise(sets[-1][None], judge)[0][0])
         digits = job.world.digits
         some = torch.randperm(len(digits.labels), generator=torch.Generator().manual_seed(0))[:args.num_digits]
         frames = torch.cat([centred(digits, job.world.image_size)[some], *sets])
@@ -313,7 +315,7 @@ def umap(args: Namespace):
         fitted = UMAP(random_state=0, n_jobs=1).fit(features[:len(some)])
         points = fitted.transform(features[len(some):])
         np.savez(kept, digits=fitted.embedding_, labels=digits.labels[some].numpy(),
-                 particles=points.reshape(len(rows), -1, 2), found=torch.stack(found).numpy())
+                 particles=points.reshape(len(rows), -1, 2), found=torch.stack(modes).numpy())
     with np.load(kept, allow_pickle=False) as file:
         digits, labels, particles, found = (torch.from_numpy(file[key]) for key in
                                             ("digits", "labels", "particles", "found"))

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Callable, Literal
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -136,11 +137,12 @@ def main(argv: list[str] | None = None) -> None:
     # Written to, so that every page of both is memory of its own.
     source, target = (torch.ones(2**26, device=device) for _ in range(2))
     # (what, precision, pass) -> what to run, and its operations.
-    runs, works = {("copy", "", ""): lambda: target.copy_(source)}, {}
+    runs: dict[tuple[str, str, str], Callable[[], Any]] = {("copy", "", ""): lambda: target.copy_(source)}
+    works: dict[tuple[str, str, str], float] = {}
     for bf16 in (False, True):
         precision = "bfloat16" if bf16 else "float32"
         matrix = matrices[bf16]
-        runs["matrix product", precision, ""] = lambda matrix=matrix: matrix @ matrix
+        runs["matrix product", precision, ""] = partial(torch.matmul, matrix, matrix)
         works["matrix product", precision, ""] = 2 * width**3
         for name, call in nets.items():
             runs[name, precision, "forward"] = forward(call, bf16)

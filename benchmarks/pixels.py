@@ -11,19 +11,19 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Literal
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import measure  # noqa: E402
-from config import Count, WorldSettings, make_parser  # noqa: E402
+from config import Count, Many, WorldSettings, make_parser  # noqa: E402
 
 
 @dataclass
 class PixelBenchmarkSettings:
     """Pixels"""
 
-    pools: List[Count] = (40, 100, 400)
+    pools: Many[Count] = (40, 100, 400)
     """real digits to choose ten from"""
     num_sets: Count = 100
     """choices"""

@@ -12,19 +12,19 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional
+from typing import Optional
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import measure  # noqa: E402
-from config import Count, make_parser  # noqa: E402
+from config import Count, Many, make_parser  # noqa: E402
 
 
 @dataclass
 class PotentialBenchmarkSettings:
     """Potentials"""
 
-    particles: List[Count] = (64, 256, 1024, 4096)
+    particles: Many[Count] = (64, 256, 1024, 4096)
     """sizes of the set"""
     pixels: Count = 1024
     """of a particle"""

@@ -157,7 +157,7 @@ def peers(args) -> tuple[str, dict]:
     for kind in ("U-Net", "no network"):
         net = checkpoint.make_denoiser(settings, 0.5).eval().requires_grad_(False)
         if kind == "no network":
-            net.unet = Free()
+            net.add_module("unet", Free())
         x, cond = (torch.randn(particles, 1, 32, 32) for _ in range(2))
         candidates = samplers(net, cond, args.num_steps)
         runs = {name: (lambda run=run: run(x)) for name, (run, _) in candidates.items()}
@@ -191,16 +191,16 @@ def precision(args) -> tuple[str, dict]:
                           "--device", "cpu"])
     noise = torch.randn(4, 8, *job.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
-    def sample(state: torch.dtype, network: torch.dtype, bf16: bool = False):
+    def sample(state: torch.dtype, network: torch.dtype, bf16: bool):
         job.net.to(network).autocast = bf16
         denoise = job.bind(sets)
         with torch.no_grad():
             return edm_sampler(lambda x, sigma: denoise(x, sigma).to(state), (80 * noise).to(state),
                                job.sigmas).double()
 
-    exact, result, rows = sample(torch.float64, torch.float64), {}, []
-    for name, options in {"all float32": (torch.float32, torch.float32),
-                          "float64 state, float32 network": (torch.float64, torch.float32),
+    exact, result, rows = sample(torch.float64, torch.float64, False), {}, []
+    for name, options in {"all float32": (torch.float32, torch.float32, False),
+                          "float64 state, float32 network": (torch.float64, torch.float32, False),
                           "float32 state, bfloat16 network": (torch.float32, torch.float32, True)}.items():
         error = (sample(*options) - exact).abs()
         result[name] = dict(largest=float(error.max()), root_mean_square=float(error.square().mean().sqrt()))

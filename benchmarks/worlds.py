@@ -9,15 +9,17 @@ from __future__ import annotations
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Callable, Literal
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import measure  # noqa: E402
-from config import Count, WorldSettings, make_parser, pick_device  # noqa: E402
+from config import Count, Dataset, WorldSettings, make_parser, pick_device  # noqa: E402
 
-CONFIGS = dict(circle_jumping="circle_jumping_small", horizontal="horizontal_p50", free="free")
+CONFIGS: dict[Dataset, str] = {"circle_jumping": "circle_jumping_small", "horizontal": "horizontal_p50",
+                               "free": "free"}
 
 
 @dataclass
@@ -50,7 +52,7 @@ def one_by_one(world, n: int, generator) -> None:
             frames[t, y:y + world.digit_size, x:x + world.digit_size] = images[0, 0].cpu()
 
 
-def share_of_a_step(name: str, args) -> dict:
+def share_of_a_step(name: Dataset, args) -> dict:
     """Drawing a training batch over the whole update that it is for, with the shipped network's own config."""
     import torch
 
@@ -74,11 +76,12 @@ def main(argv: list[str] | None = None) -> None:
     device = pick_device(args.device)
     bank = load_digits(args.digits, "train", size=WorldSettings().digit_size, data_root=args.data_root).to(device)
     generator, n = torch.Generator(device).manual_seed(0), args.sequences
-    runs, frames = {}, {}
+    runs: dict[str, Callable[[], Any]] = {}
+    frames: dict[str, int] = {}
     for name in CONFIGS:
         world = make_world(WorldSettings(dataset=name, deterministic=False), bank)
-        runs |= {name: lambda world=world: world.sequences(n, generator),
-                 f"{name}, one by one": lambda world=world: one_by_one(world, n // 16, generator)}
+        runs |= {name: partial(world.sequences, n, generator),
+                 f"{name}, one by one": partial(one_by_one, world, n // 16, generator)}
         frames |= {name: n * world.seq_len, f"{name}, one by one": n // 16 * world.seq_len}
     times = measure.interleaved(runs, args.repetitions, device.type)
     result, rows = {}, []

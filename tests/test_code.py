@@ -15,6 +15,11 @@ def test_the_style_passes():
     assert out.returncode == 0, out.stdout + out.stderr
 
 
+def test_the_types_pass():
+    out = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
+    assert out.returncode == 0, out.stdout + out.stderr
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_the_oldest_python_can_read_it(path):
     ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
