@@ -90,11 +90,11 @@ class Frames:
 
 def _grey(arrays: Sequence[np.ndarray], path: str) -> list[Tensor]:
     """Arrays of one kind of number -> float32 in [0, 1]."""
+    if any(array.dtype.kind not in "buif" or not np.isfinite(array).all() or array.min() < 0 for array in arrays):
+        reject("frames", path, "whole numbers >= 0, or floats from 0 to 1")
     tensors = []
     largest = max(float(array.max()) for array in arrays)
     for array in arrays:
-        if array.dtype.kind not in "buif" or not np.isfinite(array).all() or array.min() < 0:
-            reject("frames", path, "whole numbers >= 0, or floats from 0 to 1")
         if array.dtype.kind == "f" and largest > 1:
             reject("frames", path, f"floats from 0 to 1; the largest here is {largest:g}")
         most = 1.0 if largest <= 1 else 255.0 if largest <= 255 else 65535.0

@@ -121,7 +121,7 @@ def test_any_file_as_config(content):
 @settings(FEW, max_examples=60)
 @given(st.sampled_from(["dataset", "schedule", "samples", "heatmap", "nonsense"]), st.data())
 def test_any_flags_of_visualize(command, data):
-    odd = data.draw(st.dictionaries(st.sampled_from(["rho", "num_steps", "sigma_max", "dataset", "seq_len", "num_rows",
+    odd = data.draw(st.dictionaries(st.sampled_from(["rho", "num_steps", "sigma_max", "dataset", "seq_len", "seed",
                                                      "image_size", "threshold", "value"]), ANY, max_size=3))
     with tempfile.TemporaryDirectory() as folder:
         run = [folder] if command in ("samples", "heatmap") else []
@@ -129,6 +129,14 @@ def test_any_flags_of_visualize(command, data):
         code, lines = outcome(visualize.main, [command, *run, *flags_of(own | odd), "--out", folder + "/picture.png"])
         assert code in (0, 2), (command, odd, lines)
         assert Path(folder, "picture.png").is_file() if code == 0 else len(lines) == 1 and "error: " in lines[0]
+
+
+def test_sizes_that_the_network_cannot_halve_are_named(refused, tmp_path):
+    for size, channels in ((30, "[8,8,8]"), (36, "[8,8,8,8]")):
+        line = refused(train.main, [*flags_of(TINY[train.main] | dict(image_size=size, channels=channels, patch_size=1)),
+                                    "--outdir", str(tmp_path / "run")])
+        assert f"image_size: got '{size}x{size}'; accepted: multiples of" in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_conflicts_are_named(refused, tiny_model, tmp_path):

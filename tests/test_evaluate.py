@@ -87,9 +87,11 @@ def test_mixture_of_the_shipped_config():
 
 # ---------------------------------------------------------------- repeatability
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("argv", [["--pg_factor", 1.7], ["--noise", "stratified"], ["--s_churn", 5],
                                   ["--sequential", 2, "--batch_size", 4, "--pg_factor", 1.7]], ids=str)
-def test_a_set_does_not_depend_on_its_neighbours_or_chunks(argv):
+def test_a_set_does_not_depend_on_its_neighbours_or_chunks(argv, seed):
+    argv = [*argv, "--seed", seed]
     together = job("--num_sets", 5, *argv)
     all_of_them = together.sample(torch.arange(5))
     for sets in ([3], [4, 0]):

@@ -1,0 +1,175 @@
+"""Frames of one's own, from an .npz and from folders of PNGs."""
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import evaluate
+import train
+from conftest import ROOT
+from config import SettingError, WorldSettings
+from frames import load_frames
+from metrics import hm_iou, judge_answers
+
+BLOBS = ROOT / "examples" / "blobs.npz"
+
+
+def settings(path, **more) -> WorldSettings:
+    return WorldSettings(dataset="frames", frames=str(path), **more)
+
+
+@pytest.fixture
+def videos(tmp_path, generator):
+    """Seven sequences of five to eleven frames as PNGs, every pixel with a grey level of its own."""
+    truth = []
+    for i in range(7):
+        frames = torch.randint(256, (5 + i, 8, 12), generator=generator, dtype=torch.uint8).numpy()
+        folder = tmp_path / "videos" / f"sequence {i}"
+        folder.mkdir(parents=True)
+        for t, frame in enumerate(frames):
+            Image.fromarray(frame).save(folder / f"{t:03d}.png")
+        truth.append(frames)
+    return tmp_path / "videos", truth
+
+
+def test_windows_of_png_sequences_are_what_is_in_the_files(videos, generator):
+    path, truth = videos
+    train_part, test_part = (load_frames(settings(path, num_cond_frames=2), split) for split in ("train", "test"))
+    assert len(test_part) == 9 - 2 and len(train_part) == sum(len(f) - 2 for i, f in enumerate(truth) if i != 4)
+    assert train_part.frame_shape == (8, 12)
+    there = {np.round(frames[t:t + 3]).tobytes() for i, frames in enumerate(truth) if i != 4
+             for t in range(len(frames) - 2)}
+    drawn = (train_part.windows(500, generator).frames * 255).round().to(torch.uint8).numpy()
+    assert {window.tobytes() for window in drawn} == there
+    assert not train_part.windows(5, generator).choices.any()
+
+
+def test_answers_are_drawn_alike_and_belong_to_their_picture(generator):
+    world = load_frames(settings(BLOBS), "train")
+    with np.load(BLOBS) as file:
+        kept = np.arange(len(file["frames"])) % 5 != 4
+        pictures, masks = file["frames"][kept] / 255, file["answers"][kept] / 255
+    which = torch.full((4000,), 7)
+    windows = world.windows(4000, generator, which=which)
+    cond, target = windows.split(1)
+    assert (cond[:, 0].numpy() == pictures[7].astype(np.float32)).all() and windows.choices[:, 1].all()
+    counts = [(target[:, 0].numpy() == mask).all((1, 2)).sum() for mask in masks[7]]
+    assert sum(counts) == 4000 and min(counts) > 900
+    assert (world.right_answers(torch.tensor([7]))[0].numpy() == masks[7]).all()
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_folders_and_npz_say_the_same(as_folder, tmp_path):
+    with np.load(BLOBS) as file:
+        frames, answers = file["frames"][:6], file["answers"][:6]
+    path = tmp_path / ("data" if as_folder else "data.npz")
+    if as_folder:
+        for i in range(6):
+            (path / str(i) / "answers").mkdir(parents=True)
+            Image.fromarray(frames[i, 0]).save(path / str(i) / "0.png")
+            for a in range(4):
+                Image.fromarray(answers[i, a] > 0).save(path / str(i) / "answers" / f"{a}.png")  # one bit a pixel
+    else:
+        np.savez(path, frames=(frames / 255).astype(np.float32), answers=answers // 255)  # floats, and 0 or 1
+    world = load_frames(settings(path), "train")
+    torch.testing.assert_close(world.frames, torch.from_numpy(frames[[0, 1, 2, 3, 5], 0]) / 255)
+    assert torch.equal(world.answers, torch.from_numpy(answers[[0, 1, 2, 3, 5]]).float() / 255)
+
+
+def spoil(tmp_path, how: str):
+    frames, answers = np.zeros((6, 2, 8, 8), np.uint8), np.zeros((6, 3, 8, 8), np.uint8)
+    path = tmp_path / "x.npz"
+    arrays = {"no frames": dict(images=frames), "flat": dict(frames=frames[0]), "few": dict(frames=frames[:4]),
+              "sizes": dict(frames=frames, answers=answers[..., :4]),
+              "counts": dict(frames=frames, answers=answers[:2]),
+              "floats": dict(frames=frames + 1.5), "nan": dict(frames=frames * float("nan")),
+              "words": dict(frames=frames.astype(str)), "short": dict(frames=frames[:, :1])}
+    if how == "text":
+        path.write_text("not an archive")
+    elif how == "nowhere":
+        return path
+    elif how == "pngs":
+        for i in range(5):
+            (tmp_path / "f" / str(i)).mkdir(parents=True)
+            (tmp_path / "f" / str(i) / "a.png").write_bytes(b"no picture")
+        return tmp_path / "f"
+    elif how == "empty folder":
+        (tmp_path / "f").mkdir()
+        return tmp_path / "f"
+    else:
+        np.savez(path, **arrays[how])
+    return path
+
+
+@pytest.mark.parametrize("how, why", [
+    ("nowhere", "an .npz file, or a folder"), ("text", "can be read"), ("no frames", "`frames` (N, T, H, W)"),
+    ("flat", "shape (N, ., H, W)"), ("few", "5 sequences"), ("sizes", "one size"), ("counts", "N = 6"),
+    ("floats", "largest here is 1.5"), ("nan", "floats from 0 to 1"), ("words", "whole numbers"),
+    ("short", "has 1 frames"), ("pngs", "a PNG that can be read"), ("empty folder", "5 sequences")])
+def test_other_files_are_refused_in_one_line(how, why, tmp_path, refused):
+    path = spoil(tmp_path, how)
+    for main in (train.main, evaluate.main):
+        exact = ["--denoiser", "exact"] if main is evaluate.main else ["--patch_size", "2"]
+        line = refused(main, ["--dataset", "frames", "--frames", str(path), *exact, "--outdir", str(tmp_path / "run")])
+        assert why in line and "got" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_conflicting_settings_are_refused(refused, tmp_path):
+    for argv, key in [(["--dataset", "frames"], "frames"), (["--frames", str(BLOBS)], "frames"),
+                      (["--dataset", "frames", "--frames", str(BLOBS), "--class_labels", "true"], "class_labels"),
+                      (["--dataset", "frames", "--frames", str(BLOBS), "--channels", "[8,8,8,8]", "--patch_size", "8"],
+                       "image_size")]:
+        assert f"{key}: " in refused(train.main, [*argv, "--outdir", str(tmp_path / "run")])
+    assert "pg_features: " in refused(evaluate.main, ["--dataset", "frames", "--frames", str(BLOBS), "--denoiser",
+                                                      "exact", "--pg_features", "classifier"])
+
+
+def test_metrics_of_given_answers_are_exact_on_constructed_sets():
+    with np.load(BLOBS) as file:
+        answers = torch.from_numpy(file["answers"][:5]).float() / 255
+    alike = torch.full((4,), 0.25, dtype=torch.float64)
+    perfect = judge_answers(answers, answers, alike)
+    assert perfect["hm_iou"]["mean"] == perfect["mean_iou"]["mean"] == 1
+    assert perfect["quality"]["mean"] == pytest.approx(0, abs=1e-3)
+    assert perfect["ged"]["mean"] == pytest.approx(0, abs=1e-6)
+    one = judge_answers(answers[:, :1].expand(-1, 4, -1, -1), answers, alike)
+    assert one["mean_iou"]["mean"] == 1 and one["hm_iou"]["mean"] < 0.9 and one["ged"]["mean"] > 0.1
+    # Two experts who agree are one right answer.
+    assert hm_iou(answers[:, :2], answers[:, [0, 1, 1, 0]]).tolist() == [1] * 5
+
+
+def test_guided_sets_hold_more_of_the_answers_on_the_exact_denoiser():
+    argv = ["--dataset", "frames", "--frames", str(BLOBS), "--denoiser", "exact", "--batch_size", "4", "--num_sets",
+            "24", "--device", "cpu"]
+    alone, guided = (evaluate.run(evaluate.setup([*argv, *extra]), progress=False)[2]
+                     for extra in ([], ["--pg_factor", "1", "--redraws", "0"]))
+    assert alone["hm_iou"]["ci95"][1] < 0.95 and guided["hm_iou"]["mean"] > 0.99
+    assert guided["mean_iou"]["mean"] > 0.99 and guided["ged"]["mean"] < alone["ged"]["mean"]
+
+
+def test_a_model_of_ones_own_videos_from_start_to_end(videos, tmp_path, capsys):
+    """Not square, of different lengths; the picture and the arrays hold what was sampled."""
+    path, _ = videos
+    model = tmp_path / "model"
+    train.main(["--dataset", "frames", "--frames", str(path), "--num_cond_frames", "3", "--channels", "[16]",
+                "--blocks", "1", "--attention", "[]", "--patch_size", "4", "--iterations", "3", "--batch_size", "4",
+                "--device", "cpu", "--outdir", str(model)])
+    evaluate.main(["--checkpoint", str(model / "model.safetensors"), "--num_sets", "2", "--batch_size", "3",
+                   "--num_steps", "4", "--pg_factor", "1", "--device", "cpu", "--outdir", str(tmp_path / "run")])
+    out = capsys.readouterr().out
+    assert "mean IoU" in out and "GED" in out and "(test split)" in out
+    with np.load(tmp_path / "run" / "samples.npz") as file:
+        assert file["samples"].shape == (2, 3, 8, 12) and file["cond"].shape == (2, 3, 8, 12)
+        assert file["answers"].shape == (2, 1, 8, 12)
+    result = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert result["settings"]["frames"] == str(path) and len(result["hm_iou"]["per_set"]) == 2
+
+
+def test_a_path_that_is_not_here_is_looked_for_beside_the_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(load_frames(settings("examples/blobs.npz"), "test")) == 600
+    with pytest.raises(SettingError, match="got 'examples/none.npz'"):
+        load_frames(settings("examples/none.npz"), "test")
