@@ -247,11 +247,12 @@ class Evaluation:
 
     def trace(self, sets: Tensor) -> dict[str, Tensor]:
         """What happens to the first of `sets` at each step of the sampler: {sigmas (N,), distances (N, B, B) between
-        the D(x) as the potential sees them, ode (N, B) and guidance (N, B), norms of the two parts of the drift}."""
+        the D(x) as the potential sees them, ode (N, B) and guidance (N, B), norms of the two parts of the drift,
+        x_hat and denoised (N, B, H, W) of the sampler; samples (B, H, W), where the particles end}."""
         steps: list[dict] = []
-        self.draw(sets[:1], self.evaluate.batch_size, callback=steps.append)
+        samples = self.draw(sets[:1], self.evaluate.batch_size, callback=steps.append)[0]
         plain, kernel = self.bind(sets[:1]), POTENTIALS[self.guidance.pg_kernel]
-        trace: dict[str, list[Tensor]] = dict(sigmas=[], distances=[], ode=[], guidance=[])
+        trace: dict[str, list[Tensor]] = dict(sigmas=[], distances=[], ode=[], guidance=[], x_hat=[], denoised=[])
         for step in steps:
             with torch.no_grad():
                 alone = plain(step["x_hat"], step["sigma_hat"])
@@ -261,7 +262,9 @@ class Evaluation:
                                       torch.cdist(alone[0].flatten(1), alone[0].flatten(1)).cpu())
             for name, push in (("ode", step["x_hat"] - alone), ("guidance", alone - step["denoised"])):
                 trace[name].append((push / sigma).flatten(2).norm(dim=-1)[0].cpu())
-        return {name: torch.stack(values) for name, values in trace.items()}
+            for name in ("x_hat", "denoised"):
+                trace[name].append(step[name][0, :, 0].cpu())
+        return {name: torch.stack(values) for name, values in trace.items()} | dict(samples=samples)
 
     def redraw(self, sets: Tensor, some: Tensor, turn: int, others: Tensor) -> Tensor:
         """One new particle for each of `some` of the sets, (M, H, W), repelled by `others`."""

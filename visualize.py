@@ -6,8 +6,9 @@
     python visualize.py schedule --rho [3,4,7]             # noise levels over the steps
     python visualize.py heatmap runs/e5-quick --threshold 7.5    # what an experiment found; also prior, frontier
     python visualize.py norms runs/e3-quick                # its sets, sampled again; also strip, mean, umap
+    python visualize.py report runs/NAME runs/OTHER        # all of one or several evaluations, an HTML file
 
-Each command writes one PNG, to --out or where it says.
+Each command writes one file, a PNG or the report, to --out or where it says.
 """
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ class Output:
     """Output"""
 
     out: Optional[str] = None
-    """picture to write (null: a name that says what it is, in the run's folder or here)"""
+    """file to write (null: a name that says what it is, in the run's folder or here)"""
 
 
 @dataclass
@@ -108,17 +109,23 @@ def run_file(run: str, name: str) -> Path:
     return path
 
 
-def samples(args: Namespace):
-    """samples.png again, from samples.npz and metrics.json"""
+def finished(run: str) -> tuple[dict, dict]:
+    """(the arrays of samples.npz as tensors, the record in metrics.json) of an evaluation. Raises SettingError."""
     import numpy as np
     import torch
 
+    result = json.loads(run_file(run, "metrics.json").read_text())
+    if not isinstance(result, dict) or "settings" not in result:
+        reject("run", run, "a folder with the metrics.json that evaluate.py writes")
+    with np.load(run_file(run, "samples.npz"), allow_pickle=False) as file:
+        return {key: torch.from_numpy(file[key]) for key in file.files}, result
+
+
+def samples(args: Namespace):
+    """samples.png again, from samples.npz and metrics.json"""
     from figures import result_sheet
 
-    with np.load(run_file(args.run, "samples.npz"), allow_pickle=False) as file:
-        arrays = {key: torch.from_numpy(file[key]) for key in file.files}
-    result = json.loads(run_file(args.run, "metrics.json").read_text())
-    return result_sheet(arrays, result), Path(args.run) / "samples.png"
+    return result_sheet(*finished(args.run)), Path(args.run) / "samples.png"
 
 
 def trajectory(args: Namespace):
@@ -131,7 +138,7 @@ def trajectory(args: Namespace):
     job = setup(["--config", str(run_file(args.run, "config.yaml"))])
     if job.world.dataset == "mixture":
         reject("run", args.run, "a run in a world of frames; particles in the plane have none")
-    check_set(args, job)
+    check_set(args.set, args.run, job)
     steps: list[dict] = []
     job.sample(torch.tensor([args.set]), callback=steps.append)
     shown = slice(0, args.num_particles)
@@ -234,7 +241,7 @@ def norms(args: Namespace):
     traces = {}
     for row in rows_of(args.run):
         job = setup(row["flags"])
-        check_set(args, job)
+        check_set(args.set, args.run, job)
         traces[label(row) or args.run] = job.trace(torch.tensor([args.set]))
     return draw(traces), Path(args.run) / "norms.png"
 
@@ -304,7 +311,7 @@ def umap(args: Namespace):
         judge, sets, modes = checkpoint.load_classifier("judge"), [], []
         for row in rows:
             job = setup(row["flags"])
-            check_set(args, job)
+            check_set(args.set, args.run, job)
             sets.append(without_background(job.sample(torch.tensor([args.set])))[0])
             modes.append(recognise(sets[-1][None], judge)[0][0])
         digits = job.world.digits
@@ -323,17 +330,33 @@ def umap(args: Namespace):
     return umap_sheet(digits, labels, particles, found, names), Path(args.run) / "umap.png"
 
 
-def check_set(args: Namespace, job) -> None:
-    if args.set >= job.evaluate.num_sets:
-        reject("set", args.set, f"0 to {job.evaluate.num_sets - 1}, the sets of {args.run}")
+def report(args: Namespace):
+    """an HTML file of one or several evaluations: settings, metrics, all sets, the steps of one (sampled again)"""
+    import torch
+
+    from evaluate import setup
+    from report import gather, page
+
+    runs = []
+    for run in args.run:
+        arrays, result = finished(run)
+        job = setup(["--config", str(run_file(run, "config.yaml"))])
+        check_set(args.set, run, job)
+        runs.append(gather(run, result, arrays, job, args.set, job.trace(torch.tensor([args.set]))))
+    return page(runs), Path(args.run[0] if len(args.run) == 1 else "") / "report.html"
+
+
+def check_set(number: int, run: str, job) -> None:
+    if number >= job.evaluate.num_sets:
+        reject("set", number, f"0 to {job.evaluate.num_sets - 1}, the sets of {run}")
 
 
 COMMANDS = {samples: (Output,), heatmap: (Cells, Output), prior: (Output,), frontier: (Output,),
             norms: (OneSet, Output), strip: (Output,), mean: (Sets, Output), umap: (Map, OneSet, Output),
-            trajectory: (OneSet, Particles, Output),
+            trajectory: (OneSet, Particles, Output), report: (OneSet, Output),
             dataset: (WorldSettings, DigitSettings, Rows, Output), schedule: (Schedules, Output)}
 
-OF_A_RUN = (samples, trajectory, heatmap, prior, frontier, norms, strip, mean, umap)
+OF_A_RUN = (samples, trajectory, heatmap, prior, frontier, norms, strip, mean, umap, report)
 
 
 def parse(argv: list[str] | None) -> tuple[str, Namespace]:
@@ -343,7 +366,8 @@ def parse(argv: list[str] | None) -> tuple[str, Namespace]:
     for function, groups in COMMANDS.items():
         command = make_parser(*groups, description=function.__doc__)
         if function in OF_A_RUN:
-            command.add_argument("run", type=str, help="folder that evaluate.py wrote")
+            command.add_argument("run", type=str, nargs="+" if function is report else None,
+                                 help="folder that evaluate.py wrote")
         commands.add_subcommand(function.__name__, command, help=function.__doc__)
     args = parser.parse_args(argv)
     return args.command, args[args.command]
@@ -352,11 +376,14 @@ def parse(argv: list[str] | None) -> tuple[str, Namespace]:
 def main(argv: list[str] | None = None) -> None:
     name, args = parse(argv)
     try:
-        figure, path = next(function for function in COMMANDS if function.__name__ == name)(args)
+        drawn, path = next(function for function in COMMANDS if function.__name__ == name)(args)
         path = Path(args.out or path)
-        from figures import save
+        if isinstance(drawn, str):
+            path.write_text(drawn, encoding="utf-8")
+        else:
+            from figures import save
 
-        save(figure, path)
+            save(drawn, path)
     except (SettingError, FileNotFoundError, ValueError, OSError) as error:
         fail(str(error), prog=f"visualize.py {name}")
     print(f"written to {path}")

@@ -133,8 +133,8 @@ def test_any_flags_of_visualize(command, data):
 
 def test_sizes_that_the_network_cannot_halve_are_named(refused, tmp_path):
     for size, channels in ((30, "[8,8,8]"), (36, "[8,8,8,8]")):
-        line = refused(train.main, [*flags_of(TINY[train.main] | dict(image_size=size, channels=channels, patch_size=1)),
-                                    "--outdir", str(tmp_path / "run")])
+        flags = flags_of(TINY[train.main] | dict(image_size=size, channels=channels, patch_size=1))
+        line = refused(train.main, [*flags, "--outdir", str(tmp_path / "run")])
         assert f"image_size: got '{size}x{size}'; accepted: multiples of" in line
     assert not (tmp_path / "run").exists()
 
