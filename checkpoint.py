@@ -17,7 +17,7 @@ from typing import Any, Sequence, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from config import ModelSettings, SettingError, WorldSettings, build
@@ -45,10 +45,11 @@ def save_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[st
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(metadata)
     try:
-        save_file(tensors, temporary, {"format": FORMAT, "metadata": text, "sha256": digest(tensors, text)})
-        with open(temporary, "rb") as file:
+        with open(temporary, "wb") as file:  # not by save_file, whose files nobody else may read
+            file.write(save(tensors, {"format": FORMAT, "metadata": text, "sha256": digest(tensors, text)}))
+            file.flush()
             os.fsync(file.fileno())
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OSError(f"checkpoint: {path} cannot be written ({error})") from None
     if previous is not None and path.is_file():

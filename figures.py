@@ -16,6 +16,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.animation import FuncAnimation
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -32,6 +33,7 @@ def save(figure: Figure, path: Path | str, dpi: int = 110) -> None:
 
 def _picture(axis, image: Tensor, colour: str | None = None, width: float = 2.0) -> None:
     """One image without ticks, framed in `colour`."""
+    axis.set_axis_on()
     axis.imshow(image.detach().cpu().clamp(0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axis.set_xticks([]), axis.set_yticks([])
     for spine in axis.spines.values():
@@ -289,6 +291,42 @@ def frontier(rows: Sequence[dict], title: str = "") -> Figure:
     axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     _title(figure, title)
     return figure
+
+
+def denoising(runs: dict[str, tuple[Tensor | None, dict, Tensor | None]], hold: int = 12) -> FuncAnimation:
+    """Sets on their way from noise to samples, an animation: of each run a row of x_n, scaled to unit variance of the
+    noise, above a row of D(x_n), the frame that is given at their left. It ends with `hold` frames of the samples,
+    framed in the colours of new modes.
+
+    runs: title -> (given (H, W) or None, what `Evaluation.trace` gives, modes (B,) or None).
+    """
+    given, first, _ = next(iter(runs.values()))
+    N, B = first["denoised"].shape[:2]
+    left = 0 if given is None else 1
+    figure = plt.figure(figsize=(0.62 * (B + left), 1.55 * len(runs)))
+    parts = figure.subfigures(len(runs), 1, squeeze=False)[:, 0]
+    grids = [part.subplots(2, B + left, squeeze=False, gridspec_kw=dict(
+        left=0.01, right=0.99, bottom=0.03, top=0.83, wspace=0.06, hspace=0.06)) for part in parts]
+
+    def draw(n: int) -> None:
+        for part, axes, (title, (given, trace, modes)) in zip(parts, grids, runs.items()):
+            sigma, ended = float(trace["sigmas"][min(n, N - 1)]), n >= N
+            part.suptitle(title + ("" if ended else rf",  $\sigma$ = {sigma:.2g}"), x=0.01, y=0.99, ha="left",
+                          fontsize=10)
+            noisy, denoised = (trace["samples"],) * 2 if ended else (
+                (trace["x_hat"][n] / (1 + sigma**2)**0.5 + 1) / 2, (trace["denoised"][n] + 1) / 2)
+            for axis in axes.flat:
+                axis.clear(), axis.set_axis_off()
+            if given is not None:
+                _picture(axes[1, 0], given)
+            seen: set[int] = set()
+            for b, mode in enumerate([-1] * B if modes is None or not ended else modes.tolist()):
+                colour = COLOURS[mode % len(COLOURS)] if mode >= 0 and mode not in seen else None
+                seen.add(mode)
+                for row, images in enumerate((noisy, denoised)):
+                    _picture(axes[row, b + left], images[b], colour)
+
+    return FuncAnimation(figure, draw, frames=N + hold)
 
 
 def norms(traces: dict[str, dict[str, Tensor]], title: str = "") -> Figure:

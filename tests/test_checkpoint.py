@@ -21,13 +21,19 @@ def test_a_failed_save_leaves_the_last_good_file(tmp_path, monkeypatch):
     path = tmp_path / "x.safetensors"
     checkpoint.save_tensors(path, {"a": torch.ones(2)}, {})
 
-    def broken(tensors, target, metadata):
-        target.write_bytes(b"half")
+    def full(file):
         raise OSError("No space left on device")
-    monkeypatch.setattr(checkpoint, "save_file", broken)
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
     with pytest.raises(OSError):
         checkpoint.save_tensors(path, {"a": torch.zeros(2)}, {})
     assert torch.equal(checkpoint.read_tensors(path)["a"], torch.ones(2))
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_others_may_read_it_where_the_umask_lets_them(tmp_path):
+    (tmp_path / "plain").touch()
+    checkpoint.save_tensors(tmp_path / "x.safetensors", {"a": torch.ones(2)}, {})
+    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_optimizer_state_packs_to_tensors_and_back():
