@@ -26,6 +26,7 @@ COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#C
 
 
 def save(figure: Figure, path: Path | str, dpi: int = 110) -> None:
+    """Write a figure and close it. Raises OSError."""
     figure.savefig(path, dpi=dpi, bbox_inches="tight")
     plt.close(figure)
 
@@ -50,8 +51,8 @@ def sample_sheet(cond: Tensor, samples: Tensor, *, title: str = "", modes: Tenso
     """Each set a row: its last conditioning frame, then its particles.
 
     cond (G, Cc, H, W), Cc may be 0; samples (G, B, H, W); modes (G, B) int: the first
-    particle that found a mode gets a frame in the mode's colour, repeats get a thin grey
-    one; notes and labels: a line per set, written at its right and left.
+    particle that found a mode gets a frame in the mode's colour, repeats and -1, for none, get a
+    thin grey one; notes and labels: a line per set, written at its right and left.
     """
     G, B = min(len(samples), max_sets), samples.shape[1]
     first = 1 if cond.shape[1] else 0
@@ -60,7 +61,7 @@ def sample_sheet(cond: Tensor, samples: Tensor, *, title: str = "", modes: Tenso
     for g in range(G):
         if first:
             _picture(axes[g, 0], cond[g, -1])
-        seen: set[int] = set()
+        seen: set[int] = {-1}
         for b in range(B):
             mode = int(modes[g, b]) if modes is not None else None
             new = mode is not None and mode not in seen
