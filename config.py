@@ -38,6 +38,7 @@ class SettingError(ValueError):
 
 
 def reject(key: str, value: Any, accepted: str) -> None:
+    """Raises SettingError: which key, which value, what is accepted."""
     raise SettingError(f"{key}: got {value!r}; accepted: {accepted}")
 
 
@@ -382,6 +383,7 @@ def fail(message: str, prog: str = "") -> None:
 
 
 def make_parser(*groups: type, description: str) -> Parser:
+    """The command line of settings groups, one flag per field, and --config."""
     parser = Parser(description=description, default_env=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
     for group in groups:
@@ -414,6 +416,7 @@ def _plain(value: Any) -> Any:
 
 
 def dump_yaml(values: dict[str, Any], path) -> None:
+    """Write settings as a file that --config reads. Raises OSError."""
     with open(path, "w") as file:
         yaml.safe_dump(values, file, sort_keys=False)
 

@@ -166,6 +166,7 @@ class Training:
 
     # ------------------------------------------------------------ files
     def metadata(self) -> dict:
+        """What a checkpoint says about itself, for JSON."""
         return dict(settings=self.all_settings | dict(outdir=None, resume=None), sigma_data=float(self.net.sigma_data),
                     box=self.net.box, iteration=self.iteration, train_seconds=round(self.seconds, 1),
                     parameters=sum(p.numel() for p in self.net.parameters()),
@@ -173,6 +174,7 @@ class Training:
                     machine=machine_name(self.device, self.ranks))
 
     def save(self, outdir: Path) -> None:
+        """Write the state and the EMA network, each file whole or as it was. Raises OSError."""
         tensors, groups = {}, {}
         for name, part in self.optimizer.parts.items():
             packed, groups[name] = checkpoint.pack(f"optimizer.{name}", part.state_dict())
@@ -202,6 +204,7 @@ class Training:
 
 
 def machine_name(device: torch.device, ranks: int) -> str:
+    """What trains, for people."""
     if device.type == "cuda":
         return f"{ranks} x {torch.cuda.get_device_name(device)}"
     return f"{ranks} x CPU, {torch.get_num_threads()} threads"

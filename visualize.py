@@ -190,6 +190,7 @@ def experiment_of(run: str) -> tuple[list[dict], str]:
 
 
 def label(row: dict) -> str:
+    """A cell's place in its experiment, for a legend."""
     return ", ".join(f"{value}" if isinstance(value, str) else f"{key} {value:g}" for key, value in row["cell"].items())
 
 
@@ -323,6 +324,7 @@ def umap(args: Namespace):
 
 
 def check_set(args: Namespace, job) -> None:
+    """Raises SettingError if the run has no set of this number."""
     if args.set >= job.evaluate.num_sets:
         reject("set", args.set, f"0 to {job.evaluate.num_sets - 1}, the sets of {args.run}")
 
@@ -349,6 +351,7 @@ def parse(argv: list[str] | None) -> tuple[str, Namespace]:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Draw one picture; a mistake ends with one line and exit code 2."""
     name, args = parse(argv)
     try:
         figure, path = next(function for function in COMMANDS if function.__name__ == name)(args)
