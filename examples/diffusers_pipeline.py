@@ -71,10 +71,10 @@ class ExampleSettings:
 class EpsilonDenoiser:
     """A DDPM network as a denoiser: (x (G, B, C, H, W) = y + sigma * noise, sigma scalar) -> D(x; sigma), like x.
 
-    unet              predicts eps: (x_t (N, C, H, W), t scalar) -> an object with `sample`, like x_t
-    alphas_cumprod    (T,), abar of its training schedule; sigmas between its steps get a t between them
+    unet        predicts eps: (x_t (N, C, H, W), t scalar) -> an object with `sample`, like x_t
+    scheduler   with the noise levels of its training; a sigma between two of them gets a t between theirs
 
-    Raises ValueError for a network that predicts something else than eps, if `config` of its scheduler says so.
+    Raises ValueError where the scheduler says that the network predicts something else than eps.
     """
 
     def __init__(self, unet: Callable, scheduler):
