@@ -78,6 +78,7 @@ def accuracy(net, digits, image_size: int, device) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Train a classifier and write it to --out; a mistake ends with one line and exit code 2."""
     args = make_parser(ClassifierSettings, DigitSettings, description=__doc__.split("\n")[0]).parse_args(argv)
     try:
         settings, source = build(ClassifierSettings, args), build(DigitSettings, args)

@@ -49,6 +49,7 @@ class SettingError(ValueError):
 
 
 def reject(key: str, value: Any, accepted: str) -> NoReturn:
+    """Raises SettingError: which key, which value, what is accepted."""
     raise SettingError(f"{key}: got {value!r}; accepted: {accepted}")
 
 
@@ -398,6 +399,7 @@ def fail(message: str, prog: str = "") -> NoReturn:
 
 
 def make_parser(*groups: type, description: str | None) -> Parser:
+    """The command line of settings groups, one flag per field, and --config."""
     parser = Parser(description=description, default_env=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
     for group in groups:

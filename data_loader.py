@@ -48,6 +48,7 @@ class Digits:
     source: str
 
     def to(self, device) -> Digits:
+        """The same on `device`."""
         return Digits(self.images.to(device), self.labels.to(device), self.source)
 
     def keep(self, classes) -> Digits:
@@ -149,6 +150,7 @@ class Mixture:
 
     @property
     def mode_probabilities(self) -> Tensor:
+        """(10,) float64, all alike."""
         return torch.full((self.modes_total,), 1 / self.modes_total, dtype=torch.float64)
 
 
@@ -171,6 +173,7 @@ class Sequences:
 
     @staticmethod
     def cat(parts: Sequence[Sequences]) -> Sequences:
+        """All of them in a row; they agree in T, K, H and W."""
         return Sequences(*(torch.cat(tensors) for tensors in zip(*(vars(part).values() for part in parts))))
 
     def __getitem__(self, rows: slice) -> Sequences:

@@ -134,6 +134,7 @@ def table(result: dict) -> str:
 
 
 def write(job, samples, modes, result: dict, outdir: Path) -> None:
+    """The four files of an evaluation. samples (G, B, H, W) in [0, 1], modes (G, B) int64 or None. Raises OSError."""
     import numpy as np
 
     from figures import result_sheet, save
@@ -208,6 +209,7 @@ def run_experiment(name: str, preset: str, flags: list[str], outdir: Path) -> No
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run an evaluation or an experiment; a mistake ends with one line and exit code 2."""
     argv = sys.argv[1:] if argv is None else argv
     whole = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag in ("--experiment", "--preset", "--outdir"):

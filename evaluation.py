@@ -133,7 +133,7 @@ class Evaluation:
         return ((x[:, :, 0] + 1) / 2).cpu()
 
     def to_memory(self, samples: Tensor) -> Tensor:
-        """The inverse of `to_samples`."""
+        """The inverse of `to_samples`: (G, B, H, W) in [0, 1] -> (G, B, C, H, W) in [-1, 1] on the device."""
         return (samples[:, :, None] * 2 - 1).to(self.device)
 
     def alike(self, a: Tensor, b: Tensor) -> Tensor:
@@ -158,14 +158,16 @@ class Evaluation:
         return partial(torch.nn.functional.avg_pool2d, kernel_size=pool) if pool > 1 else None
 
     def judge(self, samples: Tensor) -> tuple[dict, Tensor | None]:
-        """Metrics of all sets, and each particle's mode (G, B) where the world has modes."""
+        """Metrics of all sets, samples (G, B, H, W) in [0, 1], and each particle's mode (G, B) int64 where the world
+        has modes, else None."""
         return judge(samples, self.cond, offsets=self.world.offsets if self.world.directed else None,
                      probabilities=self.world.mode_probabilities, undetermined=self.sequences.choices[:, -1],
                      answers=self.answers)
 
     # ------------------------------------------------------------ drawing sets
     def guided(self, sets: Tensor, batch_size: int, stream: int, memory: Tensor | None) -> Denoiser:
-        """The denoiser of these sets in the guidance that the settings describe."""
+        """The denoiser of these sets (G,) in the guidance that the settings describe; memory (G, M, C, H, W) in [-1, 1]
+        repels too; `stream` tells draws of noise apart."""
         s, denoise = self.guidance, self.cost(self.bind(sets))
         if s.guidance == "pg" and s.pg_factor > 0:
             # What repels from memory is decided from the start.
@@ -297,7 +299,8 @@ class Evaluation:
         return max(1, min(PARTICLES_PER_CALL[self.device.type], free_memory(self.device) // 2 // each))
 
     def sample_all(self, progress: bool = True) -> Tensor:
-        """All sets, in as few calls as memory allows, with a progress bar over the steps."""
+        """All sets (G, B, H, W) in [0, 1] up to overshoot, in as few calls as memory allows, with a progress bar over
+        the steps."""
         total, s = self.evaluate.num_sets, self.guidance
         size = self.evaluate.batch_size * (s.kmedoids_pool if s.guidance == "kmedoids" else 1)
         chunks = torch.arange(total).split(max(1, self.particles_per_call() // size))

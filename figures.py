@@ -27,6 +27,7 @@ COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#C
 
 
 def save(figure: Figure, path: Path | str, dpi: int = 110) -> None:
+    """Write a figure and close it. Raises OSError."""
     figure.savefig(path, dpi=dpi, bbox_inches="tight")
     plt.close(figure)
 
@@ -52,8 +53,8 @@ def sample_sheet(cond: Tensor, samples: Tensor, *, answers: Tensor | None = None
     """Each set a row: its last conditioning frame, the right answers where they are given, then its particles.
 
     cond (G, Cc, H, W), Cc may be 0; answers (G, k, H, W); samples (G, B, H, W); modes (G, B) int: the first
-    particle that found a mode gets a frame in the mode's colour, repeats get a thin grey
-    one; notes and labels: a line per set, written at its right and left.
+    particle that found a mode gets a frame in the mode's colour, repeats and -1, for none, get a
+    thin grey one; notes and labels: a line per set, written at its right and left.
     """
     G, B = min(len(samples), max_sets), samples.shape[1]
     given = cond[:, -1:] if answers is None else torch.cat([cond[:, -1:], answers], 1)      # (G, first, H, W)
@@ -63,7 +64,7 @@ def sample_sheet(cond: Tensor, samples: Tensor, *, answers: Tensor | None = None
     for g in range(G):
         for column in range(first):
             _picture(axes[g, column], given[g, column])
-        seen: set[int | None] = set()
+        seen: set[int | None] = {-1}
         for b in range(B):
             mode = int(modes[g, b]) if modes is not None else None
             colour = COLOURS[mode % len(COLOURS)] if mode is not None and mode not in seen else None

@@ -61,6 +61,7 @@ class Frames:
         return torch.full((count,), 1 / count, dtype=torch.float64)
 
     def to(self, device) -> Frames:
+        """Move everything to a device."""
         self.frames, self.starts = self.frames.to(device), self.starts.to(device)
         self.answers = None if self.answers is None else self.answers.to(device)
         return self

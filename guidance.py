@@ -33,7 +33,7 @@ LARGEST = 1e8  # of a guided denoiser's pixels: far beyond any image, and its sq
 
 
 def finite(denoised: Tensor) -> Tensor:
-    """What absurd strengths cannot turn into infinities, but leave plain to see."""
+    """What absurd strengths cannot turn into infinities, but leave plain to see: any shape, within +-LARGEST."""
     return denoised.nan_to_num(nan=LARGEST).clamp(-LARGEST, LARGEST)
 
 

@@ -93,14 +93,14 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def binarise(images: Tensor) -> Tensor:
-    """Images in [0, 1] -> masks of what is brighter than 1/2, as floats."""
+    """Images in [0, 1], of any shape -> masks of what is brighter than 1/2, 0.0 or 1.0."""
     return (images > 0.5).float()
 
 
 def hm_iou(samples: Tensor, answers: Tensor) -> Tensor:
     """HM IoU*: the Hungarian matching of the distinct right answers to the samples that makes the mean
     IoU of the matched pairs, binarised, largest, and that mean (Gerard & Sullivan 2026, arXiv 2603.20188).
-    samples (G, B, H, W), answers (G, k, H, W) -> (G,); with B != k the smaller number is matched."""
+    samples (G, B, H, W), answers (G, k, H, W) -> (G,) in [0, 1]; with B != k the smaller number is matched."""
     masks = binarise(answers)
     pairs = iou(masks, binarise(samples)).double().numpy()                          # (G, k, B)
     again = (masks.flatten(2)[:, :, None] == masks.flatten(2)[:, None]).all(-1).tril(-1).any(-1).numpy()    # (G, k)
@@ -138,7 +138,7 @@ def pairwise_l2(samples: Tensor) -> Tensor:
 
 
 def centroid_spread(samples: Tensor) -> Tensor:
-    """Root mean square distance of the particles' centroids from their set's mean, px: -> (G,)."""
+    """Root mean square distance of the particles' centroids from their set's mean, px: (G, B, H, W) -> (G,)."""
     centres = centroid(samples)
     return (centres - centres.mean(1, keepdim=True)).square().sum(-1).mean(1).sqrt()
 

@@ -287,7 +287,7 @@ class EDMDenoiser(nn.Module):
 
 
 def sigma_data_of(frames: Tensor) -> float:
-    """Standard deviation over all pixels of frames in [0, 1], as the model sees them, in [-1, 1]."""
+    """Standard deviation over all pixels of frames (..., H, W) in [0, 1], as the model sees them, in [-1, 1]."""
     return float(frames.double().std() * 2)
 
 

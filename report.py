@@ -59,6 +59,7 @@ def best_known_first(metrics: Iterable[str]) -> list[str]:
 # ---------------------------------------------------------------- pictures
 
 def uri(kind: str, data: bytes) -> str:
+    """A picture as a data URI."""
     return f"data:image/{kind};base64,{b64encode(data).decode()}"
 
 

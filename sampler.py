@@ -19,11 +19,13 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 
 def append_zero(sigmas: Tensor) -> Tensor:
+    """(N,) noise levels -> (N + 1,), the last one 0."""
     return torch.cat([sigmas, sigmas.new_zeros(1)])
 
 
 def to_d(x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
-    """dx/dsigma of the probability-flow ODE with sigma(t) = t (EDM, equation 3)."""
+    """dx/dsigma of the probability-flow ODE with sigma(t) = t (EDM, equation 3), like x and denoised (any shape);
+    sigma scalar, > 0."""
     return (x - denoised) / sigma
 
 

@@ -46,6 +46,7 @@ def sample_sheet(training, path: Path) -> None:
 
 
 def start_wandb(settings: TrainSettings, everything: dict, outdir: Path):
+    """The run of Weights & Biases that tracks this one, None if nobody asked for it."""
     if settings.wandb == "disabled":
         return None
     import wandb
@@ -63,6 +64,7 @@ class Interruption:
         self.signal: int | None = None
 
     def note(self, number: int, frame) -> None:
+        """The signal handler."""
         self.signal = number
 
     def __enter__(self):
@@ -252,6 +254,7 @@ def train(training, outdir: Path, everything: dict) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Train or go on training; a mistake ends with one line and exit code 2."""
     try:
         training, outdir, everything = setup(argv)
         lock = claim(outdir) if training.rank == 0 else nullcontext()

@@ -169,6 +169,7 @@ class Training:
 
     # ------------------------------------------------------------ files
     def metadata(self) -> dict:
+        """What a checkpoint says about itself, for JSON."""
         return dict(settings=self.all_settings | dict(outdir=None, resume=None), sigma_data=float(self.net.sigma_data),
                     box=self.net.box, iteration=self.iteration, train_seconds=round(self.seconds, 1),
                     parameters=sum(p.numel() for p in self.net.parameters()),
@@ -176,6 +177,7 @@ class Training:
                     machine=machine_name(self.device, self.ranks))
 
     def save(self, outdir: Path) -> None:
+        """Write the state and the EMA network, each file whole or as it was. Raises OSError."""
         tensors: dict[str, Tensor] = {}
         groups: dict[str, list[dict]] = {}
         for name, part in self.optimizer.parts.items():
@@ -206,6 +208,7 @@ class Training:
 
 
 def machine_name(device: torch.device, ranks: int) -> str:
+    """What trains, for people."""
     if device.type == "cuda":
         return f"{ranks} x {torch.cuda.get_device_name(device)}"
     return f"{ranks} x CPU, {torch.get_num_threads()} threads"

@@ -196,6 +196,7 @@ def experiment_of(run: str) -> tuple[list[dict], str]:
 
 
 def label(row: dict) -> str:
+    """A cell's place in its experiment, for a legend."""
     return ", ".join(f"{value}" if isinstance(value, str) else f"{key} {value:g}" for key, value in row["cell"].items())
 
 
@@ -347,6 +348,7 @@ def report(args: Namespace):
 
 
 def check_set(number: int, run: str, job) -> None:
+    """Raises SettingError if the run has no set of this number."""
     if number >= job.evaluate.num_sets:
         reject("set", number, f"0 to {job.evaluate.num_sets - 1}, the sets of {run}")
 
@@ -374,6 +376,7 @@ def parse(argv: list[str] | None) -> tuple[str, Namespace]:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Draw one picture; a mistake ends with one line and exit code 2."""
     name, args = parse(argv)
     try:
         drawn, path = next(function for function in COMMANDS if function.__name__ == name)(args)

@@ -7,7 +7,8 @@ import pytest
 
 from conftest import ROOT
 
-FILES = sorted(path for folder in (".", "tests", "benchmarks", "docs") for path in (ROOT / folder).glob("*.py"))
+FOLDERS = (".", "tests", "benchmarks", "docs", "examples")
+FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.py"))
 
 
 def test_the_style_passes():

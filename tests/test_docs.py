@@ -1,14 +1,19 @@
 """The code in the documentation runs, and does what the text says."""
+import ast
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
+import yaml
 
 import evaluate
 from conftest import ROOT
 from potentials import POTENTIALS, Bandwidth
 
-PAGES = ["README.md", "docs/guidance.md", "docs/results.md", "docs/performance.md"]
+PAGES = [str(path.relative_to(ROOT)) for folder in (".", "docs") for path in sorted((ROOT / folder).glob("*.md"))]
+MODULES = sorted(ROOT.glob("*.py"))
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guidance.md").read_text(), flags=re.S)
 
 
@@ -45,13 +50,90 @@ def test_guidance_around_a_diffusers_unet():
     assert distance(samples) > distance(alone)
 
 
+def anchors(page):
+    """Those of a page's headings, made as GitHub makes them."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    headings = re.findall(r"^#+ +(.+)$", text, flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("path", PAGES)
 def test_every_link_and_file_name_leads_somewhere(path):
-    text = (ROOT / path).read_text()
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
-        assert ((ROOT / path).parent / target).exists(), target
-    for name in re.findall(r"`([a-z_]+\.py)`", text):
+    page = ROOT / path
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)\s]+)", text):
+        name, _, anchor = target.partition("#")
+        if re.match(r"https?:", name):
+            continue
+        to = page.parent / name if name else page
+        assert to.exists(), target
+        assert not anchor or anchor in anchors(to), target
+    written_here = set(re.findall(r"```python\n# (\w+\.py)\n", text))
+    for name in set(re.findall(r"`([a-z_]+\.py)`", text)) - written_here:
         assert (ROOT / name).is_file(), name
+
+
+def undocumented(path):
+    """Public functions, classes and methods without a docstring, but for what a base class documents or torch and
+    the protocol `Potential` do."""
+    tree, documented = ast.parse(path.read_text()), {"forward", "energy", "grad", "error"}
+    for of in (node for node in ast.walk(tree) if isinstance(node, (ast.Module, ast.ClassDef))):
+        inside = isinstance(of, ast.ClassDef)
+        for node in of.body:
+            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"):
+                continue
+            if ast.get_docstring(node):
+                documented |= {node.name} if inside else set()
+            elif not (inside and node.name in documented):
+                yield node.name
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
+def test_everything_public_has_a_docstring(path):
+    assert ast.get_docstring(ast.parse(path.read_text()))
+    assert list(undocumented(path)) == []
+
+
+@pytest.mark.parametrize("path", [*MODULES, ROOT / "CITATION.cff", *(ROOT / page for page in PAGES)],
+                         ids=lambda path: path.name)
+def test_arxiv_numbers_are_well_formed(path):
+    """YYMM.NNNNN, of five digits since 2015."""
+    for number in re.findall(r"arxiv[\s:]+(?:preprint\s+)?(\S*\d\S*)", path.read_text(), flags=re.I):
+        found = re.fullmatch(r"(\d\d)(\d\d)\.(\d{4,5})\W*", number)
+        assert found and 1 <= int(found[2]) <= 12 and len(found[3]) == (5 if int(found[1]) >= 15 else 4), number
+
+
+def test_the_citation_has_what_its_format_asks_for():
+    """Citation File Format 1.2.0: its required keys, and those of its authors and references."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0" and citation["message"] and citation["title"]
+    assert citation["authors"] and all(author["name"] for author in citation["authors"])
+    assert citation["license"] == "MIT" and (ROOT / "LICENSE").read_text().startswith("MIT License")
+    readme = (ROOT / "README.md").read_text()
+    for reference in citation["references"]:
+        assert {"type", "title", "authors"} <= set(reference)
+        assert all({"family-names", "given-names"} <= set(author) for author in reference["authors"])
+        for identifier in reference["identifiers"]:
+            assert identifier["type"] == "other" and identifier["value"].removeprefix("arXiv:") in readme
+
+
+def test_the_tour_tells_what_has_changed(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    from tour import differences, same
+
+    assert same("found  7.75 [7.5, 8.0] of 8", "found 7.76 [7.4, 8.1] of 8", roughly=False)
+    assert not same("found 7.75 of 8", "found 6.20 of 8", roughly=False)
+    assert same("found 7.75 of 8", "found 6.20 of 8", roughly=True)
+    assert not same("found 7.75 of 8", "quality 7.75 of 8", roughly=True)
+    assert differences("one\n```text roughly\nof 8\n```\n5 of 8", "one\n```text roughly\nof 2\n```\n2 of 8", {}) == \
+        ["- 5 of 8\n+ 2 of 8"]
+    assert differences("one", "one\ntwo", {})
+
+
+@pytest.mark.slow
+def test_the_tour_is_what_its_commands_print():
+    out = subprocess.run([sys.executable, str(ROOT / "docs" / "tour.py"), "--check"], capture_output=True, text=True)
+    assert out.returncode == 0, out.stdout + out.stderr
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -61,7 +143,8 @@ def test_every_flag_in_the_documentation_exists(path):
 
     known = {option for groups in (evaluate.GROUPS, train.GROUPS, (ClassifierSettings, ExperimentSettings))
              for action in make_parser(*groups, description="")._actions for option in action.option_strings}
-    known |= {"--set", "--nproc_per_node", "--threshold", "--value", "--network"}
+    known |= {"--set", "--nproc_per_node", "--threshold", "--value", "--network", "--num_sequences"}
+    known |= {"--check", "--ignore"}  # docs/tour.py; --ignore-missing-imports of mypy
     known |= {"--nodes", "--ntasks", "--gpus", "--nnodes", "--rdzv_backend", "--rdzv_endpoint"}  # srun and torchrun
     flags = set(re.findall(r"(--[a-z][a-z_]+)", (ROOT / path).read_text()))
     assert flags - known == set()
