@@ -1,6 +1,6 @@
 """The figures that this project promises, each measured by the command beside it.
 
-    python benchmarks/figures.py         # about 10 minutes on two cores
+    python benchmarks/figures.py         # about 15 minutes on two cores
 
 A finished figure is kept in --outdir and never measured again. Writes figures.json and figures.md there.
 """
@@ -19,6 +19,7 @@ from experiments import run_cell  # noqa: E402
 
 TRAINED, EXACT = "--num_sets 200 --digits mnist", "--denoiser exact --num_sets 200 --digits mnist"
 HORIZONTAL = "--denoiser exact --dataset horizontal --p 0.7 --batch_size 10 --num_sets 1000 --digits mnist"
+BLOBS = "--dataset frames --frames examples/blobs.npz --batch_size 4 --num_sets 200"
 DIGITS = "--task unconditional --batch_size 10 --num_sets 40 --digits mnist"
 # What is measured, the flags of evaluate.py, the keys that are shown.
 FIGURES = [
@@ -49,9 +50,14 @@ FIGURES = [
     ("horizontal, simplex noise", f"{HORIZONTAL} --noise simplex", ["p_right", "count_variance_ratio"]),
     ("horizontal, stratified noise", f"{HORIZONTAL} --noise stratified --sigma_max 300",
      ["p_right", "count_variance_ratio"]),
+    ("masks of four experts, exact, independent", f"{BLOBS} --denoiser exact", ["hm_iou", "ged", "mean_iou"]),
+    ("masks, exact, guided", f"{BLOBS} --denoiser exact --pg_factor 1 --redraws 0", ["hm_iou", "ged", "mean_iou"]),
+    ("masks, trained, independent", f"{BLOBS} --checkpoint blobs", ["hm_iou", "ged", "mean_iou"]),
+    ("masks, trained, guided", f"{BLOBS} --checkpoint blobs --pg_factor 1 --redraws 0", ["hm_iou", "ged", "mean_iou"]),
 ]
-NAMES = dict(modes_found="modes found", confidence="confidence", quality="quality", hm_iou="HM IoU*",
-             within_3_sd="within 3 sd", p_right="p(right)", count_variance_ratio="variance of counts over binomial")
+NAMES = dict(modes_found="modes found", confidence="confidence", quality="quality", hm_iou="HM IoU*", ged="GED",
+             mean_iou="mean IoU", within_3_sd="within 3 sd", p_right="p(right)",
+             count_variance_ratio="variance of counts over binomial")
 
 
 @dataclass

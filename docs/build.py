@@ -28,7 +28,15 @@ PICTURES = {
     "mixture": ["--config", str(ROOT / "configs" / "mixture.yaml"), "--num_sets", "5"],
 }
 BENCHMARKS = ("figures", "guidance", "pixels", "sampling", "network", "potentials", "worlds", "training", "grid")
-PAGES = ("README.md", "docs/guidance.md", "docs/performance.md")
+PAGES = ("README.md", "docs/checkpoints.md", "docs/figures.md", "docs/guidance.md", "docs/performance.md")
+# A question, the experiment with the thesis's answer, two rows of the figures: independent and guided.
+QUESTIONS = [
+    ("directions of a jumping digit", "e5", "trained, independent", "trained, guided"),
+    ("digits out of nothing", "e1", "digits out of nothing, independent", "digits, guided by features"),
+    ("Gaussians on a circle", None, "mixture, independent", "mixture, guided"),
+    ("masks that four experts drew", None, "masks, trained, independent", "masks, trained, guided")]
+RIVALS = ["independent", "particle guidance", "no redraws", "SPELL", "CADS", "K-medoids of 4 x 8", "simplex noise",
+          "reference's form"]
 
 
 @dataclass
@@ -53,6 +61,55 @@ def draw(name: str, flags: list[str], data_root: str) -> None:
     samples, modes, result = evaluate.run(job)
     arrays = dict(cond=job.cond, samples=samples) | ({} if modes is None else dict(modes=modes))
     save(result_sheet(arrays, result, title=""), ROOT / "docs" / "pictures" / f"{name}.png", dpi=80)
+
+
+def animate(data_root: str) -> None:
+    """The same set on its way from noise to samples, independent and guided."""
+    import torch
+    from matplotlib.animation import PillowWriter
+
+    import evaluate
+    from figures import denoising
+
+    sets, runs = torch.arange(3), {}
+    for title, flags in (("independent", []), ("guided, --pg_factor 1.7", ["--pg_factor", "1.7", "--redraws", "0"])):
+        job = evaluate.setup([*flags, "--num_sets", "3", "--seed", "2", "--data_root", data_root])
+        modes = job.judge(job.draw(sets, job.evaluate.batch_size))[1][2]
+        title += f": {len(modes.unique())} of {job.world.modes_total} directions"
+        runs[title] = (job.cond[2, -1], job.trace(sets[2:]), modes)
+    denoising(runs).save(ROOT / "docs" / "pictures" / "denoising.gif", writer=PillowWriter(fps=6), dpi=100)
+
+
+def answers_table(figures: list[dict]) -> str:
+    """What the thesis found, and what independent and guided sets do here."""
+    import experiments
+
+    measured = {row["name"]: row for row in figures}
+    rows = ["| what a set should hold | the thesis, guided | independent, in theory | independent | guided |",
+            "|" + "---|" * 5]
+    for what, experiment, independent, guided in QUESTIONS:
+        thesis = experiments.load(experiment)["reference"] if experiment else "–"
+        rows.append(f"| {what} | {thesis} | {measured[independent]['expected_iid'] or '–'} | "
+                    f"{'<br>'.join(measured[independent]['measured'])} | {'<br>'.join(measured[guided]['measured'])} |")
+    return "\n".join(rows)
+
+
+def rivals_table(rows: list[dict]) -> str:
+    """The trained network's sets by every method at its first strength."""
+    from experiments import interval
+
+    lines = ["| method | directions of 8 | quality (L2, less is better) | HM IoU* | network calls a particle |",
+             "|" + "---|" * 5]
+    first: dict[str, dict] = {}
+    for row in rows:
+        if row["cell"]["denoiser"] == "trained":
+            first.setdefault(row["cell"]["method"], row["result"])
+    lines += [f"| {method} | {interval(result['modes_found'])} | {interval(result['quality'])} | "
+              f"{interval(result['hm_iou'])} | {result['network_calls']:.0f} |"
+              for method, result in first.items() if method in RIVALS]
+    how = "{num_sets} sets of {batch_size}, test digits of {digits_source}; independent draws find " \
+          "{modes_expected_iid:.2f} in theory.".format(**first["independent"])
+    return "\n".join([*lines, "", how])
 
 
 def fill(page: Path, name: str, text: str) -> None:
@@ -147,6 +204,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.pictures:
         for name, flags in PICTURES.items():
             draw(name, flags, args.data_root)
+        animate(args.data_root)
     tables = dict(checkpoint=checkpoint_table())
     for name in BENCHMARKS:
         for result in (Path(args.runs) / f"benchmark-{name}").glob(f"{name}.*"):
@@ -156,6 +214,9 @@ def main(argv: list[str] | None = None) -> None:
                 shutil.copy(result, ROOT / "docs" / "results")
     (ROOT / "docs" / "results.md").write_text(experiment_page(Path(args.runs)))
     tables["scale"] = scale_table()
+    figures, rivals = (json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())
+                       for name in ("figures", "guidance"))
+    tables |= dict(answers=answers_table(figures), rivals=rivals_table(rivals))
     for page in PAGES:
         for name, text in tables.items():
             fill(ROOT / page, name, text)

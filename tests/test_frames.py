@@ -150,6 +150,15 @@ def test_guided_sets_hold_more_of_the_answers_on_the_exact_denoiser():
     assert guided["mean_iou"]["mean"] > 0.99 and guided["ged"]["mean"] < alone["ged"]["mean"]
 
 
+@pytest.mark.slow
+def test_the_shipped_network_holds_more_of_the_answers_when_guided():
+    argv = ["--checkpoint", "blobs", "--batch_size", "4", "--num_sets", "16", "--device", "cpu"]
+    alone, guided = (evaluate.run(evaluate.setup([*argv, *extra]), progress=False)[2]
+                     for extra in ([], ["--pg_factor", "1", "--redraws", "0"]))
+    assert guided["hm_iou"]["ci95"][0] > alone["hm_iou"]["ci95"][1]
+    assert guided["mean_iou"]["mean"] > alone["mean_iou"]["mean"] - 0.02 > 0.9
+
+
 def test_a_model_of_ones_own_videos_from_start_to_end(videos, tmp_path, capsys):
     """Not square, of different lengths; the picture and the arrays hold what was sampled."""
     path, _ = videos
