@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from matplotlib.image import imread
 
@@ -52,3 +53,24 @@ def test_points_of_the_mixture(tmp_path, refused, capsys):
     assert (imread(tmp_path / "again.png") == imread(tmp_path / "samples.png")).all()
     capsys.readouterr()
     assert "run: got" in refused(visualize.main, ["trajectory", str(tmp_path)])
+
+
+def test_the_animation_ends_with_the_samples(tmp_path):
+    """Every step of the sampler, then the samples, in colours that the steps do not have."""
+    import torch
+    from matplotlib.animation import PillowWriter
+    from PIL import Image
+
+    from figures import denoising
+
+    job = evaluate.setup([*EXACT, "--batch_size", "3"])
+    runs = {title: (job.cond[0, -1], job.trace(torch.tensor([0])), torch.tensor([0, 4, 0])) for title in ("one", "two")}
+    denoising(runs, hold=2).save(tmp_path / "a.gif", writer=PillowWriter(fps=5))
+
+    def coloured(n: int) -> int:
+        gif.seek(n)
+        levels = torch.from_numpy(np.array(gif.convert("RGB"))).int()
+        return int((levels.amax(-1) - levels.amin(-1) > 60).sum())
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert gif.n_frames in (7, 8)  # the same frame twice may be stored once
+        assert coloured(gif.n_frames - 1) > 100 and coloured(2) == 0
