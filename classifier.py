@@ -11,9 +11,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from tqdm import trange
+from tqdm import tqdm
 
-from config import ClassifierSettings, DigitSettings, SettingError, build, fail, make_parser, pick_device, record
+from command_line import fail, make_parser, run_program
+from config import ClassifierSettings, DigitSettings, SettingError, build, pick_device, record
 
 def distort(images, generator):
     """Frames (N, 1, H, W) turned by up to 12 degrees, scaled by up to 15 % and moved by up to 1.5 px."""
@@ -38,7 +39,7 @@ def centred(digits, image_size: int):
     return F.pad(digits.images, (room // 2, room - room // 2) * 2)
 
 
-def train(settings: ClassifierSettings, digits, device, progress=lambda epochs: trange(epochs, unit="epoch")):
+def train(settings: ClassifierSettings, digits, device):
     """A Classifier trained on a bank of digits: Muon and AdamW with a linear decay to 0, distorted frames."""
     import torch
     import torch.nn.functional as F
@@ -53,7 +54,8 @@ def train(settings: ClassifierSettings, digits, device, progress=lambda epochs: 
                           ends=("stem", "out"))
     frames, labels = centred(digits, settings.image_size), digits.labels
     steps, step = settings.epochs * (len(frames) // settings.batch_size), 0
-    for _ in progress(settings.epochs):
+    bar = tqdm(total=steps, unit="it", disable=None)
+    for _ in range(settings.epochs):
         order = torch.randperm(len(frames), generator=generator)
         for rows in order.split(settings.batch_size):
             if len(rows) < settings.batch_size:
@@ -64,6 +66,8 @@ def train(settings: ClassifierSettings, digits, device, progress=lambda epochs: 
             loss.backward()
             optimizer.step(min(1.0, (step + 1) / 100) * (1 - step / steps))
             step += 1
+            bar.update()
+    bar.close()
     return net.eval().requires_grad_(False)
 
 
@@ -72,8 +76,9 @@ def accuracy(net, digits, image_size: int, device) -> float:
     import torch
 
     with torch.no_grad():
-        right = [net(frames.to(device)).argmax(-1).cpu() == labels for frames, labels in
-                 zip(centred(digits, image_size).split(1000), digits.labels.split(1000))]
+        parts = list(zip(centred(digits, image_size).split(1000), digits.labels.split(1000)))
+        right = [net(frames.to(device)).argmax(-1).cpu() == labels
+                 for frames, labels in tqdm(parts, desc="test", disable=None)]
     return float(torch.cat(right).double().mean())
 
 
@@ -107,4 +112,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Draw what train.py and evaluate.py work with.
 
     python visualize.py samples runs/NAME                  # the sets of an evaluation
@@ -17,9 +18,11 @@ from pathlib import Path
 from typing import List, Literal, Optional
 
 from jsonargparse import Namespace
+from tqdm import tqdm
 
-from config import (Count, CountOrZero, DigitSettings, Parser, Positive, SamplerSettings, SettingError, WorldSettings,
-                    build, fail, make_parser, reject)
+from command_line import HelpFormatter, Parser, fail, make_parser, run_program
+from config import (Count, CountOrZero, DigitSettings, Positive, SamplerSettings, Seed, SettingError, WorldSettings,
+                    build, reject)
 
 
 @dataclass
@@ -36,7 +39,7 @@ class Rows:
 
     num_sequences: Count = 6
     """sequences to draw"""
-    seed: CountOrZero = 0
+    seed: Seed = 0
     """seed of everything random"""
 
 
@@ -45,7 +48,7 @@ class OneSet:
     """One set"""
 
     set: CountOrZero = 0
-    """which set of the run"""
+    """which set of the run, from 0"""
 
 
 @dataclass
@@ -55,7 +58,7 @@ class Cells:
     value: Literal["modes_found", "quality", "confidence", "hm_iou"] = "modes_found"
     """what to show"""
     threshold: Optional[float] = None
-    """frame the cells that are this good or better"""
+    """frame the cells that are this good or better, in units of value"""
 
 
 @dataclass
@@ -91,9 +94,9 @@ class Schedules:
     num_steps: Count = SamplerSettings.num_steps
     """steps from sigma_max to 0"""
     sigma_min: Positive = SamplerSettings.sigma_min
-    """last noise level before 0"""
+    """last noise level before 0: a standard deviation, of images in [-1, 1]"""
     sigma_max: Positive = SamplerSettings.sigma_max
-    """first noise level"""
+    """first noise level, likewise"""
     p_mean: List[float] = (-1.2, 0.8)
     """means of ln sigma in training to compare"""
     p_std: Positive = 1.2
@@ -134,7 +137,7 @@ def trajectory(args: Namespace):
         reject("run", args.run, "a run in a world of frames; particles in the plane have none")
     check_set(args, job)
     steps: list[dict] = []
-    job.sample(torch.tensor([args.set]), callback=steps.append)
+    job.sample_all(sets=torch.tensor([args.set]), callback=steps.append)
     shown = slice(0, args.num_particles)
     x, denoised = (torch.stack([step[key][0, shown, 0] for step in steps]).cpu() for key in ("x_hat", "denoised"))
     sigmas = torch.stack([step["sigma_hat"] for step in steps])
@@ -233,7 +236,7 @@ def norms(args: Namespace):
     from figures import norms as draw
 
     traces = {}
-    for row in rows_of(args.run):
+    for row in tqdm(rows_of(args.run), unit="cell", disable=None):
         job = setup(row["flags"])
         check_set(args, job)
         traces[label(row) or args.run] = job.trace(torch.tensor([args.set]))
@@ -248,7 +251,7 @@ def strip(args: Namespace):
     from figures import sample_sheet
 
     rows, given, sets, modes, notes = rows_of(args.run), [], [], [], []
-    for row in rows:
+    for row in tqdm(rows, unit="cell", disable=None):
         job = setup([*row["flags"], "--num_sets", "1"])
         sets.append(job.sample_all(progress=False))
         given.append(job.cond)
@@ -276,7 +279,7 @@ def mean(args: Namespace):
     for name, mask in (("determined", ~choices), ("random", choices)):
         some = mask.nonzero()[:args.num_each, 0].tolist()
         chosen, names = chosen + some, names + [name] * len(some)
-    samples = job.sample(torch.tensor(chosen))
+    samples = job.sample_all(sets=torch.tensor(chosen))
     notes = [f"L2 {result['pairwise_l2']['per_set'][g]:.2f}, spread {result['centroid_spread']['per_set'][g]:.2f} px"
              for g in chosen]
     return mean_sheet(job.cond[chosen], samples, names, notes), Path(args.run) / "mean.png"
@@ -301,7 +304,7 @@ def umap(args: Namespace):
         from metrics import recognise, without_background
 
         judge, sets, found = checkpoint.load_classifier("judge"), [], []
-        for row in rows:
+        for row in tqdm(rows, unit="cell", desc="sets", disable=None):
             job = setup(row["flags"])
             check_set(args, job)
             sets.append(without_background(job.sample(torch.tensor([args.set])))[0])
@@ -311,7 +314,7 @@ def umap(args: Namespace):
         frames = torch.cat([centred(digits, job.world.image_size)[some], *sets])
         with torch.no_grad():
             features = torch.cat([judge.features(part) for part in frames.split(500)]).numpy()
-        fitted = UMAP(random_state=0, n_jobs=1).fit(features[:len(some)])
+        fitted = UMAP(random_state=0, n_jobs=1, tqdm_kwds=dict(disable=None, bar_format=None)).fit(features[:len(some)])
         points = fitted.transform(features[len(some):])
         np.savez(kept, digits=fitted.embedding_, labels=digits.labels[some].numpy(),
                  particles=points.reshape(len(rows), -1, 2), found=torch.stack(found).numpy())
@@ -337,7 +340,8 @@ OF_A_RUN = (samples, trajectory, heatmap, prior, frontier, norms, strip, mean, u
 
 def parse(argv: list[str] | None) -> tuple[str, Namespace]:
     """(the command's name, its settings)."""
-    parser = Parser(description=__doc__.split("\n")[0], default_env=False, allow_abbrev=False)
+    parser = Parser(description=__doc__.split("\n")[0], default_env=False, allow_abbrev=False,
+                    formatter_class=HelpFormatter)
     commands = parser.add_subcommands(required=True, dest="command")
     for function, groups in COMMANDS.items():
         command = make_parser(*groups, description=function.__doc__)
@@ -348,7 +352,8 @@ def parse(argv: list[str] | None) -> tuple[str, Namespace]:
     return args.command, args[args.command]
 
 
-def main(argv: list[str] | None = None) -> None:
+def draw(argv: list[str] | None) -> Path:
+    """Do what a command line asks for; returns the picture's file."""
     name, args = parse(argv)
     try:
         figure, path = next(function for function in COMMANDS if function.__name__ == name)(args)
@@ -358,8 +363,12 @@ def main(argv: list[str] | None = None) -> None:
         save(figure, path)
     except (SettingError, FileNotFoundError, ValueError, OSError) as error:
         fail(str(error), prog=f"visualize.py {name}")
-    print(f"written to {path}")
+    return path
+
+
+def main(argv: list[str] | None = None) -> None:
+    print(f"written to {draw(argv)}")
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -16,7 +16,8 @@ from typing import List, Literal
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import measure  # noqa: E402
-from config import Count, WorldSettings, make_parser  # noqa: E402
+from command_line import make_parser  # noqa: E402
+from config import Count, WorldSettings  # noqa: E402
 
 
 @dataclass

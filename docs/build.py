@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from config import make_parser  # noqa: E402
+from command_line import make_parser  # noqa: E402
 
 PICTURES = {
     "independent": [], "pg": ["--pg_factor", "1.7"], "spell": ["--guidance", "spell"], "cads": ["--guidance", "cads"],

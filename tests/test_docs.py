@@ -57,11 +57,12 @@ def test_every_link_and_file_name_leads_somewhere(path):
 @pytest.mark.parametrize("path", PAGES)
 def test_every_flag_in_the_documentation_exists(path):
     import train
-    from config import ClassifierSettings, ExperimentSettings, make_parser
+    from command_line import make_parser
+    from config import ClassifierSettings, ExperimentSettings
 
     known = {option for groups in (evaluate.GROUPS, train.GROUPS, (ClassifierSettings, ExperimentSettings))
              for action in make_parser(*groups, description="")._actions for option in action.option_strings}
-    known |= {"--set", "--nproc_per_node", "--threshold", "--value", "--network"}
+    known |= {"--set", "--nproc_per_node", "--threshold", "--value", "--network", "--print_completion"}
     known |= {"--nodes", "--ntasks", "--gpus", "--nnodes", "--rdzv_backend", "--rdzv_endpoint"}  # srun and torchrun
     flags = set(re.findall(r"(--[a-z][a-z_]+)", (ROOT / path).read_text()))
     assert flags - known == set()
