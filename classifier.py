@@ -9,11 +9,46 @@ the other one's features may guide. A guide that judged itself would find what i
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from tqdm import trange
+from tqdm import tqdm
 
-from config import ClassifierSettings, DigitSettings, SettingError, build, fail, make_parser, pick_device, record
+from command_line import fail, make_parser, run_program
+from config import (ClosedUnitInterval, Count, DigitSettings, Many, NonNegative, Positive, Seed, SettingError, build,
+                    pick_device, record)
+
+
+@dataclass
+class ClassifierSettings:
+    """Classifier"""
+
+    out: str = "runs/classifier.safetensors"
+    """file to write"""
+    channels: Many[Count] = (32, 64, 128)
+    """width at each resolution, finest first"""
+    epochs: Count = 14
+    """passes over the training digits"""
+    batch_size: Count = 128
+    """frames per update"""
+    lr: Positive = 3e-3
+    """learning rate of AdamW, for the first and last layer and all biases"""
+    muon_lr: Positive = 0.02
+    """learning rate of Muon, for the other weights"""
+    weight_decay: NonNegative = 0.02
+    """decoupled weight decay"""
+    label_smoothing: ClosedUnitInterval = 0.05
+    """share of the target that is spread over all classes"""
+    image_size: Count = 32
+    """side of a frame, px"""
+    digit_size: Count = 16
+    """side of a digit, px"""
+    seed: Seed = 0
+    """seed of everything random"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where to run; auto: on a GPU if there is one"""
+
 
 def distort(images, generator):
     """Frames (N, 1, H, W) turned by up to 12 degrees, scaled by up to 15 % and moved by up to 1.5 px."""
@@ -38,7 +73,7 @@ def centred(digits, image_size: int):
     return F.pad(digits.images, (room // 2, room - room // 2) * 2)
 
 
-def train(settings: ClassifierSettings, digits, device, progress=lambda epochs: trange(epochs, unit="epoch")):
+def train(settings: ClassifierSettings, digits, device):
     """A Classifier trained on a bank of digits: Muon and AdamW with a linear decay to 0, distorted frames."""
     import torch
     import torch.nn.functional as F
@@ -53,7 +88,8 @@ def train(settings: ClassifierSettings, digits, device, progress=lambda epochs: 
                           ends=("stem", "out"))
     frames, labels = centred(digits, settings.image_size), digits.labels
     steps, step = settings.epochs * (len(frames) // settings.batch_size), 0
-    for _ in progress(settings.epochs):
+    bar = tqdm(total=steps, unit="it", disable=None)
+    for _ in range(settings.epochs):
         order = torch.randperm(len(frames), generator=generator)
         for rows in order.split(settings.batch_size):
             if len(rows) < settings.batch_size:
@@ -64,6 +100,8 @@ def train(settings: ClassifierSettings, digits, device, progress=lambda epochs: 
             loss.backward()
             optimizer.step(min(1.0, (step + 1) / 100) * (1 - step / steps))
             step += 1
+            bar.update()
+    bar.close()
     return net.eval().requires_grad_(False)
 
 
@@ -72,8 +110,9 @@ def accuracy(net, digits, image_size: int, device) -> float:
     import torch
 
     with torch.no_grad():
-        right = [net(frames.to(device)).argmax(-1).cpu() == labels for frames, labels in
-                 zip(centred(digits, image_size).split(1000), digits.labels.split(1000))]
+        parts = list(zip(centred(digits, image_size).split(1000), digits.labels.split(1000)))
+        right = [net(frames.to(device)).argmax(-1).cpu() == labels
+                 for frames, labels in tqdm(parts, desc="test", disable=None)]
     return float(torch.cat(right).double().mean())
 
 
@@ -108,4 +147,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

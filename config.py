@@ -9,17 +9,11 @@ at once.
 from __future__ import annotations
 
 import math
-import re
-import sys
-import time
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, List, Literal, NoReturn, Optional, TypeVar
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
+from jsonargparse import Namespace
 
 Dataset = Literal["centered", "free", "circle_jumping", "horizontal", "mixture", "frames"]
 if not TYPE_CHECKING:  # not the other way round: jsonargparse runs the body of `if TYPE_CHECKING`
@@ -112,7 +106,7 @@ class DigitSettings:
     data_root: str = "data"
     """folder of torchvision's MNIST (downloaded there when missing)"""
     download_timeout: Positive = 10.0
-    """seconds without an answer after which there is no network"""
+    """without an answer for so long there is no network, seconds"""
 
 
 @dataclass
@@ -128,13 +122,13 @@ class ModelSettings:
     head_channels: Count = 64
     """channels of an attention head"""
     patch_size: Literal[1, 2, 4, 8] = 1
-    """space-to-depth: p x p pixels become one position"""
+    """space-to-depth: p x p pixels become one position, px"""
     motion: CountOrZero = 0
     """the network may move the last conditioning frame by up to so many px an axis (0: it draws every frame anew)"""
     crop: bool = False
     """the network works only where the world ever lights a pixel (measured); the rest of the frame is black"""
     dropout: ClosedUnitInterval = 0.0
-    """dropout inside residual blocks"""
+    """probability of dropout inside residual blocks"""
     class_labels: bool = False
     """condition on the digit class"""
     sigma_data: Optional[Positive] = None
@@ -161,13 +155,13 @@ class TrainSettings:
     muon_lr: Positive = 0.02
     """learning rate of Muon"""
     beta2: ClosedUnitInterval = 0.99
-    """AdamW's second-moment decay"""
+    """AdamW's second-moment decay, per update"""
     weight_decay: NonNegative = 0.0
-    """decoupled weight decay"""
+    """decoupled weight decay, per update and unit of learning rate"""
     warmup: CountOrZero = 200
-    """iterations of linear warm-up"""
+    """linear warm-up, iterations"""
     lr_schedule: Literal["constant", "cosine"] = "cosine"
-    """after the warm-up"""
+    """the learning rate after the warm-up; cosine: down to 0 at the last iteration"""
     clip_grad: Positive = 1.0
     """largest norm of the gradient"""
     ema: ClosedUnitInterval = 0.999
@@ -177,15 +171,13 @@ class TrainSettings:
     p_std: Positive = 1.2
     """standard deviation of ln sigma in training"""
     log_every: Count = 50
-    """iterations between records"""
+    """between records of metrics.jsonl and of tracking, iterations"""
     save_every: Count = 1000
-    """iterations between checkpoints"""
+    """between checkpoints, iterations"""
     sample_every: CountOrZero = 2000
-    """iterations between sample sheets (0: only at the end)"""
+    """between sample sheets, iterations (0: only at the end)"""
     resume: Optional[str] = None
     """folder of a run to go on with"""
-    wandb: Literal["online", "offline", "disabled"] = "disabled"
-    """tracking by Weights & Biases"""
 
     def __post_init__(self):
         if self.p_std > 10:
@@ -215,9 +207,9 @@ class SamplerSettings:
     num_steps: Count = 22
     """steps from sigma_max to 0"""
     sigma_min: Sigma = 0.002
-    """last noise level before 0"""
+    """last noise level before 0: a standard deviation, of images in [-1, 1]"""
     sigma_max: Sigma = 80.0
-    """first noise level"""
+    """first noise level, likewise"""
     rho: Positive = 7.0
     """exponent of the schedule: larger means more steps at low noise"""
     s_churn: NonNegative = 0.0
@@ -227,7 +219,7 @@ class SamplerSettings:
     s_max: NonNegativeFloat = math.inf
     """largest sigma with churn"""
     s_noise: Positive = 1.0
-    """scale of the noise that churn adds"""
+    """factor on the noise that churn adds (1: as much as it should be)"""
 
     def __post_init__(self):
         if self.sigma_min >= self.sigma_max:
@@ -245,7 +237,7 @@ class GuidanceSettings:
     noise: Literal["iid", "antithetic", "simplex", "stratified"] = "iid"
     """starting noise inside a set: coupled or not, each particle's is exactly normal"""
     pg_factor: NonNegative = 0.0
-    """strength of pg and reference; 0 samples independently"""
+    """strength of pg and reference, in the unit of pg_strength; 0 samples independently"""
     pg_kernel: str = "logdet"
     """potential by which the particles of a set repel: rbf, rbf_unsquared, inverse, iou, logdet, or one of your own"""
     pg_space: Literal["x", "denoised", "jacobian"] = "jacobian"
@@ -253,7 +245,7 @@ class GuidanceSettings:
     pg_features: Literal["pixels", "classifier"] = "pixels"
     """what it compares: images, or what a digit classifier sees in them (not the one that judges)"""
     pg_pool: Count = 1
-    """average-pool the images that it compares, px"""
+    """side of the squares over which images are averaged before it compares them, px (1: none)"""
     pg_strength: Literal["constant", "sigma", "drift"] = "drift"
     """unit of pg_factor: a drift of pg_factor * grad, times sigma (alpha of the PG paper), or relative to the drift"""
     pg_bandwidth: Literal["median", "fixed", "sigma"] = "median"
@@ -261,9 +253,9 @@ class GuidanceSettings:
     pg_bandwidth_value: Positive = 1.0
     """h itself, or what the median heuristic or sigma is multiplied with"""
     pg_sigma_min: Sigma = 3.0
-    """guidance acts from here ..."""
+    """guidance acts from this noise level ..."""
     pg_sigma_max: Sigma = 40.0
-    """... to here"""
+    """... up to this one"""
     pg_anneal: Literal["none", "strength", "bandwidth", "both"] = "none"
     """what falls to 0 from pg_sigma_max to pg_sigma_min, by a half cosine in ln sigma"""
     pg_cap: PositiveFloat = math.inf
@@ -282,9 +274,9 @@ class GuidanceSettings:
     spell_radius: Positive = 10.0
     """spell: L2 distance below which D(x) repel, of images in [-1, 1]"""
     cads_scale: NonNegative = 0.25
-    """cads: noise on the conditioning"""
+    """cads: standard deviation of the noise on the conditioning, of images in [-1, 1]"""
     cads_tau1: ClosedUnitInterval = 0.6
-    """cads: no noise below this part of the schedule ..."""
+    """cads: no noise below this part of the schedule (0: sigma_min, 1: sigma_max) ..."""
     cads_tau2: ClosedUnitInterval = 0.9
     """... and no conditioning above this one"""
     cads_mixing: ClosedUnitInterval = 1.0
@@ -310,7 +302,7 @@ class ExperimentSettings:
     experiment: Optional[str] = None
     """run a whole experiment, configs/experiments/<name>.yaml; other flags then hold for all its cells"""
     preset: Literal["quick", "full"] = "quick"
-    """its number of sets"""
+    """how many sets its cells have: quick, or full for narrow intervals"""
 
 
 @dataclass
@@ -320,7 +312,7 @@ class RunSettings:
     seed: Seed = 0
     """seed of everything random"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """where to run"""
+    """where to run; auto: on a GPU if there is one"""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """of the network's products; the sampler's state is float32. auto: bfloat16 on a GPU that has it"""
     compile: bool = False
@@ -330,82 +322,17 @@ class RunSettings:
 
 
 @dataclass
-class ClassifierSettings:
-    """Classifier"""
+class TrackingSettings:
+    """Tracking"""
 
-    out: str = "runs/classifier.safetensors"
-    """file to write"""
-    channels: Many[Count] = (32, 64, 128)
-    """width at each resolution, finest first"""
-    epochs: Count = 14
-    """passes over the training digits"""
-    batch_size: Count = 128
-    """frames per update"""
-    lr: Positive = 3e-3
-    """learning rate of AdamW, for the first and last layer and all biases"""
-    muon_lr: Positive = 0.02
-    """learning rate of Muon, for the other weights"""
-    weight_decay: NonNegative = 0.02
-    """decoupled weight decay"""
-    label_smoothing: ClosedUnitInterval = 0.05
-    """share of the target that is spread over all classes"""
-    image_size: Count = 32
-    """side of a frame, px"""
-    digit_size: Count = 16
-    """side of a digit, px"""
-    seed: Seed = 0
-    """seed of everything random"""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """where to run"""
+    wandb: Literal["online", "offline", "disabled"] = "disabled"
+    """Weights & Biases: settings, curves, pictures, results, and of a training the network (offline: in --outdir/wandb,
+    for `wandb sync`)"""
+    tensorboard: bool = False
+    """the same for TensorBoard, in --outdir"""
 
 
-# ---------------------------------------------------------------- command lines
-
-KINDS = {"Count": "a whole number > 0, at most a billion", "Seed": "a whole number >= 0 and < 2^63",
-         "CountOrZero": "a whole number >= 0, at most a billion",
-         "LogSigma": "a number from -10 to 10", "Sigma": "a number from 1e-6 to 1e6",
-         "Positive": "a number > 0", "NonNegative": "a number >= 0", "PositiveFloat": "a number > 0 or inf",
-         "NonNegativeFloat": "a number >= 0 or inf", "ClosedUnitInterval": "a number from 0 to 1"}
-
-
-def _one_line(message: str) -> str:
-    """jsonargparse's report of a bad value as one line: key, value, what is accepted."""
-    key = re.search(r'Parser key "([^"]+)"', message)
-    text = re.sub(r"^.*?Parser key \"[^\"]+\":", "", message, flags=re.S)
-    kinds = list(dict.fromkeys(re.findall(r"Not of type (\w+)", text)))
-    choices = re.search(r"Literal\[(.*?)\]", text)
-    text = " ".join(text.split())
-    if key and (choices or kinds):
-        accepted = choices.group(1) if choices else " or ".join(KINDS.get(kind, kind) for kind in kinds)
-        accepted += ", or null" if "NoneType" in text else ""
-        # The value stands after one of these, or in quotes at the end of what int() and float() say.
-        value = (re.search(r"(?:Given value|Got value): (.*)", text) or re.search(r"(\S+) does not conform", text)
-                 or re.search(r"'([^']*)'$", text))
-        return f"{key.group(1)}: got {value.group(1).strip() if value else text}; accepted: {accepted}"
-    return f"{key.group(1)}: {text}" if key else text
-
-
-class Parser(ArgumentParser):
-    """A command line made of settings groups. Mistakes end with one line and exit code 2."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        fail(_one_line(str(ex or message)), prog=self.prog.replace(" [options]", ""))
-
-
-def fail(message: str, prog: str = "") -> NoReturn:
-    """End the program: one line on stderr, exit code 2."""
-    print(f"{prog or sys.argv[0].rsplit('/', 1)[-1]}: error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
-
-
-def make_parser(*groups: type, description: str | None) -> Parser:
-    """The command line of settings groups, one flag per field, and --config."""
-    parser = Parser(description=description, default_env=False, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
-    for group in groups:
-        parser.add_class_arguments(group)
-    return parser
-
+# ---------------------------------------------------------------- settings and their records
 
 def build(group: type[T], namespace: Namespace | dict) -> T:
     """The settings of one group out of a flat namespace. Raises SettingError."""
@@ -445,28 +372,8 @@ def pick_device(name: str):
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def claim(folder: Path):
-    """Take a run's folder for oneself: a context manager that gives it back. Raises SettingError."""
-    from filelock import FileLock, Timeout
-
-    try:
-        return FileLock(folder / ".lock").acquire(timeout=0)
-    except Timeout:
-        reject("outdir", str(folder), "a folder that no other run is writing to")
-
-
 def use_bfloat16(precision: str, device) -> bool:
     """Whether the network runs in bfloat16 autocast."""
     import torch
 
     return precision == "bfloat16" or precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-
-
-def run_folder(outdir: str | None, name: str) -> Path:
-    """Make and return the folder of a run: `outdir`, or a new runs/<name>-<time>."""
-    path = Path(outdir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reject("outdir", str(path), f"a folder that can be written ({error.strerror})")
-    return path

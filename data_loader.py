@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import gzip
 import inspect
+import io
 import socket
 import sys
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -101,7 +103,9 @@ def _mnist(split: str, size: int, data_root: str, timeout: float) -> Digits:
         try:
             print(f"MNIST is not in {data_root}: downloading it (at most {timeout:g} s of silence) ...",
                   file=sys.stderr)
-            data = MNIST(data_root, train=train, download=True)
+            # torchvision's bars do not ask whether there is a terminal.
+            with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+                data = MNIST(data_root, train=train, download=True)
         finally:
             socket.setdefaulttimeout(before)
     return Digits(_resize(data.data.float() / 255, size), data.targets.long(), "mnist")

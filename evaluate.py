@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Sample sets from a trained (or exact) denoiser, with or without guidance, and judge them.
 
     python evaluate.py --task conditional --dataset circle_jumping --pg_factor 1.7 --batch_size 8
@@ -22,9 +23,11 @@ from pathlib import Path
 from typing import Any, Iterable
 
 import experiments
+import tracking
+from command_line import Parser, claim, fail, make_parser, run_folder, run_program, silent
 from config import (DigitSettings, EvaluateSettings, ExperimentSettings, GuidanceSettings, RunSettings,
-                    SamplerSettings, SettingError, WorldSettings, as_yaml, build, claim, fail, make_parser, record,
-                    reject, run_folder)
+                    SamplerSettings, SettingError, TrackingSettings, WorldSettings, as_yaml, build, record,
+                    reject)
 
 GROUPS: tuple[type, ...] = (EvaluateSettings, WorldSettings, DigitSettings, SamplerSettings, GuidanceSettings,
                             RunSettings)
@@ -44,14 +47,20 @@ def find_checkpoint(name: str | None, dataset: str, p: float | None) -> Path:
     return path
 
 
+def command_line() -> Parser:
+    """Tracking and experiments are about runs, not about what they find: no record of a result has them."""
+    return make_parser(*GROUPS, ExperimentSettings, TrackingSettings, description=__doc__.split("\n")[0],
+                       usage="%(prog)s [options]")
+
+
 def parse(argv: list[str] | None) -> tuple[dict[type, Any], Path | None]:
     """Settings by group, and the checkpoint (None with the exact denoiser). World settings that
     nobody gave are those of the checkpoint's training. Raises SettingError."""
-    parser = make_parser(*GROUPS, ExperimentSettings, description=__doc__.split("\n")[0])
-    args = parser.parse_args(argv)
+    parser = command_line()
+    args = parser.parse_args(silent(argv))
     if args.task == "unconditional":
         parser.set_defaults(dataset="centered")
-        args = parser.parse_args(argv)
+        args = parser.parse_args(silent(argv))
     for group in GROUPS:
         build(group, args)
     path, trained = None, {}
@@ -61,7 +70,7 @@ def parse(argv: list[str] | None) -> tuple[dict[type, Any], Path | None]:
         path = find_checkpoint(args.checkpoint, args.dataset, args.p)
         trained = checkpoint.denoiser_metadata(path)["settings"]
         parser.set_defaults({key: trained[key] for key in record(WorldSettings()) if key in trained})
-        args = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     settings: dict[type, Any] = {group: build(group, args) for group in GROUPS}
     offered = "conditional" if settings[WorldSettings].num_cond_frames else "unconditional"
     settings[EvaluateSettings].task = args.task or offered
@@ -171,7 +180,7 @@ def provenance(path: Path | None) -> dict[str, Any]:
 
 
 def settings_of(job) -> dict[str, Any]:
-    """The record of a run's settings, but for where its results go."""
+    """The record that repeats an evaluation, wherever it is written to."""
     return record(*job.settings.values()) | dict(outdir=None)
 
 
@@ -198,38 +207,56 @@ def run(job, progress: bool = True) -> tuple[Any, Any, dict]:
     return samples, modes, result
 
 
-def run_experiment(name: str, preset: str, flags: list[str], outdir: Path) -> None:
+def run_experiment(name: str, preset: str, flags: list[str], outdir: Path, tracker: tracking.Tracker) -> None:
     """All cells of an experiment, its table and its picture."""
     import visualize
 
-    rows = experiments.run(name, preset, flags, outdir)
+    try:
+        rows = experiments.run(name, preset, flags, outdir)
+    except KeyboardInterrupt as stop:
+        done = len(list((outdir / "cells").glob("*.json")))
+        stop.args += (f"{done} finished cells are kept in {outdir}, the same command goes on",)
+        raise
     if int(os.environ.get("RANK", 0)) == 0:
+        picture = visualize.draw([experiments.load(name)["figure"], str(outdir)])
+        tracker.table([row["cell"] | tracking.numbers(experiments.brief(row["result"])) for row in rows],
+                      experiments.table(rows))
+        tracker.picture(picture)
         print(experiments.table(rows))
-        visualize.main([experiments.load(name)["figure"], str(outdir)])
+        print(f"written to {picture}")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run an evaluation or an experiment; a mistake ends with one line and exit code 2."""
     argv = sys.argv[1:] if argv is None else argv
+    # What remains are the flags that hold for every cell of an experiment.
     whole = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in ("--experiment", "--preset", "--outdir"):
+    for flag in ("--experiment", "--preset", "--outdir", "--wandb", "--tensorboard"):
         whole.add_argument(flag)
     asked, flags = whole.parse_known_args(argv)
     try:
-        if asked.experiment and not {"-h", "--help"} & set(flags):
-            preset = make_parser(*GROUPS, ExperimentSettings, description="").parse_args(argv).preset
+        if asked.experiment:
+            args = command_line().parse_args(argv)
             experiments.load(asked.experiment)
-            outdir = run_folder(asked.outdir or f"runs/{asked.experiment}-{preset}", "")
-            return run_experiment(asked.experiment, preset, flags, outdir)
+            outdir = run_folder(asked.outdir or f"runs/{asked.experiment}-{args.preset}", "")
+            config = dict(experiment=asked.experiment, preset=args.preset, flags=" ".join(flags))
+            with tracking.start(build(TrackingSettings, args), outdir, config, continued=True) as tracker:
+                return run_experiment(asked.experiment, args.preset, flags, outdir, tracker)
+        args = command_line().parse_args(silent(argv))
+        if args.experiment:
+            reject("experiment", args.experiment, "a flag; a --config file describes one evaluation")
         job = setup(argv)
         outdir = run_folder(job.settings[RunSettings].outdir, f"{job.evaluate.task}-{job.world.dataset}")
         refuse_other_run(outdir / "config.yaml", as_yaml(settings_of(job)))
         lock = claim(outdir)
+        tracker = tracking.start(build(TrackingSettings, args), outdir, settings_of(job))
     except (SettingError, FileNotFoundError, ValueError) as error:
         fail(str(error))
-    with lock:
+    with lock, tracker:
         samples, modes, result = run(job)
         write(job, samples, modes, result, outdir)
+        tracker.results(tracking.numbers(experiments.brief(result)))
+        tracker.picture(outdir / "samples.png")
     if (largest := float(samples.abs().max())) > 10:
         print(f"WARNING: samples of up to {largest:.1g}, far outside of [0, 1]; less guidance helps", file=sys.stderr)
     print(table(result))
@@ -237,4 +264,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -298,15 +298,17 @@ class Evaluation:
         each = max(1, (nine - one) // 8)
         return max(1, min(PARTICLES_PER_CALL[self.device.type], free_memory(self.device) // 2 // each))
 
-    def sample_all(self, progress: bool = True) -> Tensor:
-        """All sets (G, B, H, W) in [0, 1] up to overshoot, in as few calls as memory allows, with a progress bar over
-        the steps."""
-        total, s = self.evaluate.num_sets, self.guidance
-        size = self.evaluate.batch_size * (s.kmedoids_pool if s.guidance == "kmedoids" else 1)
-        chunks = torch.arange(total).split(max(1, self.particles_per_call() // size))
+    def sample_all(self, progress: bool = True, sets: Tensor | None = None,
+                   callback: Callable[[dict], None] | None = None) -> Tensor:
+        """All sets, or these, (G, B, H, W) in [0, 1] up to overshoot, in as few calls as memory allows, with a progress
+        bar over the steps where there is a terminal to draw it on; `callback` as in `sample`."""
+        s, size = self.guidance, self.evaluate.batch_size
+        sets = torch.arange(self.evaluate.num_sets) if sets is None else sets
+        chunks = sets.split(max(1, self.particles_per_call() //
+                                (size * (s.kmedoids_pool if s.guidance == "kmedoids" else 1))))
         with tqdm(total=len(chunks) * s.sequential * self.sampler.num_steps, unit="step",
-                  desc=f"{total} sets of {self.evaluate.batch_size}", disable=not progress) as self.bar:
-            samples = torch.cat([self.sample(sets) for sets in chunks])
+                  desc=f"{len(sets)} sets of {size}", disable=None if progress else True) as self.bar:
+            samples = torch.cat([self.sample(some, callback) for some in chunks])
         self.bar = None
         return samples
 

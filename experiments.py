@@ -102,7 +102,7 @@ def run(name: str, preset: str, flags: list[str], outdir: Path) -> list[dict]:
             raise SettingError(f"{error} (in the cell {labels})") from None
     rows = []
     for labels, argv, settings, path in tqdm(todo[rank::ranks], unit="cell", desc=f"{name}, {preset}",
-                                             disable=rank > 0):
+                                             disable=None if rank == 0 else True):
         rows.append(dict(cell=labels, flags=argv, result=run_cell(settings, path, outdir)))
     if ranks > 1:
         import torch.distributed as dist

@@ -16,7 +16,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import torch
-from matplotlib.animation import FuncAnimation
+from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -26,8 +26,10 @@ COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#C
            "#882255", "#8B5FBF")
 
 
-def save(figure: Figure, path: Path | str, dpi: int = 110) -> None:
-    """Write a figure and close it. Raises OSError."""
+def save(figure: Figure | FuncAnimation, path: Path | str, dpi: int = 110) -> None:
+    """Write a figure and close it; an animation has six frames a second. Raises OSError."""
+    if isinstance(figure, FuncAnimation):
+        return figure.save(path, writer=PillowWriter(fps=6), dpi=dpi)
     figure.savefig(path, dpi=dpi, bbox_inches="tight")
     plt.close(figure)
 

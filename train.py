@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Train an EDM denoiser on a MovingMNIST world.
 
     python train.py --config configs/circle_jumping_small.yaml
@@ -22,10 +23,12 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from config import (DigitSettings, ModelSettings, RunSettings, SettingError, TrainSettings, WorldSettings,
-                    as_yaml, build, claim, fail, make_parser, pick_device, record, reject, run_folder)
+import tracking
+from command_line import claim, fail, make_parser, run_folder, run_program, silent
+from config import (DigitSettings, ModelSettings, RunSettings, SettingError, TrackingSettings, TrainSettings,
+                    WorldSettings, as_yaml, build, pick_device, record, reject)
 
-GROUPS: tuple[type, ...] = (WorldSettings, DigitSettings, ModelSettings, TrainSettings, RunSettings)
+GROUPS: tuple[type, ...] = (WorldSettings, DigitSettings, ModelSettings, TrainSettings, RunSettings, TrackingSettings)
 
 
 def sample_sheet(training, path: Path) -> None:
@@ -43,16 +46,6 @@ def sample_sheet(training, path: Path) -> None:
         denoise = training.ema.bind(cond * 2 - 1 if cond.shape[1] else None)
         images = edm_sampler(denoise, noise() * sigmas[0], sigmas)
     save(draw(cond, (images[:, :, 0] + 1) / 2, title=f"iteration {training.iteration}, i.i.d. samples"), path)
-
-
-def start_wandb(settings: TrainSettings, everything: dict, outdir: Path):
-    """The run of Weights & Biases that tracks this one, None if nobody asked for it."""
-    if settings.wandb == "disabled":
-        return None
-    import wandb
-
-    return wandb.init(project="diverse-diffusion", dir=outdir, mode=settings.wandb, config=everything,
-                      name=outdir.name)
 
 
 class Interruption:
@@ -77,13 +70,14 @@ class Interruption:
             signal.signal(number, handler)
 
 
-def run(training, outdir: Path, interruption: Interruption, tracker=None) -> None:
+def run(training, outdir: Path, interruption: Interruption, tracker: tracking.Tracker) -> None:
     """The loop around the loop: progress, records, sheets, checkpoints."""
     settings, mean = training.settings, None
     main = training.rank == 0
     images, clock = 0, time.perf_counter()
     with open(outdir / "metrics.jsonl", "a") as log, \
-            tqdm(total=settings.iterations, initial=training.iteration, unit="it", disable=not main) as bar:
+            tqdm(total=settings.iterations, initial=training.iteration, unit="it",
+                 disable=None if main else True) as bar:
         for step in training:
             bar.update()
             images += settings.batch_size
@@ -99,8 +93,7 @@ def run(training, outdir: Path, interruption: Interruption, tracker=None) -> Non
                                 lr_scale=step["lr_scale"], images_per_second=round(rate, 1))
                     log.write(json.dumps(line) + "\n")
                     log.flush()
-                    if tracker is not None:
-                        tracker.log(line, step=i)
+                    tracker.curve(line, step=i)
             if main and (i % settings.save_every == 0 or last or interruption.signal):
                 training.save(outdir)
             if interruption.signal and not last:
@@ -111,9 +104,10 @@ def run(training, outdir: Path, interruption: Interruption, tracker=None) -> Non
             if main and (settings.sample_every and i % settings.sample_every == 0 or last):
                 path = outdir / f"samples-{i:07d}.png"
                 sample_sheet(training, path)
-                if tracker is not None:
-                    import wandb
-                    tracker.log({"samples": wandb.Image(str(path))}, step=i)
+                tracker.picture(path, step=i)
+            if main and last:
+                tracker.results(line)
+                tracker.model(outdir / "model.safetensors", training.metadata())
 
 
 def load_bank(digits: DigitSettings, world: WorldSettings):
@@ -153,8 +147,8 @@ def last_state(folder: Path) -> Path | None:
 
 def parse(argv: list[str] | None) -> tuple[tuple, Path | None]:
     """One object per settings class, and the state to go on from. Raises SettingError."""
-    parser = make_parser(*GROUPS, description=__doc__.split("\n")[0])
-    args, state = parser.parse_args(argv), None
+    parser = make_parser(*GROUPS, description=__doc__.split("\n")[0], usage="%(prog)s [options]")
+    args, state = parser.parse_args(silent(argv)), None
     if args.resume:
         import checkpoint
 
@@ -162,9 +156,9 @@ def parse(argv: list[str] | None) -> tuple[tuple, Path | None]:
         before = yaml.safe_load(Path(args.resume, "config.yaml").read_text()) if state is None else \
             checkpoint.read_metadata(state)["settings"]
         parser.set_defaults(before | dict(resume=None, outdir=None))
-        args = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     groups: tuple[Any, ...] = tuple(build(group, args) for group in GROUPS)
-    world, _, model, settings, _ = groups
+    world, _, model, settings, _, _ = groups
     if world.dataset == "mixture":
         reject("dataset", "mixture", "a world of frames; the mixture's denoiser is exact and needs no training")
     if settings.target == "posterior" and (world.dataset != "circle_jumping" or world.num_digits > 1):
@@ -183,7 +177,7 @@ def setup(argv: list[str] | None):
     from data_loader import make_world
     from training import STATE, Training
 
-    world_settings, digits, model, settings, run_settings = groups
+    world_settings, digits, model, settings, run_settings, _ = groups
     everything = record(*groups)
     device = pick_device(run_settings.device)
     if "RANK" in os.environ:
@@ -217,26 +211,31 @@ def setup(argv: list[str] | None):
     return training, outdir, everything
 
 
-def cut_log(path: Path, iteration: int) -> None:
-    """Forget what was logged after `iteration`: it is about to be done again."""
-    if path.is_file():
-        kept = [line for line in path.read_text().splitlines(keepends=True)
-                if line.endswith("\n") and json.loads(line)["iteration"] <= iteration]
-        path.write_text("".join(kept))
+def cut_log(path: Path, iteration: int) -> int:
+    """Forget what was logged after `iteration`: it is about to be done again. Returns how far the log went."""
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    whole = [(json.loads(line)["iteration"], line) for line in lines if line.endswith("\n")]
+    if lines:
+        path.write_text("".join(line for i, line in whole if i <= iteration))
+    return max((i for i, _ in whole), default=0)
 
 
-def train(training, outdir: Path, everything: dict) -> None:
+def begin(training, outdir: Path, everything: dict) -> tracking.Tracker:
+    """Write down what is trained, and start to track it. Raises SettingError."""
+    (outdir / "config.yaml").write_text(as_yaml(everything))
+    told = cut_log(outdir / "metrics.jsonl", training.iteration)
+    tracker = tracking.start(build(TrackingSettings, everything), outdir, everything,
+                             continued=everything["resume"] is not None, begin=training.iteration + 1, told=told)
+    meta = training.metadata()
+    print(f"{meta['parameters']:,} parameters, sigma_data {meta['sigma_data']:.3f}, digits: "
+          f"{meta['digits_source']}, on {meta['machine']}, writing to {outdir}", file=sys.stderr)
+    return tracker
+
+
+def train(training, outdir: Path, tracker: tracking.Tracker) -> None:
     """Run it to its end, or to what stops it: exit codes 128 + signal, and 1 for a full disk or divergence."""
     from training import STATE, Diverged
 
-    tracker = None
-    if training.rank == 0:
-        (outdir / "config.yaml").write_text(as_yaml(everything))
-        meta = training.metadata()
-        print(f"{meta['parameters']:,} parameters, sigma_data {meta['sigma_data']:.3f}, digits: "
-              f"{meta['digits_source']}, on {meta['machine']}, writing to {outdir}", file=sys.stderr)
-        tracker = start_wandb(training.settings, everything, outdir)
-        cut_log(outdir / "metrics.jsonl", training.iteration)
     try:
         with Interruption(training.rank == 0) as interruption:
             run(training, outdir, interruption, tracker)
@@ -245,8 +244,6 @@ def train(training, outdir: Path, everything: dict) -> None:
         print(f"train.py: stopped after {training.iteration} updates: {' '.join(str(error).split())}{kept}",
               file=sys.stderr)
         sys.exit(1)
-    if tracker is not None:
-        tracker.finish()
     if training.ranks > 1:
         import torch.distributed as dist
 
@@ -257,12 +254,14 @@ def main(argv: list[str] | None = None) -> None:
     """Train or go on training; a mistake ends with one line and exit code 2."""
     try:
         training, outdir, everything = setup(argv)
-        lock = claim(outdir) if training.rank == 0 else nullcontext()
+        main = training.rank == 0
+        lock = claim(outdir) if main else nullcontext()
+        tracker = begin(training, outdir, everything) if main else tracking.Tracker()
     except (SettingError, FileNotFoundError, ValueError) as error:
         fail(str(error))
-    with lock:
-        train(training, outdir, everything)
+    with lock, tracker:
+        train(training, outdir, tracker)
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

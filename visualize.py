@@ -1,26 +1,30 @@
+#!/usr/bin/env python3
 """Draw what train.py and evaluate.py work with.
 
     python visualize.py samples runs/NAME                  # the sets of an evaluation
     python visualize.py trajectory runs/NAME --set 0       # x_n and D(x_n) over its denoising steps
+    python visualize.py animation runs/NAME runs/OTHER     # one set of each as a film, a GIF
     python visualize.py dataset --dataset horizontal       # what a world looks like
     python visualize.py schedule --rho [3,4,7]             # noise levels over the steps
     python visualize.py heatmap runs/e5-quick --threshold 7.5    # what an experiment found; also prior, frontier
     python visualize.py norms runs/e3-quick                # its sets, sampled again; also strip, mean, umap
     python visualize.py report runs/NAME runs/OTHER        # all of one or several evaluations, an HTML file
 
-Each command writes one file, a PNG or the report, to --out or where it says.
+Each command writes one file, a PNG where nothing else is said, to --out or where it says.
 """
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Optional
 
 from jsonargparse import Namespace
+from tqdm import tqdm
 
-from config import (Count, CountOrZero, DigitSettings, Many, Parser, Positive, SamplerSettings, SettingError,
-                    WorldSettings, build, fail, make_parser, reject)
+from command_line import HelpFormatter, Parser, fail, make_parser, run_program
+from config import (Count, CountOrZero, DigitSettings, Many, Positive, SamplerSettings, Seed, SettingError,
+                    WorldSettings, build, reject)
+from results import experiment_of, finished, label, rows_of, run_file
 
 
 @dataclass
@@ -37,7 +41,7 @@ class Rows:
 
     num_sequences: Count = 6
     """sequences to draw"""
-    seed: CountOrZero = 0
+    seed: Seed = 0
     """seed of everything random"""
 
 
@@ -46,7 +50,7 @@ class OneSet:
     """One set"""
 
     set: CountOrZero = 0
-    """which set of the run"""
+    """which set of the run, from 0"""
 
 
 @dataclass
@@ -56,7 +60,7 @@ class Cells:
     value: Literal["modes_found", "quality", "confidence", "hm_iou"] = "modes_found"
     """what to show"""
     threshold: Optional[float] = None
-    """frame the cells that are this good or better"""
+    """frame the cells that are this good or better, in units of value"""
 
 
 @dataclass
@@ -92,33 +96,13 @@ class Schedules:
     num_steps: Count = SamplerSettings.num_steps
     """steps from sigma_max to 0"""
     sigma_min: Positive = SamplerSettings.sigma_min
-    """last noise level before 0"""
+    """last noise level before 0: a standard deviation, of images in [-1, 1]"""
     sigma_max: Positive = SamplerSettings.sigma_max
-    """first noise level"""
+    """first noise level, likewise"""
     p_mean: Many[float] = (-1.2, 0.8)
     """means of ln sigma in training to compare"""
     p_std: Positive = 1.2
     """standard deviation of ln sigma in training"""
-
-
-def run_file(run: str, name: str) -> Path:
-    """A file of a run. Raises SettingError where there is none."""
-    path = Path(run) / name
-    if not path.is_file():
-        reject("run", run, f"a folder with the {name} that evaluate.py writes")
-    return path
-
-
-def finished(run: str) -> tuple[dict, dict]:
-    """(the arrays of samples.npz as tensors, the record in metrics.json) of an evaluation. Raises SettingError."""
-    import numpy as np
-    import torch
-
-    result = json.loads(run_file(run, "metrics.json").read_text())
-    if not isinstance(result, dict) or "settings" not in result:
-        reject("run", run, "a folder with the metrics.json that evaluate.py writes")
-    with np.load(run_file(run, "samples.npz"), allow_pickle=False) as file:
-        return {key: torch.from_numpy(file[key]) for key in file.files}, result
 
 
 def samples(args: Namespace):
@@ -132,20 +116,38 @@ def trajectory(args: Namespace):
     """x_n and D(x_n) of one set over the denoising steps, sampled again as the run did"""
     import torch
 
-    from evaluate import setup
     from figures import trajectory as draw
 
-    job = setup(["--config", str(run_file(args.run, "config.yaml"))])
+    job = again(args.run, args.set)
     if job.world.dataset == "mixture":
         reject("run", args.run, "a run in a world of frames; particles in the plane have none")
-    check_set(args.set, args.run, job)
     steps: list[dict] = []
-    job.sample(torch.tensor([args.set]), callback=steps.append)
+    job.sample_all(sets=torch.tensor([args.set]), callback=steps.append)
     shown = slice(0, args.num_particles)
     x, denoised = (torch.stack([step[key][0, shown, 0] for step in steps]).cpu() for key in ("x_hat", "denoised"))
     sigmas = torch.stack([step["sigma_hat"] for step in steps])
     return (draw(x, denoised, sigmas, title=f"set {args.set} of {args.run}"),
             Path(args.run) / f"trajectory-{args.set}.png")
+
+
+def animation(args: Namespace):
+    """x_n and D(x_n) of one set of each evaluation over the denoising steps, a GIF (sampled again, without redraws)"""
+    import torch
+
+    from figures import denoising
+
+    runs = {}
+    for run in args.run:
+        job = again(run, args.set)
+        if job.world.dataset == "mixture":
+            reject("run", run, "a run in a world of frames; particles in the plane have none")
+        trace = job.trace(torch.tensor([args.set]))
+        alike = trace["samples"].expand(job.evaluate.num_sets, -1, -1, -1)  # a judge wants a sample of every set
+        modes = job.judge(alike)[1]
+        found = "" if modes is None else f": {len(modes[args.set].unique())} of {job.world.modes_total}"
+        given = job.cond[args.set, -1] if job.cond.shape[1] else None
+        runs[Path(run).resolve().name + found] = given, trace, None if modes is None else modes[args.set]
+    return denoising(runs), Path(args.run[0] if len(args.run) == 1 else "") / "animation.gif"
 
 
 def dataset(args: Namespace):
@@ -176,28 +178,6 @@ def schedule(args: Namespace):
         curves[rf"$\rho$ = {rho:g}"] = karras_sigmas(s.num_steps, s.sigma_min, s.sigma_max, s.rho)
     densities = {f"N({mean:g}, {args.p_std:g}²)": (mean, args.p_std) for mean in args.p_mean}
     return schedules(curves, densities), Path("schedule.png")
-
-
-def rows_of(run: str) -> list[dict]:
-    """The cells of an experiment, or of a single evaluation one without a label."""
-    if (Path(run) / "results.json").is_file():
-        return json.loads(run_file(run, "results.json").read_text())["rows"]
-    config, result = run_file(run, "config.yaml"), run_file(run, "metrics.json")
-    return [dict(cell={}, flags=["--config", str(config)], result=json.loads(result.read_text()))]
-
-
-def experiment_of(run: str) -> tuple[list[dict], str]:
-    """(the cells, the title) of an experiment. Raises SettingError for anything else."""
-    path = Path(run) / "results.json"
-    if not path.is_file():
-        reject("run", run, "a folder with the results.json that evaluate.py --experiment writes")
-    results = json.loads(path.read_text())
-    return results["rows"], results["title"]
-
-
-def label(row: dict) -> str:
-    """A cell's place in its experiment, for a legend."""
-    return ", ".join(f"{value}" if isinstance(value, str) else f"{key} {value:g}" for key, value in row["cell"].items())
 
 
 def heatmap(args: Namespace):
@@ -240,7 +220,7 @@ def norms(args: Namespace):
     from figures import norms as draw
 
     traces = {}
-    for row in rows_of(args.run):
+    for row in tqdm(rows_of(args.run), unit="cell", disable=None):
         job = setup(row["flags"])
         check_set(args.set, args.run, job)
         traces[label(row) or args.run] = job.trace(torch.tensor([args.set]))
@@ -255,7 +235,7 @@ def strip(args: Namespace):
     from figures import sample_sheet
 
     rows, given, sets, modes, notes = rows_of(args.run), [], [], [], []
-    for row in rows:
+    for row in tqdm(rows, unit="cell", disable=None):
         job = setup([*row["flags"], "--num_sets", "1"])
         sets.append(job.sample_all(progress=False))
         given.append(job.cond)
@@ -285,7 +265,7 @@ def mean(args: Namespace):
     for name, mask in (("determined", ~choices), ("random", choices)):
         some = mask.nonzero()[:args.num_each, 0].tolist()
         chosen, names = chosen + some, names + [name] * len(some)
-    samples = job.sample(torch.tensor(chosen))
+    samples = job.sample_all(sets=torch.tensor(chosen))
     notes = [f"L2 {result['pairwise_l2']['per_set'][g]:.2f}, spread {result['centroid_spread']['per_set'][g]:.2f} px"
              for g in chosen]
     return mean_sheet(job.cond[chosen], samples, names, notes), Path(args.run) / "mean.png"
@@ -310,7 +290,7 @@ def umap(args: Namespace):
         from metrics import recognise, without_background
 
         judge, sets, modes = checkpoint.load_classifier("judge"), [], []
-        for row in rows:
+        for row in tqdm(rows, unit="cell", desc="sets", disable=None):
             job = setup(row["flags"])
             check_set(args.set, args.run, job)
             sets.append(without_background(job.sample(torch.tensor([args.set])))[0])
@@ -320,7 +300,7 @@ def umap(args: Namespace):
         frames = torch.cat([centred(digits, job.world.image_size)[some], *sets])
         with torch.no_grad():
             features = torch.cat([judge.features(part) for part in frames.split(500)]).numpy()
-        fitted = UMAP(random_state=0, n_jobs=1).fit(features[:len(some)])
+        fitted = UMAP(random_state=0, n_jobs=1, tqdm_kwds=dict(disable=None, bar_format=None)).fit(features[:len(some)])
         points = fitted.transform(features[len(some):])
         np.savez(kept, digits=fitted.embedding_, labels=digits.labels[some].numpy(),
                  particles=points.reshape(len(rows), -1, 2), found=torch.stack(modes).numpy())
@@ -335,16 +315,23 @@ def report(args: Namespace):
     """an HTML file of one or several evaluations: settings, metrics, all sets, the steps of one (sampled again)"""
     import torch
 
-    from evaluate import setup
     from report import gather, page
 
     runs = []
     for run in args.run:
         arrays, result = finished(run)
-        job = setup(["--config", str(run_file(run, "config.yaml"))])
-        check_set(args.set, run, job)
+        job = again(run, args.set)
         runs.append(gather(run, result, arrays, job, args.set, job.trace(torch.tensor([args.set]))))
     return page(runs), Path(args.run[0] if len(args.run) == 1 else "") / "report.html"
+
+
+def again(run: str, number: int):
+    """The evaluation in a folder, set up again to sample its set `number`. Raises SettingError."""
+    from evaluate import setup
+
+    job = setup(["--config", str(run_file(run, "config.yaml"))])
+    check_set(number, run, job)
+    return job
 
 
 def check_set(number: int, run: str, job) -> None:
@@ -355,28 +342,30 @@ def check_set(number: int, run: str, job) -> None:
 
 COMMANDS = {samples: (Output,), heatmap: (Cells, Output), prior: (Output,), frontier: (Output,),
             norms: (OneSet, Output), strip: (Output,), mean: (Sets, Output), umap: (Map, OneSet, Output),
-            trajectory: (OneSet, Particles, Output), report: (OneSet, Output),
+            trajectory: (OneSet, Particles, Output), animation: (OneSet, Output), report: (OneSet, Output),
             dataset: (WorldSettings, DigitSettings, Rows, Output), schedule: (Schedules, Output)}
 
-OF_A_RUN = (samples, trajectory, heatmap, prior, frontier, norms, strip, mean, umap, report)
+OF_RUNS = (animation, report)  # one or several
+OF_A_RUN = (samples, trajectory, heatmap, prior, frontier, norms, strip, mean, umap, *OF_RUNS)
 
 
 def parse(argv: list[str] | None) -> tuple[str, Namespace]:
     """(the command's name, its settings)."""
-    parser = Parser(description=__doc__.split("\n")[0], default_env=False, allow_abbrev=False)
+    parser = Parser(description=__doc__.split("\n")[0], default_env=False, allow_abbrev=False,
+                    formatter_class=HelpFormatter)
     commands = parser.add_subcommands(required=True, dest="command")
     for function, groups in COMMANDS.items():
         command = make_parser(*groups, description=function.__doc__)
         if function in OF_A_RUN:
-            command.add_argument("run", type=str, nargs="+" if function is report else None,
+            command.add_argument("run", type=str, nargs="+" if function in OF_RUNS else None,
                                  help="folder that evaluate.py wrote")
         commands.add_subcommand(function.__name__, command, help=function.__doc__)
     args = parser.parse_args(argv)
     return args.command, args[args.command]
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Draw one picture; a mistake ends with one line and exit code 2."""
+def draw(argv: list[str] | None) -> Path:
+    """Do what a command line asks for; returns the picture's file."""
     name, args = parse(argv)
     try:
         drawn, path = next(function for function in COMMANDS if function.__name__ == name)(args)
@@ -389,8 +378,12 @@ def main(argv: list[str] | None = None) -> None:
             save(drawn, path)
     except (SettingError, FileNotFoundError, ValueError, OSError) as error:
         fail(str(error), prog=f"visualize.py {name}")
-    print(f"written to {path}")
+    return path
+
+
+def main(argv: list[str] | None = None) -> None:
+    print(f"written to {draw(argv)}")
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

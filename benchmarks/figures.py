@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import evaluate  # noqa: E402
-from config import make_parser  # noqa: E402
+from command_line import make_parser  # noqa: E402
 from experiments import run_cell  # noqa: E402
 
 TRAINED, EXACT = "--num_sets 200 --digits mnist", "--denoiser exact --num_sets 200 --digits mnist"

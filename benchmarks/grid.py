@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import measure  # noqa: E402
-from config import Count, make_parser  # noqa: E402
+from command_line import make_parser  # noqa: E402
+from config import Count  # noqa: E402
 
 ANSWERS = ["evaluate.py --help", "train.py --help", "visualize.py --help", "evaluate.py --batch_size 0"]
 

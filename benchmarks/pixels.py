@@ -16,7 +16,8 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import measure  # noqa: E402
-from config import Count, Many, WorldSettings, make_parser  # noqa: E402
+from command_line import make_parser  # noqa: E402
+from config import Count, Many, WorldSettings  # noqa: E402
 
 
 @dataclass

@@ -15,7 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import measure  # noqa: E402
-from config import Count, make_parser  # noqa: E402
+from command_line import make_parser  # noqa: E402
+from config import Count  # noqa: E402
 
 GUIDED = ["--pg_factor", "1.7", "--redraws", "0"]
 RUNS = {"no guidance": [], "in D space": [*GUIDED, "--pg_space", "denoised"],

@@ -16,7 +16,8 @@ from typing import Any, Callable, Literal
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import measure  # noqa: E402
-from config import Count, Dataset, WorldSettings, make_parser, pick_device  # noqa: E402
+from command_line import make_parser  # noqa: E402
+from config import Count, Dataset, WorldSettings, pick_device  # noqa: E402
 
 CONFIGS: dict[Dataset, str] = {"circle_jumping": "circle_jumping_small", "horizontal": "horizontal_p50",
                                "free": "free"}

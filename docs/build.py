@@ -12,13 +12,14 @@ import json
 import re
 import shutil
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from config import make_parser  # noqa: E402
+from command_line import make_parser  # noqa: E402
 
 PICTURES = {
     "independent": [], "pg": ["--pg_factor", "1.7"], "spell": ["--guidance", "spell"], "cads": ["--guidance", "cads"],
@@ -65,19 +66,15 @@ def draw(name: str, flags: list[str], data_root: str) -> None:
 
 def animate(data_root: str) -> None:
     """The same set on its way from noise to samples, independent and guided."""
-    import torch
-    from matplotlib.animation import PillowWriter
-
     import evaluate
-    from figures import denoising
+    import visualize
 
-    sets, runs = torch.arange(3), {}
-    for title, flags in (("independent", []), ("guided, --pg_factor 1.7", ["--pg_factor", "1.7", "--redraws", "0"])):
-        job = evaluate.setup([*flags, "--num_sets", "3", "--seed", "2", "--data_root", data_root])
-        modes = job.judge(job.draw(sets, job.evaluate.batch_size))[1][2]
-        title += f": {len(modes.unique())} of {job.world.modes_total} directions"
-        runs[title] = (job.cond[2, -1], job.trace(sets[2:]), modes)
-    denoising(runs).save(ROOT / "docs" / "pictures" / "denoising.gif", writer=PillowWriter(fps=6), dpi=100)
+    with tempfile.TemporaryDirectory() as folder:
+        runs = {f"{folder}/independent": [], f"{folder}/guided, --pg_factor 1.7": ["--pg_factor", "1.7"]}
+        for run, flags in runs.items():
+            evaluate.main([*flags, "--redraws", "0", "--num_sets", "3", "--seed", "2", "--data_root", data_root,
+                           "--outdir", run])
+        visualize.main(["animation", *runs, "--set", "2", "--out", str(ROOT / "docs" / "pictures" / "denoising.gif")])
 
 
 def answers_table(figures: list[dict]) -> str:

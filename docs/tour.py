@@ -24,7 +24,7 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from config import Parser  # noqa: E402
+from command_line import Parser  # noqa: E402
 
 PAGE = ROOT / "docs" / "tour.md"
 PARTS = re.compile(r'```(?P<kind>sh|python|text)(?P<how> roughly)?\n(?P<body>.*?)```'

@@ -16,7 +16,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from config import Count, Seed, make_parser  # noqa: E402
+from command_line import make_parser  # noqa: E402
+from config import Count, Seed  # noqa: E402
 
 
 @dataclass

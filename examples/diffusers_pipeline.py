@@ -34,7 +34,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from config import Count, NonNegative, Seed, Sigma, build, make_parser, run_folder  # noqa: E402
+from command_line import make_parser, run_folder  # noqa: E402
+from config import Count, NonNegative, Seed, Sigma, build  # noqa: E402
 from guidance import Denoiser, ParticleGuidance  # noqa: E402
 from potentials import LogDet  # noqa: E402
 from sampler import edm_sampler, karras_sigmas  # noqa: E402

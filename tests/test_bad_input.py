@@ -26,7 +26,7 @@ NAMES = st.sampled_from(["circle_jumping", "horizontal", "free", "centered", "mi
                          "embedded", "posterior", "muon", "jacobian", "classifier", "sigma", "both"])
 ANY = st.one_of(ODD, NAMES, st.text(max_size=8), st.integers().map(str), st.floats().map(str))
 # Where results and digits are, and how fast to give up, are not what is tried here.
-LEFT = {"outdir", "data_root", "wandb", "resume", "download_timeout", "experiment", "preset"}
+LEFT = {"outdir", "data_root", "wandb", "tensorboard", "resume", "download_timeout", "experiment", "preset"}
 FLAGS = {main: sorted({f.name for group in groups for f in fields(group)} - LEFT)
          for main, groups in ((evaluate.main, evaluate.GROUPS), (train.main, train.GROUPS))}
 # Sizes at which a run that is accepted ends at once, and values that a run may well have.

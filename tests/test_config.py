@@ -7,7 +7,8 @@ import yaml
 import evaluate
 import train
 import visualize
-from config import GuidanceSettings, SettingError, WorldSettings, build, make_parser, record
+from command_line import make_parser
+from config import GuidanceSettings, SettingError, WorldSettings, build, record
 from conftest import ROOT
 
 

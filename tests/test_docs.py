@@ -139,11 +139,14 @@ def test_the_tour_is_what_its_commands_print():
 @pytest.mark.parametrize("path", PAGES)
 def test_every_flag_in_the_documentation_exists(path):
     import train
-    from config import ClassifierSettings, ExperimentSettings, make_parser
+    from command_line import make_parser
+    from classifier import ClassifierSettings
+    from config import ExperimentSettings
 
     known = {option for groups in (evaluate.GROUPS, train.GROUPS, (ClassifierSettings, ExperimentSettings))
              for action in make_parser(*groups, description="")._actions for option in action.option_strings}
     known |= {"--set", "--nproc_per_node", "--threshold", "--value", "--network", "--num_sequences"}
+    known |= {"--print_completion"}
     known |= {"--check", "--ignore"}  # docs/tour.py; --ignore-missing-imports of mypy
     known |= {"--nodes", "--ntasks", "--gpus", "--nnodes", "--rdzv_backend", "--rdzv_endpoint"}  # srun and torchrun
     flags = set(re.findall(r"(--[a-z][a-z_]+)", (ROOT / path).read_text()))

@@ -93,13 +93,3 @@ def test_a_cropped_network_is_what_is_loaded_again(tmp_path):
     denoiser, metadata = checkpoint.load_denoiser(tmp_path / "model.safetensors")
     assert denoiser.box == tuple(metadata["box"]) == (8, 24, 8, 24)
     assert metadata["sigma_data"] > 0.5  # of the digit, not of the black around it
-
-
-def test_wandb_is_used_only_when_asked_for(tmp_path):
-    code = ("import sys, train; train.main(sys.argv[1:]); print('wandb' in sys.modules)")
-    run = lambda *extra: subprocess.run(
-        [sys.executable, "-c", code, *SMALL, "--iterations", "2", *extra], cwd=ROOT, capture_output=True, text=True,
-        check=True, env=os.environ | {"WANDB_SILENT": "true"}).stdout.strip().splitlines()[-1]
-    assert run("--outdir", str(tmp_path / "off")) == "False"
-    assert run("--outdir", str(tmp_path / "on"), "--wandb", "offline") == "True"
-    assert list((tmp_path / "on" / "wandb").glob("offline-run-*"))
