@@ -161,7 +161,7 @@ def world_sheet(frames: Tensor, positions: Tensor, choices: Tensor, *, digit_siz
     for n in range(N):
         for t in range(T):
             _picture(axes[n, t], frames[n, t], COLOURS[0] if choices[n, t] else None)
-            if t:
+            if t and positions.shape[2]:
                 (x, y), (dx, dy) = middles[n, t - 1].T, (middles[n, t] - middles[n, t - 1]).T
                 axes[n, t].quiver(x, y, 3 * dx, 3 * dy, angles="xy", scale_units="xy", scale=1, width=0.04,
                                   headwidth=3.5, headlength=4, headaxislength=3.5, color=COLOURS[1])

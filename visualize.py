@@ -152,18 +152,22 @@ def animation(args: Namespace):
 
 def dataset(args: Namespace):
     """sequences of a world, with the way of each digit and the frames of random choices"""
-    from data_loader import load_digits, make_world
+    from data_loader import World, load_digits, make_world
     from figures import world_sheet
+    from frames import Frames, load_frames
     from sampler import set_generator
 
     settings, digits = build(WorldSettings, args), build(DigitSettings, args)
     if digits.digits == "both":
         reject("digits", "both", "auto, mnist or embedded for a picture")
-    bank = load_digits(digits.digits, "train", size=settings.digit_size, data_root=digits.data_root,
-                       timeout=digits.download_timeout)
-    batch = make_world(settings, bank).sequences(args.num_sequences, set_generator(args.seed, 0))
+    if settings.dataset == "mixture":
+        reject("dataset", "mixture", "a world of frames")
+    world: World | Frames = load_frames(settings, "train") if settings.dataset == "frames" else make_world(
+        settings, load_digits(digits.digits, "train", size=settings.digit_size, data_root=digits.data_root,
+                              timeout=digits.download_timeout))
+    batch = world.sequences(args.num_sequences, set_generator(args.seed, 0))
     figure = world_sheet(batch.frames, batch.positions, batch.choices, digit_size=settings.digit_size,
-                         title=f"{settings.dataset} ({bank.source} digits); orange: a random choice")
+                         title=f"{settings.dataset} ({world.source}); orange: a random choice")
     return figure, Path(f"dataset-{settings.dataset}.png")
 
 

@@ -56,6 +56,15 @@ def test_points_of_the_mixture(tmp_path, refused, capsys):
     assert "run: got" in refused(visualize.main, ["trajectory", str(tmp_path)])
 
 
+def test_every_world_of_frames_has_a_sheet(tmp_path, refused, capsys):
+    blobs = ["--dataset", "frames", "--frames", "examples/blobs.npz"]
+    for argv in (["--dataset", "free"], blobs):
+        visualize.main(["dataset", "--digits", "embedded", *argv, "--out", str(tmp_path / "w.png")])
+        assert drawn(tmp_path / "w.png") > 0.3
+    capsys.readouterr()
+    assert "dataset: got 'mixture'" in refused(visualize.main, ["dataset", "--dataset", "mixture"])
+
+
 def test_the_animation_ends_with_the_samples(finished, tmp_path):
     """Every step of the sampler, then the samples, framed in colours that the steps do not have."""
     visualize.main(["animation", str(finished), str(finished), "--set", "1", "--out", str(tmp_path / "a.gif")])
