@@ -36,8 +36,10 @@ QUESTIONS = [
     ("digits out of nothing", "e1", "digits out of nothing, independent", "digits, guided by features"),
     ("Gaussians on a circle", None, "mixture, independent", "mixture, guided"),
     ("masks that four experts drew", None, "masks, trained, independent", "masks, trained, guided")]
-RIVALS = ["independent", "particle guidance", "no redraws", "SPELL", "CADS", "K-medoids of 4 x 8", "simplex noise",
-          "reference's form"]
+RIVALS = {"independent": "independent", "particle guidance": "particle guidance",
+          "no redraws": "the same, nothing drawn again", "SPELL": "SPELL", "CADS": "CADS",
+          "K-medoids of 4 x 8": "K-medoids of four times as many", "simplex noise": "simplex noise",
+          "reference's form": "the thesis's form, its sign as printed"}
 
 
 @dataclass
@@ -101,7 +103,7 @@ def rivals_table(rows: list[dict]) -> str:
     for row in rows:
         if row["cell"]["denoiser"] == "trained":
             first.setdefault(row["cell"]["method"], row["result"])
-    lines += [f"| {method} | {interval(result['modes_found'])} | {interval(result['quality'])} | "
+    lines += [f"| {RIVALS[method]} | {interval(result['modes_found'])} | {interval(result['quality'])} | "
               f"{interval(result['hm_iou'])} | {result['network_calls']:.0f} |"
               for method, result in first.items() if method in RIVALS]
     how = "{num_sets} sets of {batch_size}, test digits of {digits_source}; independent draws find " \
