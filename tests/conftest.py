@@ -1,11 +1,15 @@
 """What every test shares: digits, small worlds and the command lines in-process."""
+import os
 from pathlib import Path
 
 import pytest
-import torch
 
-from config import WorldSettings
-from data_loader import load_digits, make_world
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests run side by side, one on each core
+
+import torch  # noqa: E402
+
+from config import WorldSettings  # noqa: E402
+from data_loader import load_digits, make_world  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 
