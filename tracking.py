@@ -17,86 +17,6 @@ from config import TrackingSettings, reject
 T = TypeVar("T")
 
 
-class WandB:
-    """A run of Weights & Biases, with its files in outdir/wandb. A `continued` one goes on with the run whose id is
-    there; what it was told before, up to step `told`, is not told again."""
-
-    def __init__(self, mode: Literal["online", "offline", "disabled"], outdir: Path, config: dict, continued: bool,
-                 told: int):
-        import wandb
-
-        wandb.setup(settings=wandb.Settings(silent=True))  # or it talks in colours, and asks for keys
-        known = outdir / "wandb" / "run.yaml"
-        before = yaml.safe_load(known.read_text()) if continued and known.is_file() else None
-        self.run = wandb.init(project="diverse-diffusion", name=outdir.resolve().name, dir=outdir, mode=mode,
-                              id=before and before["id"], resume="allow" if before else None, config=config,
-                              allow_val_change=True, settings=wandb.Settings(silent=True, console="off"))
-        self.library, self.told = wandb, max(told, before["told"]) if before else -1
-        known.write_text(yaml.safe_dump(dict(id=self.run.id, told=self.told)))
-        where = self.run.settings.sync_dir if mode == "offline" else self.run.url
-        print(f"tracked by Weights & Biases: {where}", file=sys.stderr)
-
-    def curve(self, values: dict[str, float], step: int) -> None:
-        if step > self.told:
-            self.run.log(values, step=step)
-
-    def picture(self, path: Path, step: int) -> None:
-        if step > self.told:
-            self.run.log({"samples": self.library.Image(str(path))}, step=step)
-
-    def table(self, rows: list[dict], text: str) -> None:
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        cells = [[row.get(key) for key in columns] for row in rows]
-        self.run.log({"cells": self.library.Table(columns=columns, data=cells, allow_mixed_types=True)}, step=0)
-
-    def results(self, values: dict[str, float]) -> None:
-        self.run.summary.update(values)
-
-    def model(self, path: Path, metadata: dict) -> None:
-        artifact = self.library.Artifact(f"model-{self.run.id}", type="model", metadata=metadata)
-        artifact.add_file(str(path))
-        self.run.log_artifact(artifact)
-
-    def close(self, code: int) -> None:
-        if not self.run.offline:
-            print(f"uploading; Ctrl-C leaves the rest to `wandb sync {self.run.settings.sync_dir}`", file=sys.stderr)
-        self.run.finish(exit_code=code)
-
-
-class TensorBoard:
-    """Event files in outdir. Whatever earlier ones hold from step `begin` on is void."""
-
-    def __init__(self, outdir: Path, config: dict, begin: int):
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.config = config
-        self.writer = SummaryWriter(str(outdir), purge_step=begin)
-        self.writer.add_text("config", f"```yaml\n{yaml.safe_dump(config, sort_keys=False)}```", begin)
-
-    def curve(self, values: dict[str, float], step: int) -> None:
-        for key, value in values.items():
-            self.writer.add_scalar(key, value, step)
-
-    def picture(self, path: Path, step: int) -> None:
-        from matplotlib.image import imread
-
-        self.writer.add_image("samples", imread(path)[..., :3], step, dataformats="HWC")
-
-    def table(self, rows: list[dict], text: str) -> None:
-        self.writer.add_text("cells", text)
-
-    def results(self, values: dict[str, float]) -> None:
-        plain = {key: value if isinstance(value, (bool, int, float, str)) else str(value)
-                 for key, value in self.config.items()}
-        self.writer.add_hparams(plain, {f"final/{key}": value for key, value in values.items()}, run_name=".")
-
-    def model(self, path: Path, metadata: dict) -> None:
-        """TensorBoard keeps no files."""
-
-    def close(self, code: int) -> None:
-        self.writer.close()
-
-
 class Tracker:
     """What a run tells of itself; used as a context, it is told the run's end too."""
 
@@ -138,6 +58,87 @@ class Tracker:
     def __exit__(self, kind, error, traceback) -> None:
         code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else int(kind is not None)
         self._each(lambda service: service.close(code))
+
+
+class WandB:
+    """A run of Weights & Biases, with its files in outdir/wandb. A `continued` one goes on with the run whose id is
+    there; what it was told before, up to step `told`, is not told again."""
+
+    def __init__(self, mode: Literal["online", "offline", "disabled"], outdir: Path, config: dict, continued: bool,
+                 told: int):
+        import wandb
+
+        wandb.setup(settings=wandb.Settings(silent=True))  # or it talks in colours, and asks for keys
+        known = outdir / "wandb" / "run.yaml"
+        before = yaml.safe_load(known.read_text()) if continued and known.is_file() else None
+        self.run = wandb.init(project="diverse-diffusion", name=outdir.resolve().name, dir=outdir, mode=mode,
+                              id=before and before["id"], resume="allow" if before else None, config=config,
+                              allow_val_change=True, settings=wandb.Settings(silent=True, console="off"))
+        self.library, self.told = wandb, max(told, before["told"]) if before else -1
+        known.write_text(yaml.safe_dump(dict(id=self.run.id, told=self.told)))
+        where = self.run.settings.sync_dir if mode == "offline" else self.run.url
+        print(f"tracked by Weights & Biases: {where}", file=sys.stderr)
+
+    def curve(self, values: dict[str, float], step: int) -> None:
+        if step > self.told:
+            self.run.log(values, step=step)
+
+    def picture(self, path: Path, step: int) -> None:
+        if step > self.told:
+            self.run.log({"samples": self.library.Image(str(path))}, step=step)
+
+    def table(self, rows: list[dict], text: str) -> None:
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        cells = [[row.get(key) for key in columns] for row in rows]
+        self.run.log({"cells": self.library.Table(columns=columns, data=cells, allow_mixed_types=True)}, step=0)
+
+    def results(self, values: dict[str, float]) -> None:
+        self.run.summary.update(values)
+
+    def model(self, path: Path, metadata: dict) -> None:
+        artifact = self.library.Artifact(f"model-{self.run.id}", type="model", metadata=metadata)
+        artifact.add_file(str(path))
+        self.run.log_artifact(artifact)
+
+    def close(self, code: int) -> None:
+        """The run ended with this exit code."""
+        if not self.run.offline:
+            print(f"uploading; Ctrl-C leaves the rest to `wandb sync {self.run.settings.sync_dir}`", file=sys.stderr)
+        self.run.finish(exit_code=code)
+
+
+class TensorBoard:
+    """Event files in outdir. Whatever earlier ones hold from step `begin` on is void."""
+
+    def __init__(self, outdir: Path, config: dict, begin: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.config = config
+        self.writer = SummaryWriter(str(outdir), purge_step=begin)
+        self.writer.add_text("config", f"```yaml\n{yaml.safe_dump(config, sort_keys=False)}```", begin)
+
+    def curve(self, values: dict[str, float], step: int) -> None:
+        for key, value in values.items():
+            self.writer.add_scalar(key, value, step)
+
+    def picture(self, path: Path, step: int) -> None:
+        from matplotlib.image import imread
+
+        self.writer.add_image("samples", imread(path)[..., :3], step, dataformats="HWC")
+
+    def table(self, rows: list[dict], text: str) -> None:
+        self.writer.add_text("cells", text)
+
+    def results(self, values: dict[str, float]) -> None:
+        plain = {key: value if isinstance(value, (bool, int, float, str)) else str(value)
+                 for key, value in self.config.items()}
+        self.writer.add_hparams(plain, {f"final/{key}": value for key, value in values.items()}, run_name=".")
+
+    def model(self, path: Path, metadata: dict) -> None:
+        """TensorBoard keeps no files."""
+
+    def close(self, code: int) -> None:
+        self.writer.close()
 
 
 def _brief(error: Exception) -> str:

@@ -386,6 +386,7 @@ def draw(argv: list[str] | None) -> Path:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Write one file and say where; a mistake ends with one line and exit code 2."""
     print(f"written to {draw(argv)}")
 
 
