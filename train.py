@@ -194,7 +194,7 @@ def setup(argv: list[str] | None):
         world = make_world(world_settings, load_bank(digits, world_settings).to(device))
     multiple = model.patch_size * 2**(len(model.channels) - 1)
     if any(side % multiple for side in world.frame_shape):
-        reject("image_size", "x".join(map(str, world.frame_shape)),
+        reject("frames" if world.dataset == "frames" else "image_size", "x".join(map(str, world.frame_shape)),
                f"multiples of {multiple} px, which a patch_size of {model.patch_size} and {len(model.channels)} "
                "resolutions ask for")
     training = Training(everything, device, world)
@@ -254,9 +254,9 @@ def main(argv: list[str] | None = None) -> None:
     """Train or go on training; a mistake ends with one line and exit code 2."""
     try:
         training, outdir, everything = setup(argv)
-        main = training.rank == 0
-        lock = claim(outdir) if main else nullcontext()
-        tracker = begin(training, outdir, everything) if main else tracking.Tracker()
+        first = training.rank == 0
+        lock = claim(outdir) if first else nullcontext()
+        tracker = begin(training, outdir, everything) if first else tracking.Tracker()
     except (SettingError, FileNotFoundError, ValueError) as error:
         fail(str(error))
     with lock, tracker:

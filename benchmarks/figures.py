@@ -76,8 +76,8 @@ def show(key: str, result: dict) -> str:
     digits = 2 if key == "modes_found" else 3
     name = NAMES[key] + (f" of {result['modes_total']}" if key == "modes_found" else "")
     if not isinstance(value, dict):
-        return f"{name} {value:.{digits}f}"
-    return f"{name} {value['mean']:.{digits}f} [{value['ci95'][0]:.{digits}f}, {value['ci95'][1]:.{digits}f}]"
+        return f"{name}: {value:.{digits}f}"
+    return f"{name}: {value['mean']:.{digits}f} [{value['ci95'][0]:.{digits}f}, {value['ci95'][1]:.{digits}f}]"
 
 
 def main(argv: list[str] | None = None) -> None:

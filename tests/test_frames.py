@@ -121,7 +121,7 @@ def test_conflicting_settings_are_refused(refused, tmp_path):
     for argv, key in [(["--dataset", "frames"], "frames"), (["--frames", str(BLOBS)], "frames"),
                       (["--dataset", "frames", "--frames", str(BLOBS), "--class_labels", "true"], "class_labels"),
                       (["--dataset", "frames", "--frames", str(BLOBS), "--channels", "[8,8,8,8]", "--patch_size", "8"],
-                       "image_size")]:
+                       "frames")]:
         assert f"{key}: " in refused(train.main, [*argv, "--outdir", str(tmp_path / "run")])
     assert "pg_features: " in refused(evaluate.main, ["--dataset", "frames", "--frames", str(BLOBS), "--denoiser",
                                                       "exact", "--pg_features", "classifier"])
