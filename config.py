@@ -55,7 +55,8 @@ class WorldSettings:
     """which world: four of digits in frames; the plane with ten Gaussians on a circle (evaluate.py); frames of your
     own"""
     frames: Optional[str] = None
-    """frames: an .npz file, or a folder with a folder of PNGs for each sequence (frames.py says what is in them)"""
+    """dataset frames: an .npz file, or a folder with a folder of PNGs for each sequence (frames.py says what is in
+    them)"""
     seq_len: Optional[Count] = None
     """frames in a sequence of digits (null: 1 for centered, 2 for circle_jumping, else 16)"""
     num_cond_frames: Optional[CountOrZero] = None

@@ -58,8 +58,9 @@ def parse(argv: list[str] | None) -> tuple[dict[type, Any], Path | None]:
     nobody gave are those of the checkpoint's training. Raises SettingError."""
     parser = command_line()
     args = parser.parse_args(silent(argv))
-    if args.task == "unconditional":
-        parser.set_defaults(dataset="centered")
+    implied = "centered" if args.task == "unconditional" else "frames" if args.frames is not None else None
+    if implied is not None:
+        parser.set_defaults(dataset=implied)
         args = parser.parse_args(silent(argv))
     for group in GROUPS:
         build(group, args)

@@ -156,6 +156,8 @@ def parse(argv: list[str] | None) -> tuple[tuple, Path | None]:
         before = yaml.safe_load(Path(args.resume, "config.yaml").read_text()) if state is None else \
             checkpoint.read_metadata(state)["settings"]
         parser.set_defaults(before | dict(resume=None, outdir=None))
+    elif args.frames is not None:
+        parser.set_defaults(dataset="frames")
     args = parser.parse_args(argv)
     groups: tuple[Any, ...] = tuple(build(group, args) for group in GROUPS)
     world, _, model, settings, _, _ = groups

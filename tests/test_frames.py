@@ -118,7 +118,8 @@ def test_other_files_are_refused_in_one_line(how, why, tmp_path, refused):
 
 
 def test_conflicting_settings_are_refused(refused, tmp_path):
-    for argv, key in [(["--dataset", "frames"], "frames"), (["--frames", str(BLOBS)], "frames"),
+    for argv, key in [(["--dataset", "frames"], "frames"),
+                      (["--dataset", "free", "--frames", str(BLOBS)], "frames"),
                       (["--dataset", "frames", "--frames", str(BLOBS), "--class_labels", "true"], "class_labels"),
                       (["--dataset", "frames", "--frames", str(BLOBS), "--channels", "[8,8,8,8]", "--patch_size", "8"],
                        "frames")]:
@@ -175,6 +176,14 @@ def test_a_model_of_ones_own_videos_from_start_to_end(videos, tmp_path, capsys):
         assert file["answers"].shape == (2, 1, 8, 12)
     result = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert result["settings"]["frames"] == str(path) and len(result["hm_iou"]["per_set"]) == 2
+
+
+def test_frames_imply_their_world():
+    assert train.parse(["--frames", str(BLOBS)])[0][0].dataset == "frames"
+    for checkpoint in ([], ["--checkpoint", "blobs"]):
+        argv = [*checkpoint, "--frames", str(BLOBS)] + ([] if checkpoint else ["--denoiser", "exact"])
+        settings, _ = evaluate.parse(argv)
+        assert (settings[WorldSettings].dataset, settings[WorldSettings].frames) == ("frames", str(BLOBS))
 
 
 def test_a_path_that_is_not_here_is_looked_for_beside_the_code(tmp_path, monkeypatch):
