@@ -26,6 +26,7 @@ PICTURES = {
     "sequential": ["--pg_factor", "1.7", "--batch_size", "4", "--sequential", "2"],
     "kmedoids": ["--guidance", "kmedoids"], "reference": ["--guidance", "reference", "--pg_factor", "3"],
     "stratified": ["--noise", "stratified", "--stratified_rank", "3"],
+    "masks": ["--checkpoint", "blobs", "--batch_size", "4", "--pg_factor", "1", "--redraws", "0"],
     "mixture": ["--config", str(ROOT / "configs" / "mixture.yaml"), "--num_sets", "5"],
 }
 BENCHMARKS = ("figures", "guidance", "pixels", "sampling", "network", "potentials", "worlds", "training", "grid")
@@ -62,7 +63,7 @@ def draw(name: str, flags: list[str], data_root: str) -> None:
     flags = flags if name == "mixture" else [*flags, "--num_sets", "3", "--seed", "2"]
     job = evaluate.setup([*flags, "--data_root", data_root])
     samples, modes, result = evaluate.run(job)
-    arrays = dict(cond=job.cond, samples=samples) | ({} if modes is None else dict(modes=modes))
+    arrays = job.truth() | dict(cond=job.cond, samples=samples) | ({} if modes is None else dict(modes=modes))
     save(result_sheet(arrays, result, title=""), ROOT / "docs" / "pictures" / f"{name}.png", dpi=80)
 
 
