@@ -16,8 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import experiments  # noqa: E402
-from command_line import make_parser  # noqa: E402
-from config import Count  # noqa: E402
+from command_line import fail, make_parser  # noqa: E402
+from config import Count, SettingError  # noqa: E402
 
 
 @dataclass
@@ -65,7 +65,10 @@ def main(argv: list[str] | None = None) -> None:
     args = make_parser(BenchmarkSettings, description=__doc__.split("\n")[0]).parse_args(argv)
     outdir = Path(args.outdir)
     outdir.mkdir(parents=True, exist_ok=True)
-    rows = experiments.run("e10", "full", [f"--num_sets={args.num_sets}", f"--data_root={args.data_root}"], outdir)
+    try:
+        rows = experiments.run("e10", "full", [f"--num_sets={args.num_sets}", f"--data_root={args.data_root}"], outdir)
+    except SettingError as error:
+        fail(str(error))
     (outdir / "guidance.json").write_text(json.dumps(experiments.brief(rows), indent=1))
     (outdir / "guidance.md").write_text(markdown(rows))
     import figures
