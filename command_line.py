@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
@@ -63,11 +63,11 @@ class HelpFormatter(DefaultHelpFormatter):
 class Parser(ArgumentParser):
     """A command line made of settings groups. Mistakes end with one line and exit code 2."""
 
-    def error(self, message: str, ex: Exception | None = None):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         fail(_one_line(str(ex or message)), prog=self.prog.replace(" [options]", ""))
 
 
-def fail(message: str, prog: str = "") -> None:
+def fail(message: str, prog: str = "") -> NoReturn:
     """End the program: one line on stderr, exit code 2."""
     print(f"{prog or _name()}: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)

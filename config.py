@@ -135,6 +135,11 @@ class ModelSettings:
     sigma_data: Optional[Positive] = None
     """standard deviation of the data in [-1, 1] (null: measured)"""
 
+    @property
+    def multiple(self) -> int:
+        """Of so many px are the sides of what the network sees multiples."""
+        return self.patch_size * 2**(len(self.channels) - 1)
+
 
 @dataclass
 class TrainSettings:

@@ -144,7 +144,7 @@ class Mixture:
     """Ten equal Gaussians on a circle in the plane, the synthetic experiment of particle guidance
     (Corso et al. 2023, section 5.1), at the scale of images in [-1, 1]."""
 
-    dataset, modes_total, radius, sd, source = "mixture", 10, 1.0, 0.05, None
+    dataset, modes_total, radius, sd, source, frame_shape = "mixture", 10, 1.0, 0.05, None, (1, 2)
 
     @property
     def centres(self) -> Tensor:

@@ -28,6 +28,7 @@ from command_line import Parser, claim, fail, make_parser, run_folder, run_progr
 from config import (DigitSettings, EvaluateSettings, ExperimentSettings, GuidanceSettings, RunSettings,
                     SamplerSettings, SettingError, TrackingSettings, WorldSettings, as_yaml, build, record,
                     reject)
+from results import source_of
 
 GROUPS: tuple[type, ...] = (EvaluateSettings, WorldSettings, DigitSettings, SamplerSettings, GuidanceSettings,
                             RunSettings)
@@ -120,10 +121,9 @@ def table(result: dict) -> str:
             yield f"  {name:<28}{value['mean']:8.{digits}f}   [{lo:.{digits}f}, {hi:.{digits}f}]"
 
     settings = result["settings"]
-    source = result["digits_source"] + ("" if result["dataset"] == "frames" else " digits") + " (test split), " \
-        if result["digits_source"] else ""
-    rows = [f"{result['dataset']}: {result['num_sets']} sets of {result['batch_size']}, {source}"
-            f"{settings['denoiser']} denoiser, {result['device']}", f"  {'':<28}{'mean':>8}   95% interval"]
+    what = [f"{result['num_sets']} sets of {result['batch_size']}", source_of(result),
+            f"{settings['denoiser']} denoiser", result["device"]]
+    rows = [f"{result['dataset']}: {', '.join(filter(None, what))}", f"  {'':<28}{'mean':>8}   95% interval"]
     rows += line(f"modes found, of {result['modes_total']}", result["modes_found"])
     if result["modes_total"]:
         rows.append(f"  {'  independent draws':<28}{result['modes_expected_iid']:8.2f}   expected")
@@ -143,13 +143,18 @@ def table(result: dict) -> str:
     return "\n".join(rows)
 
 
+def arrays_of(job, samples, modes) -> dict[str, Any]:
+    """The tensors that samples.npz holds: those of the sets, their conditioning, and what is known of them."""
+    return dict(samples=samples, cond=job.cond) | ({} if modes is None else dict(modes=modes)) | job.truth()
+
+
 def write(job, samples, modes, result: dict, outdir: Path) -> None:
     """The four files of an evaluation. samples (G, B, H, W) in [0, 1], modes (G, B) int64 or None. Raises OSError."""
     import numpy as np
 
     from figures import result_sheet, save
 
-    arrays = dict(samples=samples, cond=job.cond) | ({} if modes is None else dict(modes=modes)) | job.truth()
+    arrays = arrays_of(job, samples, modes)
     np.savez_compressed(outdir / "samples.npz", **{key: value.numpy() for key, value in arrays.items()})
     save(result_sheet(arrays, result), outdir / "samples.png")
     (outdir / "config.yaml").write_text(as_yaml(result["settings"]))

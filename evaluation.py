@@ -75,7 +75,9 @@ class Evaluation:
     world      where the conditions and right answers come from
     path       checkpoint of the trained denoiser, None for the exact one. Raises SettingError if it cannot be used"""
 
-    world: Any  # a World here
+    world: Any                # a World here
+    guide: Any = None         # the classifier whose features are compared, if any
+    bar: tqdm | None = None   # while sets are drawn
 
     def __init__(self, settings: dict[type, Any], world: World | Frames | Mixture, device: torch.device,
                  path: Path | None = None):
@@ -84,8 +86,7 @@ class Evaluation:
         self.guidance, self.seed = settings[GuidanceSettings], settings[RunSettings].seed
         s = self.sampler
         self.sigmas = karras_sigmas(s.num_steps, s.sigma_min, s.sigma_max, s.rho)
-        self.cost = Counter()
-        self.bar: tqdm | None = None
+        self.cost, self.shape = Counter(), (1, *world.frame_shape)
         self.net = None if path is None else self.trained(path)
         self.prepare()
 
@@ -100,17 +101,20 @@ class Evaluation:
     # ------------------------------------------------------------ what depends on the kind of world
     def prepare(self) -> None:
         """One window per set, on the CPU, each with a test digit of its own as long as they last."""
-        bank, K, sets = len(self.world.digits.labels), self.world.num_digits, self.evaluate.num_sets
-        order = torch.randperm(bank, generator=torch.Generator().manual_seed(self.seed))
-        which = order[torch.arange(sets * K) % bank].view(-1, 1, K)
+        K, sets = self.world.num_digits, self.evaluate.num_sets
+        which = self.shuffled(len(self.world.digits.labels), sets * K).view(-1, 1, K)
         directed = self.world.directed
         self.sequences = Sequences.cat([self.world.windows(1, set_generator(self.seed, g), at_choice=directed,
                                                            which=which[g]) for g in range(sets)])
         self.cond, _ = self.sequences.split(self.world.num_cond_frames)
-        classifier = self.guidance.pg_features == "classifier"
-        self.guide = checkpoint.load_classifier("guide", self.device) if classifier else None
+        if self.guidance.pg_features == "classifier":
+            self.guide = checkpoint.load_classifier("guide", self.device)
         self.answers = self.world.futures(self.sequences) if directed else None
-        self.shape = (1, *self.world.frame_shape)
+
+    def shuffled(self, total: int, number: int) -> Tensor:
+        """Indices (number,) below `total` in the seed's order, all different as long as they last."""
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(self.seed))
+        return order[torch.arange(number) % total]
 
     def truth(self) -> dict[str, Tensor]:
         """What is known of each set, for samples.npz."""
@@ -330,13 +334,10 @@ class FramesEvaluation(Evaluation):
     world: Frames
 
     def prepare(self) -> None:
-        order = torch.randperm(len(self.world), generator=torch.Generator().manual_seed(self.seed))
-        which = order[torch.arange(self.evaluate.num_sets) % len(order)]
+        which = self.shuffled(len(self.world), self.evaluate.num_sets)
         self.sequences = self.world.windows(len(which), set_generator(self.seed, 0), which=which)
         self.cond, _ = self.sequences.split(self.world.num_cond_frames)
         self.answers: Tensor = self.world.right_answers(which)
-        self.guide = None
-        self.shape = (1, *self.world.frame_shape)
 
     def truth(self):
         return dict(answers=self.answers)
@@ -351,8 +352,7 @@ class MixtureEvaluation(Evaluation):
     world: Mixture
 
     def prepare(self) -> None:
-        self.shape, self.cond, self.answers = (1, 1, 2), torch.zeros(self.evaluate.num_sets, 0, 1, 2), None
-        self.guide = None
+        self.cond, self.answers = torch.zeros(self.evaluate.num_sets, 0, 1, 2), None
 
     def truth(self):
         return {}

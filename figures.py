@@ -21,13 +21,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from data_loader import Mixture
+from results import method_of
 
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999",
            "#882255", "#8B5FBF")
 
 
 def save(figure: Figure | FuncAnimation, path: Path | str, dpi: int = 110) -> None:
-    """Write a figure and close it; an animation has six frames a second. Raises OSError."""
+    """Write a figure and close it, or an animation, of six frames a second. Raises OSError."""
     if isinstance(figure, FuncAnimation):
         return figure.save(path, writer=PillowWriter(fps=6), dpi=dpi)
     figure.savefig(path, dpi=dpi, bbox_inches="tight")
@@ -50,6 +51,12 @@ def _title(figure: Figure, title: str) -> None:
     figure.suptitle(title, fontsize=10, y=top, va="bottom")
 
 
+def new_colours(modes: Sequence[int]) -> list[str | None]:
+    """A colour for each particle of a set that is the first in its mode; None for repeats and for -1, no mode."""
+    return [COLOURS[mode % len(COLOURS)] if mode >= 0 and mode not in modes[:b] else None
+            for b, mode in enumerate(modes)]
+
+
 def sample_sheet(cond: Tensor, samples: Tensor, *, answers: Tensor | None = None, modes: Tensor | None = None,
                  title: str = "", notes: Sequence[str] = (), labels: Sequence[str] = (), max_sets: int = 16) -> Figure:
     """Each set a row: its last conditioning frame, the right answers where they are given, then its particles.
@@ -66,11 +73,7 @@ def sample_sheet(cond: Tensor, samples: Tensor, *, answers: Tensor | None = None
     for g in range(G):
         for column in range(first):
             _picture(axes[g, column], given[g, column])
-        seen: set[int | None] = {-1}
-        for b in range(B):
-            mode = int(modes[g, b]) if modes is not None else None
-            colour = COLOURS[mode % len(COLOURS)] if mode is not None and mode not in seen else None
-            seen |= {mode}
+        for b, colour in enumerate(new_colours([-1] * B if modes is None else modes[g].tolist())):
             _picture(axes[g, b + first], samples[g, b], colour)
         if len(notes) > g:
             axes[g, -1].annotate(notes[g], (1.08, 0.5), xycoords="axes fraction", va="center", fontsize=9)
@@ -91,18 +94,15 @@ def result_sheet(arrays: dict[str, Tensor], result: dict, title: str | None = No
     cond, samples, modes = arrays["cond"], arrays["samples"], arrays.get("modes")
     if result["dataset"] == "mixture":
         return points_sheet(samples.flatten(2), Mixture(), result)
-    total, settings = result["modes_total"], result["settings"]
-    judged = "HM IoU*" if result["dataset"] == "frames" else "quality" if result["quality"] else "confidence"
-    measured = result["hm_iou"] if judged == "HM IoU*" else result[judged]
+    total, key = result["modes_total"], "quality" if result["quality"] else "confidence"
+    judged, measured = ("HM IoU*", result["hm_iou"]) if result["dataset"] == "frames" else (key, result[key])
     notes = [f"{value:.2f}" for value in measured["per_set"]]
     found = ""
     if modes is not None:
         notes = [f"{n:.0f}/{total}, {note}" for n, note in zip(result["modes_found"]["per_set"], notes)]
         found = f"{result['modes_found']['mean']:.2f} of {total} found, "
     if title is None:
-        strength = f" {settings['pg_factor']:g}" if settings["guidance"] in ("pg", "reference") else ""
-        title = (f"{result['dataset']}, guidance {settings['guidance']}{strength}, noise {settings['noise']}: "
-                 f"{found}{judged} {measured['mean']:.2f}")
+        title = f"{method_of(result)}: {found}{judged} {measured['mean']:.2f}"
     return sample_sheet(cond, samples, answers=arrays.get("answers"), title=title, modes=modes, notes=notes)
 
 
@@ -322,10 +322,7 @@ def denoising(runs: dict[str, tuple[Tensor | None, dict, Tensor | None]], hold: 
                 axis.clear(), axis.set_axis_off()
             if given is not None:
                 _picture(axes[1, 0], given)
-            seen: set[int] = set()
-            for b, mode in enumerate([-1] * B if modes is None or not ended else modes.tolist()):
-                colour = COLOURS[mode % len(COLOURS)] if mode >= 0 and mode not in seen else None
-                seen.add(mode)
+            for b, colour in enumerate(new_colours([-1] * B if modes is None or not ended else modes.tolist())):
                 for row, images in enumerate((noisy, denoised)):
                     _picture(axes[row, b + left], images[b], colour)
 

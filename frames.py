@@ -12,6 +12,7 @@ Every fifth sequence is for testing and never trained on.
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Sequence
 
@@ -103,12 +104,19 @@ def _grey(arrays: Sequence[np.ndarray], path: str) -> list[Tensor]:
     return tensors
 
 
-def _read_npz(path: Path) -> tuple[list[np.ndarray], np.ndarray | None]:
+def read_npz(path: Path, key: str) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file; nothing is unpickled. Raises SettingError, which names the setting `key`, for a file
+    that is damaged or no .npz."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            frames, answers = (file[key] if key in file.files else None for key in ("frames", "answers"))
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        reject("frames", str(path), f"an .npz that can be read ({error})")
+            return {name: file[name] for name in file.files}
+    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        reject(key, str(path), f"an .npz that can be read ({error})")
+
+
+def _read_npz(path: Path) -> tuple[list[np.ndarray], np.ndarray | None]:
+    arrays = read_npz(path, "frames")
+    frames, answers = arrays.get("frames"), arrays.get("answers")
     if frames is None:
         reject("frames", str(path), "an .npz with an array `frames` (N, T, H, W)")
     for name, array in (("frames", frames), ("answers", answers)):
@@ -119,7 +127,7 @@ def _read_npz(path: Path) -> tuple[list[np.ndarray], np.ndarray | None]:
 
 
 def _read_folder(path: Path) -> tuple[list[np.ndarray], np.ndarray | None]:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     def images(folder: Path) -> list[np.ndarray]:
         read = []
@@ -127,7 +135,7 @@ def _read_folder(path: Path) -> tuple[list[np.ndarray], np.ndarray | None]:
             try:
                 with Image.open(file) as image:
                     read.append(np.asarray(image if image.mode in ("1", "L", "I;16", "I") else image.convert("L")))
-            except (OSError, UnidentifiedImageError) as error:
+            except (OSError, SyntaxError, ValueError) as error:  # SyntaxError: Pillow's word for a broken PNG
                 reject("frames", str(file), f"a PNG that can be read ({error})")
         if len({image.shape for image in read}) > 1:
             reject("frames", str(folder), "PNGs of one size")

@@ -186,6 +186,18 @@ def mixture_modes(points: Tensor, centres: Tensor, within: float) -> tuple[Tenso
     return torch.where(distance <= within, nearest, -1), distance
 
 
+def _agreement(samples: Tensor, answers: Tensor, probabilities: Tensor) -> dict:
+    """How well sets hold the right answers, each with its interval."""
+    return dict(hm_iou=mean_interval(hm_iou(samples, answers)),
+                ged=mean_interval(generalised_energy_distance(samples, answers, probabilities)))
+
+
+def _spread(samples: Tensor) -> dict:
+    """How far the particles of sets are apart, each with its interval."""
+    return dict(iou_distance=mean_interval(iou_distance(samples)), pairwise_l2=mean_interval(pairwise_l2(samples)),
+                centroid_spread=mean_interval(centroid_spread(samples)))
+
+
 def judge(samples: Tensor, cond: Tensor, *, offsets: Tensor | None, probabilities: Tensor | None,
           undetermined: Tensor, answers: Tensor | None = None) -> tuple[dict, Tensor | None]:
     """All metrics of a conditional run, and the mode (G, B) of each particle (None without modes).
@@ -202,12 +214,8 @@ def judge(samples: Tensor, cond: Tensor, *, offsets: Tensor | None, probabilitie
         result = mode_metrics(modes, probabilities)
     if answers is not None:
         assert probabilities is not None  # only directions have answers that are known
-        result["hm_iou"] = mean_interval(hm_iou(samples, answers))
-        result["ged"] = mean_interval(generalised_energy_distance(samples, answers, probabilities))
-    result["iou_distance"] = mean_interval(iou_distance(samples))
-    result["quality"] = mean_interval(quality_score(samples, cond).mean(1))
-    result["pairwise_l2"] = mean_interval(pairwise_l2(samples))
-    result["centroid_spread"] = mean_interval(centroid_spread(samples))
+        result |= _agreement(samples, answers, probabilities)
+    result |= _spread(samples) | dict(quality=mean_interval(quality_score(samples, cond).mean(1)))
     if offsets is None:
         for name, mask in (("unimode", ~undetermined), ("multimode", undetermined)):
             result[name] = dict(num_sets=int(mask.sum()))
@@ -222,8 +230,6 @@ def judge_answers(samples: Tensor, answers: Tensor, probabilities: Tensor) -> di
     (G, k, H, W) with probabilities (k,). `quality` is the mean L2 distance to the nearest answer, `mean_iou` the mean
     IoU with the most alike one."""
     alike, distance = nearest_answer(samples, answers)
-    values = dict(hm_iou=hm_iou(samples, answers), ged=generalised_energy_distance(samples, answers, probabilities),
-                  mean_iou=alike.mean(1), quality=distance.mean(1), iou_distance=iou_distance(samples),
-                  pairwise_l2=pairwise_l2(samples), centroid_spread=centroid_spread(samples))
-    return dict(modes_total=None, modes_expected_iid=None, modes_found=None) | {
-        name: mean_interval(value) for name, value in values.items()}
+    return dict(modes_total=None, modes_expected_iid=None, modes_found=None,
+                mean_iou=mean_interval(alike.mean(1)), quality=mean_interval(distance.mean(1))) | \
+        _agreement(samples, answers, probabilities) | _spread(samples)

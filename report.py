@@ -20,7 +20,8 @@ from torch import Tensor
 
 from config import WorldSettings, record
 from data_loader import Mixture
-from figures import COLOURS
+from figures import COLOURS, new_colours
+from results import method_of, source_of
 
 SETS_SHOWN = 16      # others unfold
 LABELS = dict(       # what is known best comes first; numbers that are not here go by their own names
@@ -95,8 +96,7 @@ def sheet(arrays: dict[str, Tensor], result: dict) -> list[dict]:
     pictures: list[tuple[str, str, str | None]]
     for g, samples in enumerate(arrays["samples"]):
         modes = arrays["modes"][g].tolist() if "modes" in arrays else [-1] * len(samples)
-        colours = [COLOURS[mode % len(COLOURS)] if mode >= 0 and mode not in modes[:b] else None
-                   for b, mode in enumerate(modes)]
+        colours = new_colours(modes)
         if result["dataset"] == "mixture":
             pictures = [(plane(samples[:, 0], colours), f"set {g}, {len(samples)} points in the plane", None)]
         else:
@@ -178,14 +178,13 @@ def gather(folder: str, result: dict, arrays: dict[str, Tensor], job, number: in
     defaults = record(*(group() for group in job.settings)) | record(world) | \
         dict(dataset=WorldSettings.dataset, frames=None)
     settings = result["settings"]
-    strength = f" {settings['pg_factor']:g}" if settings["guidance"] in ("pg", "reference") else ""
     command = shlex.join(["python", "evaluate.py", "--config", str(Path(folder) / "config.yaml")])
     sources = dict(Command=command, Seed=settings["seed"], Device=result["device"],
                    Digits=result["digits_source"], Commit=result["commit"], Checkpoint=result["checkpoint_sha256"],
                    **{name.capitalize(): version for name, version in result["versions"].items()})
     return dict(
         name=Path(folder).resolve().name, result=result, settings=settings, defaults=defaults,
-        title=f"{result['dataset']}, guidance {settings['guidance']}{strength}, noise {settings['noise']}",
+        title=method_of(result), source=source_of(result),
         metrics=measured(result), sources=sources, sets=sheet(arrays, result), set=number,
         columns=1 if result["dataset"] == "mixture" else min(10, arrays["samples"].shape[1]),
         steps=steps(trace, result), chart=chart(trace), others=ended_otherwise(trace, arrays["samples"][number]))

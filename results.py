@@ -17,14 +17,15 @@ def run_file(run: str, name: str) -> Path:
 
 def finished(run: str) -> tuple[dict, dict]:
     """(the arrays of samples.npz as tensors, the record in metrics.json) of an evaluation. Raises SettingError."""
-    import numpy as np
     import torch
+
+    from frames import read_npz
 
     result = json.loads(run_file(run, "metrics.json").read_text())
     if not isinstance(result, dict) or "settings" not in result:
         reject("run", run, "a folder with the metrics.json that evaluate.py writes")
-    with np.load(run_file(run, "samples.npz"), allow_pickle=False) as file:
-        return {key: torch.from_numpy(file[key]) for key in file.files}, result
+    arrays = read_npz(run_file(run, "samples.npz"), "run")
+    return {key: torch.from_numpy(array) for key, array in arrays.items()}, result
 
 
 def rows_of(run: str) -> list[dict]:
@@ -42,6 +43,23 @@ def experiment_of(run: str) -> tuple[list[dict], str]:
         reject("run", run, "a folder with the results.json that evaluate.py --experiment writes")
     results = json.loads(path.read_text())
     return results["rows"], results["title"]
+
+
+def method_of(result: dict) -> str:
+    """The world and what made its sets diverse."""
+    settings = result["settings"]
+    strength = f" {settings['pg_factor']:g}" if settings["guidance"] in ("pg", "reference") else ""
+    return f"{result['dataset']}, guidance {settings['guidance']}{strength}, noise {settings['noise']}"
+
+
+def source_of(result: dict) -> str | None:
+    """Where its digits or frames come from, None where it needs none."""
+    return result["digits_source"] and f"{named(result['dataset'], result['digits_source'])} (test split)"
+
+
+def named(dataset: str, source: str) -> str:
+    """The source of a world's pictures, for people: "mnist digits", or the path of one's own frames."""
+    return source if dataset == "frames" else f"{source} digits"
 
 
 def label(row: dict) -> str:

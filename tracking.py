@@ -152,7 +152,6 @@ def _started(key: str, value: Any, start: Callable[[], T]) -> T:
         reject(key, value, f"that where it is installed, `pip install {key}` ({_brief(error)})")
     except Exception as error:
         reject(key, value, f"that where it can start ({_brief(error)})")
-    raise AssertionError
 
 
 def start(settings: TrackingSettings, outdir: Path, config: dict[str, Any], *, continued: bool = False, begin: int = 0,

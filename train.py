@@ -194,10 +194,9 @@ def setup(argv: list[str] | None):
         world = load_frames(world_settings, "train").to(device)
     else:
         world = make_world(world_settings, load_bank(digits, world_settings).to(device))
-    multiple = model.patch_size * 2**(len(model.channels) - 1)
-    if any(side % multiple for side in world.frame_shape):
+    if any(side % model.multiple for side in world.frame_shape):
         reject("frames" if world.dataset == "frames" else "image_size", "x".join(map(str, world.frame_shape)),
-               f"multiples of {multiple} px, which a patch_size of {model.patch_size} and {len(model.channels)} "
+               f"multiples of {model.multiple} px, which a patch_size of {model.patch_size} and {len(model.channels)} "
                "resolutions ask for")
     training = Training(everything, device, world)
     if settings.batch_size % (training.ranks * settings.accumulate):

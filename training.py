@@ -102,7 +102,7 @@ class Training:
         """sigma_data, unless it is set, and the box of the frame to work on, with --crop."""
         model = build(ModelSettings, self.all_settings)
         frames = self.world.windows(2048, set_generator(self.seed, 0, stream=3, device=self.device)).frames
-        box = lit_box(frames, model.patch_size * 2**(len(model.channels) - 1)) if model.crop else None
+        box = lit_box(frames, model.multiple) if model.crop else None
         return model.sigma_data or sigma_data_of(inside(frames, box)), box
 
     def batch(self) -> tuple[Tensor, ...]:

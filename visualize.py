@@ -24,7 +24,7 @@ from tqdm import tqdm
 from command_line import HelpFormatter, Parser, fail, make_parser, run_program
 from config import (Count, CountOrZero, DigitSettings, Many, Positive, SamplerSettings, Seed, SettingError,
                     WorldSettings, build, reject)
-from results import experiment_of, finished, label, rows_of, run_file
+from results import experiment_of, finished, label, named, rows_of, run_file
 
 
 @dataclass
@@ -167,7 +167,7 @@ def dataset(args: Namespace):
                               timeout=digits.download_timeout))
     batch = world.sequences(args.num_sequences, set_generator(args.seed, 0))
     figure = world_sheet(batch.frames, batch.positions, batch.choices, digit_size=settings.digit_size,
-                         title=f"{settings.dataset} ({world.source}); orange: a random choice")
+                         title=f"{settings.dataset} ({named(settings.dataset, world.source)}); orange: a random choice")
     return figure, Path(f"dataset-{settings.dataset}.png")
 
 

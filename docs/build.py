@@ -63,7 +63,7 @@ def draw(name: str, flags: list[str], data_root: str) -> None:
     flags = flags if name == "mixture" else [*flags, "--num_sets", "3", "--seed", "2"]
     job = evaluate.setup([*flags, "--data_root", data_root])
     samples, modes, result = evaluate.run(job)
-    arrays = job.truth() | dict(cond=job.cond, samples=samples) | ({} if modes is None else dict(modes=modes))
+    arrays = evaluate.arrays_of(job, samples, modes)
     save(result_sheet(arrays, result, title=""), ROOT / "docs" / "pictures" / f"{name}.png", dpi=80)
 
 

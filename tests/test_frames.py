@@ -88,6 +88,16 @@ def spoil(tmp_path, how: str):
               "words": dict(frames=frames.astype(str)), "short": dict(frames=frames[:, :1])}
     if how == "text":
         path.write_text("not an archive")
+    elif how == "empty":
+        path.touch()
+    elif how == "flipped":
+        np.savez_compressed(path, frames=np.random.default_rng(0).integers(16, size=(6, 2, 32, 32), dtype=np.uint8))
+        damaged = bytearray(path.read_bytes())
+        damaged[400:420] = bytes(20)
+        path.write_bytes(damaged)
+    elif how == "npy":
+        np.save(tmp_path / "x.npy", frames)
+        return tmp_path / "x.npy"
     elif how == "nowhere":
         return path
     elif how == "pngs":
@@ -104,7 +114,8 @@ def spoil(tmp_path, how: str):
 
 
 @pytest.mark.parametrize("how, why", [
-    ("nowhere", "an .npz file, or a folder"), ("text", "can be read"), ("no frames", "`frames` (N, T, H, W)"),
+    ("nowhere", "an .npz file, or a folder"), ("text", "can be read"), ("empty", "can be read"),
+    ("flipped", "can be read"), ("npy", "can be read"), ("no frames", "`frames` (N, T, H, W)"),
     ("flat", "shape (N, ., H, W)"), ("few", "5 sequences"), ("sizes", "one size"), ("counts", "N = 6"),
     ("floats", "largest here is 1.5"), ("nan", "floats from 0 to 1"), ("words", "whole numbers"),
     ("short", "has 1 frames"), ("pngs", "a PNG that can be read"), ("empty folder", "5 sequences")])

@@ -192,6 +192,14 @@ def test_nothing_is_fetched_and_nothing_unescaped(folder, run):
     assert "<b>&" not in html
 
 
+def test_a_damaged_run_is_refused(folder, tmp_path, refused, capsys):
+    shutil.copytree(folder / GUIDED, tmp_path / "run")
+    (tmp_path / "run" / "samples.npz").write_bytes((folder / GUIDED / "samples.npz").read_bytes()[:-100])
+    capsys.readouterr()
+    for command in ("samples", "report"):
+        assert "an .npz that can be read" in refused(visualize.main, [command, str(tmp_path / "run")])
+
+
 def test_folders_without_a_run_are_refused(folder, tmp_path, refused):
     assert "run: got" in refused(visualize.main, ["report", str(folder / GUIDED), str(tmp_path)])
     (tmp_path / "metrics.json").write_text("[]")
