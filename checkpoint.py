@@ -7,6 +7,7 @@
 They are written to a temporary file and renamed, so a reader never sees half of one, and carry a hash of what they
 hold.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -36,8 +37,12 @@ def digest(tensors: dict[str, Tensor], metadata: str) -> str:
     return sha.hexdigest()
 
 
-def save_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, Any],
-                 previous: Path | None = None) -> None:
+def save_tensors(
+    path: Path | str,
+    tensors: dict[str, Tensor],
+    metadata: dict[str, Any],
+    previous: Path | None = None,
+) -> None:
     """Write tensors and JSON-able metadata to `path`, all or nothing; what was there moves to `previous`.
     Raises OSError, with the file at `path` as it was, where the disk is full."""
     path = Path(path)
@@ -46,7 +51,9 @@ def save_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[st
     text = json.dumps(metadata)
     try:
         with open(temporary, "wb") as file:  # not by save_file, whose files nobody else may read
-            file.write(save(tensors, {"format": FORMAT, "metadata": text, "sha256": digest(tensors, text)}))
+            file.write(
+                save(tensors, {"format": FORMAT, "metadata": text, "sha256": digest(tensors, text)})
+            )
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -63,7 +70,9 @@ def save_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[st
 
 def _open(path: Path | str):
     if not Path(path).is_file():
-        raise SettingError(f"checkpoint: {path} is not a file; accepted: a .safetensors file that train.py wrote")
+        raise SettingError(
+            f"checkpoint: {path} is not a file; accepted: a .safetensors file that train.py wrote"
+        )
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
@@ -73,7 +82,9 @@ def _open(path: Path | str):
 def _header(file, path: Path | str) -> dict[str, str]:
     header = file.metadata() or {}
     if header.get("format") != FORMAT or "metadata" not in header:
-        raise SettingError(f"checkpoint: {path} is of format {header.get('format')!r}; accepted: {FORMAT!r}")
+        raise SettingError(
+            f"checkpoint: {path} is of format {header.get('format')!r}; accepted: {FORMAT!r}"
+        )
     return header
 
 
@@ -84,7 +95,9 @@ def read_metadata(path: Path | str) -> dict[str, Any]:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise SettingError(f"checkpoint: {path} is damaged ({error}); accepted: a copy that is whole") from None
+        raise SettingError(
+            f"checkpoint: {path} is damaged ({error}); accepted: a copy that is whole"
+        ) from None
 
 
 def read_tensors(path: Path | str) -> dict[str, Tensor]:
@@ -93,22 +106,38 @@ def read_tensors(path: Path | str) -> dict[str, Tensor]:
         header = _header(file, path)
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     if header.get("sha256") != digest(tensors, header["metadata"]):
-        raise SettingError(f"checkpoint: {path} is damaged (its hash does not fit); accepted: a copy that is whole")
+        raise SettingError(
+            f"checkpoint: {path} is damaged (its hash does not fit); accepted: a copy that is whole"
+        )
     return tensors
 
 
 def halved(module: nn.Module) -> dict[str, Tensor]:
     """The weights of a module in half precision, its single numbers as they are."""
-    return {name: tensor.half() if tensor.ndim else tensor for name, tensor in module.state_dict().items()}
+    return {
+        name: tensor.half() if tensor.ndim else tensor
+        for name, tensor in module.state_dict().items()
+    }
 
 
-def make_denoiser(settings: dict[str, Any], sigma_data: float, box: Sequence[int] | None = None) -> EDMDenoiser:
+def make_denoiser(
+    settings: dict[str, Any], sigma_data: float, box: Sequence[int] | None = None
+) -> EDMDenoiser:
     """The untrained network that a flat record of settings describes, with what was measured of its data."""
     world, model = build(WorldSettings, settings), build(ModelSettings, settings)
     assert world.num_cond_frames is not None  # it was None before __post_init__ only
-    unet = UNet(world.num_cond_frames + 1, 1, channels=model.channels, blocks=model.blocks,
-                attention=model.attention, head_channels=model.head_channels, patch_size=model.patch_size,
-                motion=model.motion, dropout=model.dropout, num_classes=10 if model.class_labels else 0)
+    unet = UNet(
+        world.num_cond_frames + 1,
+        1,
+        channels=model.channels,
+        blocks=model.blocks,
+        attention=model.attention,
+        head_channels=model.head_channels,
+        patch_size=model.patch_size,
+        motion=model.motion,
+        dropout=model.dropout,
+        num_classes=10 if model.class_labels else 0,
+    )
     return EDMDenoiser(unet, sigma_data, box).to(memory_format=torch.channels_last)
 
 
@@ -135,19 +164,27 @@ def load_classifier(role: str, device="cpu") -> Classifier:
 
 def _load(module: T, path: Path | str, device) -> T:
     try:
-        module.load_state_dict({name: tensor.float() for name, tensor in read_tensors(path).items()})
+        module.load_state_dict(
+            {name: tensor.float() for name, tensor in read_tensors(path).items()}
+        )
     except RuntimeError as error:
-        raise SettingError(f"checkpoint: {path} does not fit the network it describes "
-                           f"({str(error).splitlines()[-1].strip()})") from None
+        raise SettingError(
+            f"checkpoint: {path} does not fit the network it describes "
+            f"({str(error).splitlines()[-1].strip()})"
+        ) from None
     return module.to(device).eval().requires_grad_(False)
 
 
 # ---------------------------------------------------------------- state of a training run
 
+
 def pack(prefix: str, state: dict) -> tuple[dict[str, Tensor], list[dict]]:
     """An optimizer's state_dict as (flat tensors, JSON-able parameter groups)."""
-    tensors = {f"{prefix}.{index}.{key}": torch.as_tensor(value)
-               for index, entry in state["state"].items() for key, value in entry.items()}
+    tensors = {
+        f"{prefix}.{index}.{key}": torch.as_tensor(value)
+        for index, entry in state["state"].items()
+        for key, value in entry.items()
+    }
     return tensors, state["param_groups"]
 
 
@@ -156,6 +193,6 @@ def unpack(prefix: str, tensors: dict[str, Tensor], groups: list[dict]) -> dict:
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith(prefix + "."):
-            index, key = name[len(prefix) + 1:].split(".", 1)
+            index, key = name[len(prefix) + 1 :].split(".", 1)
             state.setdefault(int(index), {})[key] = tensor
     return {"state": state, "param_groups": groups}

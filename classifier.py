@@ -6,6 +6,7 @@
 Two are trained independently, with different initial weights, orders and distortions: one judges,
 the other one's features may guide. A guide that judged itself would find what it pushed for.
 """
+
 from __future__ import annotations
 
 import time
@@ -16,8 +17,19 @@ from typing import Literal
 from tqdm import tqdm
 
 from command_line import fail, make_parser, run_program
-from config import (ClosedUnitInterval, Count, DigitSettings, Many, NonNegative, Positive, Seed, SettingError, build,
-                    pick_device, record)
+from config import (
+    ClosedUnitInterval,
+    Count,
+    DigitSettings,
+    Many,
+    NonNegative,
+    Positive,
+    Seed,
+    SettingError,
+    build,
+    pick_device,
+    record,
+)
 
 
 @dataclass
@@ -60,9 +72,20 @@ def distort(images, generator):
     n, side = len(images), images.shape[-1]
     u = lambda: 2 * torch.rand(n, generator=generator).to(images) - 1
     angle, stretch, shear = u() * math.radians(12), 1 + 0.15 * u(), 0.15 * u()
-    rows = torch.stack([stretch * angle.cos(), -angle.sin() + shear, 3 * u() / side,
-                        angle.sin(), stretch * angle.cos(), 3 * u() / side], 1).view(n, 2, 3)
-    return F.grid_sample(images, F.affine_grid(rows, images.shape, align_corners=False), align_corners=False)
+    rows = torch.stack(
+        [
+            stretch * angle.cos(),
+            -angle.sin() + shear,
+            3 * u() / side,
+            angle.sin(),
+            stretch * angle.cos(),
+            3 * u() / side,
+        ],
+        1,
+    ).view(n, 2, 3)
+    return F.grid_sample(
+        images, F.affine_grid(rows, images.shape, align_corners=False), align_corners=False
+    )
 
 
 def centred(digits, image_size: int):
@@ -84,8 +107,14 @@ def train(settings: ClassifierSettings, digits, device):
     torch.manual_seed(settings.seed)
     generator = torch.Generator().manual_seed(settings.seed)
     net = Classifier(settings.channels).to(device).to(memory_format=torch.channels_last).train()
-    optimizer = Optimizer(net, lr=settings.lr, muon_lr=settings.muon_lr, weight_decay=settings.weight_decay, muon=True,
-                          ends=("stem", "out"))
+    optimizer = Optimizer(
+        net,
+        lr=settings.lr,
+        muon_lr=settings.muon_lr,
+        weight_decay=settings.weight_decay,
+        muon=True,
+        ends=("stem", "out"),
+    )
     frames, labels = centred(digits, settings.image_size), digits.labels
     steps, step = settings.epochs * (len(frames) // settings.batch_size), 0
     bar = tqdm(total=steps, unit="it", disable=None)
@@ -95,7 +124,9 @@ def train(settings: ClassifierSettings, digits, device):
             if len(rows) < settings.batch_size:
                 break
             batch = distort(frames[rows][:, None].to(device), generator)
-            loss = F.cross_entropy(net(batch[:, 0]), labels[rows].to(device), label_smoothing=settings.label_smoothing)
+            loss = F.cross_entropy(
+                net(batch[:, 0]), labels[rows].to(device), label_smoothing=settings.label_smoothing
+            )
             net.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step(min(1.0, (step + 1) / 100) * (1 - step / steps))
@@ -111,14 +142,18 @@ def accuracy(net, digits, image_size: int, device) -> float:
 
     with torch.no_grad():
         parts = list(zip(centred(digits, image_size).split(1000), digits.labels.split(1000)))
-        right = [net(frames.to(device)).argmax(-1).cpu() == labels
-                 for frames, labels in tqdm(parts, desc="test", disable=None)]
+        right = [
+            net(frames.to(device)).argmax(-1).cpu() == labels
+            for frames, labels in tqdm(parts, desc="test", disable=None)
+        ]
     return float(torch.cat(right).double().mean())
 
 
 def main(argv: list[str] | None = None) -> None:
     """Train a classifier and write it to --out; a mistake ends with one line and exit code 2."""
-    args = make_parser(ClassifierSettings, DigitSettings, description=__doc__.split("\n")[0]).parse_args(argv)
+    args = make_parser(
+        ClassifierSettings, DigitSettings, description=__doc__.split("\n")[0]
+    ).parse_args(argv)
     try:
         settings, source = build(ClassifierSettings, args), build(DigitSettings, args)
         import checkpoint
@@ -126,8 +161,13 @@ def main(argv: list[str] | None = None) -> None:
         from training import machine_name
 
         device = pick_device(settings.device)
-        bank = lambda split: load_digits(source.digits, split, size=settings.digit_size, data_root=source.data_root,
-                                         timeout=source.download_timeout)
+        bank = lambda split: load_digits(
+            source.digits,
+            split,
+            size=settings.digit_size,
+            data_root=source.data_root,
+            timeout=source.download_timeout,
+        )
         digits, start = bank("train"), time.perf_counter()
     except (SettingError, FileNotFoundError, ValueError) as error:
         fail(str(error))
@@ -139,11 +179,21 @@ def main(argv: list[str] | None = None) -> None:
     measured = accuracy(net, test, settings.image_size, device)
     path = Path(settings.out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.save_tensors(path, weights, dict(
-        settings=record(settings, source) | dict(out=None, data_root="data"), digits_source=digits.source,
-        parameters=sum(p.numel() for p in net.parameters()), train_seconds=round(seconds, 1),
-        accuracy=measured, machine=machine_name(device, 1)))
-    print(f"{100 * measured:.2f}% of {len(test.labels):,} {test.source} test digits, written to {path}")
+    checkpoint.save_tensors(
+        path,
+        weights,
+        dict(
+            settings=record(settings, source) | dict(out=None, data_root="data"),
+            digits_source=digits.source,
+            parameters=sum(p.numel() for p in net.parameters()),
+            train_seconds=round(seconds, 1),
+            accuracy=measured,
+            machine=machine_name(device, 1),
+        ),
+    )
+    print(
+        f"{100 * measured:.2f}% of {len(test.labels):,} {test.source} test digits, written to {path}"
+    )
 
 
 if __name__ == "__main__":

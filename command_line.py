@@ -3,6 +3,7 @@
 Exit codes: 0; 1 failed; 2 bad input; 128 + signal when stopped (130 Ctrl-C, 143 SIGTERM, 141 nobody reads stdout).
 Nothing here imports torch, so `--help` and mistakes answer at once.
 """
+
 from __future__ import annotations
 
 import json
@@ -21,11 +22,18 @@ from config import reject
 set_parsing_settings(docstring_parse_attribute_docstrings=True, add_print_completion_argument=True)
 
 # What the number types of config.py accept.
-KINDS = {"Count": "a whole number > 0, at most a billion", "Seed": "a whole number >= 0 and < 2^63",
-         "CountOrZero": "a whole number >= 0, at most a billion",
-         "LogSigma": "a number from -10 to 10", "Sigma": "a number from 1e-6 to 1e6",
-         "Positive": "a number > 0", "NonNegative": "a number >= 0", "PositiveFloat": "a number > 0 or inf",
-         "NonNegativeFloat": "a number >= 0 or inf", "ClosedUnitInterval": "a number from 0 to 1"}
+KINDS = {
+    "Count": "a whole number > 0, at most a billion",
+    "Seed": "a whole number >= 0 and < 2^63",
+    "CountOrZero": "a whole number >= 0, at most a billion",
+    "LogSigma": "a number from -10 to 10",
+    "Sigma": "a number from 1e-6 to 1e6",
+    "Positive": "a number > 0",
+    "NonNegative": "a number >= 0",
+    "PositiveFloat": "a number > 0 or inf",
+    "NonNegativeFloat": "a number >= 0 or inf",
+    "ClosedUnitInterval": "a number from 0 to 1",
+}
 
 
 def _one_line(message: str) -> str:
@@ -36,12 +44,19 @@ def _one_line(message: str) -> str:
     choices = re.search(r"Literal\[(.*?)\]", text)
     text = " ".join(text.split())
     if key and (choices or kinds):
-        accepted = choices.group(1) if choices else " or ".join(KINDS.get(kind, kind) for kind in kinds)
+        accepted = (
+            choices.group(1) if choices else " or ".join(KINDS.get(kind, kind) for kind in kinds)
+        )
         accepted += ", or null" if "NoneType" in text else ""
         # The value stands after one of these, or in quotes at the end of what int() and float() say.
-        value = (re.search(r"(?:Given value|Got value): (.*)", text) or re.search(r"(\S+) does not conform", text)
-                 or re.search(r"'([^']*)'$", text))
-        return f"{key.group(1)}: got {value.group(1).strip() if value else text}; accepted: {accepted}"
+        value = (
+            re.search(r"(?:Given value|Got value): (.*)", text)
+            or re.search(r"(\S+) does not conform", text)
+            or re.search(r"'([^']*)'$", text)
+        )
+        return (
+            f"{key.group(1)}: got {value.group(1).strip() if value else text}; accepted: {accepted}"
+        )
     return f"{key.group(1)}: {text}" if key else text
 
 
@@ -79,9 +94,16 @@ def _name() -> str:
 
 def make_parser(*groups: type, description: str | None, **options: Any) -> Parser:
     """A parser of the settings of all groups, and of --config; `options` are argparse's."""
-    parser = Parser(description=description, default_env=False, allow_abbrev=False, formatter_class=HelpFormatter,
-                    **options)
-    parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    parser = Parser(
+        description=description,
+        default_env=False,
+        allow_abbrev=False,
+        formatter_class=HelpFormatter,
+        **options,
+    )
+    parser.add_argument(
+        "--config", action="config", help="YAML file with any of the settings below"
+    )
     for group in groups:
         parser.add_class_arguments(group)
     return parser
@@ -89,7 +111,11 @@ def make_parser(*groups: type, description: str | None, **options: Any) -> Parse
 
 def silent(argv: list[str] | None) -> list[str]:
     """A command line without --print_config: to ask it something before all defaults are known."""
-    return [flag for flag in (sys.argv[1:] if argv is None else argv) if not flag.startswith("--print_config")]
+    return [
+        flag
+        for flag in (sys.argv[1:] if argv is None else argv)
+        if not flag.startswith("--print_config")
+    ]
 
 
 def _stop(number: int, frame) -> None:
@@ -113,7 +139,10 @@ def run_program(main: Callable[[], Any]) -> None:
         number, *how = stop.args or (signal.SIGINT,)
         code = 128 + number
         if int(os.environ.get("RANK", 0)) == 0:
-            print("; ".join([f"{_name()}: stopped by {signal.Signals(number).name}", *how]), file=sys.stderr)
+            print(
+                "; ".join([f"{_name()}: stopped by {signal.Signals(number).name}", *how]),
+                file=sys.stderr,
+            )
     except BrokenPipeError:
         # What is left in the buffer has no reader; the interpreter would complain about it at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,6 +6,7 @@ here, what a checkpoint was trained with (world and model, in `evaluate.py`), a
 `--config` file, flags. Nothing here imports torch, so `--help` and mistakes answer
 at once.
 """
+
 from __future__ import annotations
 
 import math
@@ -17,7 +18,12 @@ from jsonargparse import Namespace
 
 Dataset = Literal["centered", "free", "circle_jumping", "horizontal", "mixture", "frames"]
 if not TYPE_CHECKING:  # not the other way round: jsonargparse runs the body of `if TYPE_CHECKING`
-    from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFloat, restricted_number_type
+    from jsonargparse.typing import (
+        ClosedUnitInterval,
+        NonNegativeFloat,
+        PositiveFloat,
+        restricted_number_type,
+    )
 
     Count = restricted_number_type("Count", int, [(">", 0), ("<=", 10**9)])
     CountOrZero = restricted_number_type("CountOrZero", int, [(">=", 0), ("<=", 10**9)])
@@ -29,7 +35,12 @@ if not TYPE_CHECKING:  # not the other way round: jsonargparse runs the body of 
     Many = List
 else:  # a type checker cannot follow types that are made at run time
     from builtins import float as ClosedUnitInterval, float as LogSigma, float as NonNegative
-    from builtins import float as NonNegativeFloat, float as Positive, float as PositiveFloat, float as Sigma
+    from builtins import (
+        float as NonNegativeFloat,
+        float as Positive,
+        float as PositiveFloat,
+        float as Sigma,
+    )
     from builtins import int as Count, int as CountOrZero, int as Seed
     from typing import Sequence as Many  # lists where they were given, but tuples as defaults
 
@@ -89,13 +100,19 @@ class WorldSettings:
         if (name == "frames") != (self.frames is not None):
             reject("frames", self.frames, "a path with dataset frames, and only there")
         if self.digit_size > self.image_size - (8 if name == "circle_jumping" else 0):
-            reject("digit_size", self.digit_size,
-                   f"a size that leaves room to move in image_size = {self.image_size}")
+            reject(
+                "digit_size",
+                self.digit_size,
+                f"a size that leaves room to move in image_size = {self.image_size}",
+            )
         if self.classes is not None and not (self.classes and set(self.classes) <= set(range(10))):
             reject("classes", self.classes, "a list of digit classes from 0 to 9")
         if name == "circle_jumping" and self.num_cond_frames % 2 == 0 and self.num_cond_frames:
-            reject("num_cond_frames", self.num_cond_frames,
-                   "an odd number for circle_jumping, whose last conditioning frame is centred")
+            reject(
+                "num_cond_frames",
+                self.num_cond_frames,
+                "an odd number for circle_jumping, whose last conditioning frame is centred",
+            )
 
 
 @dataclass
@@ -138,7 +155,7 @@ class ModelSettings:
     @property
     def multiple(self) -> int:
         """Of so many px are the sides of what the network sees multiples."""
-        return self.patch_size * 2**(len(self.channels) - 1)
+        return self.patch_size * 2 ** (len(self.channels) - 1)
 
 
 @dataclass
@@ -296,7 +313,9 @@ class GuidanceSettings:
 
     def __post_init__(self):
         if self.pg_sigma_min >= self.pg_sigma_max:
-            reject("pg_sigma_min", self.pg_sigma_min, f"less than pg_sigma_max = {self.pg_sigma_max}")
+            reject(
+                "pg_sigma_min", self.pg_sigma_min, f"less than pg_sigma_max = {self.pg_sigma_max}"
+            )
         if self.cads_tau1 >= self.cads_tau2:
             reject("cads_tau1", self.cads_tau1, f"less than cads_tau2 = {self.cads_tau2}")
 
@@ -340,6 +359,7 @@ class TrackingSettings:
 
 # ---------------------------------------------------------------- settings and their records
 
+
 def build(group: type[T], namespace: Namespace | dict) -> T:
     """The settings of one group out of a flat namespace. Raises SettingError."""
     values = namespace if isinstance(namespace, dict) else namespace.as_dict()
@@ -382,4 +402,9 @@ def use_bfloat16(precision: str, device) -> bool:
     """Whether the network runs in bfloat16 autocast."""
     import torch
 
-    return precision == "bfloat16" or precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return (
+        precision == "bfloat16"
+        or precision == "auto"
+        and device.type == "cuda"
+        and torch.cuda.is_bf16_supported()
+    )

@@ -14,6 +14,7 @@ Everything is a batch on one device and every draw comes from an explicit
 digit's top-left corner. MovingMNIST: Srivastava et al. 2015, arXiv 1502.04681;
 the stochastic walls: Denton & Fergus 2018, arXiv 1802.07687.
 """
+
 from __future__ import annotations
 
 import gzip
@@ -34,11 +35,12 @@ from torch import Tensor
 # (dy, dx) in pixels, in the order in which `num_directions` takes them.
 DIRECTIONS = ((0, 4), (0, -4), (4, 0), (-4, 0), (4, 4), (4, -4), (-4, 4), (-4, -4))
 HORIZONTAL_STEP = 2  # px per frame
-MAX_VELOCITY = 4     # px per frame and axis, world `free`
+MAX_VELOCITY = 4  # px per frame and axis, world `free`
 MODES = {"centered": 10, "horizontal": 2, "free": None}  # circle_jumping: num_directions
 
 
 # ---------------------------------------------------------------- digits
+
 
 @dataclass(frozen=True)
 class Digits:
@@ -57,7 +59,9 @@ class Digits:
         """Only the digits of these classes. Raises ValueError if none is left."""
         mask = torch.isin(self.labels, torch.as_tensor(classes, device=self.labels.device))
         if not mask.any():
-            raise ValueError(f"classes: {list(classes)} leaves no digit; accepted: classes from 0 to 9")
+            raise ValueError(
+                f"classes: {list(classes)} leaves no digit; accepted: classes from 0 to 9"
+            )
         return Digits(self.images[mask], self.labels[mask], self.source)
 
     def mixed_with(self, other: Digits) -> Digits:
@@ -65,17 +69,20 @@ class Digits:
         banks = [self, other]
         most = max(len(bank.labels) for bank in banks)
         times = [round(most / len(bank.labels)) for bank in banks]
-        return Digits(torch.cat([b.images.repeat(t, 1, 1) for b, t in zip(banks, times)]),
-                      torch.cat([b.labels.repeat(t) for b, t in zip(banks, times)]),
-                      "+".join(bank.source for bank in banks))
+        return Digits(
+            torch.cat([b.images.repeat(t, 1, 1) for b, t in zip(banks, times)]),
+            torch.cat([b.labels.repeat(t) for b, t in zip(banks, times)]),
+            "+".join(bank.source for bank in banks),
+        )
 
 
 def _resize(images: Tensor, size: int) -> Tensor:
     """(M, h, w) in [0, 1] -> (M, size, size), antialiased bilinear."""
     if images.shape[-1] == size:
         return images
-    return F.interpolate(images[:, None], size=(size, size), mode="bilinear",
-                         align_corners=False, antialias=True)[:, 0].clamp(0, 1)
+    return F.interpolate(
+        images[:, None], size=(size, size), mode="bilinear", align_corners=False, antialias=True
+    )[:, 0].clamp(0, 1)
 
 
 @lru_cache(maxsize=8)
@@ -101,8 +108,10 @@ def _mnist(split: str, size: int, data_root: str, timeout: float) -> Digits:
         before = socket.getdefaulttimeout()
         socket.setdefaulttimeout(timeout)
         try:
-            print(f"MNIST is not in {data_root}: downloading it (at most {timeout:g} s of silence) ...",
-                  file=sys.stderr)
+            print(
+                f"MNIST is not in {data_root}: downloading it (at most {timeout:g} s of silence) ...",
+                file=sys.stderr,
+            )
             # torchvision's bars do not ask whether there is a terminal.
             with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
                 data = MNIST(data_root, train=train, download=True)
@@ -111,7 +120,9 @@ def _mnist(split: str, size: int, data_root: str, timeout: float) -> Digits:
     return Digits(_resize(data.data.float() / 255, size), data.targets.long(), "mnist")
 
 
-def load_digits(source: str, split: str, *, size: int, data_root: str, timeout: float = 10.0) -> Digits:
+def load_digits(
+    source: str, split: str, *, size: int, data_root: str, timeout: float = 10.0
+) -> Digits:
     """Digits of `split` ("train" or "test"), resized once to `size` px and cached.
 
     `source`: "mnist" (torchvision's, from `data_root`, downloaded when missing; no
@@ -131,14 +142,18 @@ def load_digits(source: str, split: str, *, size: int, data_root: str, timeout: 
             raise FileNotFoundError(
                 f"digits: mnist cannot be had ({reason}); put the four MNIST files into "
                 f"{data_root}/MNIST/raw, point --data_root at a folder that has them, or use "
-                "--digits embedded") from None
-        print(f"WARNING: MNIST cannot be had ({reason}).\n"
-              "WARNING: using the embedded digits instead (scikit-learn's 8x8 digits, upsampled).",
-              file=sys.stderr)
+                "--digits embedded"
+            ) from None
+        print(
+            f"WARNING: MNIST cannot be had ({reason}).\n"
+            "WARNING: using the embedded digits instead (scikit-learn's 8x8 digits, upsampled).",
+            file=sys.stderr,
+        )
         return _embedded(split, size)
 
 
 # ---------------------------------------------------------------- the plane
+
 
 class Mixture:
     """Ten equal Gaussians on a circle in the plane, the synthetic experiment of particle guidance
@@ -160,6 +175,7 @@ class Mixture:
 
 # ---------------------------------------------------------------- sequences
 
+
 @dataclass(frozen=True)
 class Sequences:
     """N sequences of T frames and everything that is true of them.
@@ -178,7 +194,9 @@ class Sequences:
     @staticmethod
     def cat(parts: Sequence[Sequences]) -> Sequences:
         """All of them in a row; they agree in T, K, H and W."""
-        return Sequences(*(torch.cat(tensors) for tensors in zip(*(vars(part).values() for part in parts))))
+        return Sequences(
+            *(torch.cat(tensors) for tensors in zip(*(vars(part).values() for part in parts)))
+        )
 
     def __getitem__(self, rows: slice) -> Sequences:
         return Sequences(*(tensor[rows] for tensor in vars(self).values()))
@@ -187,7 +205,7 @@ class Sequences:
         """(cond (N, num_cond_frames, H, W), target (N, 1, H, W)), both in [0, 1]:
         the last frame and those just before it."""
         end = self.frames.shape[1] - 1
-        return self.frames[:, end - num_cond_frames:end], self.frames[:, end:]
+        return self.frames[:, end - num_cond_frames : end], self.frames[:, end:]
 
 
 def render(images: Tensor, positions: Tensor, image_size: int) -> Tensor:
@@ -199,13 +217,15 @@ def render(images: Tensor, positions: Tensor, image_size: int) -> Tensor:
     N, T, K, _ = positions.shape
     S = images.shape[-1]
     axis = torch.arange(S, device=images.device)
-    within = (axis[:, None] * image_size + axis).reshape(-1)                        # (S*S,)
-    corner = positions[..., 0] * image_size + positions[..., 1]                     # (N, T, K)
+    within = (axis[:, None] * image_size + axis).reshape(-1)  # (S*S,)
+    corner = positions[..., 0] * image_size + positions[..., 1]  # (N, T, K)
     frames = None
     for k in range(K):
         canvas = images.new_zeros(N * T, image_size * image_size)
-        index = corner[:, :, k].reshape(-1, 1) + within                             # (N*T, S*S)
-        canvas.scatter_(1, index, images[:, k].reshape(N, 1, -1).expand(N, T, -1).reshape(N * T, -1))
+        index = corner[:, :, k].reshape(-1, 1) + within  # (N*T, S*S)
+        canvas.scatter_(
+            1, index, images[:, k].reshape(N, 1, -1).expand(N, T, -1).reshape(N * T, -1)
+        )
         frames = canvas if frames is None else torch.maximum(frames, canvas)
     assert frames is not None  # K > 0
     return frames.view(N, T, image_size, image_size)
@@ -234,15 +254,27 @@ class World:
     end_at_choice   `horizontal`: windows end right after a draw at the centre
     """
 
-    def __init__(self, digits: Digits, *, dataset: str, seq_len: int, num_cond_frames: int,
-                 num_digits: int, image_size: int, digit_size: int, num_directions: int,
-                 p: float | None, deterministic: bool, end_at_choice: bool):
+    def __init__(
+        self,
+        digits: Digits,
+        *,
+        dataset: str,
+        seq_len: int,
+        num_cond_frames: int,
+        num_digits: int,
+        image_size: int,
+        digit_size: int,
+        num_directions: int,
+        p: float | None,
+        deterministic: bool,
+        end_at_choice: bool,
+    ):
         self.digits = digits
         self.dataset, self.seq_len, self.num_cond_frames = dataset, seq_len, num_cond_frames
         self.num_digits, self.image_size, self.digit_size = num_digits, image_size, digit_size
         self.num_directions, self.p = num_directions, p
         self.deterministic, self.end_at_choice = deterministic, end_at_choice
-        self.room = image_size - digit_size       # largest coordinate of a corner
+        self.room = image_size - digit_size  # largest coordinate of a corner
         self.centre = self.room // 2
 
     @property
@@ -272,7 +304,9 @@ class World:
         if k is None:
             return None
         if self.dataset == "centered":
-            return torch.bincount(self.digits.labels, minlength=k).double() / len(self.digits.labels)
+            return torch.bincount(self.digits.labels, minlength=k).double() / len(
+                self.digits.labels
+            )
         first = 1 / k if self.p is None else self.p
         return torch.tensor([first] + [(1 - first) / (k - 1)] * (k - 1), dtype=torch.float64)
 
@@ -280,7 +314,7 @@ class World:
     def offsets(self) -> Tensor:
         """(k, 2) int64 displacements (dy, dx) in px of the modes of a world of directions."""
         if self.dataset == "circle_jumping":
-            return torch.tensor(DIRECTIONS[:self.num_directions])
+            return torch.tensor(DIRECTIONS[: self.num_directions])
         if self.dataset == "horizontal":
             return torch.tensor([[0, HORIZONTAL_STEP], [0, -HORIZONTAL_STEP]])
         raise ValueError(f"dataset: {self.dataset} has no countable directions")
@@ -288,8 +322,9 @@ class World:
     # ------------------------------------------------------------ motion
     def _motion(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(positions (n, T, K, 2), choices (n, T)) of n sequences."""
-        paths, choices = zip(*(getattr(self, f"_{self.dataset}")(n, generator)
-                               for _ in range(self.num_digits)))
+        paths, choices = zip(
+            *(getattr(self, f"_{self.dataset}")(n, generator) for _ in range(self.num_digits))
+        )
         return torch.stack(paths, 2), torch.stack(choices).any(0)
 
     def _randint(self, low: int, high: int, size: tuple, generator) -> Tensor:
@@ -297,8 +332,10 @@ class World:
 
     def _centered(self, n, generator):
         device = generator.device
-        return (torch.full((n, self.seq_len, 2), self.centre, device=device),
-                torch.zeros(n, self.seq_len, dtype=torch.bool, device=device))
+        return (
+            torch.full((n, self.seq_len, 2), self.centre, device=device),
+            torch.zeros(n, self.seq_len, dtype=torch.bool, device=device),
+        )
 
     def _circle_jumping(self, n, generator):
         positions, choices = self._centered(n, generator)
@@ -315,7 +352,7 @@ class World:
     def _horizontal(self, n, generator):
         device, centre, step = generator.device, self.centre, HORIZONTAL_STEP
         p = 0.5 if self.p is None else self.p
-        reach = centre // step                       # steps from the centre to a border
+        reach = centre // step  # steps from the centre to a border
         x = self._randint(-reach, reach, (n,), generator)
         v = self._randint(0, 1, (n,), generator) * 2 - 1
         xs, drawn = [x], [torch.zeros(n, dtype=torch.bool, device=device)]
@@ -367,8 +404,14 @@ class World:
         positions, choices = self._motion(n, generator)
         return Sequences(render(images, positions, self.image_size), labels, positions, choices)
 
-    def windows(self, n: int, generator: torch.Generator, *, at_choice: bool = False,
-                which: Tensor | None = None) -> Sequences:
+    def windows(
+        self,
+        n: int,
+        generator: torch.Generator,
+        *,
+        at_choice: bool = False,
+        which: Tensor | None = None,
+    ) -> Sequences:
         """n training windows of num_cond_frames + 1 frames, each cut at a random place of
         its own sequence; with `at_choice` (or `end_at_choice`) the last frame is one that
         the others do not determine, where the sequence has such a frame late enough.
@@ -378,12 +421,12 @@ class World:
         positions, choices = self._motion(n, generator)
         score = torch.rand(n, self.seq_len - T + 1, generator=generator, device=generator.device)
         if at_choice or (self.end_at_choice and self.dataset == "horizontal"):
-            score = score + choices[:, T - 1:].float()
+            score = score + choices[:, T - 1 :].float()
         elif self.dataset == "circle_jumping":  # conditioned on a centred digit: end on odd frames
             score = score + (torch.arange(T - 1, self.seq_len, device=score.device) % 2)
-        start = score.argmax(1)                                                     # (n,)
+        start = score.argmax(1)  # (n,)
         rows = torch.arange(n, device=start.device)[:, None]
-        cols = start[:, None] + torch.arange(T, device=start.device)                # (n, T)
+        cols = start[:, None] + torch.arange(T, device=start.device)  # (n, T)
         positions, choices = positions[rows, cols], choices[rows, cols]
         return Sequences(render(images, positions, self.image_size), labels, positions, choices)
 
@@ -391,10 +434,10 @@ class World:
         """(N, k, H, W): every frame that could have been the last one, in the order of
         `offsets`. For windows of a world of directions with one digit that end at a choice."""
         T = batch.positions.shape[1]
-        S, last = self.digit_size, batch.positions[:, -2, 0]                        # (N, 2)
+        S, last = self.digit_size, batch.positions[:, -2, 0]  # (N, 2)
         rows = last[:, 0, None] + torch.arange(S, device=last.device)
         cols = last[:, 1, None] + torch.arange(S, device=last.device)
         n = torch.arange(len(last), device=last.device)
         digit = batch.frames[:, T - 2][n[:, None, None], rows[:, :, None], cols[:, None, :]]
-        there = last[:, None] + self.offsets.to(last.device)                        # (N, k, 2)
+        there = last[:, None] + self.offsets.to(last.device)  # (N, k, 2)
         return render(digit[:, None], there[:, :, None], self.image_size)

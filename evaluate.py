@@ -8,6 +8,7 @@
 Writes to --outdir: metrics.json, samples.png, samples.npz, config.yaml; of an experiment
 results.json, a picture, and its finished cells.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -25,33 +26,65 @@ from typing import Any, Iterable
 import experiments
 import tracking
 from command_line import Parser, claim, fail, make_parser, run_folder, run_program, silent
-from config import (DigitSettings, EvaluateSettings, ExperimentSettings, GuidanceSettings, RunSettings,
-                    SamplerSettings, SettingError, TrackingSettings, WorldSettings, as_yaml, build, record,
-                    reject)
+from config import (
+    DigitSettings,
+    EvaluateSettings,
+    ExperimentSettings,
+    GuidanceSettings,
+    RunSettings,
+    SamplerSettings,
+    SettingError,
+    TrackingSettings,
+    WorldSettings,
+    as_yaml,
+    build,
+    record,
+    reject,
+)
 from results import source_of
 
-GROUPS: tuple[type, ...] = (EvaluateSettings, WorldSettings, DigitSettings, SamplerSettings, GuidanceSettings,
-                            RunSettings)
+GROUPS: tuple[type, ...] = (
+    EvaluateSettings,
+    WorldSettings,
+    DigitSettings,
+    SamplerSettings,
+    GuidanceSettings,
+    RunSettings,
+)
 
 
 # ---------------------------------------------------------------- set-up
+
 
 def find_checkpoint(name: str | None, dataset: str, p: float | None) -> Path:
     """A file, or a shipped network by its name; without one, the shipped network of the world."""
     if name is not None and Path(name).is_file():
         return Path(name)
-    default = f"{dataset}_p{100 * (0.5 if p is None else p):.0f}" if dataset == "horizontal" else dataset
+    default = (
+        f"{dataset}_p{100 * (0.5 if p is None else p):.0f}" if dataset == "horizontal" else dataset
+    )
     path = Path(__file__).parent / "checkpoints" / f"{name or default}.safetensors"
     if not path.is_file():
-        shipped = sorted(p.stem for p in path.parent.glob("*.safetensors") if not p.stem.startswith("classifier"))
-        reject("checkpoint", name or default, f"a file that train.py wrote, or one of {', '.join(shipped)}")
+        shipped = sorted(
+            p.stem for p in path.parent.glob("*.safetensors") if not p.stem.startswith("classifier")
+        )
+        reject(
+            "checkpoint",
+            name or default,
+            f"a file that train.py wrote, or one of {', '.join(shipped)}",
+        )
     return path
 
 
 def command_line() -> Parser:
     """Tracking and experiments are about runs, not about what they find: no record of a result has them."""
-    return make_parser(*GROUPS, ExperimentSettings, TrackingSettings, description=__doc__.split("\n")[0],
-                       usage="%(prog)s [options]")
+    return make_parser(
+        *GROUPS,
+        ExperimentSettings,
+        TrackingSettings,
+        description=__doc__.split("\n")[0],
+        usage="%(prog)s [options]",
+    )
 
 
 def parse(argv: list[str] | None) -> tuple[dict[type, Any], Path | None]:
@@ -59,7 +92,13 @@ def parse(argv: list[str] | None) -> tuple[dict[type, Any], Path | None]:
     nobody gave are those of the checkpoint's training. Raises SettingError."""
     parser = command_line()
     args = parser.parse_args(silent(argv))
-    implied = "centered" if args.task == "unconditional" else "frames" if args.frames is not None else None
+    implied = (
+        "centered"
+        if args.task == "unconditional"
+        else "frames"
+        if args.frames is not None
+        else None
+    )
     if implied is not None:
         parser.set_defaults(dataset=implied)
         args = parser.parse_args(silent(argv))
@@ -71,7 +110,9 @@ def parse(argv: list[str] | None) -> tuple[dict[type, Any], Path | None]:
 
         path = find_checkpoint(args.checkpoint, args.dataset, args.p)
         trained = checkpoint.denoiser_metadata(path)["settings"]
-        parser.set_defaults({key: trained[key] for key in record(WorldSettings()) if key in trained})
+        parser.set_defaults(
+            {key: trained[key] for key in record(WorldSettings()) if key in trained}
+        )
     args = parser.parse_args(argv)
     settings: dict[type, Any] = {group: build(group, args) for group in GROUPS}
     offered = "conditional" if settings[WorldSettings].num_cond_frames else "unconditional"
@@ -91,16 +132,26 @@ def check(settings: dict[type, Any], trained: dict, offered: str) -> None:
         reject("pg_features", "classifier", "pixels with frames; the classifier knows digits only")
     for key in ("dataset", "image_size", "num_cond_frames"):
         if trained and trained[key] != getattr(world, key):
-            reject(key, getattr(world, key), f"{trained[key]!r}, which the checkpoint was trained with")
+            reject(
+                key, getattr(world, key), f"{trained[key]!r}, which the checkpoint was trained with"
+            )
     if exact and (world.dataset in ("free", "centered") or world.num_digits > 1):
-        reject("denoiser", "exact", "trained for this world; exact needs circle_jumping or horizontal "
-                                    "with one digit, or mixture")
+        reject(
+            "denoiser",
+            "exact",
+            "trained for this world; exact needs circle_jumping or horizontal "
+            "with one digit, or mixture",
+        )
     guidance = settings[GuidanceSettings]
     if guidance.guidance == "kmedoids" and guidance.sequential > 1:
         reject("sequential", guidance.sequential, "1 with --guidance kmedoids, which has no memory")
     if guidance.guidance == "cads" and (exact or offered == "unconditional"):
-        reject("guidance", "cads", "any other with --denoiser exact or --task unconditional, where there is no "
-                                   "conditioning to noise")
+        reject(
+            "guidance",
+            "cads",
+            "any other with --denoiser exact or --task unconditional, where there is no "
+            "conditioning to noise",
+        )
 
 
 def setup(argv: list[str] | None = None):
@@ -113,17 +164,26 @@ def setup(argv: list[str] | None = None):
 
 # ---------------------------------------------------------------- report
 
+
 def table(result: dict) -> str:
     """The handful of numbers a reader wants first."""
+
     def line(name: str, value: dict | None, digits: int = 2) -> Iterable[str]:
         if value:
             lo, hi = value["ci95"]
             yield f"  {name:<28}{value['mean']:8.{digits}f}   [{lo:.{digits}f}, {hi:.{digits}f}]"
 
     settings = result["settings"]
-    what = [f"{result['num_sets']} sets of {result['batch_size']}", source_of(result),
-            f"{settings['denoiser']} denoiser", result["device"]]
-    rows = [f"{result['dataset']}: {', '.join(filter(None, what))}", f"  {'':<28}{'mean':>8}   95% interval"]
+    what = [
+        f"{result['num_sets']} sets of {result['batch_size']}",
+        source_of(result),
+        f"{settings['denoiser']} denoiser",
+        result["device"],
+    ]
+    rows = [
+        f"{result['dataset']}: {', '.join(filter(None, what))}",
+        f"  {'':<28}{'mean':>8}   95% interval",
+    ]
     rows += line(f"modes found, of {result['modes_total']}", result["modes_found"])
     if result["modes_total"]:
         rows.append(f"  {'  independent draws':<28}{result['modes_expected_iid']:8.2f}   expected")
@@ -145,7 +205,11 @@ def table(result: dict) -> str:
 
 def arrays_of(job, samples, modes) -> dict[str, Any]:
     """The tensors that samples.npz holds: those of the sets, their conditioning, and what is known of them."""
-    return dict(samples=samples, cond=job.cond) | ({} if modes is None else dict(modes=modes)) | job.truth()
+    return (
+        dict(samples=samples, cond=job.cond)
+        | ({} if modes is None else dict(modes=modes))
+        | job.truth()
+    )
 
 
 def write(job, samples, modes, result: dict, outdir: Path) -> None:
@@ -155,7 +219,9 @@ def write(job, samples, modes, result: dict, outdir: Path) -> None:
     from figures import result_sheet, save
 
     arrays = arrays_of(job, samples, modes)
-    np.savez_compressed(outdir / "samples.npz", **{key: value.numpy() for key, value in arrays.items()})
+    np.savez_compressed(
+        outdir / "samples.npz", **{key: value.numpy() for key, value in arrays.items()}
+    )
     save(result_sheet(arrays, result), outdir / "samples.png")
     (outdir / "config.yaml").write_text(as_yaml(result["settings"]))
     (outdir / "metrics.json").write_text(json.dumps(result, indent=1))
@@ -164,10 +230,16 @@ def write(job, samples, modes, result: dict, outdir: Path) -> None:
 @lru_cache
 def commit_of_the_code() -> str | None:
     """The commit that is checked out, with a + if files differ from it; asked once, not for every cell of a grid."""
+
     def git(*command: str) -> str | None:
         try:
-            return subprocess.run(["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True,
-                                  check=True).stdout.strip()
+            return subprocess.run(
+                ["git", *command],
+                cwd=Path(__file__).parent,
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return None
 
@@ -180,9 +252,13 @@ def provenance(path: Path | None) -> dict[str, Any]:
     import numpy
     import torch
 
-    return dict(versions=dict(python=platform.python_version(), torch=torch.__version__, numpy=numpy.__version__),
-                commit=commit_of_the_code(),
-                checkpoint_sha256=path and hashlib.sha256(path.read_bytes()).hexdigest())
+    return dict(
+        versions=dict(
+            python=platform.python_version(), torch=torch.__version__, numpy=numpy.__version__
+        ),
+        commit=commit_of_the_code(),
+        checkpoint_sha256=path and hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
 
 
 def settings_of(job) -> dict[str, Any]:
@@ -193,8 +269,11 @@ def settings_of(job) -> dict[str, Any]:
 def refuse_other_run(held: Path, this: str) -> None:
     """Raise SettingError if `held`, a file in a folder of results, does not describe `this` run."""
     if held.is_file() and held.read_text() != this:
-        reject("outdir", str(held.parent), f"a folder that is new or holds this very run; {held.name} there says "
-                                           "otherwise")
+        reject(
+            "outdir",
+            str(held.parent),
+            f"a folder that is new or holds this very run; {held.name} there says otherwise",
+        )
 
 
 def run(job, progress: bool = True) -> tuple[Any, Any, dict]:
@@ -204,16 +283,26 @@ def run(job, progress: bool = True) -> tuple[Any, Any, dict]:
     seconds = time.perf_counter() - start
     metrics, modes = job.judge(samples)
     particles, world = samples.shape[0] * samples.shape[1], job.world
-    result = dict(task=job.evaluate.task, dataset=world.dataset, **metrics, num_sets=job.evaluate.num_sets,
-                  batch_size=job.evaluate.batch_size, seconds=round(seconds, 3),
-                  network_calls=job.cost.forward / particles, backward_calls=job.cost.backward / particles,
-                  digits_source=world.source,
-                  settings=settings_of(job), device=str(job.device),
-                  **provenance(job.path))
+    result = dict(
+        task=job.evaluate.task,
+        dataset=world.dataset,
+        **metrics,
+        num_sets=job.evaluate.num_sets,
+        batch_size=job.evaluate.batch_size,
+        seconds=round(seconds, 3),
+        network_calls=job.cost.forward / particles,
+        backward_calls=job.cost.backward / particles,
+        digits_source=world.source,
+        settings=settings_of(job),
+        device=str(job.device),
+        **provenance(job.path),
+    )
     return samples, modes, result
 
 
-def run_experiment(name: str, preset: str, flags: list[str], outdir: Path, tracker: tracking.Tracker) -> None:
+def run_experiment(
+    name: str, preset: str, flags: list[str], outdir: Path, tracker: tracking.Tracker
+) -> None:
     """All cells of an experiment, its table and its picture."""
     import visualize
 
@@ -225,8 +314,10 @@ def run_experiment(name: str, preset: str, flags: list[str], outdir: Path, track
         raise
     if int(os.environ.get("RANK", 0)) == 0:
         picture = visualize.draw([experiments.load(name)["figure"], str(outdir)])
-        tracker.table([row["cell"] | tracking.numbers(experiments.brief(row["result"])) for row in rows],
-                      experiments.table(rows))
+        tracker.table(
+            [row["cell"] | tracking.numbers(experiments.brief(row["result"])) for row in rows],
+            experiments.table(rows),
+        )
         tracker.picture(picture)
         print(experiments.table(rows))
         print(f"written to {picture}")
@@ -246,13 +337,19 @@ def main(argv: list[str] | None = None) -> None:
             experiments.load(asked.experiment)
             outdir = run_folder(asked.outdir or f"runs/{asked.experiment}-{args.preset}", "")
             config = dict(experiment=asked.experiment, preset=args.preset, flags=" ".join(flags))
-            with tracking.start(build(TrackingSettings, args), outdir, config, continued=True) as tracker:
+            with tracking.start(
+                build(TrackingSettings, args), outdir, config, continued=True
+            ) as tracker:
                 return run_experiment(asked.experiment, args.preset, flags, outdir, tracker)
         args = command_line().parse_args(silent(argv))
         if args.experiment:
-            reject("experiment", args.experiment, "a flag; a --config file describes one evaluation")
+            reject(
+                "experiment", args.experiment, "a flag; a --config file describes one evaluation"
+            )
         job = setup(argv)
-        outdir = run_folder(job.settings[RunSettings].outdir, f"{job.evaluate.task}-{job.world.dataset}")
+        outdir = run_folder(
+            job.settings[RunSettings].outdir, f"{job.evaluate.task}-{job.world.dataset}"
+        )
         refuse_other_run(outdir / "config.yaml", as_yaml(settings_of(job)))
         lock = claim(outdir)
         tracker = tracking.start(build(TrackingSettings, args), outdir, settings_of(job))
@@ -264,7 +361,10 @@ def main(argv: list[str] | None = None) -> None:
         tracker.results(tracking.numbers(experiments.brief(result)))
         tracker.picture(outdir / "samples.png")
     if (largest := float(samples.abs().max())) > 10:
-        print(f"WARNING: samples of up to {largest:.1g}, far outside of [0, 1]; less guidance helps", file=sys.stderr)
+        print(
+            f"WARNING: samples of up to {largest:.1g}, far outside of [0, 1]; less guidance helps",
+            file=sys.stderr,
+        )
     print(table(result))
     print(f"written to {outdir}")
 

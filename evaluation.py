@@ -3,6 +3,7 @@
 Set g is always the same: its digit, its frames and its noise follow from (seed, g) alone, whatever
 other sets run beside it and in which chunks.
 """
+
 from __future__ import annotations
 
 from functools import partial
@@ -14,20 +15,47 @@ from torch import Tensor
 from tqdm import tqdm
 
 import checkpoint
-from config import (DigitSettings, EvaluateSettings, GuidanceSettings, RunSettings, SamplerSettings,
-                    WorldSettings, pick_device, reject, use_bfloat16)
+from config import (
+    DigitSettings,
+    EvaluateSettings,
+    GuidanceSettings,
+    RunSettings,
+    SamplerSettings,
+    WorldSettings,
+    pick_device,
+    reject,
+    use_bfloat16,
+)
 from data_loader import Mixture, Sequences, World, load_digits, make_world
 from frames import Frames, load_frames
 from guidance import Cads, Denoiser, ParticleGuidance, Reference, Spell
-from metrics import (iou, iou_distance, judge, judge_answers, mean_interval, mixture_modes, mode_metrics,
-                     pairwise_l2, recognise, without_background)
+from metrics import (
+    iou,
+    iou_distance,
+    judge,
+    judge_answers,
+    mean_interval,
+    mixture_modes,
+    mode_metrics,
+    pairwise_l2,
+    recognise,
+    without_background,
+)
 from model import EDMDenoiser, posterior_mean
 from potentials import POTENTIALS, Bandwidth, IoU
 from sampler import SetNoise, edm_sampler, karras_sigmas, set_generator
 from sets import antithetic, kmedoids, leading_directions, redraw_faulty, simplex, stratified
 
-PARTICLES_PER_CALL = dict(cpu=256, cuda=65536)  # at most, of one network call; on a CPU more are no faster
-COND_NOISE, QUANTILES, DIRECTIONS, DOUBT_NOISE, LATER_DRAWS = 4, 5, 6, 7, 16  # streams of randomness, see set_generator
+PARTICLES_PER_CALL = dict(
+    cpu=256, cuda=65536
+)  # at most, of one network call; on a CPU more are no faster
+COND_NOISE, QUANTILES, DIRECTIONS, DOUBT_NOISE, LATER_DRAWS = (
+    4,
+    5,
+    6,
+    7,
+    16,
+)  # streams of randomness, see set_generator
 
 
 class Counter:
@@ -42,6 +70,7 @@ class Counter:
             self.forward += particles
             self.backward += particles * x.requires_grad
             return denoise(x, sigma)
+
         return counted
 
 
@@ -62,9 +91,14 @@ def kept_bytes(denoise: Denoiser, x: Tensor) -> int:
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.enable_grad(), torch.compiler.set_stance("force_eager"), \
-            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        kept = denoise(x.requires_grad_(), torch.tensor(1.0, dtype=torch.float64))  # alive until all is counted
+    with (
+        torch.enable_grad(),
+        torch.compiler.set_stance("force_eager"),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        kept = denoise(
+            x.requires_grad_(), torch.tensor(1.0, dtype=torch.float64)
+        )  # alive until all is counted
         total = sum(storages.values())
     del kept
     return total
@@ -75,12 +109,17 @@ class Evaluation:
     world      where the conditions and right answers come from
     path       checkpoint of the trained denoiser, None for the exact one. Raises SettingError if it cannot be used"""
 
-    world: Any                # a World here
-    guide: Any = None         # the classifier whose features are compared, if any
-    bar: tqdm | None = None   # while sets are drawn
+    world: Any  # a World here
+    guide: Any = None  # the classifier whose features are compared, if any
+    bar: tqdm | None = None  # while sets are drawn
 
-    def __init__(self, settings: dict[type, Any], world: World | Frames | Mixture, device: torch.device,
-                 path: Path | None = None):
+    def __init__(
+        self,
+        settings: dict[type, Any],
+        world: World | Frames | Mixture,
+        device: torch.device,
+        path: Path | None = None,
+    ):
         self.settings, self.world, self.device, self.path = settings, world, device, path
         self.evaluate, self.sampler = settings[EvaluateSettings], settings[SamplerSettings]
         self.guidance, self.seed = settings[GuidanceSettings], settings[RunSettings].seed
@@ -104,8 +143,14 @@ class Evaluation:
         K, sets = self.world.num_digits, self.evaluate.num_sets
         which = self.shuffled(len(self.world.digits.labels), sets * K).view(-1, 1, K)
         directed = self.world.directed
-        self.sequences = Sequences.cat([self.world.windows(1, set_generator(self.seed, g), at_choice=directed,
-                                                           which=which[g]) for g in range(sets)])
+        self.sequences = Sequences.cat(
+            [
+                self.world.windows(
+                    1, set_generator(self.seed, g), at_choice=directed, which=which[g]
+                )
+                for g in range(sets)
+            ]
+        )
         self.cond, _ = self.sequences.split(self.world.num_cond_frames)
         if self.guidance.pg_features == "classifier":
             self.guide = checkpoint.load_classifier("guide", self.device)
@@ -118,16 +163,24 @@ class Evaluation:
 
     def truth(self) -> dict[str, Tensor]:
         """What is known of each set, for samples.npz."""
-        return dict(labels=self.sequences.labels, positions=self.sequences.positions, choices=self.sequences.choices)
+        return dict(
+            labels=self.sequences.labels,
+            positions=self.sequences.positions,
+            choices=self.sequences.choices,
+        )
 
     def bind(self, sets: Tensor, cond: Tensor | None = None) -> Denoiser:
         """The denoiser of these sets; `cond` (G, B, Cc, H, W) in [-1, 1] in place of their conditioning."""
         if self.net is None:
             assert self.answers is not None  # there is no exact denoiser where they are a continuum
-            answers = (self.answers[sets][:, :, None] * 2 - 1).to(self.device)      # (G, k, 1, H, W)
+            answers = (self.answers[sets][:, :, None] * 2 - 1).to(self.device)  # (G, k, 1, H, W)
             log_prior = self.world.mode_probabilities.log().float().to(self.device)
             return lambda x, sigma: posterior_mean(x, sigma, answers, log_prior)
-        labels = self.sequences.labels[sets, 0].to(self.device) if self.net.unet.label is not None else None
+        labels = (
+            self.sequences.labels[sets, 0].to(self.device)
+            if self.net.unet.label is not None
+            else None
+        )
         if cond is None and self.world.num_cond_frames:
             cond = (self.cond[sets] * 2 - 1).to(self.device)
         return self.net.bind(cond, labels)
@@ -164,9 +217,14 @@ class Evaluation:
     def judge(self, samples: Tensor) -> tuple[dict, Tensor | None]:
         """Metrics of all sets, samples (G, B, H, W) in [0, 1], and each particle's mode (G, B) int64 where the world
         has modes, else None."""
-        return judge(samples, self.cond, offsets=self.world.offsets if self.world.directed else None,
-                     probabilities=self.world.mode_probabilities, undetermined=self.sequences.choices[:, -1],
-                     answers=self.answers)
+        return judge(
+            samples,
+            self.cond,
+            offsets=self.world.offsets if self.world.directed else None,
+            probabilities=self.world.mode_probabilities,
+            undetermined=self.sequences.choices[:, -1],
+            answers=self.answers,
+        )
 
     # ------------------------------------------------------------ drawing sets
     def guided(self, sets: Tensor, batch_size: int, stream: int, memory: Tensor | None) -> Denoiser:
@@ -175,22 +233,47 @@ class Evaluation:
         s, denoise = self.guidance, self.cost(self.bind(sets))
         if s.guidance == "pg" and s.pg_factor > 0:
             # What repels from memory is decided from the start.
-            span = (s.pg_sigma_min, s.pg_sigma_max if memory is None else max(s.pg_sigma_max, self.sampler.sigma_max))
-            bandwidth = Bandwidth(s.pg_bandwidth, s.pg_bandwidth_value,
-                                  anneal=span if s.pg_anneal in ("bandwidth", "both") else None)
-            return ParticleGuidance(denoise, POTENTIALS[s.pg_kernel](bandwidth), factor=s.pg_factor, space=s.pg_space,
-                                    strength=s.pg_strength, sigma_min=span[0], sigma_max=span[1],
-                                    anneal=s.pg_anneal in ("strength", "both"), cap=s.pg_cap,
-                                    features=self.features(), memory=memory)
+            span = (
+                s.pg_sigma_min,
+                s.pg_sigma_max if memory is None else max(s.pg_sigma_max, self.sampler.sigma_max),
+            )
+            bandwidth = Bandwidth(
+                s.pg_bandwidth,
+                s.pg_bandwidth_value,
+                anneal=span if s.pg_anneal in ("bandwidth", "both") else None,
+            )
+            return ParticleGuidance(
+                denoise,
+                POTENTIALS[s.pg_kernel](bandwidth),
+                factor=s.pg_factor,
+                space=s.pg_space,
+                strength=s.pg_strength,
+                sigma_min=span[0],
+                sigma_max=span[1],
+                anneal=s.pg_anneal in ("strength", "both"),
+                cap=s.pg_cap,
+                features=self.features(),
+                memory=memory,
+            )
         if s.guidance == "spell":
             return Spell(denoise, radius=s.spell_radius, memory=memory)
         if s.guidance == "reference":
             return Reference(denoise, factor=s.pg_factor)
         if s.guidance == "cads":
             shape = (batch_size, *self.cond.shape[1:])
-            noise = SetNoise(self.seed, sets.tolist(), shape, self.device, COND_NOISE + LATER_DRAWS * stream)
-            return Cads(lambda cond: self.cost(self.bind(sets, cond)), (self.cond[sets] * 2 - 1).to(self.device), noise,
-                        self.time, tau1=s.cads_tau1, tau2=s.cads_tau2, scale=s.cads_scale, mixing=s.cads_mixing)
+            noise = SetNoise(
+                self.seed, sets.tolist(), shape, self.device, COND_NOISE + LATER_DRAWS * stream
+            )
+            return Cads(
+                lambda cond: self.cost(self.bind(sets, cond)),
+                (self.cond[sets] * 2 - 1).to(self.device),
+                noise,
+                self.time,
+                tau1=s.cads_tau1,
+                tau2=s.cads_tau2,
+                scale=s.cads_scale,
+                mixing=s.cads_mixing,
+            )
         return denoise
 
     def time(self, sigma: float) -> float:
@@ -207,15 +290,30 @@ class Evaluation:
         elif kind == "simplex":
             z = simplex(z)
         elif kind == "stratified" and z.shape[1] > 1:
-            streams = [[set_generator(self.seed, g, which + LATER_DRAWS * stream) for g in sets.tolist()]
-                       for which in (DIRECTIONS, QUANTILES)]
-            axes = leading_directions(self.cost(self.bind(sets)), torch.tensor(self.guidance.stratified_sigma),
-                                      self.shape, self.guidance.stratified_rank, streams[0], device=self.device)
+            streams = [
+                [set_generator(self.seed, g, which + LATER_DRAWS * stream) for g in sets.tolist()]
+                for which in (DIRECTIONS, QUANTILES)
+            ]
+            axes = leading_directions(
+                self.cost(self.bind(sets)),
+                torch.tensor(self.guidance.stratified_sigma),
+                self.shape,
+                self.guidance.stratified_rank,
+                streams[0],
+                device=self.device,
+            )
             z = stratified(z, axes, streams[1])
         return z * self.sigmas[0]
 
-    def draw(self, sets: Tensor, batch_size: int, *, stream: int = 1, memory: Tensor | None = None,
-             callback: Callable[[dict], None] | None = None) -> Tensor:
+    def draw(
+        self,
+        sets: Tensor,
+        batch_size: int,
+        *,
+        stream: int = 1,
+        memory: Tensor | None = None,
+        callback: Callable[[dict], None] | None = None,
+    ) -> Tensor:
         """One set of `batch_size` particles for each of `sets` (G,) -> (G, batch_size, H, W)."""
         s = self.sampler
         noise = SetNoise(self.seed, sets.tolist(), (batch_size, *self.shape), self.device, stream)
@@ -228,8 +326,17 @@ class Evaluation:
                 callback(step)
 
         with torch.no_grad():
-            x = edm_sampler(denoise, self.start(sets, noise, stream), self.sigmas, s_churn=s.s_churn, s_min=s.s_min,
-                            s_max=s.s_max, s_noise=s.s_noise, noise=noise, callback=after_step)
+            x = edm_sampler(
+                denoise,
+                self.start(sets, noise, stream),
+                self.sigmas,
+                s_churn=s.s_churn,
+                s_min=s.s_min,
+                s_max=s.s_max,
+                s_noise=s.s_noise,
+                noise=noise,
+                callback=after_step,
+            )
         return self.to_samples(x)
 
     def sample(self, sets: Tensor, callback: Callable[[dict], None] | None = None) -> Tensor:
@@ -242,13 +349,21 @@ class Evaluation:
         samples = None
         for turn in range(s.sequential):
             memory = None if samples is None else self.to_memory(samples)
-            new = self.draw(sets, B, stream=1 + LATER_DRAWS * turn, memory=memory, callback=callback)
+            new = self.draw(
+                sets, B, stream=1 + LATER_DRAWS * turn, memory=memory, callback=callback
+            )
             samples = new if samples is None else torch.cat([samples, new], 1)
         assert samples is not None  # sequential > 0
         if s.guidance == "pg" and s.pg_factor > 0:
-            samples, _ = redraw_faulty(samples, partial(self.redraw, sets), partial(self.doubt, sets),
-                                       alike=self.alike, rounds=s.redraws, most_alike=s.most_alike,
-                                       most_doubt=s.most_doubt)
+            samples, _ = redraw_faulty(
+                samples,
+                partial(self.redraw, sets),
+                partial(self.doubt, sets),
+                alike=self.alike,
+                rounds=s.redraws,
+                most_alike=s.most_alike,
+                most_doubt=s.most_doubt,
+            )
         return samples
 
     def trace(self, sets: Tensor) -> dict[str, Tensor]:
@@ -258,15 +373,23 @@ class Evaluation:
         steps: list[dict] = []
         samples = self.draw(sets[:1], self.evaluate.batch_size, callback=steps.append)[0]
         plain, kernel = self.bind(sets[:1]), POTENTIALS[self.guidance.pg_kernel]
-        trace: dict[str, list[Tensor]] = dict(sigmas=[], distances=[], ode=[], guidance=[], x_hat=[], denoised=[])
+        trace: dict[str, list[Tensor]] = dict(
+            sigmas=[], distances=[], ode=[], guidance=[], x_hat=[], denoised=[]
+        )
         for step in steps:
             with torch.no_grad():
                 alone = plain(step["x_hat"], step["sigma_hat"])
             sigma, images = step["sigma_hat"], self.to_samples(alone)
             trace["sigmas"].append(sigma)
-            trace["distances"].append(1 - iou(images, images)[0] if kernel is IoU else
-                                      torch.cdist(alone[0].flatten(1), alone[0].flatten(1)).cpu())
-            for name, push in (("ode", step["x_hat"] - alone), ("guidance", alone - step["denoised"])):
+            trace["distances"].append(
+                1 - iou(images, images)[0]
+                if kernel is IoU
+                else torch.cdist(alone[0].flatten(1), alone[0].flatten(1)).cpu()
+            )
+            for name, push in (
+                ("ode", step["x_hat"] - alone),
+                ("guidance", alone - step["denoised"]),
+            ):
                 trace[name].append((push / sigma).flatten(2).norm(dim=-1)[0].cpu())
             for name in ("x_hat", "denoised"):
                 trace[name].append(step[name][0, :, 0].cpu())
@@ -288,7 +411,13 @@ class Evaluation:
         if self.guide is not None:
             return 1 - self.read(samples).amax(-1)
         sigma = torch.tensor(self.guidance.doubt_sigma, dtype=torch.float64)
-        noise = SetNoise(self.seed, sets[some].tolist(), (samples.shape[1], *self.shape), self.device, DOUBT_NOISE)
+        noise = SetNoise(
+            self.seed,
+            sets[some].tolist(),
+            (samples.shape[1], *self.shape),
+            self.device,
+            DOUBT_NOISE,
+        )
         x = self.to_memory(samples)
         with torch.no_grad():
             denoised = self.cost(self.bind(sets[some]))(x + sigma * noise(), sigma)
@@ -297,21 +426,40 @@ class Evaluation:
     def particles_per_call(self) -> int:
         """How many particles go through the network together: as many as half of the free memory holds with what
         a gradient to their input keeps, up to PARTICLES_PER_CALL. Results do not depend on it."""
-        one, nine = (kept_bytes(self.bind(torch.tensor([0])), torch.zeros(1, n, *self.shape, device=self.device))
-                     for n in (1, 9))
+        one, nine = (
+            kept_bytes(
+                self.bind(torch.tensor([0])), torch.zeros(1, n, *self.shape, device=self.device)
+            )
+            for n in (1, 9)
+        )
         each = max(1, (nine - one) // 8)
-        return max(1, min(PARTICLES_PER_CALL[self.device.type], free_memory(self.device) // 2 // each))
+        return max(
+            1, min(PARTICLES_PER_CALL[self.device.type], free_memory(self.device) // 2 // each)
+        )
 
-    def sample_all(self, progress: bool = True, sets: Tensor | None = None,
-                   callback: Callable[[dict], None] | None = None) -> Tensor:
+    def sample_all(
+        self,
+        progress: bool = True,
+        sets: Tensor | None = None,
+        callback: Callable[[dict], None] | None = None,
+    ) -> Tensor:
         """All sets, or these, (G, B, H, W) in [0, 1] up to overshoot, in as few calls as memory allows, with a progress
         bar over the steps where there is a terminal to draw it on; `callback` as in `sample`."""
         s, size = self.guidance, self.evaluate.batch_size
         sets = torch.arange(self.evaluate.num_sets) if sets is None else sets
-        chunks = sets.split(max(1, self.particles_per_call() //
-                                (size * (s.kmedoids_pool if s.guidance == "kmedoids" else 1))))
-        with tqdm(total=len(chunks) * s.sequential * self.sampler.num_steps, unit="step",
-                  desc=f"{len(sets)} sets of {size}", disable=None if progress else True) as self.bar:
+        chunks = sets.split(
+            max(
+                1,
+                self.particles_per_call()
+                // (size * (s.kmedoids_pool if s.guidance == "kmedoids" else 1)),
+            )
+        )
+        with tqdm(
+            total=len(chunks) * s.sequential * self.sampler.num_steps,
+            unit="step",
+            desc=f"{len(sets)} sets of {size}",
+            disable=None if progress else True,
+        ) as self.bar:
             samples = torch.cat([self.sample(some, callback) for some in chunks])
         self.bar = None
         return samples
@@ -324,8 +472,11 @@ class UnconditionalEvaluation(Evaluation):
         judge = checkpoint.load_classifier("judge")
         digits, confidence = recognise(samples, judge)
         return mode_metrics(digits, self.world.mode_probabilities) | dict(
-            quality=None, confidence=mean_interval(confidence.mean(1)),
-            iou_distance=mean_interval(iou_distance(samples)), pairwise_l2=mean_interval(pairwise_l2(samples))), digits
+            quality=None,
+            confidence=mean_interval(confidence.mean(1)),
+            iou_distance=mean_interval(iou_distance(samples)),
+            pairwise_l2=mean_interval(pairwise_l2(samples)),
+        ), digits
 
 
 class FramesEvaluation(Evaluation):
@@ -358,7 +509,11 @@ class MixtureEvaluation(Evaluation):
         return {}
 
     def bind(self, sets, cond=None):
-        centres = self.world.centres.view(1, -1, 1, 1, 2).to(self.device).expand(len(sets), -1, -1, -1, -1)
+        centres = (
+            self.world.centres.view(1, -1, 1, 1, 2)
+            .to(self.device)
+            .expand(len(sets), -1, -1, -1, -1)
+        )
         return lambda x, sigma: posterior_mean(x, sigma, centres, sd=self.world.sd)
 
     def to_samples(self, x):
@@ -369,15 +524,19 @@ class MixtureEvaluation(Evaluation):
 
     def alike(self, a: Tensor, b: Tensor) -> Tensor:
         """1 for the same point, 0.02 for neighbouring centres: (G, A, 1, 2), (G, B, 1, 2) -> (G, A, B)."""
-        return (-torch.cdist(a.flatten(2), b.flatten(2)).square() / (6 * self.world.sd)**2).exp()
+        return (-torch.cdist(a.flatten(2), b.flatten(2)).square() / (6 * self.world.sd) ** 2).exp()
 
     def judge(self, samples):
         centres, sd = self.world.centres, self.world.sd
         # Beyond half the way to the next centre a point belongs to none.
-        modes, distance = mixture_modes(samples.flatten(2), centres, within=float((centres[0] - centres[1]).norm() / 2))
+        modes, distance = mixture_modes(
+            samples.flatten(2), centres, within=float((centres[0] - centres[1]).norm() / 2)
+        )
         return mode_metrics(modes, self.world.mode_probabilities) | dict(
-            quality=None, within_3_sd=float((distance <= 3 * sd).double().mean()),
-            largest_distance_sd=float(distance.max() / sd)), modes
+            quality=None,
+            within_3_sd=float((distance <= 3 * sd).double().mean()),
+            largest_distance_sd=float(distance.max() / sd),
+        ), modes
 
 
 def make_evaluation(settings: dict[type, Any], path: Path | None) -> Evaluation:
@@ -392,8 +551,17 @@ def make_evaluation(settings: dict[type, Any], path: Path | None) -> Evaluation:
     if world_settings.dataset == "frames":
         return FramesEvaluation(settings, load_frames(world_settings, "test"), device, path)
     source = "auto" if digits.digits == "both" else digits.digits
-    bank = load_digits(source, "test", size=world_settings.digit_size, data_root=digits.data_root,
-                       timeout=digits.download_timeout)
+    bank = load_digits(
+        source,
+        "test",
+        size=world_settings.digit_size,
+        data_root=digits.data_root,
+        timeout=digits.download_timeout,
+    )
     digits.digits = bank.source  # what was used, so that config.yaml repeats it
-    kind = UnconditionalEvaluation if settings[EvaluateSettings].task == "unconditional" else Evaluation
+    kind = (
+        UnconditionalEvaluation
+        if settings[EvaluateSettings].task == "unconditional"
+        else Evaluation
+    )
     return kind(settings, make_world(world_settings, bank), device, path)

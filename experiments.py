@@ -12,6 +12,7 @@ combinations that make no sense.
 
 A finished cell is kept and never run again; a killed one leaves nothing behind.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -32,13 +33,17 @@ def load(name: str) -> dict[str, Any]:
     """The recipe of an experiment. Raises SettingError."""
     path = RECIPES / f"{name}.yaml"
     if not path.is_file():
-        names = sorted((recipe.stem for recipe in RECIPES.glob("*.yaml")), key=lambda stem: (len(stem), stem))
+        names = sorted(
+            (recipe.stem for recipe in RECIPES.glob("*.yaml")), key=lambda stem: (len(stem), stem)
+        )
         reject("experiment", name, ", ".join(names))
     return yaml.safe_load(path.read_text())
 
 
 def _chosen(settings: dict[str, Any], preset: str) -> dict[str, Any]:
-    return {key: value[preset] if isinstance(value, dict) else value for key, value in settings.items()}
+    return {
+        key: value[preset] if isinstance(value, dict) else value for key, value in settings.items()
+    }
 
 
 def cells(recipe: dict[str, Any], preset: str) -> Iterator[tuple[dict[str, Any], list[str]]]:
@@ -46,20 +51,42 @@ def cells(recipe: dict[str, Any], preset: str) -> Iterator[tuple[dict[str, Any],
     axes = []
     for axis, values in recipe["grid"].items():
         points = []
-        for label, flags in values.items() if isinstance(values, dict) else ((v, {axis: v}) for v in values):
+        for label, flags in (
+            values.items() if isinstance(values, dict) else ((v, {axis: v}) for v in values)
+        ):
             flags = _chosen(flags, preset)
-            lists = [[(key, value) for value in values] for key, values in flags.items() if isinstance(values, list)]
+            lists = [
+                [(key, value) for value in values]
+                for key, values in flags.items()
+                if isinstance(values, list)
+            ]
             single = [(key, value) for key, value in flags.items() if not isinstance(value, list)]
-            points += [({axis: label} | (dict(varied) if isinstance(values, dict) else {}), [*single, *varied])
-                       for varied in itertools.product(*lists)]
+            points += [
+                (
+                    {axis: label} | (dict(varied) if isinstance(values, dict) else {}),
+                    [*single, *varied],
+                )
+                for varied in itertools.product(*lists)
+            ]
         axes.append(points)
     for point in itertools.product(*axes):
         labels = {axis: label for part, _ in point for axis, label in part.items()}
-        if any(all(labels[axis] == label for axis, label in each.items()) for each in recipe.get("except", [])):
+        if any(
+            all(labels[axis] == label for axis, label in each.items())
+            for each in recipe.get("except", [])
+        ):
             continue
-        flags = [*_chosen(recipe.get("settings", {}), preset).items(), *(pair for _, pairs in point for pair in pairs)]
-        yield labels, [f"--{key}={json.dumps(value) if isinstance(value, (list, bool)) else value}"
-                       for key, value in flags]
+        flags = [
+            *_chosen(recipe.get("settings", {}), preset).items(),
+            *(pair for _, pairs in point for pair in pairs),
+        ]
+        yield (
+            labels,
+            [
+                f"--{key}={json.dumps(value) if isinstance(value, (list, bool)) else value}"
+                for key, value in flags
+            ],
+        )
 
 
 def run_cell(settings: dict[type, Any], path: Path | None, outdir: Path) -> dict:
@@ -89,11 +116,19 @@ def run(name: str, preset: str, flags: list[str], outdir: Path) -> list[dict]:
 
     import evaluate
 
-    recipe, rank, ranks = load(name), int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    recipe, rank, ranks = (
+        load(name),
+        int(os.environ.get("RANK", 0)),
+        int(os.environ.get("WORLD_SIZE", 1)),
+    )
     command = " ".join(["python evaluate.py --experiment", name, "--preset", preset, *flags])
     results = outdir / "results.json"
     if results.is_file() and (held := json.loads(results.read_text())["command"]) != command:
-        reject("outdir", str(outdir), f"a folder that is new or holds this very experiment; there is: {held}")
+        reject(
+            "outdir",
+            str(outdir),
+            f"a folder that is new or holds this very experiment; there is: {held}",
+        )
     todo = []
     for labels, own in cells(recipe, preset):
         try:
@@ -101,8 +136,12 @@ def run(name: str, preset: str, flags: list[str], outdir: Path) -> list[dict]:
         except SettingError as error:
             raise SettingError(f"{error} (in the cell {labels})") from None
     rows = []
-    for labels, argv, settings, path in tqdm(todo[rank::ranks], unit="cell", desc=f"{name}, {preset}",
-                                             disable=None if rank == 0 else True):
+    for labels, argv, settings, path in tqdm(
+        todo[rank::ranks],
+        unit="cell",
+        desc=f"{name}, {preset}",
+        disable=None if rank == 0 else True,
+    ):
         rows.append(dict(cell=labels, flags=argv, result=run_cell(settings, path, outdir)))
     if ranks > 1:
         import torch.distributed as dist
@@ -113,27 +152,44 @@ def run(name: str, preset: str, flags: list[str], outdir: Path) -> list[dict]:
         dist.destroy_process_group()
         rows = [shares[i % ranks][i // ranks] for i in range(len(todo))]
     if rank == 0:
-        results.write_text(json.dumps(dict(
-            experiment=name, preset=preset, **{key: recipe.get(key) for key in ("title", "reference", "figure")},
-            command=command, rows=rows)))
+        results.write_text(
+            json.dumps(
+                dict(
+                    experiment=name,
+                    preset=preset,
+                    **{key: recipe.get(key) for key in ("title", "reference", "figure")},
+                    command=command,
+                    rows=rows,
+                )
+            )
+        )
     return rows
 
 
 def brief(result: Any) -> Any:
     """A result without its values per set and the settings that its flags imply: what a summary needs."""
     if isinstance(result, dict):
-        return {key: brief(value) for key, value in result.items() if key not in ("per_set", "settings")}
+        return {
+            key: brief(value) for key, value in result.items() if key not in ("per_set", "settings")
+        }
     return [brief(item) for item in result] if isinstance(result, list) else result
 
 
 def numbers(result: dict) -> dict[str, dict | None]:
     """What a table shows of an evaluation: name -> {mean, ci95, ...}."""
-    shown = {"modes found": result["modes_found"], "quality": result["quality"], "HM IoU*": result.get("hm_iou"),
-             "confidence": result.get("confidence")}
+    shown = {
+        "modes found": result["modes_found"],
+        "quality": result["quality"],
+        "HM IoU*": result.get("hm_iou"),
+        "confidence": result.get("confidence"),
+    }
     if result["dataset"] == "horizontal":
         shown = {"p(right)": result["mode_frequencies"][0], "quality": result["quality"]}
     for kind in ("unimode", "multimode"):
-        for key, name in (("pairwise_l2", "L2 between samples"), ("centroid_spread", "spread of centroids, px")):
+        for key, name in (
+            ("pairwise_l2", "L2 between samples"),
+            ("centroid_spread", "spread of centroids, px"),
+        ):
             shown[f"{kind}: {name}"] = result.get(kind, {}).get(key)
     return {name: value for name, value in shown.items() if value}
 
@@ -146,9 +202,18 @@ def table(rows: list[dict]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for row in rows:
         result, measured = row["result"], numbers(row["result"])
-        lines.append("| " + " | ".join([*(str(row["cell"].get(key, "")) for key in labels),
-                                        *(interval(measured.get(name)) for name in names),
-                                        f"{result['network_calls']:.1f}", f"{result['seconds']:.0f}"]) + " |")
+        lines.append(
+            "| "
+            + " | ".join(
+                [
+                    *(str(row["cell"].get(key, "")) for key in labels),
+                    *(interval(measured.get(name)) for name in names),
+                    f"{result['network_calls']:.1f}",
+                    f"{result['seconds']:.0f}",
+                ]
+            )
+            + " |"
+        )
     return "\n".join(lines)
 
 
@@ -159,11 +224,16 @@ def summary(rows: list[dict], at_most: int = 24) -> str:
     best: dict[tuple, dict] = {}
     for row in rows:
         panel = tuple(value for value in row["cell"].values() if isinstance(value, str))
-        if panel not in best or row["result"]["modes_found"]["mean"] > best[panel]["result"]["modes_found"]["mean"]:
+        if (
+            panel not in best
+            or row["result"]["modes_found"]["mean"] > best[panel]["result"]["modes_found"]["mean"]
+        ):
             best[panel] = row
     sets, expected = (rows[0]["result"][key] for key in ("num_sets", "modes_expected_iid"))
-    return (f"{len(rows)} cells of {sets} sets; independent draws find {expected:.2f} in theory. "
-            f"The cells that find most:\n\n{table(list(best.values()))}")
+    return (
+        f"{len(rows)} cells of {sets} sets; independent draws find {expected:.2f} in theory. "
+        f"The cells that find most:\n\n{table(list(best.values()))}"
+    )
 
 
 def interval(value: dict | None) -> str:
@@ -171,4 +241,6 @@ def interval(value: dict | None) -> str:
     if not value:
         return ""
     digits = 2 if value["mean"] >= 2 else 3
-    return f"{value['mean']:.{digits}f} [{value['ci95'][0]:.{digits}f}, {value['ci95'][1]:.{digits}f}]"
+    return (
+        f"{value['mean']:.{digits}f} [{value['ci95'][0]:.{digits}f}, {value['ci95'][1]:.{digits}f}]"
+    )

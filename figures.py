@@ -4,6 +4,7 @@ figures; no files are read here, and `save` is the only one that writes.
 Images are (H, W) in [0, 1], black background. Colours are from the Okabe-Ito palette,
 which readers with any colour vision can tell apart.
 """
+
 from __future__ import annotations
 
 import math
@@ -23,8 +24,18 @@ from torch import Tensor
 from data_loader import Mixture
 from results import method_of
 
-COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999",
-           "#882255", "#8B5FBF")
+COLOURS = (
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#F0E442",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+    "#999999",
+    "#882255",
+    "#8B5FBF",
+)
 
 
 def save(figure: Figure | FuncAnimation, path: Path | str, dpi: int = 110) -> None:
@@ -38,7 +49,9 @@ def save(figure: Figure | FuncAnimation, path: Path | str, dpi: int = 110) -> No
 def _picture(axis, image: Tensor, colour: str | None = None, width: float = 2.0) -> None:
     """One image without ticks, framed in `colour`."""
     axis.set_axis_on()
-    axis.imshow(image.detach().cpu().clamp(0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axis.imshow(
+        image.detach().cpu().clamp(0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest"
+    )
     axis.set_xticks([]), axis.set_yticks([])
     for spine in axis.spines.values():
         spine.set_color(colour or "#606060")
@@ -53,12 +66,23 @@ def _title(figure: Figure, title: str) -> None:
 
 def new_colours(modes: Sequence[int]) -> list[str | None]:
     """A colour for each particle of a set that is the first in its mode; None for repeats and for -1, no mode."""
-    return [COLOURS[mode % len(COLOURS)] if mode >= 0 and mode not in modes[:b] else None
-            for b, mode in enumerate(modes)]
+    return [
+        COLOURS[mode % len(COLOURS)] if mode >= 0 and mode not in modes[:b] else None
+        for b, mode in enumerate(modes)
+    ]
 
 
-def sample_sheet(cond: Tensor, samples: Tensor, *, answers: Tensor | None = None, modes: Tensor | None = None,
-                 title: str = "", notes: Sequence[str] = (), labels: Sequence[str] = (), max_sets: int = 16) -> Figure:
+def sample_sheet(
+    cond: Tensor,
+    samples: Tensor,
+    *,
+    answers: Tensor | None = None,
+    modes: Tensor | None = None,
+    title: str = "",
+    notes: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    max_sets: int = 16,
+) -> Figure:
     """Each set a row: its last conditioning frame, the right answers where they are given, then its particles.
 
     cond (G, Cc, H, W), Cc may be 0; answers (G, k, H, W); samples (G, B, H, W); modes (G, B) int: the first
@@ -66,17 +90,26 @@ def sample_sheet(cond: Tensor, samples: Tensor, *, answers: Tensor | None = None
     thin grey one; notes and labels: a line per set, written at its right and left.
     """
     G, B = min(len(samples), max_sets), samples.shape[1]
-    given = cond[:, -1:] if answers is None else torch.cat([cond[:, -1:], answers], 1)      # (G, first, H, W)
+    given = (
+        cond[:, -1:] if answers is None else torch.cat([cond[:, -1:], answers], 1)
+    )  # (G, first, H, W)
     first = given.shape[1]
-    figure, axes = plt.subplots(G, B + first, figsize=(0.85 * (B + first) + 0.3, 0.85 * G + 0.4),
-                                squeeze=False, gridspec_kw=dict(wspace=0.06, hspace=0.06))
+    figure, axes = plt.subplots(
+        G,
+        B + first,
+        figsize=(0.85 * (B + first) + 0.3, 0.85 * G + 0.4),
+        squeeze=False,
+        gridspec_kw=dict(wspace=0.06, hspace=0.06),
+    )
     for g in range(G):
         for column in range(first):
             _picture(axes[g, column], given[g, column])
         for b, colour in enumerate(new_colours([-1] * B if modes is None else modes[g].tolist())):
             _picture(axes[g, b + first], samples[g, b], colour)
         if len(notes) > g:
-            axes[g, -1].annotate(notes[g], (1.08, 0.5), xycoords="axes fraction", va="center", fontsize=9)
+            axes[g, -1].annotate(
+                notes[g], (1.08, 0.5), xycoords="axes fraction", va="center", fontsize=9
+            )
         if len(labels) > g:
             axes[g, 0].set_ylabel(labels[g], rotation=0, ha="right", va="center", fontsize=9)
     if first:
@@ -95,15 +128,21 @@ def result_sheet(arrays: dict[str, Tensor], result: dict, title: str | None = No
     if result["dataset"] == "mixture":
         return points_sheet(samples.flatten(2), Mixture(), result)
     total, key = result["modes_total"], "quality" if result["quality"] else "confidence"
-    judged, measured = ("HM IoU*", result["hm_iou"]) if result["dataset"] == "frames" else (key, result[key])
+    judged, measured = (
+        ("HM IoU*", result["hm_iou"]) if result["dataset"] == "frames" else (key, result[key])
+    )
     notes = [f"{value:.2f}" for value in measured["per_set"]]
     found = ""
     if modes is not None:
-        notes = [f"{n:.0f}/{total}, {note}" for n, note in zip(result["modes_found"]["per_set"], notes)]
+        notes = [
+            f"{n:.0f}/{total}, {note}" for n, note in zip(result["modes_found"]["per_set"], notes)
+        ]
         found = f"{result['modes_found']['mean']:.2f} of {total} found, "
     if title is None:
         title = f"{method_of(result)}: {found}{judged} {measured['mean']:.2f}"
-    return sample_sheet(cond, samples, answers=arrays.get("answers"), title=title, modes=modes, notes=notes)
+    return sample_sheet(
+        cond, samples, answers=arrays.get("answers"), title=title, modes=modes, notes=notes
+    )
 
 
 def points_sheet(points: Tensor, mixture: Mixture, result: dict, max_sets: int = 6) -> Figure:
@@ -116,25 +155,36 @@ def points_sheet(points: Tensor, mixture: Mixture, result: dict, max_sets: int =
     density = (-(grid[:, :, None] - centres).square().sum(-1) / (2 * mixture.sd**2)).exp().sum(-1)
     for g in range(G):
         axes[0, g].imshow(density, cmap="Blues", extent=(-reach, reach) * 2, origin="lower")
-        axes[0, g].scatter(*points[g].T, s=14, color=COLOURS[5], edgecolor="white", linewidth=0.5, zorder=2)
+        axes[0, g].scatter(
+            *points[g].T, s=14, color=COLOURS[5], edgecolor="white", linewidth=0.5, zorder=2
+        )
         axes[0, g].set_xlim(-reach, reach), axes[0, g].set_ylim(-reach, reach)
-        axes[0, g].set_title(f"{result['modes_found']['per_set'][g]:.0f} of {len(centres)}", fontsize=9)
+        axes[0, g].set_title(
+            f"{result['modes_found']['per_set'][g]:.0f} of {len(centres)}", fontsize=9
+        )
         axes[0, g].tick_params(labelsize=7)
     _title(figure, f"{result['modes_found']['mean']:.2f} of {len(centres)} modes found")
     return figure
 
 
-def trajectory(x: Tensor, denoised: Tensor, sigmas: Tensor, *, title: str = "", columns: int = 11) -> Figure:
+def trajectory(
+    x: Tensor, denoised: Tensor, sigmas: Tensor, *, title: str = "", columns: int = 11
+) -> Figure:
     """What the sampler does to a set: for each particle a row of x_n, scaled to unit variance of the
     noise, above a row of D(x_n).
 
     x, denoised (N, B, H, W) in [-1, 1] plus noise, at the noise levels `sigmas` (N,) on the way down.
     """
     steps = torch.linspace(0, len(sigmas) - 1, min(columns, len(sigmas))).round().long()
-    scaled = x / (1 + sigmas.to(x)**2).sqrt()[:, None, None, None]
+    scaled = x / (1 + sigmas.to(x) ** 2).sqrt()[:, None, None, None]
     B = x.shape[1]
-    figure, axes = plt.subplots(2 * B, len(steps), figsize=(0.85 * len(steps) + 0.6, 1.7 * B + 0.4),
-                                squeeze=False, gridspec_kw=dict(wspace=0.06, hspace=0.06))
+    figure, axes = plt.subplots(
+        2 * B,
+        len(steps),
+        figsize=(0.85 * len(steps) + 0.6, 1.7 * B + 0.4),
+        squeeze=False,
+        gridspec_kw=dict(wspace=0.06, hspace=0.06),
+    )
     for column, n in enumerate(steps.tolist()):
         axes[0, column].set_title(f"{float(sigmas[n]):.3g}", fontsize=9)
         for b in range(B):
@@ -143,28 +193,49 @@ def trajectory(x: Tensor, denoised: Tensor, sigmas: Tensor, *, title: str = "", 
     for b in range(B):
         axes[2 * b, 0].set_ylabel("$x_n$", rotation=0, ha="right", va="center", fontsize=9)
         axes[2 * b + 1, 0].set_ylabel("$D(x_n)$", rotation=0, ha="right", va="center", fontsize=9)
-    axes[0, 0].annotate(r"$\sigma_n$ =", (-0.1, 1.1), xycoords="axes fraction", ha="right", fontsize=9)
+    axes[0, 0].annotate(
+        r"$\sigma_n$ =", (-0.1, 1.1), xycoords="axes fraction", ha="right", fontsize=9
+    )
     _title(figure, title)
     return figure
 
 
-def world_sheet(frames: Tensor, positions: Tensor, choices: Tensor, *, digit_size: int, title: str = "") -> Figure:
+def world_sheet(
+    frames: Tensor, positions: Tensor, choices: Tensor, *, digit_size: int, title: str = ""
+) -> Figure:
     """Each sequence a row. An arrow, three times as long as the step, shows how a digit came here; frames
     that the ones before do not determine have an orange border.
 
     frames (N, T, H, W) in [0, 1], positions (N, T, K, 2) px, choices (N, T) bool.
     """
     N, T = choices.shape
-    figure, axes = plt.subplots(N, T, figsize=(0.85 * T + 0.2, 0.85 * N + 0.3), squeeze=False,
-                                gridspec_kw=dict(wspace=0.06, hspace=0.06))
-    middles = (positions + (digit_size - 1) / 2).flip(-1)                           # (N, T, K, 2) as (x, y)
+    figure, axes = plt.subplots(
+        N,
+        T,
+        figsize=(0.85 * T + 0.2, 0.85 * N + 0.3),
+        squeeze=False,
+        gridspec_kw=dict(wspace=0.06, hspace=0.06),
+    )
+    middles = (positions + (digit_size - 1) / 2).flip(-1)  # (N, T, K, 2) as (x, y)
     for n in range(N):
         for t in range(T):
             _picture(axes[n, t], frames[n, t], COLOURS[0] if choices[n, t] else None)
             if t and positions.shape[2]:
                 (x, y), (dx, dy) = middles[n, t - 1].T, (middles[n, t] - middles[n, t - 1]).T
-                axes[n, t].quiver(x, y, 3 * dx, 3 * dy, angles="xy", scale_units="xy", scale=1, width=0.04,
-                                  headwidth=3.5, headlength=4, headaxislength=3.5, color=COLOURS[1])
+                axes[n, t].quiver(
+                    x,
+                    y,
+                    3 * dx,
+                    3 * dy,
+                    angles="xy",
+                    scale_units="xy",
+                    scale=1,
+                    width=0.04,
+                    headwidth=3.5,
+                    headlength=4,
+                    headaxislength=3.5,
+                    color=COLOURS[1],
+                )
     for t in range(T):
         axes[0, t].set_title(f"t = {t}", fontsize=9)
     _title(figure, title)
@@ -175,36 +246,58 @@ def schedules(curves: dict[str, Tensor], densities: dict[str, tuple[float, float
     """Where the sampler goes and where the training was, on one axis of noise levels: at the left the levels over
     the steps, name -> sigmas (N + 1,), the last one 0; at the right the densities of ln sigma in training,
     name -> (mean, standard deviation)."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.5, 3.6), sharey=True, width_ratios=(3, 1.5),
-                                         gridspec_kw=dict(wspace=0.05))
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(7.5, 3.6), sharey=True, width_ratios=(3, 1.5), gridspec_kw=dict(wspace=0.05)
+    )
     for (name, sigmas), colour in zip(curves.items(), COLOURS):
-        left.semilogy(range(len(sigmas) - 1), sigmas[:-1], "o-", ms=3, lw=1.2, color=colour, label=name)
+        left.semilogy(
+            range(len(sigmas) - 1), sigmas[:-1], "o-", ms=3, lw=1.2, color=colour, label=name
+        )
     u = torch.linspace(math.log(0.002), math.log(80), 300)
     for (name, (mean, std)), colour in zip(densities.items(), COLOURS[4:]):
-        right.semilogy((-(u - mean)**2 / (2 * std**2)).exp() / (std * math.sqrt(2 * math.pi)), u.exp(), color=colour,
-                       label=name)
+        right.semilogy(
+            (-((u - mean) ** 2) / (2 * std**2)).exp() / (std * math.sqrt(2 * math.pi)),
+            u.exp(),
+            color=colour,
+            label=name,
+        )
     left.set_xlabel(r"step $n$ (then $\sigma = 0$)")
     left.set_ylabel(r"noise level $\sigma_n$")
     right.set_xlabel(r"density of $\ln \sigma$ in training")
     left.grid(alpha=0.3), right.grid(alpha=0.3)
-    left.legend(frameon=False, fontsize=8), right.legend(frameon=False, fontsize=7, loc="upper right")
+    (
+        left.legend(frameon=False, fontsize=8),
+        right.legend(frameon=False, fontsize=7, loc="upper right"),
+    )
     right.set_xlim(0, 0.6)
     return figure
 
 
 # ---------------------------------------------------------------- experiments
 
-NAMES = dict(modes_found="modes found", quality="quality (L2, less is better)", confidence="classifier's confidence",
-             hm_iou="HM IoU*", pg_factor="strength (pg_factor)", s_churn="churn", pg_kernel="kernel",
-             rho=r"schedule exponent $\rho$", p="p(right) in training")
+NAMES = dict(
+    modes_found="modes found",
+    quality="quality (L2, less is better)",
+    confidence="classifier's confidence",
+    hm_iou="HM IoU*",
+    pg_factor="strength (pg_factor)",
+    s_churn="churn",
+    pg_kernel="kernel",
+    rho=r"schedule exponent $\rho$",
+    p="p(right) in training",
+)
 
 
 def _name(key: str) -> str:
     return NAMES.get(key, key)
 
 
-def heatmap(rows: Sequence[dict], value: str = "modes_found", threshold: float | None = None,
-            title: str = "") -> Figure:
+def heatmap(
+    rows: Sequence[dict],
+    value: str = "modes_found",
+    threshold: float | None = None,
+    title: str = "",
+) -> Figure:
     """A grid of cells, each with its value and the half-width of its 95% interval. The last axis of the experiment
     goes to the right, the one before up, the others over panels with common limits; an orange frame marks cells at
     `threshold` or better (quality: or lower). rows: {cell, result}, as `experiments.run` returns."""
@@ -214,35 +307,70 @@ def heatmap(rows: Sequence[dict], value: str = "modes_found", threshold: float |
     means = [row["result"][value]["mean"] for row in rows]
     expected = rows[0]["result"]["modes_expected_iid"] if value == "modes_found" else None
     norm = plt.Normalize(min(means + [expected] * (expected is not None)), max(means))
-    figure, axes = plt.subplots(1, len(panels), figsize=(0.62 * len(rights) * len(panels) + 1.6, 0.46 * len(ups) + 1.5),
-                                squeeze=False, sharey=True, gridspec_kw=dict(wspace=0.05))
+    figure, axes = plt.subplots(
+        1,
+        len(panels),
+        figsize=(0.62 * len(rights) * len(panels) + 1.6, 0.46 * len(ups) + 1.5),
+        squeeze=False,
+        sharey=True,
+        gridspec_kw=dict(wspace=0.05),
+    )
     less, digits = value == "quality", 2 if max(means) >= 1 else 3
     colours = plt.get_cmap("viridis_r" if less else "viridis")
     for axis, panel in zip(axes[0], panels):
         for row in rows:
             if tuple(row["cell"][key] for key in over) != panel:
                 continue
-            x, y, (mean, (low, high)) = rights.index(row["cell"][right]), ups.index(row["cell"][up]), (
-                row["result"][value][key] for key in ("mean", "ci95"))
+            x, y, (mean, (low, high)) = (
+                rights.index(row["cell"][right]),
+                ups.index(row["cell"][up]),
+                (row["result"][value][key] for key in ("mean", "ci95")),
+            )
             colour = colours(norm(mean))
             axis.add_patch(plt.Rectangle((x - 0.5, y - 0.5), 1, 1, color=colour))
             dark = sum(c * w for c, w in zip(colour, (0.3, 0.59, 0.11))) < 0.5
-            axis.text(x, y, f"{mean:.{digits}f}\n±{(high - low) / 2:.{digits}f}", ha="center", va="center", size=6.5,
-                      color="white" if dark else "black")
+            axis.text(
+                x,
+                y,
+                f"{mean:.{digits}f}\n±{(high - low) / 2:.{digits}f}",
+                ha="center",
+                va="center",
+                size=6.5,
+                color="white" if dark else "black",
+            )
             if threshold is not None and (mean <= threshold if less else mean >= threshold):
-                axis.add_patch(plt.Rectangle((x - 0.46, y - 0.44), 0.92, 0.88, fill=False, ec=COLOURS[5], lw=1.6))
+                axis.add_patch(
+                    plt.Rectangle(
+                        (x - 0.46, y - 0.44), 0.92, 0.88, fill=False, ec=COLOURS[5], lw=1.6
+                    )
+                )
         axis.set_xlim(-0.5, len(rights) - 0.5), axis.set_ylim(-0.5, len(ups) - 0.5)
-        axis.set_xticks(range(len(rights)), rights, fontsize=8), axis.set_yticks(range(len(ups)), ups, fontsize=8)
+        (
+            axis.set_xticks(range(len(rights)), rights, fontsize=8),
+            axis.set_yticks(range(len(ups)), ups, fontsize=8),
+        )
         axis.set_xlabel(_name(right))
-        axis.set_title(", ".join(f"{_name(key)}: {label}" for key, label in zip(over, panel)), fontsize=9)
+        axis.set_title(
+            ", ".join(f"{_name(key)}: {label}" for key, label in zip(over, panel)), fontsize=9
+        )
     axes[0, 0].set_ylabel(_name(up))
     bar = figure.colorbar(plt.cm.ScalarMappable(norm, colours), ax=axes, pad=0.015, fraction=0.05)
     total = rows[0]["result"]["modes_total"]
-    bar.set_label(f"{_name(value)}, of {total}" if value == "modes_found" else _name(value), fontsize=9)
+    bar.set_label(
+        f"{_name(value)}, of {total}" if value == "modes_found" else _name(value), fontsize=9
+    )
     if expected is not None:
         bar.ax.axhline(expected, color=COLOURS[5], lw=2)
-        bar.ax.annotate("i.i.d.", (0.5, expected), xytext=(0, 2), textcoords="offset points", ha="center", va="bottom",
-                        fontsize=6.5, color=COLOURS[5])
+        bar.ax.annotate(
+            "i.i.d.",
+            (0.5, expected),
+            xytext=(0, 2),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=6.5,
+            color=COLOURS[5],
+        )
     _title(figure, title)
     return figure
 
@@ -253,14 +381,33 @@ def prior(rows: Sequence[dict], title: str = "") -> Figure:
     figure, axis = plt.subplots(figsize=(5.6, 3.8))
     axis.plot([0.4, 1], [0.4, 1], color="#999999", lw=1, ls=":", label="right: p̂ = p")
     for index, (sampler, colour) in enumerate(zip(samplers, (COLOURS[4], COLOURS[2], COLOURS[5]))):
-        mine = [row["result"]["mode_frequencies"][0] for row in rows if row["cell"]["sampler"] == sampler]
+        mine = [
+            row["result"]["mode_frequencies"][0]
+            for row in rows
+            if row["cell"]["sampler"] == sampler
+        ]
         x = [value["prior"] + 0.006 * (index - 1) for value in mine]
         error = [[abs(value["mean"] - value["ci95"][end]) for value in mine] for end in (0, 1)]
-        axis.errorbar(x, [value["mean"] for value in mine], yerr=error, fmt="osD"[index % 3], ms=5, color=colour,
-                      label=sampler, capsize=3, lw=1.2)
+        axis.errorbar(
+            x,
+            [value["mean"] for value in mine],
+            yerr=error,
+            fmt="osD"[index % 3],
+            ms=5,
+            color=colour,
+            label=sampler,
+            capsize=3,
+            lw=1.2,
+        )
         for at, value in zip(x, mine):
-            axis.annotate(f"{value['mean']:.3f}", (at, value["mean"]), xytext=(6, (6, -11, 6)[index % 3]),
-                          textcoords="offset points", fontsize=7.5, color=colour)
+            axis.annotate(
+                f"{value['mean']:.3f}",
+                (at, value["mean"]),
+                xytext=(6, (6, -11, 6)[index % 3]),
+                textcoords="offset points",
+                fontsize=7.5,
+                color=colour,
+            )
     axis.set_xlabel("p(right) in training"), axis.set_ylabel("share of samples that go right, p̂")
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, fontsize=8)
@@ -273,19 +420,40 @@ def frontier(rows: Sequence[dict], title: str = "") -> Figure:
     mine = [row for row in rows if row["cell"].get("denoiser", "trained") == "trained"]
     figure, axis = plt.subplots(figsize=(7.2, 4.4))
     for index, method in enumerate(dict.fromkeys(row["cell"]["method"] for row in mine)):
-        curve = sorted((row for row in mine if row["cell"]["method"] == method),
-                       key=lambda row: [value for value in row["cell"].values() if isinstance(value, float)])
+        curve = sorted(
+            (row for row in mine if row["cell"]["method"] == method),
+            key=lambda row: [value for value in row["cell"].values() if isinstance(value, float)],
+        )
         x = [row["result"]["quality"]["mean"] for row in curve]
         found = [row["result"]["modes_found"] for row in curve]
-        axis.errorbar(x, [value["mean"] for value in found], yerr=[value["mean"] - value["ci95"][0] for value in found],
-                      marker="osD^vP"[index // 10 * 3 + index % 3], ms=5, lw=1.3, elinewidth=0.8, label=method,
-                      color=COLOURS[index % 10] if index < 10 else "#333333")
+        axis.errorbar(
+            x,
+            [value["mean"] for value in found],
+            yerr=[value["mean"] - value["ci95"][0] for value in found],
+            marker="osD^vP"[index // 10 * 3 + index % 3],
+            ms=5,
+            lw=1.3,
+            elinewidth=0.8,
+            label=method,
+            color=COLOURS[index % 10] if index < 10 else "#333333",
+        )
     axis.axhline(expected := mine[0]["result"]["modes_expected_iid"], color="#888888", ls=":", lw=1)
-    axis.annotate("independent draws, theory", (0.99, expected), xycoords=("axes fraction", "data"),
-                  ha="right", va="top", fontsize=8, color="#666666")
+    axis.annotate(
+        "independent draws, theory",
+        (0.99, expected),
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        va="top",
+        fontsize=8,
+        color="#666666",
+    )
     axis.set_xscale("log")
     low, high = axis.get_xlim()
-    ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 2, 3, 5, 7, 10, 20) if low <= tick <= high]
+    ticks = [
+        tick
+        for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 2, 3, 5, 7, 10, 20)
+        if low <= tick <= high
+    ]
     axis.set_xticks(ticks, map(str, ticks))
     axis.minorticks_off()
     axis.set_xlabel("quality score (L2 to the translated digit, less is better)")
@@ -296,7 +464,9 @@ def frontier(rows: Sequence[dict], title: str = "") -> Figure:
     return figure
 
 
-def denoising(runs: dict[str, tuple[Tensor | None, dict, Tensor | None]], hold: int = 12) -> FuncAnimation:
+def denoising(
+    runs: dict[str, tuple[Tensor | None, dict, Tensor | None]], hold: int = 12
+) -> FuncAnimation:
     """Sets on their way from noise to samples, an animation: of each run a row of x_n, scaled to unit variance of the
     noise, above a row of D(x_n), the frame that is given at their left. It ends with `hold` frames of the samples,
     framed in the colours of new modes.
@@ -308,21 +478,43 @@ def denoising(runs: dict[str, tuple[Tensor | None, dict, Tensor | None]], hold: 
     left = 0 if given is None else 1
     figure = plt.figure(figsize=(0.62 * (B + left), 1.55 * len(runs)))
     parts = figure.subfigures(len(runs), 1, squeeze=False)[:, 0]
-    grids = [part.subplots(2, B + left, squeeze=False, gridspec_kw=dict(
-        left=0.01, right=0.99, bottom=0.03, top=0.83, wspace=0.06, hspace=0.06)) for part in parts]
+    grids = [
+        part.subplots(
+            2,
+            B + left,
+            squeeze=False,
+            gridspec_kw=dict(
+                left=0.01, right=0.99, bottom=0.03, top=0.83, wspace=0.06, hspace=0.06
+            ),
+        )
+        for part in parts
+    ]
 
     def draw(n: int) -> None:
         for part, axes, (title, (given, trace, modes)) in zip(parts, grids, runs.items()):
             sigma, ended = float(trace["sigmas"][min(n, N - 1)]), n >= N
-            part.suptitle(title + ("" if ended else rf",  $\sigma$ = {sigma:.2g}"), x=0.01, y=0.99, ha="left",
-                          fontsize=10)
-            noisy, denoised = (trace["samples"],) * 2 if ended else (
-                (trace["x_hat"][n] / (1 + sigma**2)**0.5 + 1) / 2, (trace["denoised"][n] + 1) / 2)
+            part.suptitle(
+                title + ("" if ended else rf",  $\sigma$ = {sigma:.2g}"),
+                x=0.01,
+                y=0.99,
+                ha="left",
+                fontsize=10,
+            )
+            noisy, denoised = (
+                (trace["samples"],) * 2
+                if ended
+                else (
+                    (trace["x_hat"][n] / (1 + sigma**2) ** 0.5 + 1) / 2,
+                    (trace["denoised"][n] + 1) / 2,
+                )
+            )
             for axis in axes.flat:
                 axis.clear(), axis.set_axis_off()
             if given is not None:
                 _picture(axes[1, 0], given)
-            for b, colour in enumerate(new_colours([-1] * B if modes is None or not ended else modes.tolist())):
+            for b, colour in enumerate(
+                new_colours([-1] * B if modes is None or not ended else modes.tolist())
+            ):
                 for row, images in enumerate((noisy, denoised)):
                     _picture(axes[row, b + left], images[b], colour)
 
@@ -335,15 +527,33 @@ def norms(traces: dict[str, dict[str, Tensor]], title: str = "") -> Figure:
 
     traces: name -> {sigmas (N,), distances (N, B, B), ode (N, B), guidance (N, B)}.
     """
-    figure, axes = plt.subplots(2, len(traces), figsize=(3.6 * len(traces) + 0.6, 4.8), squeeze=False, sharex=True,
-                                sharey="row", gridspec_kw=dict(wspace=0.06, hspace=0.1))
+    figure, axes = plt.subplots(
+        2,
+        len(traces),
+        figsize=(3.6 * len(traces) + 0.6, 4.8),
+        squeeze=False,
+        sharex=True,
+        sharey="row",
+        gridspec_kw=dict(wspace=0.06, hspace=0.1),
+    )
     for (top, below), (name, trace) in zip(axes.T, traces.items()):
         sigmas = trace["sigmas"]
         top.loglog(sigmas, trace["distances"].flatten(1).norm(dim=1), "o-", ms=3, color=COLOURS[4])
-        for key, colour, label in (("ode", "#888888", "(x - D) / σ"), ("guidance", COLOURS[5], "guidance")):
+        for key, colour, label in (
+            ("ode", "#888888", "(x - D) / σ"),
+            ("guidance", COLOURS[5], "guidance"),
+        ):
             acts = trace[key].sum(1) > 0
             for b, line in enumerate(trace[key][acts].T):
-                below.loglog(sigmas[acts], line, ".-", color=colour, lw=0.8, ms=3, label=label if b == 0 else None)
+                below.loglog(
+                    sigmas[acts],
+                    line,
+                    ".-",
+                    color=colour,
+                    lw=0.8,
+                    ms=3,
+                    label=label if b == 0 else None,
+                )
         top.set_title(name, fontsize=9)
         below.set_xlabel(r"noise level $\sigma$")
         top.grid(alpha=0.3), below.grid(alpha=0.3)
@@ -355,33 +565,56 @@ def norms(traces: dict[str, dict[str, Tensor]], title: str = "") -> Figure:
     return figure
 
 
-def mean_sheet(given: Tensor, samples: Tensor, names: Sequence[str], notes: Sequence[str], title: str = "") -> Figure:
+def mean_sheet(
+    given: Tensor, samples: Tensor, names: Sequence[str], notes: Sequence[str], title: str = ""
+) -> Figure:
     """A row per set: the frames that were given, the mean of all its samples, their deviation, and the first four.
     given (G, Cc, H, W), samples (G, B, H, W); names and notes: a line per set, at its left and right."""
-    rows = torch.cat([given, samples.mean(1, keepdim=True), samples.std(1, keepdim=True), samples[:, :4]], 1)
-    columns = ["given"] * given.shape[1] + [f"mean of {samples.shape[1]}", "deviation"] + ["sample"] * 4
-    figure, axes = plt.subplots(*rows.shape[:2], figsize=(1.05 * rows.shape[1], 1.05 * len(rows) + 0.3), squeeze=False,
-                                gridspec_kw=dict(wspace=0.06, hspace=0.06))
+    rows = torch.cat(
+        [given, samples.mean(1, keepdim=True), samples.std(1, keepdim=True), samples[:, :4]], 1
+    )
+    columns = (
+        ["given"] * given.shape[1] + [f"mean of {samples.shape[1]}", "deviation"] + ["sample"] * 4
+    )
+    figure, axes = plt.subplots(
+        *rows.shape[:2],
+        figsize=(1.05 * rows.shape[1], 1.05 * len(rows) + 0.3),
+        squeeze=False,
+        gridspec_kw=dict(wspace=0.06, hspace=0.06),
+    )
     for g, images in enumerate(rows):
         for axis, image, column in zip(axes[g], images, columns):
             _picture(axis, image, COLOURS[4] if column.startswith("mean") else None)
             if g == 0:
                 axis.set_title(column, fontsize=9)
         axes[g, 0].set_ylabel(names[g], rotation=0, ha="right", va="center", fontsize=9)
-        axes[g, -1].annotate(notes[g], (1.08, 0.5), xycoords="axes fraction", va="center", fontsize=9)
+        axes[g, -1].annotate(
+            notes[g], (1.08, 0.5), xycoords="axes fraction", va="center", fontsize=9
+        )
     _title(figure, title)
     return figure
 
 
-def umap_sheet(digits: Tensor, labels: Tensor, particles: Tensor, found: Tensor, names: Sequence[str],
-               title: str = "") -> Figure:
+def umap_sheet(
+    digits: Tensor,
+    labels: Tensor,
+    particles: Tensor,
+    found: Tensor,
+    names: Sequence[str],
+    title: str = "",
+) -> Figure:
     """A panel per set: its particles, coloured by the digit found in them, over a map of real digits.
     digits (M, 2), labels (M,) int64; particles (G, B, 2) and found (G, B)."""
     columns = min(4, len(particles))
     rows = -(-len(particles) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.7 * columns, 3.0 * rows), squeeze=False,
-                                gridspec_kw=dict(wspace=0.04, hspace=0.2))
-    for axis in axes.flat[len(particles):]:
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(2.7 * columns, 3.0 * rows),
+        squeeze=False,
+        gridspec_kw=dict(wspace=0.04, hspace=0.2),
+    )
+    for axis in axes.flat[len(particles) :]:
         axis.axis("off")
     for axis, points, modes, name in zip(axes.flat, particles, found, names):
         for digit in range(10):
@@ -389,7 +622,9 @@ def umap_sheet(digits: Tensor, labels: Tensor, particles: Tensor, found: Tensor,
             axis.scatter(*mine.T, s=1.5, color=COLOURS[digit], alpha=0.35, linewidth=0)
             middle = mine.median(0).values
             axis.text(*middle, str(digit), fontsize=10, ha="center", va="center", color="#333333")
-        axis.scatter(*points.T, s=55, c=[COLOURS[int(mode)] for mode in modes], edgecolor="black", zorder=3)
+        axis.scatter(
+            *points.T, s=55, c=[COLOURS[int(mode)] for mode in modes], edgecolor="black", zorder=3
+        )
         axis.set_title(name, fontsize=9)
         axis.set_xticks([]), axis.set_yticks([])
     axes[-1, 0].set_xlabel("UMAP 1", fontsize=8), axes[-1, 0].set_ylabel("UMAP 2", fontsize=8)

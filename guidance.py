@@ -16,6 +16,7 @@ Steps go toward smaller sigma, so the plus sign moves particles down U: apart.
 Sets are (G, B, C, H, W) with images in [-1, 1]. The rivals are here on the same footing:
 `Spell`, `Cads` and the reference thesis's own form.
 """
+
 from __future__ import annotations
 
 import math
@@ -57,10 +58,21 @@ class ParticleGuidance:
     memory      (G, M, C, H, W) images that repel too and do not move: samples already made
     """
 
-    def __init__(self, denoise: Denoiser, potential: Potential, *, factor: float, space: str = "jacobian",
-                 strength: str = "drift", sigma_min: float = 0.0, sigma_max: float = math.inf,
-                 anneal: bool = False, cap: float = math.inf,
-                 features: Callable[[Tensor], Tensor] | None = None, memory: Tensor | None = None):
+    def __init__(
+        self,
+        denoise: Denoiser,
+        potential: Potential,
+        *,
+        factor: float,
+        space: str = "jacobian",
+        strength: str = "drift",
+        sigma_min: float = 0.0,
+        sigma_max: float = math.inf,
+        anneal: bool = False,
+        cap: float = math.inf,
+        features: Callable[[Tensor], Tensor] | None = None,
+        memory: Tensor | None = None,
+    ):
         self.denoise, self.potential, self.factor = denoise, potential, min(factor, LARGEST**2)
         self.space, self.strength, self.anneal, self.cap = space, strength, anneal, cap
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
@@ -79,7 +91,9 @@ class ParticleGuidance:
             with torch.enable_grad():
                 x = x.detach().requires_grad_()
                 denoised = self.denoise(x, sigma)
-                grad, = torch.autograd.grad(denoised, x, self._gradient_at(denoised.detach(), sigma))
+                (grad,) = torch.autograd.grad(
+                    denoised, x, self._gradient_at(denoised.detach(), sigma)
+                )
             return denoised.detach(), grad
         denoised = self.denoise(x, sigma)
         return denoised, self._gradient_at(x if self.space == "x" else denoised, sigma)
@@ -94,7 +108,9 @@ class ParticleGuidance:
         with torch.enable_grad():
             everyone = everyone.detach().requires_grad_()
             y = self.features(everyone.flatten(0, 1)).flatten(1).unflatten(0, everyone.shape[:2])
-            grad, = torch.autograd.grad(y, everyone, self.potential.grad(y.detach(), float(sigma)))
+            (grad,) = torch.autograd.grad(
+                y, everyone, self.potential.grad(y.detach(), float(sigma))
+            )
         return grad[:, :B]
 
     def _push(self, x: Tensor, denoised: Tensor, grad: Tensor, sigma: Tensor) -> Tensor:
@@ -133,7 +149,7 @@ class Spell:
         y = everyone.flatten(2)
         d = squared_distances(y).sqrt()
         weights = torch.where(d > 0, (self.radius / d - 1).clamp_min(0), 0.0)
-        return finite(denoised + weighted_differences(weights, y)[:, :x.shape[1]].view_as(x))
+        return finite(denoised + weighted_differences(weights, y)[:, : x.shape[1]].view_as(x))
 
 
 class Cads:
@@ -150,8 +166,18 @@ class Cads:
     time    sigma -> t in [0, 1], 1 at the noisy end
     """
 
-    def __init__(self, bind: Callable[[Tensor], Denoiser], cond: Tensor, noise: Callable[[], Tensor],
-                 time: Callable[[float], float], *, tau1: float, tau2: float, scale: float, mixing: float):
+    def __init__(
+        self,
+        bind: Callable[[Tensor], Denoiser],
+        cond: Tensor,
+        noise: Callable[[], Tensor],
+        time: Callable[[float], float],
+        *,
+        tau1: float,
+        tau2: float,
+        scale: float,
+        mixing: float,
+    ):
         self.bind, self.cond, self.noise, self.time = bind, cond, noise, time
         self.tau1, self.tau2, self.scale, self.mixing = tau1, tau2, scale, mixing
 
@@ -186,5 +212,5 @@ class Reference:
             d2 = (y[:, :, None] - y[:, None, :]).square().sum(-1)[:, off].view(len(y), -1)
             d = torch.where(d2 > 0, d2, 1.0).sqrt() * (d2 > 0)
             h = (d.median(-1, keepdim=True).values / math.log(max(B, 2))).clamp_min(1e-12)
-            grad, = torch.autograd.grad((-d / h).exp().sum() / 2, y)
+            (grad,) = torch.autograd.grad((-d / h).exp().sum() / 2, y)
         return finite(denoised + sigma**2 * self.factor * grad.to(x).view_as(x))

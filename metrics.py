@@ -3,6 +3,7 @@
 Samples are sets (G, B, H, W) in [0, 1] (values outside are clamped). Every mean comes
 with a 95% interval, every mode count with what independent samples would give.
 """
+
 from __future__ import annotations
 
 from typing import Any, Callable
@@ -51,7 +52,7 @@ def _translate(images: Tensor, shift: Tensor) -> Tensor:
     """Each image moved by its own whole number of px, empty where nothing came from.
     images (N, H, W), shift (N, 2) int64."""
     N, H, W = images.shape
-    y = torch.arange(H, device=images.device) - shift[:, :1]                        # (N, H) source rows
+    y = torch.arange(H, device=images.device) - shift[:, :1]  # (N, H) source rows
     x = torch.arange(W, device=images.device) - shift[:, 1:]
     rows, cols = y.clamp(0, H - 1)[:, :, None], x.clamp(0, W - 1)[:, None, :]
     inside = ((y >= 0) & (y < H))[:, :, None] & ((x >= 0) & (x < W))[:, None, :]
@@ -81,8 +82,12 @@ def proportion(successes: int, trials: int, prior: float) -> dict:
     """{mean, ci95, prior, p_value}: Wilson's interval, and the two-sided binomial test of `prior`."""
     test = stats.binomtest(successes, trials, prior)
     interval = test.proportion_ci(0.95, method="wilson")
-    return dict(mean=successes / trials, ci95=[float(interval.low), float(interval.high)], prior=prior,
-                p_value=float(test.pvalue))
+    return dict(
+        mean=successes / trials,
+        ci95=[float(interval.low), float(interval.high)],
+        prior=prior,
+        p_value=float(test.pvalue),
+    )
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
@@ -102,10 +107,14 @@ def hm_iou(samples: Tensor, answers: Tensor) -> Tensor:
     IoU of the matched pairs, binarised, largest, and that mean (Gerard & Sullivan 2026, arXiv 2603.20188).
     samples (G, B, H, W), answers (G, k, H, W) -> (G,) in [0, 1]; with B != k the smaller number is matched."""
     masks = binarise(answers)
-    pairs = iou(masks, binarise(samples)).double().numpy()                          # (G, k, B)
-    again = (masks.flatten(2)[:, :, None] == masks.flatten(2)[:, None]).all(-1).tril(-1).any(-1).numpy()    # (G, k)
+    pairs = iou(masks, binarise(samples)).double().numpy()  # (G, k, B)
+    again = (
+        (masks.flatten(2)[:, :, None] == masks.flatten(2)[:, None]).all(-1).tril(-1).any(-1).numpy()
+    )  # (G, k)
     distinct = [each[~repeated] for each, repeated in zip(pairs, again)]
-    return torch.tensor([each[linear_sum_assignment(each, maximize=True)].mean() for each in distinct])
+    return torch.tensor(
+        [each[linear_sum_assignment(each, maximize=True)].mean() for each in distinct]
+    )
 
 
 def generalised_energy_distance(samples: Tensor, answers: Tensor, probabilities: Tensor) -> Tensor:
@@ -151,14 +160,21 @@ def mode_metrics(modes: Tensor, probabilities: Tensor) -> dict:
     """
     G, B = modes.shape
     k = len(probabilities)
-    counts = torch.nn.functional.one_hot(modes + 1, k + 1)[:, :, 1:].sum(1)         # (G, k)
+    counts = torch.nn.functional.one_hot(modes + 1, k + 1)[:, :, 1:].sum(1)  # (G, k)
     first = float(probabilities[0])
     binomial = B * first * (1 - first)
-    return dict(modes_total=k, modes_expected_iid=expected_modes_iid(probabilities, B),
-                modes_found=mean_interval((counts > 0).sum(1)),
-                mode_frequencies=[proportion(count, G * B, float(p))
-                                  for count, p in zip(counts.sum(0).tolist(), probabilities)],
-                count_variance_ratio=float(counts[:, 0].double().var()) / binomial if G > 1 and binomial > 0 else None)
+    return dict(
+        modes_total=k,
+        modes_expected_iid=expected_modes_iid(probabilities, B),
+        modes_found=mean_interval((counts > 0).sum(1)),
+        mode_frequencies=[
+            proportion(count, G * B, float(p))
+            for count, p in zip(counts.sum(0).tolist(), probabilities)
+        ],
+        count_variance_ratio=float(counts[:, 0].double().var()) / binomial
+        if G > 1 and binomial > 0
+        else None,
+    )
 
 
 def without_background(images: Tensor) -> Tensor:
@@ -167,7 +183,9 @@ def without_background(images: Tensor) -> Tensor:
     from skimage.filters import threshold_otsu
 
     flat = images.clamp(0, 1).flatten(0, -3)
-    levels = torch.tensor([threshold_otsu(image) if image.min() < image.max() else 0.0 for image in flat.numpy()])
+    levels = torch.tensor(
+        [threshold_otsu(image) if image.min() < image.max() else 0.0 for image in flat.numpy()]
+    )
     return (flat * (flat > levels[:, None, None])).view_as(images)
 
 
@@ -175,7 +193,9 @@ def recognise(samples: Tensor, classifier: Callable[[Tensor], Tensor]) -> tuple[
     """The digit in each sample, its background removed, and the classifier's confidence in it, the largest
     softmax probability: (G, B, H, W), frames (N, H, W) -> logits (N, k)  =>  (G, B) int64, (G, B)."""
     with torch.no_grad():
-        confidence, digits = classifier(without_background(samples).flatten(0, 1)).softmax(-1).max(-1)
+        confidence, digits = (
+            classifier(without_background(samples).flatten(0, 1)).softmax(-1).max(-1)
+        )
     return digits.view(samples.shape[:2]), confidence.view(samples.shape[:2])
 
 
@@ -188,18 +208,30 @@ def mixture_modes(points: Tensor, centres: Tensor, within: float) -> tuple[Tenso
 
 def _agreement(samples: Tensor, answers: Tensor, probabilities: Tensor) -> dict:
     """How well sets hold the right answers, each with its interval."""
-    return dict(hm_iou=mean_interval(hm_iou(samples, answers)),
-                ged=mean_interval(generalised_energy_distance(samples, answers, probabilities)))
+    return dict(
+        hm_iou=mean_interval(hm_iou(samples, answers)),
+        ged=mean_interval(generalised_energy_distance(samples, answers, probabilities)),
+    )
 
 
 def _spread(samples: Tensor) -> dict:
     """How far the particles of sets are apart, each with its interval."""
-    return dict(iou_distance=mean_interval(iou_distance(samples)), pairwise_l2=mean_interval(pairwise_l2(samples)),
-                centroid_spread=mean_interval(centroid_spread(samples)))
+    return dict(
+        iou_distance=mean_interval(iou_distance(samples)),
+        pairwise_l2=mean_interval(pairwise_l2(samples)),
+        centroid_spread=mean_interval(centroid_spread(samples)),
+    )
 
 
-def judge(samples: Tensor, cond: Tensor, *, offsets: Tensor | None, probabilities: Tensor | None,
-          undetermined: Tensor, answers: Tensor | None = None) -> tuple[dict, Tensor | None]:
+def judge(
+    samples: Tensor,
+    cond: Tensor,
+    *,
+    offsets: Tensor | None,
+    probabilities: Tensor | None,
+    undetermined: Tensor,
+    answers: Tensor | None = None,
+) -> tuple[dict, Tensor | None]:
     """All metrics of a conditional run, and the mode (G, B) of each particle (None without modes).
 
     samples (G, B, H, W); cond (G, Cc, H, W); offsets (k, 2) and probabilities (k,) of the world's
@@ -220,8 +252,10 @@ def judge(samples: Tensor, cond: Tensor, *, offsets: Tensor | None, probabilitie
         for name, mask in (("unimode", ~undetermined), ("multimode", undetermined)):
             result[name] = dict(num_sets=int(mask.sum()))
             if mask.any():
-                result[name] |= {key: mean_interval(np.asarray(result[key]["per_set"])[mask.numpy()])
-                                 for key in ("quality", "pairwise_l2", "centroid_spread")}
+                result[name] |= {
+                    key: mean_interval(np.asarray(result[key]["per_set"])[mask.numpy()])
+                    for key in ("quality", "pairwise_l2", "centroid_spread")
+                }
     return result, modes
 
 
@@ -230,6 +264,14 @@ def judge_answers(samples: Tensor, answers: Tensor, probabilities: Tensor) -> di
     (G, k, H, W) with probabilities (k,). `quality` is the mean L2 distance to the nearest answer, `mean_iou` the mean
     IoU with the most alike one."""
     alike, distance = nearest_answer(samples, answers)
-    return dict(modes_total=None, modes_expected_iid=None, modes_found=None,
-                mean_iou=mean_interval(alike.mean(1)), quality=mean_interval(distance.mean(1))) | \
-        _agreement(samples, answers, probabilities) | _spread(samples)
+    return (
+        dict(
+            modes_total=None,
+            modes_expected_iid=None,
+            modes_found=None,
+            mean_iou=mean_interval(alike.mean(1)),
+            quality=mean_interval(distance.mean(1)),
+        )
+        | _agreement(samples, answers, probabilities)
+        | _spread(samples)
+    )

@@ -17,6 +17,7 @@ conditioning frame M, with weights g per pixel, instead of drawing the next one 
 c_skip(s) x becomes (1 - g) c_skip(s) x + g M (`Motion`). With `crop`, it works on the
 part of the frame that the world ever lights; the rest of D is black.
 """
+
 from __future__ import annotations
 
 import math
@@ -49,7 +50,9 @@ class Pointwise(nn.Conv2d):
         super().__init__(c_in, c_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(
+            0, 3, 1, 2
+        )
 
 
 class Attention(nn.Module):
@@ -64,9 +67,18 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         N, C, H, W = x.shape
-        qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(N, H * W, 3, self.heads, C // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)                          # (N, heads, H*W, C/heads) each
-        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(N, H, W, C).permute(0, 3, 1, 2)
+        qkv = (
+            self.qkv(self.norm(x))
+            .permute(0, 2, 3, 1)
+            .reshape(N, H * W, 3, self.heads, C // self.heads)
+        )
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (N, heads, H*W, C/heads) each
+        y = (
+            F.scaled_dot_product_attention(q, k, v)
+            .transpose(1, 2)
+            .reshape(N, H, W, C)
+            .permute(0, 3, 1, 2)
+        )
         return self.out(y).add_(x).mul_(math.sqrt(0.5))
 
 
@@ -74,8 +86,9 @@ class Block(nn.Module):
     """Residual block with adaptive scale-shift (EDM's DDPM++ block), optional attention,
     and its own mean features joined to the embedding."""
 
-    def __init__(self, c_in: int, c_out: int, c_emb: int, attention: bool, head_channels: int,
-                 dropout: float):
+    def __init__(
+        self, c_in: int, c_out: int, c_emb: int, attention: bool, head_channels: int, dropout: float
+    ):
         super().__init__()
         self.norm1, self.conv1 = _norm(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
         self.affine = nn.Linear(c_emb, 2 * c_out)
@@ -87,7 +100,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.conv1(_silu(self.norm1(x)))
-        scale, shift = (self.affine(emb) + self.pooled(h.mean((2, 3))))[:, :, None, None].chunk(2, 1)
+        scale, shift = (self.affine(emb) + self.pooled(h.mean((2, 3))))[:, :, None, None].chunk(
+            2, 1
+        )
         h = _silu(torch.addcmul(shift, self.norm2(h), scale + 1))
         h = self.conv2(self.dropout(h))
         return self.attention(h.add_(self.skip(x)).mul_(math.sqrt(0.5)))
@@ -103,15 +118,19 @@ class Motion(nn.Module):
 
     def __init__(self, reach: int, patch_size: int, channels: int):
         super().__init__()
-        self.reach, self.patch_size, self.displacements = reach, patch_size, (2 * reach + 1)**2
+        self.reach, self.patch_size, self.displacements = reach, patch_size, (2 * reach + 1) ** 2
         self.logits = Pointwise(channels, self.displacements)
 
     def moved(self, frame: Tensor) -> Tensor:
         """(G, 1, H, W) in [-1, 1] -> (G, T, D, P) in [0, 1]: T patches of P pixels, D displacements."""
         p, r = self.patch_size, self.reach
         padded = F.pad((frame[:, 0] + 1) / 2, (r, r, r, r))
-        around = padded.unfold(1, p + 2 * r, p).unfold(2, p + 2 * r, p)             # (G, h, w, p + 2r, p + 2r)
-        return around.unfold(3, p, 1).unfold(4, p, 1).reshape(len(frame), -1, self.displacements, p * p)
+        around = padded.unfold(1, p + 2 * r, p).unfold(2, p + 2 * r, p)  # (G, h, w, p + 2r, p + 2r)
+        return (
+            around.unfold(3, p, 1)
+            .unfold(4, p, 1)
+            .reshape(len(frame), -1, self.displacements, p * p)
+        )
 
     # Below, a frame of `moved` serves N / G noisy ones, in a row; c channels at h x w positions are T of them.
     @staticmethod
@@ -126,14 +145,18 @@ class Motion(nn.Module):
 
     def fit(self, moved: Tensor, x: Tensor) -> Tensor:
         """Inner product, patch by patch, of noisy frames x (N, 1, H, W) with the moved ones -> (N, D, h, w)."""
-        patches = F.pixel_unshuffle(x, self.patch_size)                             # (N, P, h, w)
-        fit = self._by_patch(patches, len(moved)) @ moved.transpose(2, 3)           # (G, T, N / G, D)
+        patches = F.pixel_unshuffle(x, self.patch_size)  # (N, P, h, w)
+        fit = self._by_patch(patches, len(moved)) @ moved.transpose(2, 3)  # (G, T, N / G, D)
         return self._by_image(fit, patches.shape[2:]) / self.patch_size
 
     def forward(self, moved: Tensor, h: Tensor) -> Tensor:
         """The mixture of moved frames that the features h (N, C, h, w) ask for, (N, 1, H, W) in [-1, 1]."""
-        weights = self._by_patch(self.logits(h).to(moved).softmax(1), len(moved))   # (G, T, N / G, D)
-        return 2 * F.pixel_shuffle(self._by_image(weights @ moved, h.shape[2:]), self.patch_size) - 1
+        weights = self._by_patch(
+            self.logits(h).to(moved).softmax(1), len(moved)
+        )  # (G, T, N / G, D)
+        return (
+            2 * F.pixel_shuffle(self._by_image(weights @ moved, h.shape[2:]), self.patch_size) - 1
+        )
 
 
 class UNet(nn.Module):
@@ -151,20 +174,39 @@ class UNet(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, in_channels: int, out_channels: int, *, channels: Sequence[int], blocks: int,
-                 attention: Sequence[int], head_channels: int, patch_size: int, motion: int,
-                 dropout: float, num_classes: int):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        channels: Sequence[int],
+        blocks: int,
+        attention: Sequence[int],
+        head_channels: int,
+        patch_size: int,
+        motion: int,
+        dropout: float,
+        num_classes: int,
+    ):
         super().__init__()
         p, c_emb = patch_size, 2 * channels[0]
         self.patch_size, self.num_classes = p, num_classes
-        self.register_buffer("frequencies", torch.linspace(0, math.log(1e4), channels[0] // 2).neg().exp(),
-                             persistent=False)
-        self.embed = nn.Sequential(nn.Linear(channels[0] // 2 * 2, c_emb), nn.SiLU(),
-                                   nn.Linear(c_emb, c_emb), nn.SiLU())
+        self.register_buffer(
+            "frequencies",
+            torch.linspace(0, math.log(1e4), channels[0] // 2).neg().exp(),
+            persistent=False,
+        )
+        self.embed = nn.Sequential(
+            nn.Linear(channels[0] // 2 * 2, c_emb), nn.SiLU(), nn.Linear(c_emb, c_emb), nn.SiLU()
+        )
         self.label = nn.Embedding(num_classes + 1, channels[0] // 2 * 2) if num_classes else None
         self.motion = Motion(motion, p, channels[0]) if motion else None
-        self.stem = nn.Conv2d(in_channels * p * p + (self.motion.displacements if self.motion else 0), channels[0], 3,
-                              padding=1)
+        self.stem = nn.Conv2d(
+            in_channels * p * p + (self.motion.displacements if self.motion else 0),
+            channels[0],
+            3,
+            padding=1,
+        )
 
         def block(c_in, c_out, level):
             return Block(c_in, c_out, c_emb, level in attention, head_channels, dropout)
@@ -186,10 +228,14 @@ class UNet(nn.Module):
             if level:
                 self.up.append(nn.Upsample(scale_factor=2, mode="nearest"))
         # With motion, beside every pixel: how much of the moved frame to take there.
-        self.norm, self.out = _norm(c), _zero(nn.Conv2d(c, out_channels * p * p * (2 if motion else 1), 3, padding=1))
+        self.norm, self.out = (
+            _norm(c),
+            _zero(nn.Conv2d(c, out_channels * p * p * (2 if motion else 1), 3, padding=1)),
+        )
 
-    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None,
-                moved: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def forward(
+        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, moved: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """x (N, in_channels, H, W), c_noise (N,), labels (N,) int64, moved (G, T, D, P) as `Motion.moved` gives it,
         None to make it from x -> F and, with motion, how much of the moved frame to take at each pixel and that
         frame (else None, None); each (N, out_channels, H, W)."""
@@ -197,8 +243,11 @@ class UNet(nn.Module):
         angle = 250 * c_noise[:, None] * self.frequencies
         emb = torch.cat([angle.cos(), angle.sin()], 1)
         if self.label is not None:
-            emb = emb + self.label(torch.full_like(c_noise, self.num_classes, dtype=torch.long)
-                                   if labels is None else labels)
+            emb = emb + self.label(
+                torch.full_like(c_noise, self.num_classes, dtype=torch.long)
+                if labels is None
+                else labels
+            )
         emb = self.embed(emb)
         h = F.pixel_unshuffle(x, self.patch_size)
         if self.motion is not None:
@@ -253,8 +302,14 @@ class EDMDenoiser(nn.Module):
         top, bottom, left, right = self.box
         return F.pad(inner, (left, W - right, top, H - bottom), value=-1.0)
 
-    def forward(self, x: Tensor, sigma: Tensor, cond: Tensor | None = None,
-                labels: Tensor | None = None, moved: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        cond: Tensor | None = None,
+        labels: Tensor | None = None,
+        moved: Tensor | None = None,
+    ) -> Tensor:
         H, W = x.shape[2:]
         x, sd = self.inside(x).to(self.sigma_data), self.sigma_data
         s = sigma.to(x).expand(x.shape[0])[:, None, None, None]
@@ -263,13 +318,18 @@ class EDMDenoiser(nn.Module):
         c_in = 1 / (s**2 + sd**2).sqrt()
         inputs = c_in * x if cond is None else torch.cat([c_in * x, self.inside(cond).to(x)], 1)
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            own, gain, moved = self.unet(inputs.contiguous(memory_format=torch.channels_last),
-                                         s.flatten().log() / 4, labels, moved)
+            own, gain, moved = self.unet(
+                inputs.contiguous(memory_format=torch.channels_last),
+                s.flatten().log() / 4,
+                labels,
+                moved,
+            )
         kept = c_skip * x if gain is None else torch.lerp(c_skip * x, moved.to(x), gain.to(x))
         return self._whole(kept + c_out * own.to(x), H, W)
 
-    def bind(self, cond: Tensor | None = None,
-             labels: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+    def bind(
+        self, cond: Tensor | None = None, labels: Tensor | None = None
+    ) -> Callable[[Tensor, Tensor], Tensor]:
         """A denoiser of sets: denoise(x (G, B, C, H, W), sigma scalar) -> x0, same shape.
         Every particle of set g sees cond[g] (G, Cc, H, W) and labels[g] (G,), or with cond
         (G, B, Cc, H, W) one of its own."""
@@ -283,6 +343,7 @@ class EDMDenoiser(nn.Module):
             each = lambda t: None if t is None else t.repeat_interleave(B, 0)
             frames = each(cond) if shared or cond is None else cond.flatten(0, 1)
             return self(x.flatten(0, 1), sigma, frames, each(labels), moved).unflatten(0, (-1, B))
+
         return denoise
 
 
@@ -298,14 +359,20 @@ def lit_box(frames: Tensor, multiple: int) -> tuple[int, int, int, int]:
     edges: list[int] = []
     for axis in (1, 0):
         places = lit.any(axis).nonzero()
-        low, high = (int(places[0]), int(places[-1]) + 1) if len(places) else (0, lit.shape[1 - axis])
-        edges += [low // multiple * multiple, min(-(-high // multiple) * multiple, lit.shape[1 - axis])]
+        low, high = (
+            (int(places[0]), int(places[-1]) + 1) if len(places) else (0, lit.shape[1 - axis])
+        )
+        edges += [
+            low // multiple * multiple,
+            min(-(-high // multiple) * multiple, lit.shape[1 - axis]),
+        ]
     top, bottom, left, right = edges
     return top, bottom, left, right
 
 
-def edm_loss(denoiser: Callable, x: Tensor, sigma: Tensor, target: Tensor, sigma_data: Tensor,
-             **kwargs) -> Tensor:
+def edm_loss(
+    denoiser: Callable, x: Tensor, sigma: Tensor, target: Tensor, sigma_data: Tensor, **kwargs
+) -> Tensor:
     """Per-image weighted denoising loss, (N,): EDM's equation 2 with its weight
     (s^2 + sd^2) / (s sd)^2, as a mean over pixels.
 
@@ -313,12 +380,13 @@ def edm_loss(denoiser: Callable, x: Tensor, sigma: Tensor, target: Tensor, sigma
     image, or its posterior mean given x, which has the same minimiser; `kwargs` (cond, labels) go to
     the denoiser.
     """
-    weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data)**2
+    weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
     return weight * (denoiser(x, sigma, **kwargs) - target).square().mean((1, 2, 3))
 
 
-def posterior_mean(x: Tensor, sigma: Tensor, images: Tensor, log_prior: Tensor | None = None,
-                   sd: float = 0.0) -> Tensor:
+def posterior_mean(
+    x: Tensor, sigma: Tensor, images: Tensor, log_prior: Tensor | None = None, sd: float = 0.0
+) -> Tensor:
     """E[y | x] where y is one of k known images, give or take `sd`, and x = y + sigma * noise.
 
         w = softmax_m(log pi_m - |x - mu_m|^2 / 2 (s^2 + sd^2))
@@ -328,10 +396,10 @@ def posterior_mean(x: Tensor, sigma: Tensor, images: Tensor, log_prior: Tensor |
     Exact: no network, no training (EDM, appendix B.3, equation 57; sd > 0 is a Gaussian mixture).
     """
     N = x.shape[0]
-    flat, mu = x.reshape(N, -1, images[0, 0].numel()), images.flatten(2)            # (N,P,d), (N,k,d)
+    flat, mu = x.reshape(N, -1, images[0, 0].numel()), images.flatten(2)  # (N,P,d), (N,k,d)
     # |x|^2 cancels in the softmax, and leaving it out keeps float32 exact at small sigma.
-    logits = flat @ mu.transpose(1, 2) - mu.square().sum(-1)[:, None] / 2           # (N, P, k)
-    s2 = sigma.to(x).expand(N)[:, None, None]**2
+    logits = flat @ mu.transpose(1, 2) - mu.square().sum(-1)[:, None] / 2  # (N, P, k)
+    s2 = sigma.to(x).expand(N)[:, None, None] ** 2
     logits = logits / (s2 + sd**2) if log_prior is None else logits / (s2 + sd**2) + log_prior
     return ((s2 * (logits.softmax(-1) @ mu) + sd**2 * flat) / (s2 + sd**2)).view_as(x)
 
@@ -343,11 +411,17 @@ class Classifier(nn.Module):
 
     def __init__(self, channels: Sequence[int], margin: int = 6, classes: int = 10):
         super().__init__()
+
         def conv(c_in, c_out, stride=1):
-            return nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out))
+            return nn.Sequential(
+                nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out)
+            )
+
         self.margin, before = margin, (channels[0], *channels[:-1])
         self.stem = conv(1, channels[0])
-        self.inner = nn.ModuleList(conv(a, b, 1 if i == 0 else 2) for i, (a, b) in enumerate(zip(before, channels)))
+        self.inner = nn.ModuleList(
+            conv(a, b, 1 if i == 0 else 2) for i, (a, b) in enumerate(zip(before, channels))
+        )
         self.outer = nn.ModuleList(conv(b, b) for b in channels)
         self.skip = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(before[1:], channels[1:]))
         self.out = nn.Linear(channels[-1], classes)
@@ -355,7 +429,7 @@ class Classifier(nn.Module):
     def features(self, frames: Tensor) -> Tensor:
         """What the last layer sees, (N, channels[-1])."""
         m, H, W = self.margin, *frames.shape[1:]
-        h = F.relu(self.stem(2 * frames[:, None, m:H - m, m:W - m] - 1))
+        h = F.relu(self.stem(2 * frames[:, None, m : H - m, m : W - m] - 1))
         for level, (inner, outer) in enumerate(zip(self.inner, self.outer)):
             kept = self.skip[level - 1](F.avg_pool2d(h, 2)) if level else h
             h = F.relu(kept + outer(F.relu(inner(h))))

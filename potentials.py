@@ -11,6 +11,7 @@ do not feel each other. Gradients are in closed form, float64 inside, finite for
 finite float32 input, and 0 for B = 1. A new potential is a class with `energy` and
 `grad`, and one line in `POTENTIALS`.
 """
+
 from __future__ import annotations
 
 import math
@@ -62,10 +63,12 @@ class Bandwidth:
         if self.rule == "median" and B > 1:
             # All but the diagonal, without a mask, which would make a GPU wait.
             pairs = distances.detach().flatten(1)[:, 1:].unflatten(1, (B - 1, B + 1))[:, :, :-1]
-            pairs = pairs[:, ::max(1, B * B // MEDIAN_OF)].flatten(1)
+            pairs = pairs[:, :: max(1, B * B // MEDIAN_OF)].flatten(1)
             h = self.value * pairs.median(-1).values / math.log(max(B, 2))
         else:
-            h = torch.full_like(largest, self.value * (sigma**order if self.rule == "sigma" else 1.0))
+            h = torch.full_like(
+                largest, self.value * (sigma**order if self.rule == "sigma" else 1.0)
+            )
         if self.anneal is not None:
             h = h * cosine_share(sigma, *self.anneal)
         h = torch.maximum(h, 1e-6 * largest)
@@ -108,7 +111,9 @@ class Radial:
     def matrices(self, y: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """k and dk/d(d2) of every pair, (G, B, B) float64 each."""
         d2 = squared_distances(y)
-        return self.kernel(d2, self.bandwidth(d2 if self.order == 2 else d2.sqrt(), sigma, self.order))
+        return self.kernel(
+            d2, self.bandwidth(d2 if self.order == 2 else d2.sqrt(), sigma, self.order)
+        )
 
     def energy(self, y: Tensor, sigma: float = 1.0) -> Tensor:
         k, _ = self.matrices(y, sigma)
@@ -144,7 +149,7 @@ class InverseDistance(Radial):
 
     def kernel(self, d2, h):
         k = (1 + d2 / h).rsqrt()
-        return k, -k**3 / (2 * h)
+        return k, -(k**3) / (2 * h)
 
 
 class LogDet:
@@ -166,7 +171,7 @@ class LogDet:
 
     def grad(self, y: Tensor, sigma: float = 1.0) -> Tensor:
         L, slope = self._matrices(y, sigma)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(L).L)             # _ex: no check to wait for
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(L).L)  # _ex: no check to wait for
         return weighted_differences(inverse.mul_(slope).mul_(-4), y)
 
 
@@ -206,17 +211,28 @@ class IoU:
         k, h, low, high = self._kernel(u, sigma)
         # dU/du_i = sum_j k_ij/h d(low/high)/du_i: where u_i is the smaller one low grows
         # with it, where it is the larger one high does.
-        when_less, when_more = k / h / high, -k / h * low / high**2                  # (G, B, B)
+        when_less, when_more = k / h / high, -k / h * low / high**2  # (G, B, B)
         half_difference, half_sum = (when_more - when_less) / 2, (when_more + when_less) / 2
         grad = torch.zeros_like(u)
-        for i in range(0, u.shape[1], 128):  # few rows at a time stay in the cache, one column bounds the memory
+        for i in range(
+            0, u.shape[1], 128
+        ):  # few rows at a time stay in the cache, one column bounds the memory
             rows = slice(i, i + 128)
             for j in range(u.shape[1]):
-                column, sign = slice(j, j + 1), (u[:, rows] - u[:, j:j + 1]).sign_()
-                grad[:, rows].addcmul_(sign, torch.addcmul(half_difference[:, rows, column],
-                                                           half_sum[:, rows, column], sign))
+                column, sign = slice(j, j + 1), (u[:, rows] - u[:, j : j + 1]).sign_()
+                grad[:, rows].addcmul_(
+                    sign,
+                    torch.addcmul(
+                        half_difference[:, rows, column], half_sum[:, rows, column], sign
+                    ),
+                )
         return grad / 2 * ((y > -1) & (y < 1))
 
 
 POTENTIALS: dict[str, Callable[[Bandwidth], Potential]] = {
-    "rbf": RBF, "rbf_unsquared": UnsquaredRBF, "inverse": InverseDistance, "iou": IoU, "logdet": LogDet}
+    "rbf": RBF,
+    "rbf_unsquared": UnsquaredRBF,
+    "inverse": InverseDistance,
+    "iou": IoU,
+    "logdet": LogDet,
+}

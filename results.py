@@ -1,4 +1,5 @@
 """What evaluate.py wrote, read again: the files of an evaluation, the cells of an experiment."""
+
 from __future__ import annotations
 
 import json
@@ -49,12 +50,17 @@ def method_of(result: dict) -> str:
     """The world and what made its sets diverse."""
     settings = result["settings"]
     strength = f" {settings['pg_factor']:g}" if settings["guidance"] in ("pg", "reference") else ""
-    return f"{result['dataset']}, guidance {settings['guidance']}{strength}, noise {settings['noise']}"
+    return (
+        f"{result['dataset']}, guidance {settings['guidance']}{strength}, noise {settings['noise']}"
+    )
 
 
 def source_of(result: dict) -> str | None:
     """Where its digits or frames come from, None where it needs none."""
-    return result["digits_source"] and f"{named(result['dataset'], result['digits_source'])} (test split)"
+    return (
+        result["digits_source"]
+        and f"{named(result['dataset'], result['digits_source'])} (test split)"
+    )
 
 
 def named(dataset: str, source: str) -> str:
@@ -64,4 +70,7 @@ def named(dataset: str, source: str) -> str:
 
 def label(row: dict) -> str:
     """A cell's place in its experiment, for a legend."""
-    return ", ".join(f"{value}" if isinstance(value, str) else f"{key} {value:g}" for key, value in row["cell"].items())
+    return ", ".join(
+        f"{value}" if isinstance(value, str) else f"{key} {value:g}"
+        for key, value in row["cell"].items()
+    )

@@ -7,6 +7,7 @@ network nor the guidance: both are denoisers.
 
 Karras et al. 2022, arXiv 2206.00364: schedule, equation 5; sampler, algorithm 2.
 """
+
 from __future__ import annotations
 
 import math
@@ -43,7 +44,9 @@ class SetNoise:
     Call: () -> (G, B, C, H, W) float32 on `device`.
     """
 
-    def __init__(self, seed: int, sets: Sequence[int], shape: tuple[int, ...], device="cpu", stream: int = 1):
+    def __init__(
+        self, seed: int, sets: Sequence[int], shape: tuple[int, ...], device="cpu", stream: int = 1
+    ):
         self.generators = [set_generator(seed, int(index), stream) for index in sets]
         self.shape, self.device = shape, device
 
@@ -56,13 +59,24 @@ def set_generator(seed: int, index: int, stream: int = 0, device="cpu") -> torch
     """The generator of set (or training iteration) `index` under `seed`. Streams do not
     overlap: 0 draws worlds, 1 sampling noise, 2 training batches, 3 sigma_data; evaluation.py has more."""
     # splitmix64's multipliers keep neighbouring (seed, index, stream) far apart.
-    mixed = (seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB) % 2**63
+    mixed = (
+        seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB
+    ) % 2**63
     return torch.Generator(device).manual_seed(mixed)
 
 
-def edm_sampler(denoise: Denoiser, x: Tensor, sigmas: Tensor, *, s_churn: float = 0.0, s_min: float = 0.0,
-                s_max: float = math.inf, s_noise: float = 1.0, noise: Callable[[], Tensor] | None = None,
-                callback: Callable[[dict], None] | None = None) -> Tensor:
+def edm_sampler(
+    denoise: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    s_churn: float = 0.0,
+    s_min: float = 0.0,
+    s_max: float = math.inf,
+    s_noise: float = 1.0,
+    noise: Callable[[], Tensor] | None = None,
+    callback: Callable[[dict], None] | None = None,
+) -> Tensor:
     """EDM's stochastic sampler with Heun's correction (algorithm 2). s_churn 0 is the ODE.
 
     x        (G, B, C, H, W), noise of standard deviation sigmas[0]
@@ -85,10 +99,14 @@ def edm_sampler(denoise: Denoiser, x: Tensor, sigmas: Tensor, *, s_churn: float 
             x_hat = x + (sigma_hat**2 - sigma**2).sqrt() * s_noise * noise()
         denoised = denoise(x_hat, sigma_hat)
         d = to_d(x_hat, sigma_hat, denoised)
-        x = x_hat + (sigma_next - sigma_hat) * d                                    # Euler
+        x = x_hat + (sigma_next - sigma_hat) * d  # Euler
         if i < num_steps - 1:
             d_next = to_d(x, sigma_next, denoise(x, sigma_next))
-            x = x_hat + (sigma_next - sigma_hat) * (d + d_next) / 2                 # Heun
+            x = x_hat + (sigma_next - sigma_hat) * (d + d_next) / 2  # Heun
         if callback is not None:
-            callback(dict(i=i, sigma=sigma, sigma_hat=sigma_hat, x_hat=x_hat, denoised=denoised, d=d, x=x))
+            callback(
+                dict(
+                    i=i, sigma=sigma, sigma_hat=sigma_hat, x_hat=x_hat, denoised=denoised, d=d, x=x
+                )
+            )
     return x

@@ -3,6 +3,7 @@ larger one, and drawing again what came out twice or is in doubt.
 
 Sets are (G, B, C, H, W), images in [-1, 1], or (G, B, H, W) in [0, 1] where said so.
 """
+
 from __future__ import annotations
 
 import math
@@ -15,11 +16,12 @@ from torch import Tensor
 
 # ---------------------------------------------------------------- coupled noise
 
+
 def antithetic(noise: Tensor) -> Tensor:
     """Pairs (z, -z): the second half of each set is the first one's mirror image (an odd one out
     stays as it is). (G, B, ...) -> same; every particle's marginal stays standard normal."""
     half = noise.shape[1] // 2
-    return torch.cat([noise[:, :half], -noise[:, :half], noise[:, 2 * half:]], 1)
+    return torch.cat([noise[:, :half], -noise[:, :half], noise[:, 2 * half :]], 1)
 
 
 def simplex(noise: Tensor) -> Tensor:
@@ -45,13 +47,20 @@ def stratified(noise: Tensor, directions: Tensor, generators: list[torch.Generat
     r = axes.shape[1]
     shift = torch.stack([torch.rand(1, r, generator=g, dtype=torch.float64) for g in generators])
     order = torch.stack([torch.rand(B, r, generator=g).argsort(0) for g in generators])
-    quantiles = ((order + shift) / B).clamp(1e-9, 1 - 1e-9)                         # (G, B, r)
+    quantiles = ((order + shift) / B).clamp(1e-9, 1 - 1e-9)  # (G, B, r)
     wanted = torch.as_tensor(stats.norm.ppf(quantiles.numpy())).to(noise)
     return (flat + (wanted - flat @ axes.transpose(1, 2)) @ axes).view_as(noise)
 
 
-def leading_directions(denoise: Callable[[Tensor, Tensor], Tensor], sigma: Tensor, shape: tuple[int, ...],
-                       rank: int, generators: list[torch.Generator], iterations: int = 2, device="cpu") -> Tensor:
+def leading_directions(
+    denoise: Callable[[Tensor, Tensor], Tensor],
+    sigma: Tensor,
+    shape: tuple[int, ...],
+    rank: int,
+    generators: list[torch.Generator],
+    iterations: int = 2,
+    device="cpu",
+) -> Tensor:
     """Orthonormal directions along which the posterior at `sigma` varies most: (G, rank, *shape).
 
     The Jacobian of a denoiser is Cov[y | x] / sigma^2, symmetric, so a few rounds of block power iteration
@@ -59,17 +68,25 @@ def leading_directions(denoise: Callable[[Tensor, Tensor], Tensor], sigma: Tenso
     shape is that of one particle; one generator per set.
     """
     G = len(generators)
-    draw = lambda: torch.stack([torch.randn((rank, *shape), generator=g) for g in generators]).to(device)
+    draw = lambda: torch.stack([torch.randn((rank, *shape), generator=g) for g in generators]).to(
+        device
+    )
     v, x = draw(), float(sigma) * draw()[:, :1].expand(G, rank, *shape)
     for _ in range(iterations):
         with torch.enable_grad():
             at = x.detach().clone().requires_grad_()
-            v, = torch.autograd.grad(denoise(at, sigma), at, v)
-        v = torch.linalg.qr(v.flatten(2).transpose(1, 2).double()).Q.transpose(1, 2).to(x).view(G, rank, *shape)
+            (v,) = torch.autograd.grad(denoise(at, sigma), at, v)
+        v = (
+            torch.linalg.qr(v.flatten(2).transpose(1, 2).double())
+            .Q.transpose(1, 2)
+            .to(x)
+            .view(G, rank, *shape)
+        )
     return v
 
 
 # ---------------------------------------------------------------- pruning
+
 
 def kmedoids(samples: Tensor, keep: int) -> Tensor:
     """Indices of the `keep` medoids of each set by L2 distance (FasterPAM, Schubert & Rousseeuw 2021):
@@ -87,9 +104,17 @@ def kmedoids(samples: Tensor, keep: int) -> Tensor:
 
 # ---------------------------------------------------------------- drawing again
 
-def redraw_faulty(samples: Tensor, draw: Callable[[Tensor, int, Tensor], Tensor],
-                  doubt: Callable[[Tensor, Tensor], Tensor], *, alike: Callable[[Tensor, Tensor], Tensor],
-                  rounds: int, most_alike: float, most_doubt: float) -> tuple[Tensor, int]:
+
+def redraw_faulty(
+    samples: Tensor,
+    draw: Callable[[Tensor, int, Tensor], Tensor],
+    doubt: Callable[[Tensor, Tensor], Tensor],
+    *,
+    alike: Callable[[Tensor, Tensor], Tensor],
+    rounds: int,
+    most_alike: float,
+    most_doubt: float,
+) -> tuple[Tensor, int]:
     """Draw particles again that share an answer with another one of their set, or that the denoiser doubts.
 
     A particle's fault is the larger of its likeness to its nearest neighbour over `most_alike` and its
@@ -108,7 +133,7 @@ def redraw_faulty(samples: Tensor, draw: Callable[[Tensor, int, Tensor], Tensor]
     if samples.shape[1] == 1 or rounds == 0:
         return samples, redrawn
     everyone = torch.arange(len(samples))
-    doubts = doubt(everyone, samples)                                               # (G, B)
+    doubts = doubt(everyone, samples)  # (G, B)
     # Where hardly anything is in doubt, a hundredth of the range per pixel, the least of it would weigh.
     scale = doubts.median(1).values.clamp_min(1e-2 * samples[0, 0].numel() ** 0.5)  # (G,)
     for turn in range(rounds):
@@ -120,12 +145,16 @@ def redraw_faulty(samples: Tensor, draw: Callable[[Tensor, int, Tensor], Tensor]
             break
         # Of two that are alike, the one that is more like the rest too.
         which = (fault + 1e-3 * likeness.sum(2)).argmax(1)[sets]
-        others = torch.stack([torch.cat([samples[g, :b], samples[g, b + 1:]]) for g, b in zip(sets, which)])
+        others = torch.stack(
+            [torch.cat([samples[g, :b], samples[g, b + 1 :]]) for g, b in zip(sets, which)]
+        )
         new = draw(sets, turn, others)
         redrawn += len(sets)
         new_doubt = doubt(sets, new[:, None])[:, 0]
-        new_fault = torch.maximum(alike(new[:, None], others)[:, 0].amax(1) / most_alike,
-                                  new_doubt / scale[sets] / most_doubt)
+        new_fault = torch.maximum(
+            alike(new[:, None], others)[:, 0].amax(1) / most_alike,
+            new_doubt / scale[sets] / most_doubt,
+        )
         better = new_fault < fault[sets, which]
         samples[sets[better], which[better]] = new[better]
         doubts[sets[better], which[better]] = new_doubt[better]

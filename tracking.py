@@ -3,6 +3,7 @@
 A run tells a `Tracker`; the services that it passes this on to are imported when they start. One that fails
 later is left out with a warning: tracking neither ends a run nor changes it.
 """
+
 from __future__ import annotations
 
 import os
@@ -29,8 +30,10 @@ class Tracker:
                 tell(service)
             except Exception as error:  # of whatever kind: the run matters more
                 self.services.remove(service)
-                print(f"WARNING: {type(service).__name__} failed ({_brief(error)}); going on without it",
-                      file=sys.stderr)
+                print(
+                    f"WARNING: {type(service).__name__} failed ({_brief(error)}); going on without it",
+                    file=sys.stderr,
+                )
 
     def curve(self, values: dict[str, float], step: int) -> None:
         """Numbers after `step` updates."""
@@ -56,7 +59,11 @@ class Tracker:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else int(kind is not None)
+        code = (
+            error.code
+            if isinstance(error, SystemExit) and isinstance(error.code, int)
+            else int(kind is not None)
+        )
         self._each(lambda service: service.close(code))
 
 
@@ -64,16 +71,32 @@ class WandB:
     """A run of Weights & Biases, with its files in outdir/wandb. A `continued` one goes on with the run whose id is
     there; what it was told before, up to step `told`, is not told again."""
 
-    def __init__(self, mode: Literal["online", "offline", "disabled"], outdir: Path, config: dict, continued: bool,
-                 told: int):
+    def __init__(
+        self,
+        mode: Literal["online", "offline", "disabled"],
+        outdir: Path,
+        config: dict,
+        continued: bool,
+        told: int,
+    ):
         import wandb
 
-        wandb.setup(settings=wandb.Settings(silent=True))  # or it talks in colours, and asks for keys
+        wandb.setup(
+            settings=wandb.Settings(silent=True)
+        )  # or it talks in colours, and asks for keys
         known = outdir / "wandb" / "run.yaml"
         before = yaml.safe_load(known.read_text()) if continued and known.is_file() else None
-        self.run = wandb.init(project="diverse-diffusion", name=outdir.resolve().name, dir=outdir, mode=mode,
-                              id=before and before["id"], resume="allow" if before else None, config=config,
-                              allow_val_change=True, settings=wandb.Settings(silent=True, console="off"))
+        self.run = wandb.init(
+            project="diverse-diffusion",
+            name=outdir.resolve().name,
+            dir=outdir,
+            mode=mode,
+            id=before and before["id"],
+            resume="allow" if before else None,
+            config=config,
+            allow_val_change=True,
+            settings=wandb.Settings(silent=True, console="off"),
+        )
         self.library, self.told = wandb, max(told, before["told"]) if before else -1
         known.write_text(yaml.safe_dump(dict(id=self.run.id, told=self.told)))
         where = self.run.settings.sync_dir if mode == "offline" else self.run.url
@@ -90,7 +113,10 @@ class WandB:
     def table(self, rows: list[dict], text: str) -> None:
         columns = list(dict.fromkeys(key for row in rows for key in row))
         cells = [[row.get(key) for key in columns] for row in rows]
-        self.run.log({"cells": self.library.Table(columns=columns, data=cells, allow_mixed_types=True)}, step=0)
+        self.run.log(
+            {"cells": self.library.Table(columns=columns, data=cells, allow_mixed_types=True)},
+            step=0,
+        )
 
     def results(self, values: dict[str, float]) -> None:
         self.run.summary.update(values)
@@ -103,7 +129,10 @@ class WandB:
     def close(self, code: int) -> None:
         """The run ended with this exit code."""
         if not self.run.offline:
-            print(f"uploading; Ctrl-C leaves the rest to `wandb sync {self.run.settings.sync_dir}`", file=sys.stderr)
+            print(
+                f"uploading; Ctrl-C leaves the rest to `wandb sync {self.run.settings.sync_dir}`",
+                file=sys.stderr,
+            )
         self.run.finish(exit_code=code)
 
 
@@ -115,7 +144,9 @@ class TensorBoard:
 
         self.config = config
         self.writer = SummaryWriter(str(outdir), purge_step=begin)
-        self.writer.add_text("config", f"```yaml\n{yaml.safe_dump(config, sort_keys=False)}```", begin)
+        self.writer.add_text(
+            "config", f"```yaml\n{yaml.safe_dump(config, sort_keys=False)}```", begin
+        )
 
     def curve(self, values: dict[str, float], step: int) -> None:
         for key, value in values.items():
@@ -130,9 +161,13 @@ class TensorBoard:
         self.writer.add_text("cells", text)
 
     def results(self, values: dict[str, float]) -> None:
-        plain = {key: value if isinstance(value, (bool, int, float, str)) else str(value)
-                 for key, value in self.config.items()}
-        self.writer.add_hparams(plain, {f"final/{key}": value for key, value in values.items()}, run_name=".")
+        plain = {
+            key: value if isinstance(value, (bool, int, float, str)) else str(value)
+            for key, value in self.config.items()
+        }
+        self.writer.add_hparams(
+            plain, {f"final/{key}": value for key, value in values.items()}, run_name="."
+        )
 
     def model(self, path: Path, metadata: dict) -> None:
         """TensorBoard keeps no files."""
@@ -154,8 +189,15 @@ def _started(key: str, value: Any, start: Callable[[], T]) -> T:
         reject(key, value, f"that where it can start ({_brief(error)})")
 
 
-def start(settings: TrackingSettings, outdir: Path, config: dict[str, Any], *, continued: bool = False, begin: int = 0,
-          told: int = 0) -> Tracker:
+def start(
+    settings: TrackingSettings,
+    outdir: Path,
+    config: dict[str, Any],
+    *,
+    continued: bool = False,
+    begin: int = 0,
+    told: int = 0,
+) -> Tracker:
     """The Tracker of a run that writes to `outdir`; of torchrun's processes the first one's only tracks.
     `config` is the record of its settings. A `continued` run goes on from step `begin` on, after it had told its
     curves up to step `told` already. Raises SettingError where a service cannot start."""
@@ -165,8 +207,13 @@ def start(settings: TrackingSettings, outdir: Path, config: dict[str, Any], *, c
     if settings.tensorboard:
         services.append(_started("tensorboard", True, lambda: TensorBoard(outdir, config, begin)))
     if settings.wandb != "disabled":
-        services.append(_started("wandb", settings.wandb,
-                                 lambda: WandB(settings.wandb, outdir, config, continued, told)))
+        services.append(
+            _started(
+                "wandb",
+                settings.wandb,
+                lambda: WandB(settings.wandb, outdir, config, continued, told),
+            )
+        )
     return Tracker(*services)
 
 

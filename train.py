@@ -9,6 +9,7 @@ Writes to --outdir: config.yaml, metrics.jsonl, samples-*.png, model.safetensors
 EMA weights, what evaluate.py reads) and state.safetensors (what --resume reads, and the one before it). SIGTERM and
 Ctrl-C save first.
 """
+
 from __future__ import annotations
 
 import json
@@ -25,10 +26,29 @@ from tqdm import tqdm
 
 import tracking
 from command_line import claim, fail, make_parser, run_folder, run_program, silent
-from config import (DigitSettings, ModelSettings, RunSettings, SettingError, TrackingSettings, TrainSettings,
-                    WorldSettings, as_yaml, build, pick_device, record, reject)
+from config import (
+    DigitSettings,
+    ModelSettings,
+    RunSettings,
+    SettingError,
+    TrackingSettings,
+    TrainSettings,
+    WorldSettings,
+    as_yaml,
+    build,
+    pick_device,
+    record,
+    reject,
+)
 
-GROUPS: tuple[type, ...] = (WorldSettings, DigitSettings, ModelSettings, TrainSettings, RunSettings, TrackingSettings)
+GROUPS: tuple[type, ...] = (
+    WorldSettings,
+    DigitSettings,
+    ModelSettings,
+    TrainSettings,
+    RunSettings,
+    TrackingSettings,
+)
 
 
 def sample_sheet(training, path: Path) -> None:
@@ -45,7 +65,12 @@ def sample_sheet(training, path: Path) -> None:
     with torch.no_grad():
         denoise = training.ema.bind(cond * 2 - 1 if cond.shape[1] else None)
         images = edm_sampler(denoise, noise() * sigmas[0], sigmas)
-    save(draw(cond, (images[:, :, 0] + 1) / 2, title=f"iteration {training.iteration}, i.i.d. samples"), path)
+    save(
+        draw(
+            cond, (images[:, :, 0] + 1) / 2, title=f"iteration {training.iteration}, i.i.d. samples"
+        ),
+        path,
+    )
 
 
 class Interruption:
@@ -61,8 +86,10 @@ class Interruption:
         self.signal = number
 
     def __enter__(self):
-        self.before = {number: signal.signal(number, self.note if self.main else signal.SIG_IGN)
-                       for number in (signal.SIGTERM, signal.SIGINT)}
+        self.before = {
+            number: signal.signal(number, self.note if self.main else signal.SIG_IGN)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
         return self
 
     def __exit__(self, *error) -> None:
@@ -75,9 +102,15 @@ def run(training, outdir: Path, interruption: Interruption, tracker: tracking.Tr
     settings, mean = training.settings, None
     main = training.rank == 0
     images, clock = 0, time.perf_counter()
-    with open(outdir / "metrics.jsonl", "a") as log, \
-            tqdm(total=settings.iterations, initial=training.iteration, unit="it",
-                 disable=None if main else True) as bar:
+    with (
+        open(outdir / "metrics.jsonl", "a") as log,
+        tqdm(
+            total=settings.iterations,
+            initial=training.iteration,
+            unit="it",
+            disable=None if main else True,
+        ) as bar,
+    ):
         for step in training:
             bar.update()
             images += settings.batch_size
@@ -89,8 +122,13 @@ def run(training, outdir: Path, interruption: Interruption, tracker: tracking.Tr
                 images, clock = 0, time.perf_counter()
                 bar.set_postfix_str(f"loss {mean:.4f}, {rate:.0f} img/s")
                 if main:
-                    line = dict(iteration=i, loss=loss, grad_norm=float(step["grad_norm"]),
-                                lr_scale=step["lr_scale"], images_per_second=round(rate, 1))
+                    line = dict(
+                        iteration=i,
+                        loss=loss,
+                        grad_norm=float(step["grad_norm"]),
+                        lr_scale=step["lr_scale"],
+                        images_per_second=round(rate, 1),
+                    )
                     log.write(json.dumps(line) + "\n")
                     log.flush()
                     tracker.curve(line, step=i)
@@ -98,8 +136,11 @@ def run(training, outdir: Path, interruption: Interruption, tracker: tracking.Tr
                 training.save(outdir)
             if interruption.signal and not last:
                 bar.close()  # so that the message has a line of its own
-                print(f"stopped by {signal.Signals(interruption.signal).name} after {i} of {settings.iterations} "
-                      f"updates; go on with --resume {outdir}", file=sys.stderr)
+                print(
+                    f"stopped by {signal.Signals(interruption.signal).name} after {i} of {settings.iterations} "
+                    f"updates; go on with --resume {outdir}",
+                    file=sys.stderr,
+                )
                 sys.exit(128 + interruption.signal)
             if main and (settings.sample_every and i % settings.sample_every == 0 or last):
                 path = outdir / f"samples-{i:07d}.png"
@@ -115,9 +156,19 @@ def load_bank(digits: DigitSettings, world: WorldSettings):
     from data_loader import load_digits
 
     def bank(source):
-        return load_digits(source, "train", size=world.digit_size, data_root=digits.data_root,
-                           timeout=digits.download_timeout)
-    return bank("mnist").mixed_with(bank("embedded")) if digits.digits == "both" else bank(digits.digits)
+        return load_digits(
+            source,
+            "train",
+            size=world.digit_size,
+            data_root=digits.data_root,
+            timeout=digits.download_timeout,
+        )
+
+    return (
+        bank("mnist").mixed_with(bank("embedded"))
+        if digits.digits == "both"
+        else bank(digits.digits)
+    )
 
 
 def last_state(folder: Path) -> Path | None:
@@ -153,8 +204,11 @@ def parse(argv: list[str] | None) -> tuple[tuple, Path | None]:
         import checkpoint
 
         state = last_state(Path(args.resume))
-        before = yaml.safe_load(Path(args.resume, "config.yaml").read_text()) if state is None else \
-            checkpoint.read_metadata(state)["settings"]
+        before = (
+            yaml.safe_load(Path(args.resume, "config.yaml").read_text())
+            if state is None
+            else checkpoint.read_metadata(state)["settings"]
+        )
         parser.set_defaults(before | dict(resume=None, outdir=None))
     elif args.frames is not None:
         parser.set_defaults(dataset="frames")
@@ -162,9 +216,19 @@ def parse(argv: list[str] | None) -> tuple[tuple, Path | None]:
     groups: tuple[Any, ...] = tuple(build(group, args) for group in GROUPS)
     world, _, model, settings, _, _ = groups
     if world.dataset == "mixture":
-        reject("dataset", "mixture", "a world of frames; the mixture's denoiser is exact and needs no training")
-    if settings.target == "posterior" and (world.dataset != "circle_jumping" or world.num_digits > 1):
-        reject("target", "posterior", "drawn in this world; posterior needs circle_jumping with one digit")
+        reject(
+            "dataset",
+            "mixture",
+            "a world of frames; the mixture's denoiser is exact and needs no training",
+        )
+    if settings.target == "posterior" and (
+        world.dataset != "circle_jumping" or world.num_digits > 1
+    ):
+        reject(
+            "target",
+            "posterior",
+            "drawn in this world; posterior needs circle_jumping with one digit",
+        )
     if model.class_labels and world.dataset == "frames":
         reject("class_labels", True, "false with frames, which have none")
     return groups, state
@@ -195,20 +259,30 @@ def setup(argv: list[str] | None):
     else:
         world = make_world(world_settings, load_bank(digits, world_settings).to(device))
     if any(side % model.multiple for side in world.frame_shape):
-        reject("frames" if world.dataset == "frames" else "image_size", "x".join(map(str, world.frame_shape)),
-               f"multiples of {model.multiple} px, which a patch_size of {model.patch_size} and {len(model.channels)} "
-               "resolutions ask for")
+        reject(
+            "frames" if world.dataset == "frames" else "image_size",
+            "x".join(map(str, world.frame_shape)),
+            f"multiples of {model.multiple} px, which a patch_size of {model.patch_size} and {len(model.channels)} "
+            "resolutions ask for",
+        )
     training = Training(everything, device, world)
     if settings.batch_size % (training.ranks * settings.accumulate):
-        reject("batch_size", settings.batch_size,
-               f"a multiple of {training.ranks} processes times accumulate = {settings.accumulate}")
+        reject(
+            "batch_size",
+            settings.batch_size,
+            f"a multiple of {training.ranks} processes times accumulate = {settings.accumulate}",
+        )
     if state is not None:
         training.load(state)
     if settings.resume:
         return training, Path(settings.resume), everything
     outdir = run_folder(run_settings.outdir, f"train-{world.dataset}")
     if (outdir / STATE).exists():
-        reject("outdir", str(outdir), f"a folder without a training in it; --resume {outdir} goes on with this one")
+        reject(
+            "outdir",
+            str(outdir),
+            f"a folder without a training in it; --resume {outdir} goes on with this one",
+        )
     return training, outdir, everything
 
 
@@ -225,11 +299,20 @@ def begin(training, outdir: Path, everything: dict) -> tracking.Tracker:
     """Write down what is trained, and start to track it. Raises SettingError."""
     (outdir / "config.yaml").write_text(as_yaml(everything))
     told = cut_log(outdir / "metrics.jsonl", training.iteration)
-    tracker = tracking.start(build(TrackingSettings, everything), outdir, everything,
-                             continued=everything["resume"] is not None, begin=training.iteration + 1, told=told)
+    tracker = tracking.start(
+        build(TrackingSettings, everything),
+        outdir,
+        everything,
+        continued=everything["resume"] is not None,
+        begin=training.iteration + 1,
+        told=told,
+    )
     meta = training.metadata()
-    print(f"{meta['parameters']:,} parameters, sigma_data {meta['sigma_data']:.3f}, digits: "
-          f"{meta['digits_source']}, on {meta['machine']}, writing to {outdir}", file=sys.stderr)
+    print(
+        f"{meta['parameters']:,} parameters, sigma_data {meta['sigma_data']:.3f}, digits: "
+        f"{meta['digits_source']}, on {meta['machine']}, writing to {outdir}",
+        file=sys.stderr,
+    )
     return tracker
 
 
@@ -242,8 +325,10 @@ def train(training, outdir: Path, tracker: tracking.Tracker) -> None:
             run(training, outdir, interruption, tracker)
     except (OSError, Diverged) as error:
         kept = f"; the checkpoint in {outdir} is as it was" if (outdir / STATE).is_file() else ""
-        print(f"train.py: stopped after {training.iteration} updates: {' '.join(str(error).split())}{kept}",
-              file=sys.stderr)
+        print(
+            f"train.py: stopped after {training.iteration} updates: {' '.join(str(error).split())}{kept}",
+            file=sys.stderr,
+        )
         sys.exit(1)
     if training.ranks > 1:
         import torch.distributed as dist

@@ -12,6 +12,7 @@
 
 Each command writes one file, a PNG where nothing else is said, to --out or where it says.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -22,8 +23,19 @@ from jsonargparse import Namespace
 from tqdm import tqdm
 
 from command_line import HelpFormatter, Parser, fail, make_parser, run_program
-from config import (Count, CountOrZero, DigitSettings, Many, Positive, SamplerSettings, Seed, SettingError,
-                    WorldSettings, build, reject)
+from config import (
+    Count,
+    CountOrZero,
+    DigitSettings,
+    Many,
+    Positive,
+    SamplerSettings,
+    Seed,
+    SettingError,
+    WorldSettings,
+    build,
+    reject,
+)
 from results import experiment_of, finished, label, named, rows_of, run_file
 
 
@@ -124,10 +136,15 @@ def trajectory(args: Namespace):
     steps: list[dict] = []
     job.sample_all(sets=torch.tensor([args.set]), callback=steps.append)
     shown = slice(0, args.num_particles)
-    x, denoised = (torch.stack([step[key][0, shown, 0] for step in steps]).cpu() for key in ("x_hat", "denoised"))
+    x, denoised = (
+        torch.stack([step[key][0, shown, 0] for step in steps]).cpu()
+        for key in ("x_hat", "denoised")
+    )
     sigmas = torch.stack([step["sigma_hat"] for step in steps])
-    return (draw(x, denoised, sigmas, title=f"set {args.set} of {args.run}"),
-            Path(args.run) / f"trajectory-{args.set}.png")
+    return (
+        draw(x, denoised, sigmas, title=f"set {args.set} of {args.run}"),
+        Path(args.run) / f"trajectory-{args.set}.png",
+    )
 
 
 def animation(args: Namespace):
@@ -142,11 +159,19 @@ def animation(args: Namespace):
         if job.world.dataset == "mixture":
             reject("run", run, "a run in a world of frames; particles in the plane have none")
         trace = job.trace(torch.tensor([args.set]))
-        alike = trace["samples"].expand(job.evaluate.num_sets, -1, -1, -1)  # a judge wants a sample of every set
+        alike = trace["samples"].expand(
+            job.evaluate.num_sets, -1, -1, -1
+        )  # a judge wants a sample of every set
         modes = job.judge(alike)[1]
-        found = "" if modes is None else f": {len(modes[args.set].unique())} of {job.world.modes_total}"
+        found = (
+            "" if modes is None else f": {len(modes[args.set].unique())} of {job.world.modes_total}"
+        )
         given = job.cond[args.set, -1] if job.cond.shape[1] else None
-        runs[Path(run).resolve().name + found] = given, trace, None if modes is None else modes[args.set]
+        runs[Path(run).resolve().name + found] = (
+            given,
+            trace,
+            None if modes is None else modes[args.set],
+        )
     return denoising(runs), Path(args.run[0] if len(args.run) == 1 else "") / "animation.gif"
 
 
@@ -162,12 +187,28 @@ def dataset(args: Namespace):
         reject("digits", "both", "auto, mnist or embedded for a picture")
     if settings.dataset == "mixture":
         reject("dataset", "mixture", "a world of frames")
-    world: World | Frames = load_frames(settings, "train") if settings.dataset == "frames" else make_world(
-        settings, load_digits(digits.digits, "train", size=settings.digit_size, data_root=digits.data_root,
-                              timeout=digits.download_timeout))
+    world: World | Frames = (
+        load_frames(settings, "train")
+        if settings.dataset == "frames"
+        else make_world(
+            settings,
+            load_digits(
+                digits.digits,
+                "train",
+                size=settings.digit_size,
+                data_root=digits.data_root,
+                timeout=digits.download_timeout,
+            ),
+        )
+    )
     batch = world.sequences(args.num_sequences, set_generator(args.seed, 0))
-    figure = world_sheet(batch.frames, batch.positions, batch.choices, digit_size=settings.digit_size,
-                         title=f"{settings.dataset} ({named(settings.dataset, world.source)}); orange: a random choice")
+    figure = world_sheet(
+        batch.frames,
+        batch.positions,
+        batch.choices,
+        digit_size=settings.digit_size,
+        title=f"{settings.dataset} ({named(settings.dataset, world.source)}); orange: a random choice",
+    )
     return figure, Path(f"dataset-{settings.dataset}.png")
 
 
@@ -193,7 +234,9 @@ def heatmap(args: Namespace):
         reject("run", args.run, "an experiment with two axes or more")
     if not all(row["result"].get(args.value) for row in rows):
         reject("value", args.value, "a number that every cell of this experiment has")
-    return draw(rows, args.value, args.threshold, title), Path(args.run) / f"heatmap-{args.value}.png"
+    return draw(rows, args.value, args.threshold, title), Path(
+        args.run
+    ) / f"heatmap-{args.value}.png"
 
 
 def prior(args: Namespace):
@@ -247,8 +290,14 @@ def strip(args: Namespace):
         modes.append(job.judge(sets[-1])[1])
         judged = row["result"]["quality"] or row["result"]["confidence"]
         notes.append((f"{found['mean']:.2f} found, " if found else "") + f"{judged['mean']:.2f}")
-    figure = sample_sheet(torch.cat(given), torch.cat(sets), modes=None if modes[0] is None else torch.cat(modes),
-                          notes=notes, labels=[label(row) for row in rows], max_sets=len(rows))
+    figure = sample_sheet(
+        torch.cat(given),
+        torch.cat(sets),
+        modes=None if modes[0] is None else torch.cat(modes),
+        notes=notes,
+        labels=[label(row) for row in rows],
+        max_sets=len(rows),
+    )
     return figure, Path(args.run) / "strip.png"
 
 
@@ -267,11 +316,13 @@ def mean(args: Namespace):
     chosen: list[int] = []
     names: list[str] = []
     for name, mask in (("determined", ~choices), ("random", choices)):
-        some = mask.nonzero()[:args.num_each, 0].tolist()
+        some = mask.nonzero()[: args.num_each, 0].tolist()
         chosen, names = chosen + some, names + [name] * len(some)
     samples = job.sample_all(sets=torch.tensor(chosen))
-    notes = [f"L2 {result['pairwise_l2']['per_set'][g]:.2f}, spread {result['centroid_spread']['per_set'][g]:.2f} px"
-             for g in chosen]
+    notes = [
+        f"L2 {result['pairwise_l2']['per_set'][g]:.2f}, spread {result['centroid_spread']['per_set'][g]:.2f} px"
+        for g in chosen
+    ]
     return mean_sheet(job.cond[chosen], samples, names, notes), Path(args.run) / "mean.png"
 
 
@@ -300,17 +351,27 @@ def umap(args: Namespace):
             sets.append(without_background(job.sample(torch.tensor([args.set])))[0])
             modes.append(recognise(sets[-1][None], judge)[0][0])
         digits = job.world.digits
-        some = torch.randperm(len(digits.labels), generator=torch.Generator().manual_seed(0))[:args.num_digits]
+        some = torch.randperm(len(digits.labels), generator=torch.Generator().manual_seed(0))[
+            : args.num_digits
+        ]
         frames = torch.cat([centred(digits, job.world.image_size)[some], *sets])
         with torch.no_grad():
             features = torch.cat([judge.features(part) for part in frames.split(500)]).numpy()
-        fitted = UMAP(random_state=0, n_jobs=1, tqdm_kwds=dict(disable=None, bar_format=None)).fit(features[:len(some)])
-        points = fitted.transform(features[len(some):])
-        np.savez(kept, digits=fitted.embedding_, labels=digits.labels[some].numpy(),
-                 particles=points.reshape(len(rows), -1, 2), found=torch.stack(modes).numpy())
+        fitted = UMAP(random_state=0, n_jobs=1, tqdm_kwds=dict(disable=None, bar_format=None)).fit(
+            features[: len(some)]
+        )
+        points = fitted.transform(features[len(some) :])
+        np.savez(
+            kept,
+            digits=fitted.embedding_,
+            labels=digits.labels[some].numpy(),
+            particles=points.reshape(len(rows), -1, 2),
+            found=torch.stack(modes).numpy(),
+        )
     with np.load(kept, allow_pickle=False) as file:
-        digits, labels, particles, found = (torch.from_numpy(file[key]) for key in
-                                            ("digits", "labels", "particles", "found"))
+        digits, labels, particles, found = (
+            torch.from_numpy(file[key]) for key in ("digits", "labels", "particles", "found")
+        )
     names = [f"{label(row)}\n{len(modes.unique())} of 10" for row, modes in zip(rows, found)]
     return umap_sheet(digits, labels, particles, found, names), Path(args.run) / "umap.png"
 
@@ -344,10 +405,21 @@ def check_set(number: int, run: str, job) -> None:
         reject("set", number, f"0 to {job.evaluate.num_sets - 1}, the sets of {run}")
 
 
-COMMANDS = {samples: (Output,), heatmap: (Cells, Output), prior: (Output,), frontier: (Output,),
-            norms: (OneSet, Output), strip: (Output,), mean: (Sets, Output), umap: (Map, OneSet, Output),
-            trajectory: (OneSet, Particles, Output), animation: (OneSet, Output), report: (OneSet, Output),
-            dataset: (WorldSettings, DigitSettings, Rows, Output), schedule: (Schedules, Output)}
+COMMANDS = {
+    samples: (Output,),
+    heatmap: (Cells, Output),
+    prior: (Output,),
+    frontier: (Output,),
+    norms: (OneSet, Output),
+    strip: (Output,),
+    mean: (Sets, Output),
+    umap: (Map, OneSet, Output),
+    trajectory: (OneSet, Particles, Output),
+    animation: (OneSet, Output),
+    report: (OneSet, Output),
+    dataset: (WorldSettings, DigitSettings, Rows, Output),
+    schedule: (Schedules, Output),
+}
 
 OF_RUNS = (animation, report)  # one or several
 OF_A_RUN = (samples, trajectory, heatmap, prior, frontier, norms, strip, mean, umap, *OF_RUNS)
@@ -355,14 +427,22 @@ OF_A_RUN = (samples, trajectory, heatmap, prior, frontier, norms, strip, mean, u
 
 def parse(argv: list[str] | None) -> tuple[str, Namespace]:
     """(the command's name, its settings)."""
-    parser = Parser(description=__doc__.split("\n")[0], default_env=False, allow_abbrev=False,
-                    formatter_class=HelpFormatter)
+    parser = Parser(
+        description=__doc__.split("\n")[0],
+        default_env=False,
+        allow_abbrev=False,
+        formatter_class=HelpFormatter,
+    )
     commands = parser.add_subcommands(required=True, dest="command")
     for function, groups in COMMANDS.items():
         command = make_parser(*groups, description=function.__doc__)
         if function in OF_A_RUN:
-            command.add_argument("run", type=str, nargs="+" if function in OF_RUNS else None,
-                                 help="folder that evaluate.py wrote")
+            command.add_argument(
+                "run",
+                type=str,
+                nargs="+" if function in OF_RUNS else None,
+                help="folder that evaluate.py wrote",
+            )
         commands.add_subcommand(function.__name__, command, help=function.__doc__)
     args = parser.parse_args(argv)
     return args.command, args[args.command]

@@ -6,6 +6,7 @@
 It is experiment e10 (configs/experiments/e10.yaml); a finished cell is kept in --outdir and never run again.
 Writes guidance.json, guidance.md and guidance.png there.
 """
+
 from __future__ import annotations
 
 import json
@@ -34,29 +35,58 @@ class BenchmarkSettings:
 
 def markdown(rows: list[dict]) -> str:
     """One table per denoiser, the first strength of every method."""
+
     def value(result: dict, key: str, digits: int) -> str:
         mean, (low, _) = result[key]["mean"], result[key]["ci95"]
         return f"{mean:.{digits}f} ± {mean - low:.{digits}f}"
 
     lines = []
-    header = ["method", "strength", "directions of 8", "quality", "HM IoU*", "GED", "network calls", "backward",
-              "seconds"]
+    header = [
+        "method",
+        "strength",
+        "directions of 8",
+        "quality",
+        "HM IoU*",
+        "GED",
+        "network calls",
+        "backward",
+        "seconds",
+    ]
     for denoiser in dict.fromkeys(row["cell"]["denoiser"] for row in rows):
         mine = [row for row in rows if row["cell"]["denoiser"] == denoiser]
         first = {row["cell"]["method"]: row for row in reversed(mine)}
         what = "{num_sets} {digits_source} test digits, sets of 8, 8 directions, 22 steps, {device}".format(
-            **mine[0]["result"])
-        lines += [f"**{denoiser.capitalize()} denoiser**, {what}; independent draws find "
-                  f"{mine[0]['result']['modes_expected_iid']:.2f} in theory.",
-                  "", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+            **mine[0]["result"]
+        )
+        lines += [
+            f"**{denoiser.capitalize()} denoiser**, {what}; independent draws find "
+            f"{mine[0]['result']['modes_expected_iid']:.2f} in theory.",
+            "",
+            "| " + " | ".join(header) + " |",
+            "|" + "---|" * len(header),
+        ]
         for method in dict.fromkeys(row["cell"]["method"] for row in mine):
             cell, result = dict(first[method]["cell"]), first[method]["result"]
-            strength = [str(number) for key, number in cell.items() if key not in ("denoiser", "method")]
-            lines.append("| " + " | ".join([
-                method, *(strength or [""]), value(result, "modes_found", 2),
-                value(result, "quality", 3), value(result, "hm_iou", 3), value(result, "ged", 3),
-                f"{result['network_calls']:.1f}", f"{result['backward_calls']:.1f}", f"{result['seconds']:.0f}"])
-                         + " |")
+            strength = [
+                str(number) for key, number in cell.items() if key not in ("denoiser", "method")
+            ]
+            lines.append(
+                "| "
+                + " | ".join(
+                    [
+                        method,
+                        *(strength or [""]),
+                        value(result, "modes_found", 2),
+                        value(result, "quality", 3),
+                        value(result, "hm_iou", 3),
+                        value(result, "ged", 3),
+                        f"{result['network_calls']:.1f}",
+                        f"{result['backward_calls']:.1f}",
+                        f"{result['seconds']:.0f}",
+                    ]
+                )
+                + " |"
+            )
         lines.append("")
     return "\n".join(lines)
 
@@ -66,7 +96,9 @@ def main(argv: list[str] | None = None) -> None:
     outdir = Path(args.outdir)
     outdir.mkdir(parents=True, exist_ok=True)
     try:
-        rows = experiments.run("e10", "full", [f"--num_sets={args.num_sets}", f"--data_root={args.data_root}"], outdir)
+        rows = experiments.run(
+            "e10", "full", [f"--num_sets={args.num_sets}", f"--data_root={args.data_root}"], outdir
+        )
     except SettingError as error:
         fail(str(error))
     (outdir / "guidance.json").write_text(json.dumps(experiments.brief(rows), indent=1))

@@ -3,6 +3,7 @@
 Whatever slows the machine down for a while meets all candidates alike, and ratios are taken repetition by
 repetition, so that they can be trusted where seconds cannot.
 """
+
 from __future__ import annotations
 
 import json
@@ -27,13 +28,17 @@ def seconds(run: Callable[[], Any], device: str = "cpu") -> float:
     return time.perf_counter() - start
 
 
-def interleaved(runs: dict[Any, Callable[[], Any]], repetitions: int, device: str = "cpu") -> dict[Any, list[float]]:
+def interleaved(
+    runs: dict[Any, Callable[[], Any]], repetitions: int, device: str = "cpu"
+) -> dict[Any, list[float]]:
     """Seconds of every run in every repetition, after one round that is not counted."""
     for run in runs.values():
         seconds(run, device)
     times: dict[Any, list[float]] = {name: [] for name in runs}
     for turn in range(repetitions):
-        names = list(runs) if turn % 2 == 0 else list(reversed(runs))  # nobody always comes after the same one
+        names = (
+            list(runs) if turn % 2 == 0 else list(reversed(runs))
+        )  # nobody always comes after the same one
         for name in names:
             times[name].append(seconds(runs[name], device))
     return times
@@ -50,7 +55,11 @@ def ratio(times: dict[Any, list[float]], name: Any, over: Any) -> dict[str, floa
 
 def launch(script: Path | str, ranks: int) -> list[str]:
     """The command that runs a script, in one process or in several by torchrun."""
-    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+    several = (
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        if ranks > 1
+        else []
+    )
     return [sys.executable, *several, str(script)]
 
 
@@ -73,16 +82,33 @@ def machine(device: str = "cpu") -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             pass
-    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
-                 platform.processor()) if Path("/proc/cpuinfo").is_file() else platform.processor()
-    return dict(device=torch.cuda.get_device_name() if device == "cuda" else model, cores=os.cpu_count(),
-                threads=torch.get_num_threads(), python=platform.python_version(), **versions)
+    model = (
+        next(
+            (
+                line.split(":")[1].strip()
+                for line in open("/proc/cpuinfo")
+                if line.startswith("model name")
+            ),
+            platform.processor(),
+        )
+        if Path("/proc/cpuinfo").is_file()
+        else platform.processor()
+    )
+    return dict(
+        device=torch.cuda.get_device_name() if device == "cuda" else model,
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        **versions,
+    )
 
 
 def write(outdir: Path | str, name: str, text: str, device: str = "cpu", **results: Any) -> None:
     """Print the tables; write them to outdir/NAME.md, and everything to outdir/NAME.json."""
     where = machine(device)
-    on = ", ".join(f"{key} {value}" if key != "device" else str(value) for key, value in where.items())
+    on = ", ".join(
+        f"{key} {value}" if key != "device" else str(value) for key, value in where.items()
+    )
     outdir = Path(outdir)
     outdir.mkdir(parents=True, exist_ok=True)
     (outdir / f"{name}.json").write_text(json.dumps(dict(machine=where, **results), indent=1))

@@ -6,6 +6,7 @@
 Also the floor: operations and bytes of an image, and the rates at which this machine multiplies matrices and copies;
 with and without torch.compile.
 """
+
 from __future__ import annotations
 
 import sys
@@ -53,12 +54,25 @@ def peer(settings: dict):
     from diffusers import UNet2DModel
 
     levels = range(len(settings["channels"]))
-    down = tuple("AttnDownBlock2D" if level in settings["attention"] else "DownBlock2D" for level in levels)
-    up = tuple("AttnUpBlock2D" if level in settings["attention"] else "UpBlock2D" for level in reversed(levels))
-    return UNet2DModel(sample_size=settings["image_size"], in_channels=settings["num_cond_frames"] + 1, out_channels=1,
-                       block_out_channels=tuple(settings["channels"]), layers_per_block=settings["blocks"],
-                       down_block_types=down, up_block_types=up, attention_head_dim=settings["head_channels"],
-                       resnet_time_scale_shift="scale_shift", add_attention=False)
+    down = tuple(
+        "AttnDownBlock2D" if level in settings["attention"] else "DownBlock2D" for level in levels
+    )
+    up = tuple(
+        "AttnUpBlock2D" if level in settings["attention"] else "UpBlock2D"
+        for level in reversed(levels)
+    )
+    return UNet2DModel(
+        sample_size=settings["image_size"],
+        in_channels=settings["num_cond_frames"] + 1,
+        out_channels=1,
+        block_out_channels=tuple(settings["channels"]),
+        layers_per_block=settings["blocks"],
+        down_block_types=down,
+        up_block_types=up,
+        attention_head_dim=settings["head_channels"],
+        resnet_time_scale_shift="scale_shift",
+        add_attention=False,
+    )
 
 
 def operations(call) -> int:
@@ -82,8 +96,11 @@ def traffic(call) -> int:
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             out = function(*args, **(kwargs or {}))
             if not function.is_view:
-                self.total += sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves((args, kwargs, out))
-                                  if isinstance(leaf, torch.Tensor))
+                self.total += sum(
+                    leaf.numel() * leaf.element_size()
+                    for leaf in tree_leaves((args, kwargs, out))
+                    if isinstance(leaf, torch.Tensor)
+                )
             return out
 
     with Counter() as counter:
@@ -92,7 +109,9 @@ def traffic(call) -> int:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = make_parser(NetworkBenchmarkSettings, description=__doc__.split("\n")[0]).parse_args(argv)
+    args = make_parser(NetworkBenchmarkSettings, description=__doc__.split("\n")[0]).parse_args(
+        argv
+    )
     import torch
 
     import checkpoint
@@ -103,13 +122,20 @@ def main(argv: list[str] | None = None) -> None:
     ours = checkpoint.make_denoiser(settings, 0.5).unet.to(device)
     theirs = peer(settings).to(device)
     side, channels = settings["image_size"], settings["num_cond_frames"] + 1
-    x = torch.randn(n, channels, side, side, device=device).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(n, channels, side, side, device=device).contiguous(
+        memory_format=torch.channels_last
+    )
     c_noise = torch.randn(n, device=device)
-    nets = {"this project": (lambda: ours(x, c_noise)[0]), "diffusers UNet2DModel": (lambda: theirs(x, c_noise).sample)}
+    nets = {
+        "this project": (lambda: ours(x, c_noise)[0]),
+        "diffusers UNet2DModel": (lambda: theirs(x, c_noise).sample),
+    }
     with torch.no_grad():
         moved = {name: traffic(call) / n for name, call in nets.items()}
-    counted = {"this project": (ours, operations(nets["this project"]) / n),
-               "diffusers UNet2DModel": (theirs, operations(nets["diffusers UNet2DModel"]) / n)}
+    counted = {
+        "this project": (ours, operations(nets["this project"]) / n),
+        "diffusers UNet2DModel": (theirs, operations(nets["diffusers UNet2DModel"]) / n),
+    }
     if args.compile:
         import copy
 
@@ -122,6 +148,7 @@ def main(argv: list[str] | None = None) -> None:
         def run():
             with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
                 call()
+
         return run
 
     def step(name, call, bf16):
@@ -130,15 +157,22 @@ def main(argv: list[str] | None = None) -> None:
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
                 loss = call().float().square().mean()
             loss.backward()
+
         return run
 
     width = 2048
-    matrices = {bf16: torch.randn(width, width, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
-                for bf16 in (False, True)}
+    matrices = {
+        bf16: torch.randn(
+            width, width, device=device, dtype=torch.bfloat16 if bf16 else torch.float32
+        )
+        for bf16 in (False, True)
+    }
     # Written to, so that every page of both is memory of its own.
     source, target = (torch.ones(2**26, device=device) for _ in range(2))
     # (what, precision, pass) -> what to run, and its operations.
-    runs: dict[tuple[str, str, str], Callable[[], Any]] = {("copy", "", ""): lambda: target.copy_(source)}
+    runs: dict[tuple[str, str, str], Callable[[], Any]] = {
+        ("copy", "", ""): lambda: target.copy_(source)
+    }
     works: dict[tuple[str, str, str], float] = {}
     for bf16 in (False, True):
         precision = "bfloat16" if bf16 else "float32"
@@ -156,28 +190,86 @@ def main(argv: list[str] | None = None) -> None:
     for key in times:
         what, precision, kind = key
         rates = measure.spread([works[key] / t / 1e9 for t in times[key]])
-        share = measure.spread([works[key] / a / (2 * width**3 / b) for a, b in
-                                zip(times[key], times["matrix product", precision, ""])])
-        faster = measure.ratio(times, ("diffusers UNet2DModel", precision, kind), key) if kind else None
+        share = measure.spread(
+            [
+                works[key] / a / (2 * width**3 / b)
+                for a, b in zip(times[key], times["matrix product", precision, ""])
+            ]
+        )
+        faster = (
+            measure.ratio(times, ("diffusers UNet2DModel", precision, kind), key) if kind else None
+        )
         images = n / measure.spread(times[key])["median"] if kind else None
-        result[", ".join(filter(None, key))] = dict(gigaflops=rates, share_of_matrix_product=share,
-                                                    times_as_fast_as_diffusers=faster, images_per_second=images)
-        rows.append([what, precision, kind, f"{images:.0f}" if kind else "", f"{rates['median']:.0f}",
-                     f"{share['median']:.2f}", measure.shown(faster) if faster and "diffusers" not in what else ""])
-    parameters = {name: sum(p.numel() for p in net.parameters()) for name, (net, _) in counted.items()}
-    product = measure.spread([2 * width**3 / t for t in times["matrix product", "float32", ""]])["median"]
+        result[", ".join(filter(None, key))] = dict(
+            gigaflops=rates,
+            share_of_matrix_product=share,
+            times_as_fast_as_diffusers=faster,
+            images_per_second=images,
+        )
+        rows.append(
+            [
+                what,
+                precision,
+                kind,
+                f"{images:.0f}" if kind else "",
+                f"{rates['median']:.0f}",
+                f"{share['median']:.2f}",
+                measure.shown(faster) if faster and "diffusers" not in what else "",
+            ]
+        )
+    parameters = {
+        name: sum(p.numel() for p in net.parameters()) for name, (net, _) in counted.items()
+    }
+    product = measure.spread([2 * width**3 / t for t in times["matrix product", "float32", ""]])[
+        "median"
+    ]
     floor = measure.table(
-        ["forward, float32, an image", "parameters", "operations", "at a matrix product's rate", "bytes moved",
-         "at a copy's rate"],
-        [[name, f"{parameters[name] / 1e6:.1f} M", f"{counted[name][1] / 1e9:.2f} billion",
-          f"{1e3 * counted[name][1] / product:.1f} ms", f"{moved[name] / 1e6:.0f} MB",
-          f"{1e3 * moved[name] / bandwidth:.1f} ms"] for name in moved])
-    text = measure.table(["network", "precision", "pass", "images/s", "billion operations/s",
-                          "share of the matrix product's rate", "times as fast as diffusers"], rows)
-    measure.write(args.outdir, "network", f"{floor}\n\n{text}", device.type, network=args.network, images=n,
-                  repetitions=args.repetitions, parameters=parameters,
-                  operations_per_image={name: c for name, (_, c) in counted.items()}, bytes_per_image=moved,
-                  copy_bytes_per_second=bandwidth, results=result)
+        [
+            "forward, float32, an image",
+            "parameters",
+            "operations",
+            "at a matrix product's rate",
+            "bytes moved",
+            "at a copy's rate",
+        ],
+        [
+            [
+                name,
+                f"{parameters[name] / 1e6:.1f} M",
+                f"{counted[name][1] / 1e9:.2f} billion",
+                f"{1e3 * counted[name][1] / product:.1f} ms",
+                f"{moved[name] / 1e6:.0f} MB",
+                f"{1e3 * moved[name] / bandwidth:.1f} ms",
+            ]
+            for name in moved
+        ],
+    )
+    text = measure.table(
+        [
+            "network",
+            "precision",
+            "pass",
+            "images/s",
+            "billion operations/s",
+            "share of the matrix product's rate",
+            "times as fast as diffusers",
+        ],
+        rows,
+    )
+    measure.write(
+        args.outdir,
+        "network",
+        f"{floor}\n\n{text}",
+        device.type,
+        network=args.network,
+        images=n,
+        repetitions=args.repetitions,
+        parameters=parameters,
+        operations_per_image={name: c for name, (_, c) in counted.items()},
+        bytes_per_image=moved,
+        copy_bytes_per_second=bandwidth,
+        results=result,
+    )
 
 
 if __name__ == "__main__":

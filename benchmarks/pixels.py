@@ -6,6 +6,7 @@ No sampler, no network: whoever makes ten samples as different as possible in th
 ways to choose, in raw and in pooled pixels: greedily by the determinant of the RBF kernel (what `--pg_kernel logdet`
 descends), by farthest points, and medoids.
 """
+
 from __future__ import annotations
 
 import sys
@@ -44,7 +45,9 @@ def determinant(images, count: int) -> list[int]:
 
     from potentials import RBF, Bandwidth
 
-    k, _ = RBF(Bandwidth(value=math.log(len(images)) / math.log(count))).matrices(images[None], sigma=1.0)
+    k, _ = RBF(Bandwidth(value=math.log(len(images)) / math.log(count))).matrices(
+        images[None], sigma=1.0
+    )
     left = k[0] + 1e-3 * torch.eye(len(images))
     chosen: list[int] = []
     for _ in range(count):
@@ -80,10 +83,15 @@ def main(argv: list[str] | None = None) -> None:
     from data_loader import load_digits
     from metrics import mean_interval
 
-    bank = load_digits(args.digits, "test", size=WorldSettings().digit_size, data_root=args.data_root)
+    bank = load_digits(
+        args.digits, "test", size=WorldSettings().digit_size, data_root=args.data_root
+    )
     generator, rows, result = torch.Generator().manual_seed(0), [], []
     for pool in args.pools:
-        picks = [torch.randperm(len(bank.labels), generator=generator)[:pool] for _ in range(args.num_sets)]
+        picks = [
+            torch.randperm(len(bank.labels), generator=generator)[:pool]
+            for _ in range(args.num_sets)
+        ]
         for name, size in {"raw": 1, "pooled 2 x 2": 2, "pooled 4 x 4": 4}.items():
             images = torch.nn.functional.avg_pool2d(bank.images[:, None], size).flatten(1)
             found = {}
@@ -93,11 +101,29 @@ def main(argv: list[str] | None = None) -> None:
                     counts.append(len(set(bank.labels[which][choose(images[which], 10)].tolist())))
                 found[choose.__name__] = mean_interval(torch.tensor(counts).numpy())
             result.append(dict(pool=pool, pixels=name, found=found))
-            rows.append([pool, name, *(f"{v['mean']:.2f} [{v['ci95'][0]:.2f}, {v['ci95'][1]:.2f}]"
-                                       for v in found.values())])
-    text = measure.table(["real digits to choose ten from", "pixels", "largest determinant", "farthest points",
-                          "medoids"], rows)
-    measure.write(args.outdir, "pixels", text, results=result, num_sets=args.num_sets, digits=args.digits)
+            rows.append(
+                [
+                    pool,
+                    name,
+                    *(
+                        f"{v['mean']:.2f} [{v['ci95'][0]:.2f}, {v['ci95'][1]:.2f}]"
+                        for v in found.values()
+                    ),
+                ]
+            )
+    text = measure.table(
+        [
+            "real digits to choose ten from",
+            "pixels",
+            "largest determinant",
+            "farthest points",
+            "medoids",
+        ],
+        rows,
+    )
+    measure.write(
+        args.outdir, "pixels", text, results=result, num_sets=args.num_sets, digits=args.digits
+    )
 
 
 if __name__ == "__main__":

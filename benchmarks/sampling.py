@@ -6,6 +6,7 @@
 Three tables: whole runs of evaluate.py over the same network calls bare; samplers on one network, and on a
 network that costs nothing, where only the sampler is left; and how far float32 is from float64.
 """
+
 from __future__ import annotations
 
 import sys
@@ -19,9 +20,13 @@ from command_line import make_parser  # noqa: E402
 from config import Count  # noqa: E402
 
 GUIDED = ["--pg_factor", "1.7", "--redraws", "0"]
-RUNS = {"no guidance": [], "in D space": [*GUIDED, "--pg_space", "denoised"],
-        "in D space, IoU": [*GUIDED, "--pg_space", "denoised", "--pg_kernel", "iou"],
-        "through the Jacobian": GUIDED, "through the Jacobian, with redraws (the default)": ["--pg_factor", "1.7"]}
+RUNS = {
+    "no guidance": [],
+    "in D space": [*GUIDED, "--pg_space", "denoised"],
+    "in D space, IoU": [*GUIDED, "--pg_space", "denoised", "--pg_kernel", "iou"],
+    "through the Jacobian": GUIDED,
+    "through the Jacobian, with redraws (the default)": ["--pg_factor", "1.7"],
+}
 
 
 @dataclass
@@ -57,6 +62,7 @@ def bare(job, sets, backward: bool):
             else:
                 with torch.no_grad():
                     denoise(x, sigma)
+
     return calls
 
 
@@ -65,22 +71,42 @@ def overhead(args) -> tuple[str, dict]:
 
     import evaluate
 
-    base = ["--num_sets", str(args.num_sets), "--num_steps", str(args.num_steps), "--data_root", args.data_root,
-            "--device", "cpu"]
+    base = [
+        "--num_sets",
+        str(args.num_sets),
+        "--num_steps",
+        str(args.num_steps),
+        "--data_root",
+        args.data_root,
+        "--device",
+        "cpu",
+    ]
     jobs = {name: evaluate.setup([*base, *flags]) for name, flags in RUNS.items()}
     sets = torch.arange(args.num_sets)
     runs = {name: (lambda job=job: job.sample(sets)) for name, job in jobs.items()}
-    runs |= {name: bare(jobs["through the Jacobian"], sets, backward)
-             for name, backward in (("forward", False), ("forward and backward", True))}
+    runs |= {
+        name: bare(jobs["through the Jacobian"], sets, backward)
+        for name, backward in (("forward", False), ("forward and backward", True))
+    }
     times = measure.interleaved(runs, args.repetitions)
-    result = {name: dict(over_forward=measure.ratio(times, name, "forward"),
-                         over_forward_and_backward=measure.ratio(times, name, "forward and backward"))
-              for name in RUNS}
-    rows = [[name, measure.shown(r["over_forward"], 3),
-             measure.shown(r["over_forward_and_backward"], 3) if "Jacobian" in name else ""]
-            for name, r in result.items()]
-    return measure.table(["run", "over its forward calls", "over these and one backward to the input each"],
-                         rows), result
+    result = {
+        name: dict(
+            over_forward=measure.ratio(times, name, "forward"),
+            over_forward_and_backward=measure.ratio(times, name, "forward and backward"),
+        )
+        for name in RUNS
+    }
+    rows = [
+        [
+            name,
+            measure.shown(r["over_forward"], 3),
+            measure.shown(r["over_forward_and_backward"], 3) if "Jacobian" in name else "",
+        ]
+        for name, r in result.items()
+    ]
+    return measure.table(
+        ["run", "over its forward calls", "over these and one backward to the input each"], rows
+    ), result
 
 
 def samplers(net, cond, num_steps: int) -> dict:
@@ -97,7 +123,7 @@ def samplers(net, cond, num_steps: int) -> dict:
 
     class Karras(Schedule):
         def __call__(self, t):
-            sigma = (80.0**(1 / rho) * t + 0.002**(1 / rho) * (1 - t))**rho
+            sigma = (80.0 ** (1 / rho) * t + 0.002 ** (1 / rho) * (1 - t)) ** rho
             return torch.ones_like(t), sigma
 
     class Wrapped(Denoiser):
@@ -119,7 +145,9 @@ def samplers(net, cond, num_steps: int) -> dict:
         heun.set_timesteps(num_steps)
         x = x * heun.init_noise_sigma
         for t in heun.timesteps:
-            heun.scale_model_input(x, t)  # what a network trained for it would see; ours wants the noisy image itself
+            heun.scale_model_input(
+                x, t
+            )  # what a network trained for it would see; ours wants the noisy image itself
             sigma = heun.sigmas[heun.step_index]
             x = heun.step((x - net(x, sigma, cond)) / sigma, t, x).prev_sample
         return x
@@ -136,9 +164,12 @@ def samplers(net, cond, num_steps: int) -> dict:
         return x
 
     calls = 2 * num_steps - 1
-    return {"this project": (ours, calls), "azula HeunSampler": (lambda x: azula(80 * x), calls - 1),
-            "diffusers HeunDiscreteScheduler": (diffusers_heun, calls),
-            "diffusers EDMEulerScheduler": (diffusers_edm, calls)}
+    return {
+        "this project": (ours, calls),
+        "azula HeunSampler": (lambda x: azula(80 * x), calls - 1),
+        "diffusers HeunDiscreteScheduler": (diffusers_heun, calls),
+        "diffusers EDMEulerScheduler": (diffusers_edm, calls),
+    }
 
 
 def peers(args) -> tuple[str, dict]:
@@ -153,7 +184,9 @@ def peers(args) -> tuple[str, dict]:
             return 0.5 * x[:, :1], None, None
 
     torch.manual_seed(0)
-    settings = record(WorldSettings(), ModelSettings(channels=[32, 64], blocks=1, attention=[1], patch_size=4))
+    settings = record(
+        WorldSettings(), ModelSettings(channels=[32, 64], blocks=1, attention=[1], patch_size=4)
+    )
     particles, result, rows = 8 * args.num_sets, {}, []
     for kind in ("U-Net", "no network"):
         net = checkpoint.make_denoiser(settings, 0.5).eval().requires_grad_(False)
@@ -168,16 +201,37 @@ def peers(args) -> tuple[str, dict]:
             for _ in range(2 * args.num_steps - 1):
                 net(x, torch.tensor(1.0), cond)
 
-        times = measure.interleaved(runs | {"bare": bare_calls}, args.repetitions if kind == "U-Net" else
-                                    4 * args.repetitions)
+        times = measure.interleaved(
+            runs | {"bare": bare_calls},
+            args.repetitions if kind == "U-Net" else 4 * args.repetitions,
+        )
         each = {name: [t / candidates[name][1] for t in times[name]] for name in candidates}
         for name, (_, calls) in candidates.items():
-            r = dict(calls=calls, over_bare=measure.ratio(times, name, "bare"),
-                     per_call_over_ours=measure.ratio(each, name, "this project"))
+            r = dict(
+                calls=calls,
+                over_bare=measure.ratio(times, name, "bare"),
+                per_call_over_ours=measure.ratio(each, name, "this project"),
+            )
             result[f"{name}, {kind}"] = r
-            rows.append([kind, name, calls, measure.shown(r["over_bare"]), measure.shown(r["per_call_over_ours"])])
-    return measure.table(["network", "sampler", "network calls", f"time over {2 * args.num_steps - 1} bare calls",
-                          "time per call over ours"], rows), result
+            rows.append(
+                [
+                    kind,
+                    name,
+                    calls,
+                    measure.shown(r["over_bare"]),
+                    measure.shown(r["per_call_over_ours"]),
+                ]
+            )
+    return measure.table(
+        [
+            "network",
+            "sampler",
+            "network calls",
+            f"time over {2 * args.num_steps - 1} bare calls",
+            "time per call over ours",
+        ],
+        rows,
+    ), result
 
 
 def precision(args) -> tuple[str, dict]:
@@ -188,33 +242,62 @@ def precision(args) -> tuple[str, dict]:
     from sampler import edm_sampler
 
     sets = torch.arange(4)
-    job = evaluate.setup(["--num_sets", "4", "--num_steps", str(args.num_steps), "--data_root", args.data_root,
-                          "--device", "cpu"])
-    noise = torch.randn(4, 8, *job.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    job = evaluate.setup(
+        [
+            "--num_sets",
+            "4",
+            "--num_steps",
+            str(args.num_steps),
+            "--data_root",
+            args.data_root,
+            "--device",
+            "cpu",
+        ]
+    )
+    noise = torch.randn(
+        4, 8, *job.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
 
     def sample(state: torch.dtype, network: torch.dtype, bf16: bool):
         job.net.to(network).autocast = bf16
         denoise = job.bind(sets)
         with torch.no_grad():
-            return edm_sampler(lambda x, sigma: denoise(x, sigma).to(state), (80 * noise).to(state),
-                               job.sigmas).double()
+            return edm_sampler(
+                lambda x, sigma: denoise(x, sigma).to(state), (80 * noise).to(state), job.sigmas
+            ).double()
 
     exact, result, rows = sample(torch.float64, torch.float64, False), {}, []
-    for name, options in {"all float32": (torch.float32, torch.float32, False),
-                          "float64 state, float32 network": (torch.float64, torch.float32, False),
-                          "float32 state, bfloat16 network": (torch.float32, torch.float32, True)}.items():
+    for name, options in {
+        "all float32": (torch.float32, torch.float32, False),
+        "float64 state, float32 network": (torch.float64, torch.float32, False),
+        "float32 state, bfloat16 network": (torch.float32, torch.float32, True),
+    }.items():
         error = (sample(*options) - exact).abs()
-        result[name] = dict(largest=float(error.max()), root_mean_square=float(error.square().mean().sqrt()))
-        rows.append([name, f"{result[name]['root_mean_square']:.1e}", f"{result[name]['largest']:.1e}"])
-    return measure.table(["precision", "error against float64, root mean square", "largest"], rows), result
+        result[name] = dict(
+            largest=float(error.max()), root_mean_square=float(error.square().mean().sqrt())
+        )
+        rows.append(
+            [name, f"{result[name]['root_mean_square']:.1e}", f"{result[name]['largest']:.1e}"]
+        )
+    return measure.table(
+        ["precision", "error against float64, root mean square", "largest"], rows
+    ), result
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = make_parser(SamplingBenchmarkSettings, description=__doc__.split("\n")[0]).parse_args(argv)
+    args = make_parser(SamplingBenchmarkSettings, description=__doc__.split("\n")[0]).parse_args(
+        argv
+    )
     parts = {part.__name__: part(args) for part in (overhead, peers, precision)}
-    measure.write(args.outdir, "sampling", "\n\n".join(text for text, _ in parts.values()),
-                  num_sets=args.num_sets, num_steps=args.num_steps, repetitions=args.repetitions,
-                  **{name: result for name, (_, result) in parts.items()})
+    measure.write(
+        args.outdir,
+        "sampling",
+        "\n\n".join(text for text, _ in parts.values()),
+        num_sets=args.num_sets,
+        num_steps=args.num_steps,
+        repetitions=args.repetitions,
+        **{name: result for name, (_, result) in parts.items()},
+    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 
 The loader that is compared with builds every sequence by itself, frame by frame, in Python.
 """
+
 from __future__ import annotations
 
 import sys
@@ -19,8 +20,11 @@ import measure  # noqa: E402
 from command_line import make_parser  # noqa: E402
 from config import Count, Dataset, WorldSettings, pick_device  # noqa: E402
 
-CONFIGS: dict[Dataset, str] = {"circle_jumping": "circle_jumping_small", "horizontal": "horizontal_p50",
-                               "free": "free"}
+CONFIGS: dict[Dataset, str] = {
+    "circle_jumping": "circle_jumping_small",
+    "horizontal": "horizontal_p50",
+    "free": "free",
+}
 
 
 @dataclass
@@ -50,7 +54,7 @@ def one_by_one(world, n: int, generator) -> None:
         positions, _ = world._motion(1, generator)
         frames = torch.zeros(world.seq_len, world.image_size, world.image_size)
         for t, (y, x) in enumerate(positions[0, :, 0].tolist()):
-            frames[t, y:y + world.digit_size, x:x + world.digit_size] = images[0, 0].cpu()
+            frames[t, y : y + world.digit_size, x : x + world.digit_size] = images[0, 0].cpu()
 
 
 def share_of_a_step(name: Dataset, args) -> dict:
@@ -60,11 +64,30 @@ def share_of_a_step(name: Dataset, args) -> dict:
     import train
 
     with tempfile.TemporaryDirectory() as outdir:
-        training, _, _ = train.setup(["--config", f"configs/{CONFIGS[name]}.yaml", "--digits", args.digits,
-                                      "--data_root", args.data_root, "--device", args.device, "--outdir", outdir])
-    steps, n, generator = iter(training), training.settings.batch_size, torch.Generator(training.device)
-    times = measure.interleaved(dict(update=lambda: next(steps), world=lambda: training.world.windows(n, generator)),
-                                args.repetitions, training.device.type)
+        training, _, _ = train.setup(
+            [
+                "--config",
+                f"configs/{CONFIGS[name]}.yaml",
+                "--digits",
+                args.digits,
+                "--data_root",
+                args.data_root,
+                "--device",
+                args.device,
+                "--outdir",
+                outdir,
+            ]
+        )
+    steps, n, generator = (
+        iter(training),
+        training.settings.batch_size,
+        torch.Generator(training.device),
+    )
+    times = measure.interleaved(
+        dict(update=lambda: next(steps), world=lambda: training.world.windows(n, generator)),
+        args.repetitions,
+        training.device.type,
+    )
     return measure.ratio(times, "world", "update")
 
 
@@ -75,26 +98,42 @@ def main(argv: list[str] | None = None) -> None:
     from data_loader import load_digits, make_world
 
     device = pick_device(args.device)
-    bank = load_digits(args.digits, "train", size=WorldSettings().digit_size, data_root=args.data_root).to(device)
+    bank = load_digits(
+        args.digits, "train", size=WorldSettings().digit_size, data_root=args.data_root
+    ).to(device)
     generator, n = torch.Generator(device).manual_seed(0), args.sequences
     runs: dict[str, Callable[[], Any]] = {}
     frames: dict[str, int] = {}
     for name in CONFIGS:
         world = make_world(WorldSettings(dataset=name, deterministic=False), bank)
-        runs |= {name: partial(world.sequences, n, generator),
-                 f"{name}, one by one": partial(one_by_one, world, n // 16, generator)}
+        runs |= {
+            name: partial(world.sequences, n, generator),
+            f"{name}, one by one": partial(one_by_one, world, n // 16, generator),
+        }
         frames |= {name: n * world.seq_len, f"{name}, one by one": n // 16 * world.seq_len}
     times = measure.interleaved(runs, args.repetitions, device.type)
     result, rows = {}, []
     for name in CONFIGS:
         rate = measure.spread([frames[name] / t for t in times[name]])
-        slow = measure.spread([frames[f"{name}, one by one"] / t for t in times[f"{name}, one by one"]])
+        slow = measure.spread(
+            [frames[f"{name}, one by one"] / t for t in times[f"{name}, one by one"]]
+        )
         share = share_of_a_step(name, args)
         result[name] = dict(frames_per_second=rate, one_by_one=slow, share_of_a_training_step=share)
-        rows.append([name, f"{rate['median']:,.0f} ({rate['lowest']:,.0f} to {rate['highest']:,.0f})",
-                     f"{slow['median']:,.0f}", f"{100 * share['median']:.1f}%"])
-    text = measure.table(["world", "frames/s", "one by one in Python", "share of a training step"], rows)
-    measure.write(args.outdir, "worlds", text, device.type, sequences=n, digits=args.digits, results=result)
+        rows.append(
+            [
+                name,
+                f"{rate['median']:,.0f} ({rate['lowest']:,.0f} to {rate['highest']:,.0f})",
+                f"{slow['median']:,.0f}",
+                f"{100 * share['median']:.1f}%",
+            ]
+        )
+    text = measure.table(
+        ["world", "frames/s", "one by one in Python", "share of a training step"], rows
+    )
+    measure.write(
+        args.outdir, "worlds", text, device.type, sequences=n, digits=args.digits, results=result
+    )
 
 
 if __name__ == "__main__":

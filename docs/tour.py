@@ -8,6 +8,7 @@ run, the `text` block after it is what it printed, and an image whose title is a
 Of what follows a training, `text roughly`, only the words are compared.
 All happens in one empty folder with links to the code, on the CPU.
 """
+
 from __future__ import annotations
 
 import difflib
@@ -27,23 +28,33 @@ sys.path.insert(0, str(ROOT))
 from command_line import Parser  # noqa: E402
 
 PAGE = ROOT / "docs" / "tour.md"
-PARTS = re.compile(r'```(?P<kind>sh|python|text)(?P<how> roughly)?\n(?P<body>.*?)```'
-                   r'|!\[[^]]*\]\((?P<to>\S+) "(?P<of>\S+)"\)', re.S)
+PARTS = re.compile(
+    r"```(?P<kind>sh|python|text)(?P<how> roughly)?\n(?P<body>.*?)```"
+    r'|!\[[^]]*\]\((?P<to>\S+) "(?P<of>\S+)"\)',
+    re.S,
+)
 NUMBER = re.compile(r"(-?\d+(?:\.\d+)?)")
-CLOSE = 0.1          # share of a number by which another machine's may differ
-ALIKE = 16           # mean difference of two pictures, of 255 grey levels
-WIDEST, LARGEST = 800, 150_000    # a picture: px, bytes
+CLOSE = 0.1  # share of a number by which another machine's may differ
+ALIKE = 16  # mean difference of two pictures, of 255 grey levels
+WIDEST, LARGEST = 800, 150_000  # a picture: px, bytes
 
 
 def run(command: str, folder: Path) -> str:
     """What a block of shell commands prints in `folder`, without times. Raises RuntimeError with its stderr if one
     fails."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    done = subprocess.run(["bash", "-ec", command], cwd=folder, capture_output=True, text=True,
-                          env=os.environ | dict(PATH=path, CUDA_VISIBLE_DEVICES=""))
+    done = subprocess.run(
+        ["bash", "-ec", command],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=os.environ | dict(PATH=path, CUDA_VISIBLE_DEVICES=""),
+    )
     if done.returncode:
         raise RuntimeError(f"exit code {done.returncode} from\n{command}\n{done.stderr}")
-    return re.sub(r"( seconds)( +\d+\.\d)", lambda found: found[1] + "-".rjust(len(found[2])), done.stdout)
+    return re.sub(
+        r"( seconds)( +\d+\.\d)", lambda found: found[1] + "-".rjust(len(found[2])), done.stdout
+    )
 
 
 def follow(page: str, folder: Path) -> tuple[str, dict[Path, Image.Image]]:
@@ -79,7 +90,10 @@ def same(line: str, other: str, roughly: bool) -> bool:
         return False
     for a, b in [] if roughly else zip(parts[1::2], others[1::2]):
         last = 10.0 ** -len(a.partition(".")[2])
-        if abs(float(a) - float(b)) > max(CLOSE * abs(float(a)), 2 * last if "." in a else 0) + 1e-9:
+        if (
+            abs(float(a) - float(b))
+            > max(CLOSE * abs(float(a)), 2 * last if "." in a else 0) + 1e-9
+        ):
             return False
     return True
 
@@ -98,7 +112,9 @@ def differences(page: str, again: str, pictures: dict[Path, Image.Image]) -> lis
         wrong = list(difflib.unified_diff(lines, others, "page", "now", lineterm="", n=0))
     for path, picture in pictures.items():
         kept = Image.open(path).convert("RGB") if path.is_file() else None
-        if kept is None or np.abs(np.subtract(kept.size, picture.size)).max() > 8:  # fonts differ a little
+        if (
+            kept is None or np.abs(np.subtract(kept.size, picture.size)).max() > 8
+        ):  # fonts differ a little
             wrong.append(f"{path.name}: there is none of this size")
             continue
         apart = np.asarray(kept, float) - np.asarray(picture.resize(kept.size), float)
@@ -110,7 +126,9 @@ def differences(page: str, again: str, pictures: dict[Path, Image.Image]) -> lis
 def main(argv: list[str] | None = None) -> None:
     """Refresh docs/tour.md, or check it."""
     parser = Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="compare with the page instead of writing it")
+    parser.add_argument(
+        "--check", action="store_true", help="compare with the page instead of writing it"
+    )
     args, page = parser.parse_args(argv), PAGE.read_text()
     with tempfile.TemporaryDirectory() as folder:
         again, pictures = follow(page, Path(folder))

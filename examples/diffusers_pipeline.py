@@ -18,6 +18,7 @@ al. 2020, arXiv 2010.02502). A DDPM network predicts the noise in x_t = sqrt(aba
 For a pipeline of your own: `pipe.unet = GuidedUNet(pipe.unet, pipe.scheduler, guide, particles=...)`, where `guide`
 wraps a denoiser. Noise levels, and so `sigma_min` and `sigma_max`, count in units of the data, here [-1, 1].
 """
+
 from __future__ import annotations
 
 import math
@@ -69,6 +70,7 @@ class ExampleSettings:
 
 # ---------------------------------------------------------------- the two routes
 
+
 class EpsilonDenoiser:
     """A DDPM network as a denoiser: (x (G, B, C, H, W) = y + sigma * noise, sigma scalar) -> D(x; sigma), like x.
 
@@ -80,10 +82,12 @@ class EpsilonDenoiser:
 
     def __init__(self, unet: Callable, scheduler):
         if scheduler.config.prediction_type != "epsilon":
-            raise ValueError(f"prediction_type: got {scheduler.config.prediction_type!r}; accepted: 'epsilon'")
+            raise ValueError(
+                f"prediction_type: got {scheduler.config.prediction_type!r}; accepted: 'epsilon'"
+            )
         self.unet = unet
         abar = scheduler.alphas_cumprod.double()
-        self.log_sigmas = ((1 - abar) / abar).log().numpy() / 2                     # (T,), rising
+        self.log_sigmas = ((1 - abar) / abar).log().numpy() / 2  # (T,), rising
 
     def timestep(self, sigma: float) -> float:
         """The t at which training had this noise level, the first or last one beyond its ends."""
@@ -92,7 +96,7 @@ class EpsilonDenoiser:
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         s, flat = float(sigma), x.flatten(0, 1)
         t = torch.tensor(self.timestep(s), device=x.device)
-        eps = self.unet(flat / math.sqrt(1 + s * s), t).sample                      # sqrt(abar) = 1 / sqrt(1 + s^2)
+        eps = self.unet(flat / math.sqrt(1 + s * s), t).sample  # sqrt(abar) = 1 / sqrt(1 + s^2)
         return (flat - s * eps).view_as(x)
 
 
@@ -108,7 +112,9 @@ class GuidedUNet(nn.Module):
 
     unet: UNet2DModel
 
-    def __init__(self, unet: nn.Module, scheduler, guide: Callable[[Denoiser], Denoiser], *, particles: int):
+    def __init__(
+        self, unet: nn.Module, scheduler, guide: Callable[[Denoiser], Denoiser], *, particles: int
+    ):
         super().__init__()
         for clips in ("clip_sample", "thresholding"):
             if scheduler.config.get(clips):
@@ -136,11 +142,12 @@ class GuidedUNet(nn.Module):
 
 # ---------------------------------------------------------------- something to learn, and to count
 
+
 def blobs() -> Tensor:
     """The data: (8, 1, SIDE, SIDE) in [-1, 1], a Gaussian blob of 1.2 px at eight places on a circle of 2.5 px."""
     angle, pixel = torch.arange(8) * math.pi / 4, torch.arange(SIDE) - (SIDE - 1) / 2
     y, x = 2.5 * angle.sin()[:, None, None], 2.5 * angle.cos()[:, None, None]
-    return 2 * (-((pixel[:, None] - y)**2 + (pixel - x)**2) / (2 * 1.2**2)).exp()[:, None] - 1
+    return 2 * (-((pixel[:, None] - y) ** 2 + (pixel - x) ** 2) / (2 * 1.2**2)).exp()[:, None] - 1
 
 
 def modes_of(samples: Tensor, images: Tensor) -> Tensor:
@@ -152,16 +159,31 @@ def modes_of(samples: Tensor, images: Tensor) -> Tensor:
 
 def train(images: Tensor, iterations: int, batch_size: int = 32) -> DDIMPipeline:
     """A pipeline that draws one of `images` (k, 1, H, W), by DDPM's loss. The noise levels are Stable Diffusion's."""
-    unet = UNet2DModel(sample_size=SIDE, in_channels=1, out_channels=1, block_out_channels=(32, 32),
-                       layers_per_block=1, norm_num_groups=8, down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-                       up_block_types=("AttnUpBlock2D", "UpBlock2D"))
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-                              clip_sample=False, timestep_spacing="trailing")
+    unet = UNet2DModel(
+        sample_size=SIDE,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        timestep_spacing="trailing",
+    )
     optimizer = torch.optim.AdamW(unet.parameters(), lr=4e-3)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=iterations)
     for _ in range(iterations):
         clean = images[torch.randint(len(images), (batch_size,))]
-        noise, t = torch.randn_like(clean), torch.randint(scheduler.config.num_train_timesteps, (batch_size,))
+        noise, t = (
+            torch.randn_like(clean),
+            torch.randint(scheduler.config.num_train_timesteps, (batch_size,)),
+        )
         loss = (unet(scheduler.add_noise(clean, noise, t), t).sample - noise).square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -174,16 +196,28 @@ def train(images: Tensor, iterations: int, batch_size: int = 32) -> DDIMPipeline
 
 def draw(pipe: DDIMPipeline, settings: ExampleSettings) -> Tensor:
     """Sets from a pipeline, (G, B, 1, H, W) in [-1, 1]."""
-    images = pipe(batch_size=settings.num_sets * settings.particles, num_inference_steps=settings.num_steps,
-                  generator=torch.Generator().manual_seed(settings.seed), output_type="np").images
-    return torch.as_tensor(images).permute(0, 3, 1, 2).unflatten(0, (-1, settings.particles)) * 2 - 1
+    images = pipe(
+        batch_size=settings.num_sets * settings.particles,
+        num_inference_steps=settings.num_steps,
+        generator=torch.Generator().manual_seed(settings.seed),
+        output_type="np",
+    ).images
+    return (
+        torch.as_tensor(images).permute(0, 3, 1, 2).unflatten(0, (-1, settings.particles)) * 2 - 1
+    )
 
 
 def run(settings: ExampleSettings, pipe: DDIMPipeline) -> dict[str, Tensor]:
     """The sets of every route, from the same pipeline and seed."""
+
     def guide(denoise: Denoiser) -> Denoiser:
-        return ParticleGuidance(denoise, LogDet(), factor=settings.factor, sigma_min=settings.sigma_min,
-                                sigma_max=settings.sigma_max)
+        return ParticleGuidance(
+            denoise,
+            LogDet(),
+            factor=settings.factor,
+            sigma_min=settings.sigma_min,
+            sigma_max=settings.sigma_max,
+        )
 
     unet, sets = pipe.unet, {"plain": draw(pipe, settings)}
     pipe.unet = GuidedUNet(unet, pipe.scheduler, guide, particles=settings.particles)
@@ -193,8 +227,17 @@ def run(settings: ExampleSettings, pipe: DDIMPipeline) -> dict[str, Tensor]:
     denoise = EpsilonDenoiser(unet, pipe.scheduler)
     low, high = np.exp(denoise.log_sigmas[[0, -1]])
     sigmas = karras_sigmas(math.ceil(settings.num_steps / 2), low, high, rho=7.0)
-    noise = torch.randn(settings.num_sets, settings.particles, 1, SIDE, SIDE,
-                        generator=torch.Generator().manual_seed(settings.seed)) * sigmas[0]
+    noise = (
+        torch.randn(
+            settings.num_sets,
+            settings.particles,
+            1,
+            SIDE,
+            SIDE,
+            generator=torch.Generator().manual_seed(settings.seed),
+        )
+        * sigmas[0]
+    )
     with torch.no_grad():
         sets["wrapped, unguided"] = edm_sampler(denoise, noise, sigmas)
         sets["wrapped"] = edm_sampler(guide(denoise), noise, sigmas)
@@ -213,16 +256,27 @@ def main(argv: list[str] | None = None) -> None:
     sets = run(settings, train(images, settings.iterations))
     modes = {name: modes_of(samples, images) for name, samples in sets.items()}
     expected = expected_modes_iid(torch.full((8,), 1 / 8), settings.particles)
-    print(f"{settings.num_sets} sets of {settings.particles}; independent draws find {expected:.2f} of 8 places\n")
+    print(
+        f"{settings.num_sets} sets of {settings.particles}; independent draws find {expected:.2f} of 8 places\n"
+    )
     for name, each in modes.items():
         places = mean_interval(torch.stack([(each == k).any(1) for k in range(8)]).sum(0))
-        print(f"{name:<18} {places['mean']:5.2f} [{places['ci95'][0]:.2f}, {places['ci95'][1]:.2f}] places; "
-              f"{100 * (each >= 0).float().mean():.0f}% of the samples show one")
-    rows = [(f"{name}  {i + 1}", samples[i, :, 0], modes[name][i]) for name, samples in sets.items()
-            for i in range(min(3, settings.num_sets))]
+        print(
+            f"{name:<18} {places['mean']:5.2f} [{places['ci95'][0]:.2f}, {places['ci95'][1]:.2f}] places; "
+            f"{100 * (each >= 0).float().mean():.0f}% of the samples show one"
+        )
+    rows = [
+        (f"{name}  {i + 1}", samples[i, :, 0], modes[name][i])
+        for name, samples in sets.items()
+        for i in range(min(3, settings.num_sets))
+    ]
     names, samples, found = zip(*rows)
-    sheet = sample_sheet(torch.empty(len(rows), 0, SIDE, SIDE), (torch.stack(samples) + 1) / 2,
-                         modes=torch.stack(found), labels=names)
+    sheet = sample_sheet(
+        torch.empty(len(rows), 0, SIDE, SIDE),
+        (torch.stack(samples) + 1) / 2,
+        modes=torch.stack(found),
+        labels=names,
+    )
     path = run_folder(settings.outdir, "") / "sets.png"
     save(sheet, path)
     print(f"written to {path}")

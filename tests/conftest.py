@@ -1,10 +1,13 @@
 """What every test shares: digits, small worlds and the command lines in-process."""
+
 import os
 from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests run side by side, one on each core
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch: tests run side by side, one on each core
 
 import torch  # noqa: E402
 
@@ -42,6 +45,7 @@ def generator():
 @pytest.fixture
 def refused(capsys):
     """refused(main, argv): the one line with which a command line turns bad input down."""
+
     def call(main, argv):
         with pytest.raises(SystemExit) as stop:
             main(argv)
@@ -50,6 +54,7 @@ def refused(capsys):
         assert stop.value.code == 2 and captured.out == ""
         assert len(lines) == 1, captured.err
         return lines[0]
+
     return call
 
 
@@ -59,7 +64,34 @@ def tiny_model(tmp_path_factory):
     from train import main
 
     outdir = tmp_path_factory.mktemp("tiny") / "run"
-    main(["--digits", "embedded", "--channels", "[16, 16]", "--blocks", "1", "--attention", "[1]",
-          "--head_channels", "8", "--patch_size", "4", "--iterations", "30", "--batch_size", "16",
-          "--warmup", "5", "--lr", "0.003", "--log_every", "5", "--device", "cpu", "--outdir", str(outdir)])
+    main(
+        [
+            "--digits",
+            "embedded",
+            "--channels",
+            "[16, 16]",
+            "--blocks",
+            "1",
+            "--attention",
+            "[1]",
+            "--head_channels",
+            "8",
+            "--patch_size",
+            "4",
+            "--iterations",
+            "30",
+            "--batch_size",
+            "16",
+            "--warmup",
+            "5",
+            "--lr",
+            "0.003",
+            "--log_every",
+            "5",
+            "--device",
+            "cpu",
+            "--outdir",
+            str(outdir),
+        ]
+    )
     return outdir

@@ -1,4 +1,5 @@
 """Whatever is typed: a run, or one line that says what is wrong and exit code 2. Never a traceback."""
+
 import contextlib
 import io
 import sys
@@ -16,24 +17,121 @@ import train
 import visualize
 from conftest import ROOT
 
-ODD = st.sampled_from([
-    "nan", "inf", "-inf", "-1", "0", "1", "2", "0.5", "1.5", "1e-300", "1e300", "-1e-9", "99999999999999999999999",
-    "007", "", " ", "true", "null", "None", "[]", "[1]", "[0,-1]", "[1,2,3]", "{}", "{a: 1}", "a: b", "é漢字",
-    "\u202e", "--", "x" * 300, "1;2", "0x10", "1_000", "%s", "~", "*", "&a", "!!python/object:os.system", "@",
-    "`", "'", "\"", "\\", "\n"])
-NAMES = st.sampled_from(["circle_jumping", "horizontal", "free", "centered", "mixture", "exact", "trained", "none",
-                         "pg", "cads", "kmedoids", "iid", "stratified", "rbf", "logdet", "conditional", "unconditional",
-                         "embedded", "posterior", "muon", "jacobian", "classifier", "sigma", "both"])
+ODD = st.sampled_from(
+    [
+        "nan",
+        "inf",
+        "-inf",
+        "-1",
+        "0",
+        "1",
+        "2",
+        "0.5",
+        "1.5",
+        "1e-300",
+        "1e300",
+        "-1e-9",
+        "99999999999999999999999",
+        "007",
+        "",
+        " ",
+        "true",
+        "null",
+        "None",
+        "[]",
+        "[1]",
+        "[0,-1]",
+        "[1,2,3]",
+        "{}",
+        "{a: 1}",
+        "a: b",
+        "é漢字",
+        "\u202e",
+        "--",
+        "x" * 300,
+        "1;2",
+        "0x10",
+        "1_000",
+        "%s",
+        "~",
+        "*",
+        "&a",
+        "!!python/object:os.system",
+        "@",
+        "`",
+        "'",
+        '"',
+        "\\",
+        "\n",
+    ]
+)
+NAMES = st.sampled_from(
+    [
+        "circle_jumping",
+        "horizontal",
+        "free",
+        "centered",
+        "mixture",
+        "exact",
+        "trained",
+        "none",
+        "pg",
+        "cads",
+        "kmedoids",
+        "iid",
+        "stratified",
+        "rbf",
+        "logdet",
+        "conditional",
+        "unconditional",
+        "embedded",
+        "posterior",
+        "muon",
+        "jacobian",
+        "classifier",
+        "sigma",
+        "both",
+    ]
+)
 ANY = st.one_of(ODD, NAMES, st.text(max_size=8), st.integers().map(str), st.floats().map(str))
 # Where results and digits are, and how fast to give up, are not what is tried here.
-LEFT = {"outdir", "data_root", "wandb", "tensorboard", "resume", "download_timeout", "experiment", "preset"}
-FLAGS = {main: sorted({f.name for group in groups for f in fields(group)} - LEFT)
-         for main, groups in ((evaluate.main, evaluate.GROUPS), (train.main, train.GROUPS))}
+LEFT = {
+    "outdir",
+    "data_root",
+    "wandb",
+    "tensorboard",
+    "resume",
+    "download_timeout",
+    "experiment",
+    "preset",
+}
+FLAGS = {
+    main: sorted({f.name for group in groups for f in fields(group)} - LEFT)
+    for main, groups in ((evaluate.main, evaluate.GROUPS), (train.main, train.GROUPS))
+}
 # Sizes at which a run that is accepted ends at once, and values that a run may well have.
-TINY = {evaluate.main: dict(denoiser="exact", digits="embedded", num_sets=1, batch_size=2, num_steps=2, redraws=1,
-                            device="cpu"),
-        train.main: dict(digits="embedded", channels=[8], blocks=1, attention=[], patch_size=8, iterations=1,
-                         batch_size=2, sample_every=0, device="cpu")}
+TINY = {
+    evaluate.main: dict(
+        denoiser="exact",
+        digits="embedded",
+        num_sets=1,
+        batch_size=2,
+        num_steps=2,
+        redraws=1,
+        device="cpu",
+    ),
+    train.main: dict(
+        digits="embedded",
+        channels=[8],
+        blocks=1,
+        attention=[],
+        patch_size=8,
+        iterations=1,
+        batch_size=2,
+        sample_every=0,
+        device="cpu",
+    ),
+}
 FEW = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
@@ -52,19 +150,40 @@ def outcome(main, argv: list[str]) -> tuple[int, list[str]]:
 
 
 # The largest sizes for which what is accepted is run too: a billion sets are no mistake, but no test either.
-LIMITS = dict(num_sets=20, batch_size=50, sequential=4, kmedoids_pool=20, num_steps=50, redraws=20, image_size=64,
-              digit_size=64, seq_len=40, num_cond_frames=20, num_digits=4, stratified_rank=8, iterations=3, blocks=3,
-              motion=8, accumulate=50)
+LIMITS = dict(
+    num_sets=20,
+    batch_size=50,
+    sequential=4,
+    kmedoids_pool=20,
+    num_steps=50,
+    redraws=20,
+    image_size=64,
+    digit_size=64,
+    seq_len=40,
+    num_cond_frames=20,
+    num_digits=4,
+    stratified_rank=8,
+    iterations=3,
+    blocks=3,
+    motion=8,
+    accumulate=50,
+)
 
 
 def quick(main, argv: list[str]) -> bool:
     """Whether a run that is accepted ends at once. False too for what is not accepted by its settings alone."""
     module = evaluate if main is evaluate.main else train
     accepted = module.parse(argv)[0]
-    values = {f.name: getattr(group, f.name) for group in
-              (accepted.values() if isinstance(accepted, dict) else accepted) for f in fields(group)}
-    return not values.get("compile") and sum(values.get("channels", ())) <= 64 and \
-        all(values.get(key, 0) <= limit for key, limit in LIMITS.items())
+    values = {
+        f.name: getattr(group, f.name)
+        for group in (accepted.values() if isinstance(accepted, dict) else accepted)
+        for f in fields(group)
+    }
+    return (
+        not values.get("compile")
+        and sum(values.get("channels", ())) <= 64
+        and all(values.get(key, 0) <= limit for key, limit in LIMITS.items())
+    )
 
 
 def check(main, argv: list[str], outdir: Path) -> None:
@@ -78,7 +197,9 @@ def check(main, argv: list[str], outdir: Path) -> None:
         return
     assert code == 2, (argv, lines)
     assert len(lines) == 1 and "error: " in lines[0] and len(lines[0]) < 1500, (argv, lines)
-    assert not (outdir / "metrics.json").exists() and not (outdir / "model.safetensors").exists(), argv
+    assert not (outdir / "metrics.json").exists() and not (outdir / "model.safetensors").exists(), (
+        argv
+    )
 
 
 def flags_of(values: dict) -> list[str]:
@@ -98,11 +219,18 @@ def test_any_flags(data):
 @given(st.data())
 def test_any_yaml(data):
     main = data.draw(st.sampled_from([evaluate.main, train.main]))
-    anything = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), NAMES),
-                            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner,
-                                                                                        max_size=2), max_leaves=4)
-    odd = data.draw(st.dictionaries(st.sampled_from(FLAGS[main]) | st.text(max_size=5), anything, min_size=1,
-                                    max_size=3))
+    anything = st.recursive(
+        st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), NAMES),
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+        ),
+        max_leaves=4,
+    )
+    odd = data.draw(
+        st.dictionaries(
+            st.sampled_from(FLAGS[main]) | st.text(max_size=5), anything, min_size=1, max_size=3
+        )
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "c.yaml")
         path.write_text(yaml.safe_dump(TINY[main] | odd))
@@ -115,20 +243,47 @@ def test_any_file_as_config(content):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "c.yaml")
         path.write_bytes(content)
-        check(evaluate.main, [*flags_of(TINY[evaluate.main]), "--config", str(path)], Path(folder, "run"))
+        check(
+            evaluate.main,
+            [*flags_of(TINY[evaluate.main]), "--config", str(path)],
+            Path(folder, "run"),
+        )
 
 
 @settings(FEW, max_examples=60)
 @given(st.sampled_from(["dataset", "schedule", "samples", "heatmap", "nonsense"]), st.data())
 def test_any_flags_of_visualize(command, data):
-    odd = data.draw(st.dictionaries(st.sampled_from(["rho", "num_steps", "sigma_max", "dataset", "seq_len", "seed",
-                                                     "image_size", "threshold", "value"]), ANY, max_size=3))
+    odd = data.draw(
+        st.dictionaries(
+            st.sampled_from(
+                [
+                    "rho",
+                    "num_steps",
+                    "sigma_max",
+                    "dataset",
+                    "seq_len",
+                    "seed",
+                    "image_size",
+                    "threshold",
+                    "value",
+                ]
+            ),
+            ANY,
+            max_size=3,
+        )
+    )
     with tempfile.TemporaryDirectory() as folder:
         run = [folder] if command in ("samples", "heatmap") else []
         own = dict(digits="embedded") if command == "dataset" else {}
-        code, lines = outcome(visualize.main, [command, *run, *flags_of(own | odd), "--out", folder + "/picture.png"])
+        code, lines = outcome(
+            visualize.main, [command, *run, *flags_of(own | odd), "--out", folder + "/picture.png"]
+        )
         assert code in (0, 2), (command, odd, lines)
-        assert Path(folder, "picture.png").is_file() if code == 0 else len(lines) == 1 and "error: " in lines[0]
+        assert (
+            Path(folder, "picture.png").is_file()
+            if code == 0
+            else len(lines) == 1 and "error: " in lines[0]
+        )
 
 
 def test_sizes_that_the_network_cannot_halve_are_named(refused, tmp_path):
@@ -142,20 +297,31 @@ def test_sizes_that_the_network_cannot_halve_are_named(refused, tmp_path):
 def test_conflicts_are_named(refused, tiny_model, tmp_path):
     trained = ["--checkpoint", str(tiny_model / "model.safetensors"), "--digits", "embedded"]
     classifier = str(ROOT / "checkpoints" / "classifier_judge.safetensors")
-    for argv, key in [([*trained, "--dataset", "horizontal"], "dataset"), (["--s_churn", "-1"], "s_churn"),
-                      ([*trained, "--image_size", "64"], "image_size"), (["--checkpoint", classifier], "checkpoint"),
-                      ([*trained, "--task", "unconditional"], "task"),
-                      (["--rho", "0"], "rho"), (["--pg_sigma_min", "50"], "pg_sigma_min")]:
+    for argv, key in [
+        ([*trained, "--dataset", "horizontal"], "dataset"),
+        (["--s_churn", "-1"], "s_churn"),
+        ([*trained, "--image_size", "64"], "image_size"),
+        (["--checkpoint", classifier], "checkpoint"),
+        ([*trained, "--task", "unconditional"], "task"),
+        (["--rho", "0"], "rho"),
+        (["--pg_sigma_min", "50"], "pg_sigma_min"),
+    ]:
         assert f"{key}: " in refused(evaluate.main, [*argv, "--outdir", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
 
 
 # Down to the last noise level, where the exact denoiser does not put things right any more.
-@pytest.mark.parametrize("flags", [["--pg_factor", "1e300"],
-                                   ["--pg_factor", "1e30", "--pg_strength", "constant", "--pg_space", "denoised"],
-                                   ["--pg_factor", "1e300", "--pg_space", "x", "--pg_kernel", "iou"],
-                                   ["--guidance", "spell", "--spell_radius", "1e300"],
-                                   ["--guidance", "reference", "--pg_factor", "1e300"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--pg_factor", "1e300"],
+        ["--pg_factor", "1e30", "--pg_strength", "constant", "--pg_space", "denoised"],
+        ["--pg_factor", "1e300", "--pg_space", "x", "--pg_kernel", "iou"],
+        ["--guidance", "spell", "--spell_radius", "1e300"],
+        ["--guidance", "reference", "--pg_factor", "1e300"],
+    ],
+    ids=" ".join,
+)
 def test_absurd_strength_ends_with_finite_images_and_a_warning(flags, tmp_path, capsys):
     tiny = TINY[evaluate.main] | dict(num_steps=8, batch_size=3, pg_sigma_min=0.001)
     evaluate.main([*flags_of(tiny), *flags, "--outdir", str(tmp_path)])

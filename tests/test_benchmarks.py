@@ -1,4 +1,5 @@
 """The benchmarks start, resume, and write what they promise. Nothing is timed here."""
+
 import importlib.util
 import json
 import subprocess
@@ -13,7 +14,9 @@ from conftest import ROOT
 def load(name: str):
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
-        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py")
+        spec = importlib.util.spec_from_file_location(
+            f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py"
+        )
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
@@ -22,21 +25,57 @@ def load(name: str):
         sys.path.remove(str(ROOT / "benchmarks"))
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py")
-                                        if path.stem != "measure"))
+@pytest.mark.parametrize(
+    "name",
+    sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "measure"),
+)
 def test_every_benchmark_explains_itself(name):
-    out = subprocess.run([sys.executable, f"benchmarks/{name}.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, f"benchmarks/{name}.py", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert out.returncode == 0 and "--outdir" in out.stdout
 
 
 SMALL = {
-    "sampling": ["--num_sets", "1", "--num_steps", "3", "--repetitions", "1", "--data_root", str(ROOT / "data")],
-    "network": ["--network", str(ROOT / "configs" / "free.yaml"), "--images", "1", "--repetitions", "1", "--compile",
-                "false", "--device", "cpu"],
+    "sampling": [
+        "--num_sets",
+        "1",
+        "--num_steps",
+        "3",
+        "--repetitions",
+        "1",
+        "--data_root",
+        str(ROOT / "data"),
+    ],
+    "network": [
+        "--network",
+        str(ROOT / "configs" / "free.yaml"),
+        "--images",
+        "1",
+        "--repetitions",
+        "1",
+        "--compile",
+        "false",
+        "--device",
+        "cpu",
+    ],
     "potentials": ["--particles", "[4]", "--pixels", "16", "--repetitions", "1"],
     "worlds": ["--sequences", "16", "--repetitions", "1", "--device", "cpu"],
-    "training": ["--network", str(ROOT / "configs" / "free.yaml"), "--updates", "1", "--repetitions", "1",
-                 "--compile", "false", "--device", "cpu"],
+    "training": [
+        "--network",
+        str(ROOT / "configs" / "free.yaml"),
+        "--updates",
+        "1",
+        "--repetitions",
+        "1",
+        "--compile",
+        "false",
+        "--device",
+        "cpu",
+    ],
     "grid": ["--experiment", "e9", "--num_sets", "1", "--repetitions", "1"],
 }
 
@@ -46,23 +85,32 @@ def test_every_benchmark_of_speed_measures(name, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     benchmark = load(name)
     if name == "training":  # one of three
-        monkeypatch.setattr(benchmark, "SAME_BATCH", {"both": benchmark.SAME_BATCH["2 processes, accumulate 2"]})
+        monkeypatch.setattr(
+            benchmark, "SAME_BATCH", {"both": benchmark.SAME_BATCH["2 processes, accumulate 2"]}
+        )
     benchmark.main([*SMALL[name], "--outdir", str(tmp_path)])
     result = json.loads((tmp_path / f"{name}.json").read_text())
     assert result["machine"]["threads"] >= 1 and result["machine"]["torch"]
-    rows = [line for line in (tmp_path / f"{name}.md").read_text().splitlines() if line.startswith("| ")]
+    rows = [
+        line for line in (tmp_path / f"{name}.md").read_text().splitlines() if line.startswith("| ")
+    ]
     assert len(rows) > 2 and len({line.count("|") for line in rows[:3]}) == 1
 
 
 def test_guidance_benchmark_keeps_finished_cells(tmp_path, monkeypatch):
     guidance = load("guidance")
     recipe = experiments.load("e10")
-    few = {name: recipe["grid"]["method"][name] for name in ("independent", "particle guidance", "SPELL", "CADS")}
+    few = {
+        name: recipe["grid"]["method"][name]
+        for name in ("independent", "particle guidance", "SPELL", "CADS")
+    }
     recipe["grid"] = dict(denoiser=["exact", "trained"], method=few)
     monkeypatch.setattr(experiments, "load", lambda name: recipe)
     argv = ["--num_sets", "1", "--data_root", str(ROOT / "data"), "--outdir", str(tmp_path)]
     guidance.main(argv)
-    methods = [row["cell"]["method"] for row in json.loads((tmp_path / "guidance.json").read_text())]
+    methods = [
+        row["cell"]["method"] for row in json.loads((tmp_path / "guidance.json").read_text())
+    ]
     exact = ["independent"] + 4 * ["particle guidance"] + 3 * ["SPELL"]
     assert methods == exact + exact + 3 * ["CADS"]
     assert "| particle guidance | 1.7 |" in (tmp_path / "guidance.md").read_text()

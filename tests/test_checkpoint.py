@@ -10,10 +10,14 @@ from config import SettingError
 
 def test_round_trip_of_tensors_and_metadata(tmp_path):
     tensors = {"a": torch.randn(3, 2), "b": torch.arange(4)}
-    checkpoint.save_tensors(tmp_path / "x.safetensors", tensors, {"settings": {"lr": 0.1, "classes": None}})
+    checkpoint.save_tensors(
+        tmp_path / "x.safetensors", tensors, {"settings": {"lr": 0.1, "classes": None}}
+    )
     loaded = checkpoint.read_tensors(tmp_path / "x.safetensors")
     assert all(torch.equal(loaded[k], tensors[k]) for k in tensors)
-    assert checkpoint.read_metadata(tmp_path / "x.safetensors") == {"settings": {"lr": 0.1, "classes": None}}
+    assert checkpoint.read_metadata(tmp_path / "x.safetensors") == {
+        "settings": {"lr": 0.1, "classes": None}
+    }
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
 
 
@@ -23,6 +27,7 @@ def test_a_failed_save_leaves_the_last_good_file(tmp_path, monkeypatch):
 
     def full(file):
         raise OSError("No space left on device")
+
     monkeypatch.setattr(checkpoint.os, "fsync", full)
     with pytest.raises(OSError):
         checkpoint.save_tensors(path, {"a": torch.zeros(2)}, {})
@@ -51,7 +56,9 @@ def test_optimizer_state_packs_to_tensors_and_back():
         assert all(torch.equal(old[key], new[key]) for key in old)
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "foreign", "other network", "folder"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "empty", "truncated", "foreign", "other network", "folder"]
+)
 def test_what_is_not_a_checkpoint_is_refused_by_name(tiny_model, tmp_path, damage):
     good, path = tiny_model / "model.safetensors", tmp_path / "bad.safetensors"
     if damage == "empty":

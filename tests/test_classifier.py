@@ -9,11 +9,28 @@ from metrics import recognise, without_background
 
 def test_training_learns_and_the_file_says_what_it_measured(tmp_path, digits, capsys):
     path = tmp_path / "small.safetensors"
-    classifier.main(["--digits", "embedded", "--channels", "[16, 32]", "--epochs", "10", "--device", "cpu",
-                     "--batch_size", "64", "--out", str(path)])
+    classifier.main(
+        [
+            "--digits",
+            "embedded",
+            "--channels",
+            "[16, 32]",
+            "--epochs",
+            "10",
+            "--device",
+            "cpu",
+            "--batch_size",
+            "64",
+            "--out",
+            str(path),
+        ]
+    )
     metadata = checkpoint.read_metadata(path)
     assert metadata["accuracy"] > 0.7 and metadata["digits_source"] == "embedded"
-    assert f"{100 * metadata['accuracy']:.2f}% of {len(digits.labels)} embedded test digits" in capsys.readouterr().out
+    assert (
+        f"{100 * metadata['accuracy']:.2f}% of {len(digits.labels)} embedded test digits"
+        in capsys.readouterr().out
+    )
 
 
 def test_distortion_moves_little_and_keeps_the_range(digits):
@@ -41,7 +58,9 @@ def test_background_goes_and_the_digit_stays(digits):
     grey = 0.1 + 0.9 * frames
     clean = without_background(grey[None])[0]
     assert (clean[frames == 0] == 0).all() and torch.equal(clean[frames > 0.8], grey[frames > 0.8])
-    assert torch.equal(without_background(torch.full((1, 1, 4, 4), 0.3)), torch.full((1, 1, 4, 4), 0.3))
+    assert torch.equal(
+        without_background(torch.full((1, 1, 4, 4), 0.3)), torch.full((1, 1, 4, 4), 0.3)
+    )
 
 
 def test_recognise_returns_what_the_classifier_says():
@@ -53,4 +72,6 @@ def test_recognise_returns_what_the_classifier_says():
             frames[g, b, :, places[g, b]] = 1
     digits, confidence = recognise(frames, lambda images: images.sum(1))
     assert torch.equal(digits, places)
-    torch.testing.assert_close(confidence, torch.full((2, 3), float(torch.tensor([8.0] + [0.0] * 7).softmax(0)[0])))
+    torch.testing.assert_close(
+        confidence, torch.full((2, 3), float(torch.tensor([8.0] + [0.0] * 7).softmax(0)[0]))
+    )

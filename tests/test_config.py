@@ -12,31 +12,77 @@ from config import GuidanceSettings, SettingError, WorldSettings, build, record
 from conftest import ROOT
 
 
-@pytest.mark.parametrize("main, argv, key, value, accepted", [
-    (evaluate.main, ["--pg_factor", "-1"], "pg_factor", "-1", "a number >= 0"),
-    (evaluate.main, ["--pg_factor", "nan"], "pg_factor", "nan", "a number >= 0"),
-    (evaluate.main, ["--batch_size", "0"], "batch_size", "0", "a whole number > 0"),
-    (evaluate.main, ["--num_sets", "2.5"], "num_sets", "2.5", "a whole number > 0"),
-    (evaluate.main, ["--pg_kernel", "gauss"], "pg_kernel", "gauss", "'rbf'"),
-    (evaluate.main, ["--dataset", "mnist"], "dataset", "mnist", "'circle_jumping'"),
-    (evaluate.main, ["--sigma_min", "90"], "sigma_min", "90", "less than sigma_max"),
-    (evaluate.main, ["--num_directions", "3"], "num_directions", "3", "2, 4, 8"),
-    (evaluate.main, ["--num_steps", "1"], "num_steps", "1", "2 or more"),
-    (evaluate.main, ["--checkpoint", "nowhere.safetensors"], "checkpoint", "nowhere", "train.py"),
-    (evaluate.main, ["--denoiser", "exact", "--dataset", "free"], "denoiser", "exact", "circle_jumping"),
-    (evaluate.main, ["--denoiser", "exact", "--guidance", "cads"], "guidance", "cads", "--denoiser exact"),
-    (evaluate.main, ["--denoiser", "exact", "--guidance", "kmedoids", "--sequential", "2"],
-     "sequential", "2", "1 with"),
-    (evaluate.main, ["--task", "conditional", "--dataset", "centered"], "task", "conditional", "unconditional"),
-    (train.main, ["--lr", "0"], "lr", "0", "a number > 0"),
-    (train.main, ["--p_std", "wide"], "p_std", "wide", "a number > 0"),
-    (train.main, ["--target", "posterior", "--dataset", "free"], "target", "posterior", "circle_jumping"),
-    (train.main, ["--resume", "nowhere"], "resume", "nowhere", "the folder of a training"),
-    (visualize.main, ["schedule", "--rho", "[7,-1]"], "rho", "-1", "a number > 0"),
-    (visualize.main, ["samples", "nowhere"], "run", "nowhere", "evaluate.py"),
-    (visualize.main, ["dataset", "--dataset", "free", "--seq_len", "2"], "seq_len", "2", "num_cond_frames"),
-])
-def test_bad_input_is_one_line_with_key_value_and_what_is_accepted(refused, main, argv, key, value, accepted):
+@pytest.mark.parametrize(
+    "main, argv, key, value, accepted",
+    [
+        (evaluate.main, ["--pg_factor", "-1"], "pg_factor", "-1", "a number >= 0"),
+        (evaluate.main, ["--pg_factor", "nan"], "pg_factor", "nan", "a number >= 0"),
+        (evaluate.main, ["--batch_size", "0"], "batch_size", "0", "a whole number > 0"),
+        (evaluate.main, ["--num_sets", "2.5"], "num_sets", "2.5", "a whole number > 0"),
+        (evaluate.main, ["--pg_kernel", "gauss"], "pg_kernel", "gauss", "'rbf'"),
+        (evaluate.main, ["--dataset", "mnist"], "dataset", "mnist", "'circle_jumping'"),
+        (evaluate.main, ["--sigma_min", "90"], "sigma_min", "90", "less than sigma_max"),
+        (evaluate.main, ["--num_directions", "3"], "num_directions", "3", "2, 4, 8"),
+        (evaluate.main, ["--num_steps", "1"], "num_steps", "1", "2 or more"),
+        (
+            evaluate.main,
+            ["--checkpoint", "nowhere.safetensors"],
+            "checkpoint",
+            "nowhere",
+            "train.py",
+        ),
+        (
+            evaluate.main,
+            ["--denoiser", "exact", "--dataset", "free"],
+            "denoiser",
+            "exact",
+            "circle_jumping",
+        ),
+        (
+            evaluate.main,
+            ["--denoiser", "exact", "--guidance", "cads"],
+            "guidance",
+            "cads",
+            "--denoiser exact",
+        ),
+        (
+            evaluate.main,
+            ["--denoiser", "exact", "--guidance", "kmedoids", "--sequential", "2"],
+            "sequential",
+            "2",
+            "1 with",
+        ),
+        (
+            evaluate.main,
+            ["--task", "conditional", "--dataset", "centered"],
+            "task",
+            "conditional",
+            "unconditional",
+        ),
+        (train.main, ["--lr", "0"], "lr", "0", "a number > 0"),
+        (train.main, ["--p_std", "wide"], "p_std", "wide", "a number > 0"),
+        (
+            train.main,
+            ["--target", "posterior", "--dataset", "free"],
+            "target",
+            "posterior",
+            "circle_jumping",
+        ),
+        (train.main, ["--resume", "nowhere"], "resume", "nowhere", "the folder of a training"),
+        (visualize.main, ["schedule", "--rho", "[7,-1]"], "rho", "-1", "a number > 0"),
+        (visualize.main, ["samples", "nowhere"], "run", "nowhere", "evaluate.py"),
+        (
+            visualize.main,
+            ["dataset", "--dataset", "free", "--seq_len", "2"],
+            "seq_len",
+            "2",
+            "num_cond_frames",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_with_key_value_and_what_is_accepted(
+    refused, main, argv, key, value, accepted
+):
     line = refused(main, argv)
     assert f"{key}: " in line and value in line and accepted in line
 
@@ -78,10 +124,14 @@ def test_every_training_config_is_accepted():
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py", "visualize.py"])
 def test_help_does_not_import_torch(script):
     """--help must answer at once."""
-    code = ("import runpy, sys; sys.argv = [sys.argv[1], '--help']\n"
-            "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-            "except SystemExit: pass\n"
-            "print('torch' in sys.modules, 'matplotlib' in sys.modules)")
-    out = subprocess.run([sys.executable, "-c", code, script], cwd=ROOT, capture_output=True, text=True, check=True)
+    code = (
+        "import runpy, sys; sys.argv = [sys.argv[1], '--help']\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print('torch' in sys.modules, 'matplotlib' in sys.modules)"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code, script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert "--config" in out.stdout or "schedule" in out.stdout
     assert out.stdout.strip().splitlines()[-1] == "False False"

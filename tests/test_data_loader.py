@@ -5,9 +5,15 @@ from config import SettingError, WorldSettings
 from data_loader import DIRECTIONS, load_digits, render
 from metrics import centroid
 
-WORLDS = [dict(dataset="centered"), dict(dataset="free"), dict(dataset="free", deterministic=False),
-          dict(dataset="circle_jumping"), dict(dataset="circle_jumping", seq_len=9), dict(dataset="horizontal"),
-          dict(dataset="free", image_size=64, num_digits=2, deterministic=False)]
+WORLDS = [
+    dict(dataset="centered"),
+    dict(dataset="free"),
+    dict(dataset="free", deterministic=False),
+    dict(dataset="circle_jumping"),
+    dict(dataset="circle_jumping", seq_len=9),
+    dict(dataset="horizontal"),
+    dict(dataset="free", image_size=64, num_digits=2, deterministic=False),
+]
 
 
 @pytest.mark.parametrize("settings", WORLDS, ids=str)
@@ -20,7 +26,7 @@ def test_frames_show_the_digits_where_the_positions_say(world, generator, settin
     for n in range(32):
         for t in range(outside.shape[1]):
             for y, x in batch.positions[n, t].tolist():
-                outside[n, t, y:y + 16, x:x + 16] = 0
+                outside[n, t, y : y + 16, x : x + 16] = 0
     assert not outside.any()
 
 
@@ -29,7 +35,9 @@ def test_a_digit_moves_without_changing(world, generator, settings):
     """The centroid moves exactly as the position does, and no brightness is lost."""
     batch = world(**settings).sequences(32, generator)
     moved = centroid(batch.frames) - centroid(batch.frames[:, :1])
-    torch.testing.assert_close(moved, (batch.positions - batch.positions[:, :1])[:, :, 0].double(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        moved, (batch.positions - batch.positions[:, :1])[:, :, 0].double(), rtol=0, atol=1e-4
+    )
     brightness = batch.frames.sum((2, 3))
     torch.testing.assert_close(brightness, brightness[:, :1].expand_as(brightness))
 
@@ -47,7 +55,12 @@ def test_circle_jumps_from_the_centre_in_even_frames(world, generator):
 def test_first_direction_has_probability_p(world, generator, p):
     circle = world(p=p)
     batch = circle.sequences(20000, generator)
-    first = (batch.positions[:, 1, 0] - circle.centre == torch.tensor(DIRECTIONS[0])).all(-1).float().mean()
+    first = (
+        (batch.positions[:, 1, 0] - circle.centre == torch.tensor(DIRECTIONS[0]))
+        .all(-1)
+        .float()
+        .mean()
+    )
     assert first.item() == pytest.approx(1 / 8 if p is None else p, abs=0.015)
 
 
@@ -56,7 +69,9 @@ def test_horizontal_draws_only_at_the_centre_and_right_with_p(world, generator, 
     horizontal = world(dataset="horizontal", p=p)
     batch = horizontal.sequences(4000, generator)
     x = batch.positions[:, :, 0, 1]
-    assert (batch.positions[:, :, 0, 0] == horizontal.centre).all() and (x.diff(dim=1).abs() == 2).all()
+    assert (batch.positions[:, :, 0, 0] == horizontal.centre).all() and (
+        x.diff(dim=1).abs() == 2
+    ).all()
     assert torch.equal(batch.choices[:, 1:], x[:, :-1] == horizontal.centre)
     turned = x.diff(dim=1)[:, 1:] != x.diff(dim=1)[:, :-1]
     at_border = (x[:, 1:-1] == 0) | (x[:, 1:-1] == horizontal.room)
@@ -89,13 +104,15 @@ def test_futures_are_the_frames_that_could_have_come(world, generator):
         some = world(**settings)
         batch = some.windows(64, generator, at_choice=True)
         futures = some.futures(batch)
-        same = (futures == batch.frames[:, -1:]).flatten(2).all(-1)                 # (N, k)
+        same = (futures == batch.frames[:, -1:]).flatten(2).all(-1)  # (N, k)
         assert (same.sum(1) == 1)[batch.choices[:, -1]].all()
 
 
 def test_everything_follows_from_the_generator(world):
     for settings in WORLDS:
-        one, two = (world(**settings).windows(8, torch.Generator().manual_seed(5)) for _ in range(2))
+        one, two = (
+            world(**settings).windows(8, torch.Generator().manual_seed(5)) for _ in range(2)
+        )
         assert torch.equal(one.frames, two.frames)
 
 
@@ -106,7 +123,9 @@ def test_overlapping_digits_keep_the_brighter_one():
 
 
 def test_splits_of_the_embedded_digits_share_nothing():
-    train, test = (load_digits("embedded", split, size=16, data_root="-") for split in ("train", "test"))
+    train, test = (
+        load_digits("embedded", split, size=16, data_root="-") for split in ("train", "test")
+    )
     assert train.images.shape[1:] == (16, 16) and len(train.labels) + len(test.labels) == 1797
     assert len(torch.cat([train.images, test.images]).flatten(1).unique(dim=0)) == 1797
     assert set(test.labels.tolist()) == set(range(10))
@@ -115,13 +134,28 @@ def test_splits_of_the_embedded_digits_share_nothing():
 def test_mnist_is_read_from_its_folder(mnist_root):
     digits = load_digits("mnist", "test", size=16, data_root=mnist_root)
     assert digits.source == "mnist" and digits.images.shape == (10000, 16, 16)
-    assert torch.bincount(digits.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert torch.bincount(digits.labels).tolist() == [
+        980,
+        1135,
+        1032,
+        1010,
+        982,
+        892,
+        958,
+        1028,
+        974,
+        1009,
+    ]
 
 
-def test_without_mnist_auto_falls_back_aloud_and_mnist_says_how_to_get_it(tmp_path, monkeypatch, capsys):
+def test_without_mnist_auto_falls_back_aloud_and_mnist_says_how_to_get_it(
+    tmp_path, monkeypatch, capsys
+):
     from torchvision.datasets import MNIST
 
-    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])  # a port that refuses: no network
+    monkeypatch.setattr(
+        MNIST, "mirrors", ["http://127.0.0.1:9/"]
+    )  # a port that refuses: no network
     digits = load_digits("auto", "test", size=16, data_root=str(tmp_path))
     assert digits.source == "embedded" and "WARNING" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError, match="--digits embedded"):
@@ -132,9 +166,16 @@ def test_classes_keep_only_theirs(world, generator):
     assert set(world(classes=[3, 7]).sequences(100, generator).labels.flatten().tolist()) == {3, 7}
 
 
-@pytest.mark.parametrize("settings, key", [(dict(seq_len=1), "seq_len"), (dict(digit_size=30), "digit_size"),
-                                           (dict(classes=[11]), "classes"), (dict(classes=[]), "classes"),
-                                           (dict(num_cond_frames=2, seq_len=4), "num_cond_frames")])
+@pytest.mark.parametrize(
+    "settings, key",
+    [
+        (dict(seq_len=1), "seq_len"),
+        (dict(digit_size=30), "digit_size"),
+        (dict(classes=[11]), "classes"),
+        (dict(classes=[]), "classes"),
+        (dict(num_cond_frames=2, seq_len=4), "num_cond_frames"),
+    ],
+)
 def test_impossible_worlds_are_refused_by_name(settings, key):
     with pytest.raises(SettingError, match=f"^{key}: got"):
         WorldSettings(**settings)

@@ -1,4 +1,5 @@
 """The code in the documentation runs, and does what the text says."""
+
 import ast
 import re
 import subprocess
@@ -12,7 +13,11 @@ import evaluate
 from conftest import ROOT
 from potentials import POTENTIALS, Bandwidth
 
-PAGES = [str(path.relative_to(ROOT)) for folder in (".", "docs") for path in sorted((ROOT / folder).glob("*.md"))]
+PAGES = [
+    str(path.relative_to(ROOT))
+    for folder in (".", "docs")
+    for path in sorted((ROOT / folder).glob("*.md"))
+]
 MODULES = sorted(ROOT.glob("*.py"))
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guidance.md").read_text(), flags=re.S)
 
@@ -23,10 +28,26 @@ def test_a_potential_of_ones_own():
         exec(next(block for block in BLOCKS if "class Student" in block), {})
         y = torch.randn(2, 5, 7, dtype=torch.float64, requires_grad=True)
         mine = POTENTIALS["student"](Bandwidth("fixed", 3.0))
-        expected, = torch.autograd.grad(mine.energy(y).sum(), y)
+        (expected,) = torch.autograd.grad(mine.energy(y).sum(), y)
         torch.testing.assert_close(mine.grad(y.detach()), expected)
-        result = evaluate.run(evaluate.setup(["--denoiser", "exact", "--digits", "embedded", "--num_sets", "20",
-                                              "--pg_kernel", "student", "--pg_factor", "5", "--redraws", "0"]))[2]
+        result = evaluate.run(
+            evaluate.setup(
+                [
+                    "--denoiser",
+                    "exact",
+                    "--digits",
+                    "embedded",
+                    "--num_sets",
+                    "20",
+                    "--pg_kernel",
+                    "student",
+                    "--pg_factor",
+                    "5",
+                    "--redraws",
+                    "0",
+                ]
+            )
+        )[2]
         assert result["modes_found"]["mean"] > result["modes_expected_iid"] + 0.5
     finally:
         POTENTIALS.clear()
@@ -34,7 +55,9 @@ def test_a_potential_of_ones_own():
 
 
 def test_an_unregistered_potential_is_refused(refused):
-    line = refused(evaluate.main, ["--denoiser", "exact", "--digits", "embedded", "--pg_kernel", "student"])
+    line = refused(
+        evaluate.main, ["--denoiser", "exact", "--digits", "embedded", "--pg_kernel", "student"]
+    )
     assert "pg_kernel: got 'student'" in line and "'logdet'" in line
 
 
@@ -94,13 +117,22 @@ def test_everything_public_has_a_docstring(path):
     assert list(undocumented(path)) == []
 
 
-@pytest.mark.parametrize("path", [*MODULES, ROOT / "CITATION.cff", *(ROOT / page for page in PAGES)],
-                         ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [*MODULES, ROOT / "CITATION.cff", *(ROOT / page for page in PAGES)],
+    ids=lambda path: path.name,
+)
 def test_arxiv_numbers_are_well_formed(path):
     """YYMM.NNNNN, of five digits since 2015."""
-    for number in re.findall(r"arxiv[\s:]+(?:preprint\s+)?(\S*\d\S*)", path.read_text(), flags=re.I):
+    for number in re.findall(
+        r"arxiv[\s:]+(?:preprint\s+)?(\S*\d\S*)", path.read_text(), flags=re.I
+    ):
         found = re.fullmatch(r"(\d\d)(\d\d)\.(\d{4,5})\W*", number)
-        assert found and 1 <= int(found[2]) <= 12 and len(found[3]) == (5 if int(found[1]) >= 15 else 4), number
+        assert (
+            found
+            and 1 <= int(found[2]) <= 12
+            and len(found[3]) == (5 if int(found[1]) >= 15 else 4)
+        ), number
 
 
 def test_the_citation_has_what_its_format_asks_for():
@@ -112,9 +144,14 @@ def test_the_citation_has_what_its_format_asks_for():
     readme = (ROOT / "README.md").read_text()
     for reference in citation["references"]:
         assert {"type", "title", "authors"} <= set(reference)
-        assert all({"family-names", "given-names"} <= set(author) for author in reference["authors"])
+        assert all(
+            {"family-names", "given-names"} <= set(author) for author in reference["authors"]
+        )
         for identifier in reference["identifiers"]:
-            assert identifier["type"] == "other" and identifier["value"].removeprefix("arXiv:") in readme
+            assert (
+                identifier["type"] == "other"
+                and identifier["value"].removeprefix("arXiv:") in readme
+            )
 
 
 def test_the_tour_tells_what_has_changed(monkeypatch):
@@ -125,14 +162,17 @@ def test_the_tour_tells_what_has_changed(monkeypatch):
     assert not same("found 7.75 of 8", "found 6.20 of 8", roughly=False)
     assert same("found 7.75 of 8", "found 6.20 of 8", roughly=True)
     assert not same("found 7.75 of 8", "quality 7.75 of 8", roughly=True)
-    assert differences("one\n```text roughly\nof 8\n```\n5 of 8", "one\n```text roughly\nof 2\n```\n2 of 8", {}) == \
-        ["- 5 of 8\n+ 2 of 8"]
+    assert differences(
+        "one\n```text roughly\nof 8\n```\n5 of 8", "one\n```text roughly\nof 2\n```\n2 of 8", {}
+    ) == ["- 5 of 8\n+ 2 of 8"]
     assert differences("one", "one\ntwo", {})
 
 
 @pytest.mark.slow
 def test_the_tour_is_what_its_commands_print():
-    out = subprocess.run([sys.executable, str(ROOT / "docs" / "tour.py"), "--check"], capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "tour.py"), "--check"], capture_output=True, text=True
+    )
     assert out.returncode == 0, out.stdout + out.stderr
 
 
@@ -143,11 +183,22 @@ def test_every_flag_in_the_documentation_exists(path):
     from classifier import ClassifierSettings
     from config import ExperimentSettings
 
-    known = {option for groups in (evaluate.GROUPS, train.GROUPS, (ClassifierSettings, ExperimentSettings))
-             for action in make_parser(*groups, description="")._actions for option in action.option_strings}
+    known = {
+        option
+        for groups in (evaluate.GROUPS, train.GROUPS, (ClassifierSettings, ExperimentSettings))
+        for action in make_parser(*groups, description="")._actions
+        for option in action.option_strings
+    }
     known |= {"--set", "--nproc_per_node", "--threshold", "--value", "--network", "--num_sequences"}
     known |= {"--print_completion"}
     known |= {"--check", "--no"}  # docs/tour.py; --no-cov of pytest
-    known |= {"--nodes", "--ntasks", "--gpus", "--nnodes", "--rdzv_backend", "--rdzv_endpoint"}  # srun and torchrun
+    known |= {
+        "--nodes",
+        "--ntasks",
+        "--gpus",
+        "--nnodes",
+        "--rdzv_backend",
+        "--rdzv_endpoint",
+    }  # srun and torchrun
     flags = set(re.findall(r"(--[a-z][a-z_]+)", (ROOT / path).read_text()))
     assert flags - known == set()

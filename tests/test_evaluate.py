@@ -27,6 +27,7 @@ def result_of(*argv: str) -> dict:
 
 # ---------------------------------------------------------------- the figures on the exact denoiser
 
+
 def test_independent_sampling_finds_what_theory_says():
     result = result_of("--num_sets", 200)
     lo, hi = result["modes_found"]["ci95"]
@@ -42,24 +43,41 @@ def test_guided_sets_find_all_directions(num_steps):
     assert result["hm_iou"]["mean"] > 0.98
 
 
-@pytest.mark.parametrize("argv, least", [(["--num_directions", 4, "--batch_size", 4], 3.95),
-                                         (["--num_directions", 2, "--batch_size", 2], 1.99),
-                                         (["--p", 0.5], 7.75)])
+@pytest.mark.parametrize(
+    "argv, least",
+    [
+        (["--num_directions", 4, "--batch_size", 4], 3.95),
+        (["--num_directions", 2, "--batch_size", 2], 1.99),
+        (["--p", 0.5], 7.75),
+    ],
+)
 def test_guided_sets_find_few_and_rare_directions(argv, least):
     assert result_of("--num_sets", 60, "--pg_factor", 1.7, *argv)["modes_found"]["mean"] >= least
 
 
 def test_guidance_alone_without_drawing_again_is_far_above_independent_draws():
-    assert result_of("--num_sets", 60, "--pg_factor", 1.7, "--redraws", 0)["modes_found"]["mean"] > 7
+    assert (
+        result_of("--num_sets", 60, "--pg_factor", 1.7, "--redraws", 0)["modes_found"]["mean"] > 7
+    )
 
 
 def test_sequential_sets_find_what_the_first_one_missed():
-    result = result_of("--num_sets", 40, "--batch_size", 4, "--sequential", 2, "--pg_factor", 1.7, "--redraws", 0)
+    result = result_of(
+        "--num_sets", 40, "--batch_size", 4, "--sequential", 2, "--pg_factor", 1.7, "--redraws", 0
+    )
     assert len(result["modes_found"]["per_set"]) == 40 and result["modes_found"]["mean"] > 7
 
 
-@pytest.mark.parametrize("argv", [["--guidance", "spell"], ["--guidance", "kmedoids"], ["--noise", "simplex"],
-                                  ["--noise", "antithetic"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--guidance", "spell"],
+        ["--guidance", "kmedoids"],
+        ["--noise", "simplex"],
+        ["--noise", "antithetic"],
+    ],
+    ids=" ".join,
+)
 def test_rivals_beat_independent_draws(argv):
     result = result_of("--num_sets", 200, *argv)
     assert result["modes_found"]["ci95"][0] > result["modes_expected_iid"]
@@ -73,8 +91,20 @@ def test_the_references_form_does_not():
 
 def test_stratified_noise_is_diverse_and_calibrated():
     """Sets spread over the modes while the pooled frequency keeps the prior."""
-    result = result_of("--dataset", "horizontal", "--p", 0.7, "--batch_size", 10, "--num_sets", 300,
-                       "--noise", "stratified", "--sigma_max", 300)
+    result = result_of(
+        "--dataset",
+        "horizontal",
+        "--p",
+        0.7,
+        "--batch_size",
+        10,
+        "--num_sets",
+        300,
+        "--noise",
+        "stratified",
+        "--sigma_max",
+        300,
+    )
     assert result["count_variance_ratio"] < 0.3
     assert result["mode_frequencies"][0]["mean"] == pytest.approx(0.7, abs=0.01)
 
@@ -82,14 +112,28 @@ def test_stratified_noise_is_diverse_and_calibrated():
 def test_mixture_of_the_shipped_config():
     result = result_of("--config", ROOT / "configs" / "mixture.yaml", "--num_sets", 20)
     assert result["modes_found"]["mean"] >= 9.6 and result["within_3_sd"] > 0.97
-    assert result_of("--dataset", "mixture", "--num_sets", 50, "--batch_size", 10)["modes_found"]["mean"] < 7.2
+    assert (
+        result_of("--dataset", "mixture", "--num_sets", 50, "--batch_size", 10)["modes_found"][
+            "mean"
+        ]
+        < 7.2
+    )
 
 
 # ---------------------------------------------------------------- repeatability
 
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("argv", [["--pg_factor", 1.7], ["--noise", "stratified"], ["--s_churn", 5],
-                                  ["--sequential", 2, "--batch_size", 4, "--pg_factor", 1.7]], ids=str)
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--pg_factor", 1.7],
+        ["--noise", "stratified"],
+        ["--s_churn", 5],
+        ["--sequential", 2, "--batch_size", 4, "--pg_factor", 1.7],
+    ],
+    ids=str,
+)
 def test_a_set_does_not_depend_on_its_neighbours_or_chunks(argv, seed):
     argv = [*argv, "--seed", seed]
     together = job("--num_sets", 5, *argv)
@@ -102,8 +146,24 @@ def test_a_set_does_not_depend_on_its_neighbours_or_chunks(argv, seed):
 
 
 def test_little_memory_means_more_calls_and_the_same_sets(tiny_model, monkeypatch):
-    argv = ["--checkpoint", str(tiny_model / "model.safetensors"), "--digits", "embedded", "--num_sets", "5",
-            "--batch_size", "4", "--num_steps", "4", "--pg_factor", "1.7", "--redraws", "0", "--device", "cpu"]
+    argv = [
+        "--checkpoint",
+        str(tiny_model / "model.safetensors"),
+        "--digits",
+        "embedded",
+        "--num_sets",
+        "5",
+        "--batch_size",
+        "4",
+        "--num_steps",
+        "4",
+        "--pg_factor",
+        "1.7",
+        "--redraws",
+        "0",
+        "--device",
+        "cpu",
+    ]
     run = evaluate.setup(argv)
     together, calls = run.sample_all(progress=False), run.particles_per_call()
     each = evaluation.kept_bytes(run.bind(torch.tensor([0])), torch.zeros(1, 1, *run.shape))
@@ -120,34 +180,93 @@ def test_bfloat16_and_compilation_leave_the_samples_alone(tiny_model, monkeypatc
 
     # All of torch.compile but the C++ compiler, which takes minutes.
     compiled = []
-    monkeypatch.setattr(EDMDenoiser, "compile", lambda net, **options: (
-        compiled.append(net), torch.nn.Module.compile(net, backend="aot_eager", **options)))
-    argv = ["--checkpoint", str(tiny_model / "model.safetensors"), "--digits", "embedded", "--num_sets", "2",
-            "--batch_size", "4", "--num_steps", "4", "--pg_factor", "1.7", "--redraws", "0", "--device", "cpu"]
-    plain, bfloat16, fast = (evaluate.setup([*argv, *extra]).sample(torch.arange(2)) for extra in
-                             ([], ["--precision", "bfloat16"], ["--compile", "true"]))
+    monkeypatch.setattr(
+        EDMDenoiser,
+        "compile",
+        lambda net, **options: (
+            compiled.append(net),
+            torch.nn.Module.compile(net, backend="aot_eager", **options),
+        ),
+    )
+    argv = [
+        "--checkpoint",
+        str(tiny_model / "model.safetensors"),
+        "--digits",
+        "embedded",
+        "--num_sets",
+        "2",
+        "--batch_size",
+        "4",
+        "--num_steps",
+        "4",
+        "--pg_factor",
+        "1.7",
+        "--redraws",
+        "0",
+        "--device",
+        "cpu",
+    ]
+    plain, bfloat16, fast = (
+        evaluate.setup([*argv, *extra]).sample(torch.arange(2))
+        for extra in ([], ["--precision", "bfloat16"], ["--compile", "true"])
+    )
     assert len(compiled) == 1 and not torch.equal(plain, bfloat16)
     torch.testing.assert_close(fast, plain, atol=1e-3, rtol=0)
     assert (bfloat16 - plain).abs().mean() < 0.02
 
 
 def test_a_run_writes_what_it_promises_and_its_config_repeats_it(tiny_model, tmp_path, capsys):
-    argv = ["--checkpoint", str(tiny_model / "model.safetensors"), "--digits", "embedded", "--num_sets", "3",
-            "--batch_size", "4", "--num_steps", "5", "--pg_factor", "1.7", "--device", "cpu"]
+    argv = [
+        "--checkpoint",
+        str(tiny_model / "model.safetensors"),
+        "--digits",
+        "embedded",
+        "--num_sets",
+        "3",
+        "--batch_size",
+        "4",
+        "--num_steps",
+        "5",
+        "--pg_factor",
+        "1.7",
+        "--device",
+        "cpu",
+    ]
     evaluate.main([*argv, "--outdir", str(tmp_path / "one")])
     out = capsys.readouterr().out
     assert "modes found, of 8" in out and "expected" in out and "embedded" in out
     names = {path.name for path in (tmp_path / "one").iterdir()}
     assert names == {"metrics.json", "samples.png", "samples.npz", "config.yaml", ".lock"}
-    evaluate.main(["--config", str(tmp_path / "one" / "config.yaml"), "--outdir", str(tmp_path / "two")])
+    evaluate.main(
+        ["--config", str(tmp_path / "one" / "config.yaml"), "--outdir", str(tmp_path / "two")]
+    )
     one, two = (np.load(tmp_path / name / "samples.npz") for name in ("one", "two"))
     assert one.files == two.files and all(np.array_equal(one[key], two[key]) for key in one.files)
-    first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
-    assert {"task", "dataset", "modes_total", "modes_expected_iid", "modes_found", "quality", "num_sets", "batch_size",
-            "digits_source", "seconds", "settings", "versions", "commit", "checkpoint_sha256"} <= first.keys()
+    first, second = (
+        json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")
+    )
+    assert {
+        "task",
+        "dataset",
+        "modes_total",
+        "modes_expected_iid",
+        "modes_found",
+        "quality",
+        "num_sets",
+        "batch_size",
+        "digits_source",
+        "seconds",
+        "settings",
+        "versions",
+        "commit",
+        "checkpoint_sha256",
+    } <= first.keys()
     weights = (tiny_model / "model.safetensors").read_bytes()
     assert first["checkpoint_sha256"] == hashlib.sha256(weights).hexdigest()
-    assert set(first["modes_found"]) == {"mean", "ci95", "per_set"} and len(first["quality"]["per_set"]) == 3
+    assert (
+        set(first["modes_found"]) == {"mean", "ci95", "per_set"}
+        and len(first["quality"]["per_set"]) == 3
+    )
     assert first["modes_found"] == second["modes_found"] and first["quality"] == second["quality"]
     assert yaml.safe_load((tmp_path / "one" / "config.yaml").read_text()) == first["settings"]
 
@@ -156,11 +275,26 @@ def test_it_needs_no_home_no_locale_and_no_particular_folder(tmp_path):
     """Started from a folder with a space in its name; results go under it."""
     here = tmp_path / "a folder"
     here.mkdir()
-    out = subprocess.run([sys.executable, str(ROOT / "evaluate.py"), "--digits", "embedded", "--denoiser", "exact",
-                          "--num_sets", "2", "--num_steps", "4"], cwd=here, capture_output=True, text=True,
-                         env={"PATH": os.environ["PATH"], "LANG": "C"})
+    out = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "evaluate.py"),
+            "--digits",
+            "embedded",
+            "--denoiser",
+            "exact",
+            "--num_sets",
+            "2",
+            "--num_steps",
+            "4",
+        ],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        env={"PATH": os.environ["PATH"], "LANG": "C"},
+    )
     assert out.returncode == 0, out.stderr
-    run, = (here / "runs").iterdir()
+    (run,) = (here / "runs").iterdir()
     assert {"metrics.json", "samples.png"} <= {path.name for path in run.iterdir()}
 
 
@@ -174,9 +308,20 @@ def test_a_repository_that_cannot_be_written_to(tmp_path):
     for path in (code, *code.rglob("*")):
         path.chmod(path.stat().st_mode & ~0o222)
     # root may write everywhere, unless it gives that up.
-    mortal = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"] if os.geteuid() == 0 else []
-    command = [*mortal, sys.executable, code / "evaluate.py", *"--digits embedded --num_sets 1 --num_steps 2".split()]
-    out, denied = (subprocess.run(command, cwd=cwd, capture_output=True, text=True) for cwd in (tmp_path, code))
+    mortal = (
+        ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"]
+        if os.geteuid() == 0
+        else []
+    )
+    command = [
+        *mortal,
+        sys.executable,
+        code / "evaluate.py",
+        *"--digits embedded --num_sets 1 --num_steps 2".split(),
+    ]
+    out, denied = (
+        subprocess.run(command, cwd=cwd, capture_output=True, text=True) for cwd in (tmp_path, code)
+    )
     assert out.returncode == 0, out.stderr
     assert len(list((tmp_path / "runs").iterdir())) == 1
     assert denied.returncode == 2 and "outdir: got 'runs/" in denied.stderr
@@ -185,8 +330,18 @@ def test_a_repository_that_cannot_be_written_to(tmp_path):
 
 
 def test_a_folder_with_another_run_in_it_is_left_alone(tmp_path, refused, capsys):
-    argv = ["--denoiser", "exact", "--digits", "embedded", "--num_sets", "1", "--num_steps", "2", "--outdir",
-            str(tmp_path)]
+    argv = [
+        "--denoiser",
+        "exact",
+        "--digits",
+        "embedded",
+        "--num_sets",
+        "1",
+        "--num_steps",
+        "2",
+        "--outdir",
+        str(tmp_path),
+    ]
     evaluate.main(argv)
     before = (tmp_path / "metrics.json").read_bytes()
     capsys.readouterr()
@@ -202,34 +357,98 @@ def test_world_settings_come_from_the_checkpoint(tiny_model, refused):
 
 
 def test_cads_runs_on_a_trained_network(tiny_model):
-    argv = ["--checkpoint", str(tiny_model / "model.safetensors"), "--digits", "embedded", "--num_sets", "2",
-            "--num_steps", "6", "--batch_size", "3"]
-    plain, cads = (evaluate.setup([*argv, *extra]).sample(torch.arange(2)) for extra in ([], ["--guidance", "cads"]))
+    argv = [
+        "--checkpoint",
+        str(tiny_model / "model.safetensors"),
+        "--digits",
+        "embedded",
+        "--num_sets",
+        "2",
+        "--num_steps",
+        "6",
+        "--batch_size",
+        "3",
+    ]
+    plain, cads = (
+        evaluate.setup([*argv, *extra]).sample(torch.arange(2))
+        for extra in ([], ["--guidance", "cads"])
+    )
     assert cads.shape == plain.shape and not torch.allclose(plain, cads)
 
 
 def test_free_world_is_judged_by_spread(tmp_path):
     import train
 
-    train.main(["--dataset", "free", "--deterministic", "false", "--digits", "embedded", "--channels", "[16]",
-                "--attention", "[]", "--patch_size", "4", "--iterations", "3", "--batch_size", "8",
-                "--sample_every", "0", "--device", "cpu", "--outdir", str(tmp_path)])
-    argv = ["--checkpoint", str(tmp_path / "model.safetensors"), "--dataset", "free", "--digits", "embedded",
-            "--num_sets", "40", "--num_steps", "3"]
+    train.main(
+        [
+            "--dataset",
+            "free",
+            "--deterministic",
+            "false",
+            "--digits",
+            "embedded",
+            "--channels",
+            "[16]",
+            "--attention",
+            "[]",
+            "--patch_size",
+            "4",
+            "--iterations",
+            "3",
+            "--batch_size",
+            "8",
+            "--sample_every",
+            "0",
+            "--device",
+            "cpu",
+            "--outdir",
+            str(tmp_path),
+        ]
+    )
+    argv = [
+        "--checkpoint",
+        str(tmp_path / "model.safetensors"),
+        "--dataset",
+        "free",
+        "--digits",
+        "embedded",
+        "--num_sets",
+        "40",
+        "--num_steps",
+        "3",
+    ]
     result = evaluate.run(evaluate.setup(argv))[2]
-    assert result["modes_total"] is None and result["unimode"]["num_sets"] + result["multimode"]["num_sets"] == 40
+    assert (
+        result["modes_total"] is None
+        and result["unimode"]["num_sets"] + result["multimode"]["num_sets"] == 40
+    )
     assert result["unimode"]["num_sets"] and "quality" in result["unimode"]
     assert evaluate.table(result)
 
 
 # ---------------------------------------------------------------- the shipped checkpoint
 
+
 @pytest.mark.parametrize("digits", ["embedded", "mnist"])
 def test_shipped_checkpoint_finds_nearly_all_directions(digits, request):
     if digits == "mnist":
         request.getfixturevalue("mnist_root")
-    result = evaluate.run(evaluate.setup(["--digits", digits, "--data_root", str(ROOT / "data"), "--num_sets", "12",
-                                          "--pg_factor", "1.7", "--device", "cpu"]))[2]
+    result = evaluate.run(
+        evaluate.setup(
+            [
+                "--digits",
+                digits,
+                "--data_root",
+                str(ROOT / "data"),
+                "--num_sets",
+                "12",
+                "--pg_factor",
+                "1.7",
+                "--device",
+                "cpu",
+            ]
+        )
+    )[2]
     # 7.98, 0.02 and 0.997 on 200 digits (README)
     assert result["modes_found"]["mean"] >= 7.7 and result["quality"]["mean"] <= 0.1
     assert result["hm_iou"]["mean"] >= 0.95
@@ -239,25 +458,78 @@ SHIPPED = ["--digits", "embedded", "--device", "cpu"]
 
 
 def test_features_of_a_classifier_find_more_digits_than_independent_draws():
-    argv = [*SHIPPED, "--task", "unconditional", "--batch_size", "10", "--num_sets", "4", "--num_steps", "16"]
-    features = ["--pg_factor", "1", "--pg_features", "classifier", "--pg_sigma_min", "1", "--most_alike", "0.1",
-                "--redraws", "12"]
+    argv = [
+        *SHIPPED,
+        "--task",
+        "unconditional",
+        "--batch_size",
+        "10",
+        "--num_sets",
+        "4",
+        "--num_steps",
+        "16",
+    ]
+    features = [
+        "--pg_factor",
+        "1",
+        "--pg_features",
+        "classifier",
+        "--pg_sigma_min",
+        "1",
+        "--most_alike",
+        "0.1",
+        "--redraws",
+        "12",
+    ]
     plain, guided = (evaluate.run(evaluate.setup([*argv, *extra]))[2] for extra in ([], features))
     # 9.25 and 6.25 over 20 sets with 20 redraws (README)
     assert guided["modes_found"]["mean"] >= max(8.2, plain["modes_found"]["mean"] + 1)
-    assert guided["confidence"]["mean"] > 0.75 and guided["quality"] is None and evaluate.table(guided)
+    assert (
+        guided["confidence"]["mean"] > 0.75 and guided["quality"] is None and evaluate.table(guided)
+    )
 
 
 def test_shipped_horizontal_keeps_its_prior():
-    result = evaluate.run(evaluate.setup([*SHIPPED, "--dataset", "horizontal", "--p", "0.9", "--num_sets", "20",
-                                          "--batch_size", "20", "--num_steps", "12"]))[2]
+    result = evaluate.run(
+        evaluate.setup(
+            [
+                *SHIPPED,
+                "--dataset",
+                "horizontal",
+                "--p",
+                "0.9",
+                "--num_sets",
+                "20",
+                "--batch_size",
+                "20",
+                "--num_steps",
+                "12",
+            ]
+        )
+    )[2]
     # 0.897 over 5,000 samples (docs/results.md); 400 leave a margin for chance
-    assert result["mode_frequencies"][0]["mean"] == pytest.approx(0.9, abs=0.07) and result["quality"]["mean"] < 0.1
+    assert (
+        result["mode_frequencies"][0]["mean"] == pytest.approx(0.9, abs=0.07)
+        and result["quality"]["mean"] < 0.1
+    )
 
 
 def test_shipped_free_knows_what_is_determined():
-    result = evaluate.run(evaluate.setup([*SHIPPED, "--dataset", "free", "--num_sets", "20", "--batch_size", "8",
-                                          "--num_steps", "12"]))[2]
+    result = evaluate.run(
+        evaluate.setup(
+            [
+                *SHIPPED,
+                "--dataset",
+                "free",
+                "--num_sets",
+                "20",
+                "--batch_size",
+                "8",
+                "--num_steps",
+                "12",
+            ]
+        )
+    )[2]
     assert result["unimode"]["num_sets"] > 5 and result["multimode"]["num_sets"] > 0
     assert result["unimode"]["pairwise_l2"]["mean"] < result["multimode"]["pairwise_l2"]["mean"] / 3
 

@@ -20,29 +20,49 @@ NAMES = [f"e{i}" for i in range(1, 11)]
 def test_every_cell_of_every_recipe_is_a_valid_evaluation(name, preset):
     cells = list(experiments.cells(experiments.load(name), preset))
     assert len({json.dumps(labels) for labels, _ in cells}) == len(cells) > 0
-    for _, flags in cells[::max(1, len(cells) // 8)]:
+    for _, flags in cells[:: max(1, len(cells) // 8)]:
         settings, _ = evaluate.parse([*flags, "--digits", "embedded"])
         assert settings
 
 
 def test_grid_has_the_cells_that_its_recipe_says():
-    recipe = dict(settings=dict(batch_size=4, num_sets=dict(quick=2, full=9)), grid=dict(
-        kernel=dict(a=dict(pg_kernel="rbf", pg_factor=[1, 2]), b=dict(pg_kernel="iou")), s_churn=[0, 0.5]))
+    recipe = dict(
+        settings=dict(batch_size=4, num_sets=dict(quick=2, full=9)),
+        grid=dict(
+            kernel=dict(a=dict(pg_kernel="rbf", pg_factor=[1, 2]), b=dict(pg_kernel="iou")),
+            s_churn=[0, 0.5],
+        ),
+    )
     recipe["except"] = [dict(kernel="b", s_churn=0.5)]
     cells = list(experiments.cells(recipe, "full"))
     assert [labels for labels, _ in cells] == [
-        dict(kernel="a", pg_factor=1, s_churn=0), dict(kernel="a", pg_factor=1, s_churn=0.5),
-        dict(kernel="a", pg_factor=2, s_churn=0), dict(kernel="a", pg_factor=2, s_churn=0.5),
-        dict(kernel="b", s_churn=0)]
-    assert cells[1][1] == ["--batch_size=4", "--num_sets=9", "--pg_kernel=rbf", "--pg_factor=1", "--s_churn=0.5"]
+        dict(kernel="a", pg_factor=1, s_churn=0),
+        dict(kernel="a", pg_factor=1, s_churn=0.5),
+        dict(kernel="a", pg_factor=2, s_churn=0),
+        dict(kernel="a", pg_factor=2, s_churn=0.5),
+        dict(kernel="b", s_churn=0),
+    ]
+    assert cells[1][1] == [
+        "--batch_size=4",
+        "--num_sets=9",
+        "--pg_kernel=rbf",
+        "--pg_factor=1",
+        "--s_churn=0.5",
+    ]
 
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     """A recipe of six fast cells on the exact denoiser, in a folder of recipes of its own."""
-    recipe = dict(title="Small", reference="none", figure="heatmap",
-                  settings=dict(denoiser="exact", digits="embedded", num_sets=dict(quick=2, full=3), num_steps=6),
-                  grid=dict(pg_kernel=["rbf", "logdet"], pg_factor=[0, 1.0, 2.0]))
+    recipe = dict(
+        title="Small",
+        reference="none",
+        figure="heatmap",
+        settings=dict(
+            denoiser="exact", digits="embedded", num_sets=dict(quick=2, full=3), num_steps=6
+        ),
+        grid=dict(pg_kernel=["rbf", "logdet"], pg_factor=[0, 1.0, 2.0]),
+    )
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "small.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     monkeypatch.setattr(experiments, "RECIPES", tmp_path / "recipes")
@@ -71,24 +91,55 @@ def test_experiment_resumes_and_draws(small, capsys, refused):
 
 
 def test_a_cell_that_cannot_run_stops_everything_before_it_starts(small, refused):
-    line = refused(evaluate.main, ["--experiment", "small", "--outdir", str(small), "--guidance", "cads"])
-    assert "guidance: got 'cads'" in line and "in the cell" in line and not (small / "cells").exists()
+    line = refused(
+        evaluate.main, ["--experiment", "small", "--outdir", str(small), "--guidance", "cads"]
+    )
+    assert (
+        "guidance: got 'cads'" in line and "in the cell" in line and not (small / "cells").exists()
+    )
 
 
 def test_unknown_experiments_are_refused(refused):
-    assert "experiment: got 'e99'; accepted: e1, e2," in refused(evaluate.main, ["--experiment", "e99"])
+    assert "experiment: got 'e99'; accepted: e1, e2," in refused(
+        evaluate.main, ["--experiment", "e99"]
+    )
 
 
 def test_ranks_share_the_cells_and_agree_with_one_process(tmp_path):
     """Two processes as torchrun starts them, without a common folder."""
-    flags = ["--experiment", "e9", "--num_sets", "1", "--num_steps", "4", "--redraws", "0", "--device", "cpu"]
+    flags = [
+        "--experiment",
+        "e9",
+        "--num_sets",
+        "1",
+        "--num_steps",
+        "4",
+        "--redraws",
+        "0",
+        "--device",
+        "cpu",
+    ]
     running = []
     for rank in range(2):
-        env = os.environ | dict(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1",
-                                MASTER_PORT="29517")
-        running.append(subprocess.Popen([sys.executable, "evaluate.py", *flags, "--outdir", str(tmp_path / str(rank))],
-                                        cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE))
-    assert [each.communicate(timeout=300)[1][-300:] * (each.returncode != 0) for each in running] == [b"", b""]
+        env = os.environ | dict(
+            RANK=str(rank),
+            WORLD_SIZE="2",
+            LOCAL_RANK=str(rank),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT="29517",
+        )
+        running.append(
+            subprocess.Popen(
+                [sys.executable, "evaluate.py", *flags, "--outdir", str(tmp_path / str(rank))],
+                cwd=ROOT,
+                env=env,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+        )
+    assert [
+        each.communicate(timeout=300)[1][-300:] * (each.returncode != 0) for each in running
+    ] == [b"", b""]
     together = json.loads((tmp_path / "0" / "results.json").read_text())["rows"]
     assert not (tmp_path / "1" / "results.json").exists()
     done = [len(list((tmp_path / str(rank) / "cells").iterdir())) for rank in range(2)]
@@ -97,6 +148,7 @@ def test_ranks_share_the_cells_and_agree_with_one_process(tmp_path):
 
 
 # ---------------------------------------------------------------- the figures of experiments
+
 
 def drawn(path) -> float:
     return float((imread(path)[..., :3].min(-1) < 0.98).mean())
@@ -110,15 +162,35 @@ def finished(tmp_path_factory):
     def run(name: str):
         if name not in folders:
             folders[name] = tmp_path_factory.mktemp(name)
-            evaluate.main(["--experiment", name, "--outdir", str(folders[name]), "--digits", "embedded", "--num_steps",
-                           "5", "--num_sets", "6" if name == "e4" else "1", "--batch_size", "5", "--redraws", "0",
-                           "--device", "cpu"])
+            evaluate.main(
+                [
+                    "--experiment",
+                    name,
+                    "--outdir",
+                    str(folders[name]),
+                    "--digits",
+                    "embedded",
+                    "--num_steps",
+                    "5",
+                    "--num_sets",
+                    "6" if name == "e4" else "1",
+                    "--batch_size",
+                    "5",
+                    "--redraws",
+                    "0",
+                    "--device",
+                    "cpu",
+                ]
+            )
         return folders[name]
+
     return run
 
 
-@pytest.mark.parametrize("name, picture", [("e1", "umap"), ("e3", "norms"), ("e4", "mean"), ("e6", "strip"),
-                                           ("e8", "prior")])
+@pytest.mark.parametrize(
+    "name, picture",
+    [("e1", "umap"), ("e3", "norms"), ("e4", "mean"), ("e6", "strip"), ("e8", "prior")],
+)
 def test_experiments_end_with_their_picture(name, picture, finished):
     assert drawn(finished(name) / f"{picture}.png") > 0.02
 
@@ -131,10 +203,19 @@ def test_the_map_is_fitted_once_and_the_same_again(finished):
     assert (imread(folder / "again.png") == imread(folder / "umap.png")).all()
 
 
-@pytest.mark.parametrize("command, name, why", [("heatmap", "e4", "two axes"), ("prior", "e6", "horizontal"),
-                                                ("frontier", "e6", "axis method"), ("umap", "e6", "unconditional"),
-                                                ("mean", "e1", "conditioned")])
-def test_pictures_of_the_wrong_experiment_are_refused(command, name, why, finished, refused, capsys):
+@pytest.mark.parametrize(
+    "command, name, why",
+    [
+        ("heatmap", "e4", "two axes"),
+        ("prior", "e6", "horizontal"),
+        ("frontier", "e6", "axis method"),
+        ("umap", "e6", "unconditional"),
+        ("mean", "e1", "conditioned"),
+    ],
+)
+def test_pictures_of_the_wrong_experiment_are_refused(
+    command, name, why, finished, refused, capsys
+):
     folder = finished(name)
     capsys.readouterr()
     assert why in refused(visualize.main, [command, str(folder)])
@@ -143,4 +224,6 @@ def test_pictures_of_the_wrong_experiment_are_refused(command, name, why, finish
 def test_values_that_an_experiment_does_not_have_are_refused(finished, refused, capsys):
     folder = finished("e1")
     capsys.readouterr()
-    assert "value: got 'quality'" in refused(visualize.main, ["heatmap", str(folder), "--value", "quality"])
+    assert "value: got 'quality'" in refused(
+        visualize.main, ["heatmap", str(folder), "--value", "quality"]
+    )

@@ -1,4 +1,5 @@
 """What can go wrong while a training or an experiment runs, done to real processes and real files."""
+
 import json
 import os
 import random
@@ -17,13 +18,39 @@ import evaluate
 import train
 from conftest import ROOT
 
-SMALL = ["--digits", "embedded", "--channels", "[16]", "--blocks", "1", "--attention", "[]", "--patch_size", "4",
-         "--batch_size", "8", "--warmup", "2", "--log_every", "1", "--sample_every", "0", "--device", "cpu"]
+SMALL = [
+    "--digits",
+    "embedded",
+    "--channels",
+    "[16]",
+    "--blocks",
+    "1",
+    "--attention",
+    "[]",
+    "--patch_size",
+    "4",
+    "--batch_size",
+    "8",
+    "--warmup",
+    "2",
+    "--log_every",
+    "1",
+    "--sample_every",
+    "0",
+    "--device",
+    "cpu",
+]
 
 
 def start(script: str, *argv, **options) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, str(ROOT / script), *map(str, argv)], stdout=subprocess.DEVNULL,
-                            stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, **options)
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / script), *map(str, argv)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        **options,
+    )
 
 
 def logged(folder) -> int:
@@ -46,8 +73,13 @@ def state_of(folder) -> dict[str, torch.Tensor]:
 def assert_same_training(one, two) -> None:
     a, b = state_of(one), state_of(two)
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-    logs = [[{k: v for k, v in json.loads(line).items() if k != "images_per_second"}
-             for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (one, two)]
+    logs = [
+        [
+            {k: v for k, v in json.loads(line).items() if k != "images_per_second"}
+            for line in (folder / "metrics.jsonl").read_text().splitlines()
+        ]
+        for folder in (one, two)
+    ]
     assert logs[0] == logs[1]
 
 
@@ -76,8 +108,11 @@ def test_a_training_killed_twenty_times_ends_with_the_same_weights(whole, tmp_pa
         process.kill()
         process.communicate()
         done = logged(folder)
-        saved = checkpoint.read_metadata(folder / "state.safetensors")["iteration"] \
-            if (folder / "state.safetensors").exists() else 0
+        saved = (
+            checkpoint.read_metadata(folder / "state.safetensors")["iteration"]
+            if (folder / "state.safetensors").exists()
+            else 0
+        )
         lost.append(done - saved)
     assert max(lost) <= 8  # seven updates between checkpoints, and the one in flight
     assert start("train.py", *flags, "--outdir", folder, "--resume", folder).wait() == 0
@@ -122,7 +157,7 @@ def test_an_experiment_that_is_killed_keeps_its_finished_cells(tmp_path):
 def damaged(path, how: str, generator: random.Random) -> None:
     content = bytearray(path.read_bytes())
     if how == "truncated":
-        content = content[:generator.randrange(len(content))]
+        content = content[: generator.randrange(len(content))]
     elif how == "flipped":
         content[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
     elif how == "empty":
@@ -134,7 +169,9 @@ def damaged(path, how: str, generator: random.Random) -> None:
         path.write_bytes(content)
 
 
-@pytest.mark.parametrize("how, times", [("truncated", 25), ("flipped", 50), ("empty", 1), ("a folder", 1)])
+@pytest.mark.parametrize(
+    "how, times", [("truncated", 25), ("flipped", 50), ("empty", 1), ("a folder", 1)]
+)
 def test_a_damaged_checkpoint_is_never_used(how, times, whole, tmp_path, capsys):
     """One line that names the file; resuming falls back on the state before."""
     _, folder = whole
@@ -147,7 +184,9 @@ def test_a_damaged_checkpoint_is_never_used(how, times, whole, tmp_path, capsys)
         damaged(run / "state.safetensors", how, generator)
         assert train.last_state(run) == run / "state-previous.safetensors"
         err = capsys.readouterr().err.strip().splitlines()
-        assert len(err) == 1 and str(run / "state.safetensors") in err[0] and "going on from" in err[0]
+        assert (
+            len(err) == 1 and str(run / "state.safetensors") in err[0] and "going on from" in err[0]
+        )
         damaged(run / "state-previous.safetensors", how, generator)
         with pytest.raises(train.SettingError, match="state-previous"):
             train.last_state(run)
@@ -160,6 +199,7 @@ def test_a_checkpoint_of_another_kind_is_refused(whole, tmp_path, refused):
     checkpoint.save_tensors(tmp_path / "state.safetensors", tensors, other)
     assert "resume: got" in refused(train.main, ["--resume", str(tmp_path)])
     from safetensors.torch import save_file
+
     save_file(tensors, tmp_path / "state.safetensors", {"format": "2", "metadata": "{}"})
     assert "format '2'; accepted: '1'" in refused(train.main, ["--resume", str(tmp_path)])
     assert "a training" in refused(train.main, ["--resume", str(tmp_path / "nowhere")])
@@ -171,12 +211,20 @@ def test_a_full_disk_leaves_the_checkpoint_as_it_was(tmp_path):
     train.main([*flags, "--iterations", "4", "--outdir", str(tmp_path)])
     before = (tmp_path / "state.safetensors").read_bytes()
     limit = len(before) // 2
-    process = start("train.py", "--iterations", "8", "--resume", tmp_path,
-                    preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    process = start(
+        "train.py",
+        "--iterations",
+        "8",
+        "--resume",
+        tmp_path,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "cannot be written" in err.splitlines()[-1] and "is as it was" in err.splitlines()[-1]
-    assert (tmp_path / "state.safetensors").read_bytes() == before and not list(tmp_path.glob("*.tmp"))
+    assert (tmp_path / "state.safetensors").read_bytes() == before and not list(
+        tmp_path.glob("*.tmp")
+    )
     train.main(["--iterations", "8", "--resume", str(tmp_path)])
     assert checkpoint.read_metadata(tmp_path / "state.safetensors")["iteration"] == 8
 
@@ -187,8 +235,10 @@ def test_two_runs_never_share_a_folder(tmp_path, refused, capsys):
     try:
         wait_for(lambda: logged(tmp_path / "run") >= 1, process)
         assert "no other run" in refused(train.main, [str(flag) for flag in flags])
-        assert "this very run" in refused(evaluate.main, ["--digits", "embedded", "--denoiser", "exact", "--outdir",
-                                                          str(tmp_path / "run")])
+        assert "this very run" in refused(
+            evaluate.main,
+            ["--digits", "embedded", "--denoiser", "exact", "--outdir", str(tmp_path / "run")],
+        )
     finally:
         process.kill()
         process.communicate()
@@ -200,8 +250,9 @@ def test_two_runs_never_share_a_folder(tmp_path, refused, capsys):
 def test_one_gradient_that_is_not_finite_is_left_out(tmp_path):
     training, _, _ = train.setup([*SMALL, "--iterations", "5", "--outdir", str(tmp_path)])
     draw = training.batch
-    training.batch = lambda: tuple(t * float("nan") if training.iteration == 2 and t.is_floating_point() else t
-                                   for t in draw())
+    training.batch = lambda: tuple(
+        t * float("nan") if training.iteration == 2 and t.is_floating_point() else t for t in draw()
+    )
     before, finite = None, []
     for step in training:
         weights = [p.clone() for p in training.net.parameters()]
@@ -213,7 +264,19 @@ def test_one_gradient_that_is_not_finite_is_left_out(tmp_path):
 
 def test_a_training_that_diverges_stops_and_says_so(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        train.main([*SMALL, "--iterations", "100", "--lr", "1e30", "--save_every", "1", "--outdir", str(tmp_path)])
+        train.main(
+            [
+                *SMALL,
+                "--iterations",
+                "100",
+                "--lr",
+                "1e30",
+                "--save_every",
+                "1",
+                "--outdir",
+                str(tmp_path),
+            ]
+        )
     assert stop.value.code == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "no finite gradient in 10 updates" in line and "is as it was" in line

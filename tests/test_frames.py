@@ -1,4 +1,5 @@
 """Frames of one's own, from an .npz and from folders of PNGs."""
+
 import json
 
 import numpy as np
@@ -36,11 +37,19 @@ def videos(tmp_path, generator):
 
 def test_windows_of_png_sequences_are_what_is_in_the_files(videos, generator):
     path, truth = videos
-    train_part, test_part = (load_frames(settings(path, num_cond_frames=2), split) for split in ("train", "test"))
-    assert len(test_part) == 9 - 2 and len(train_part) == sum(len(f) - 2 for i, f in enumerate(truth) if i != 4)
+    train_part, test_part = (
+        load_frames(settings(path, num_cond_frames=2), split) for split in ("train", "test")
+    )
+    assert len(test_part) == 9 - 2 and len(train_part) == sum(
+        len(f) - 2 for i, f in enumerate(truth) if i != 4
+    )
     assert train_part.frame_shape == (8, 12)
-    there = {np.round(frames[t:t + 3]).tobytes() for i, frames in enumerate(truth) if i != 4
-             for t in range(len(frames) - 2)}
+    there = {
+        np.round(frames[t : t + 3]).tobytes()
+        for i, frames in enumerate(truth)
+        if i != 4
+        for t in range(len(frames) - 2)
+    }
     drawn = (train_part.windows(500, generator).frames * 255).round().to(torch.uint8).numpy()
     assert {window.tobytes() for window in drawn} == there
     assert not train_part.windows(5, generator).choices.any()
@@ -54,7 +63,9 @@ def test_answers_are_drawn_alike_and_belong_to_their_picture(generator):
     which = torch.full((4000,), 7)
     windows = world.windows(4000, generator, which=which)
     cond, target = windows.split(1)
-    assert (cond[:, 0].numpy() == pictures[7].astype(np.float32)).all() and windows.choices[:, 1].all()
+    assert (cond[:, 0].numpy() == pictures[7].astype(np.float32)).all() and windows.choices[
+        :, 1
+    ].all()
     counts = [(target[:, 0].numpy() == mask).all((1, 2)).sum() for mask in masks[7]]
     assert sum(counts) == 4000 and min(counts) > 900
     assert (world.right_answers(torch.tensor([7]))[0].numpy() == masks[7]).all()
@@ -70,9 +81,13 @@ def test_folders_and_npz_say_the_same(as_folder, tmp_path):
             (path / str(i) / "answers").mkdir(parents=True)
             Image.fromarray(frames[i, 0]).save(path / str(i) / "0.png")
             for a in range(4):
-                Image.fromarray(answers[i, a] > 0).save(path / str(i) / "answers" / f"{a}.png")  # one bit a pixel
+                Image.fromarray(answers[i, a] > 0).save(
+                    path / str(i) / "answers" / f"{a}.png"
+                )  # one bit a pixel
     else:
-        np.savez(path, frames=(frames / 255).astype(np.float32), answers=answers // 255)  # floats, and 0 or 1
+        np.savez(
+            path, frames=(frames / 255).astype(np.float32), answers=answers // 255
+        )  # floats, and 0 or 1
     world = load_frames(settings(path), "train")
     torch.testing.assert_close(world.frames, torch.from_numpy(frames[[0, 1, 2, 3, 5], 0]) / 255)
     assert torch.equal(world.answers, torch.from_numpy(answers[[0, 1, 2, 3, 5]]).float() / 255)
@@ -81,17 +96,25 @@ def test_folders_and_npz_say_the_same(as_folder, tmp_path):
 def spoil(tmp_path, how: str):
     frames, answers = np.zeros((6, 2, 8, 8), np.uint8), np.zeros((6, 3, 8, 8), np.uint8)
     path = tmp_path / "x.npz"
-    arrays = {"no frames": dict(images=frames), "flat": dict(frames=frames[0]), "few": dict(frames=frames[:4]),
-              "sizes": dict(frames=frames, answers=answers[..., :4]),
-              "counts": dict(frames=frames, answers=answers[:2]),
-              "floats": dict(frames=frames + 1.5), "nan": dict(frames=frames * float("nan")),
-              "words": dict(frames=frames.astype(str)), "short": dict(frames=frames[:, :1])}
+    arrays = {
+        "no frames": dict(images=frames),
+        "flat": dict(frames=frames[0]),
+        "few": dict(frames=frames[:4]),
+        "sizes": dict(frames=frames, answers=answers[..., :4]),
+        "counts": dict(frames=frames, answers=answers[:2]),
+        "floats": dict(frames=frames + 1.5),
+        "nan": dict(frames=frames * float("nan")),
+        "words": dict(frames=frames.astype(str)),
+        "short": dict(frames=frames[:, :1]),
+    }
     if how == "text":
         path.write_text("not an archive")
     elif how == "empty":
         path.touch()
     elif how == "flipped":
-        np.savez_compressed(path, frames=np.random.default_rng(0).integers(16, size=(6, 2, 32, 32), dtype=np.uint8))
+        np.savez_compressed(
+            path, frames=np.random.default_rng(0).integers(16, size=(6, 2, 32, 32), dtype=np.uint8)
+        )
         damaged = bytearray(path.read_bytes())
         damaged[400:420] = bytes(20)
         path.write_bytes(damaged)
@@ -113,30 +136,80 @@ def spoil(tmp_path, how: str):
     return path
 
 
-@pytest.mark.parametrize("how, why", [
-    ("nowhere", "an .npz file, or a folder"), ("text", "can be read"), ("empty", "can be read"),
-    ("flipped", "can be read"), ("npy", "can be read"), ("no frames", "`frames` (N, T, H, W)"),
-    ("flat", "shape (N, ., H, W)"), ("few", "5 sequences"), ("sizes", "one size"), ("counts", "N = 6"),
-    ("floats", "largest here is 1.5"), ("nan", "floats from 0 to 1"), ("words", "whole numbers"),
-    ("short", "has 1 frames"), ("pngs", "a PNG that can be read"), ("empty folder", "5 sequences")])
+@pytest.mark.parametrize(
+    "how, why",
+    [
+        ("nowhere", "an .npz file, or a folder"),
+        ("text", "can be read"),
+        ("empty", "can be read"),
+        ("flipped", "can be read"),
+        ("npy", "can be read"),
+        ("no frames", "`frames` (N, T, H, W)"),
+        ("flat", "shape (N, ., H, W)"),
+        ("few", "5 sequences"),
+        ("sizes", "one size"),
+        ("counts", "N = 6"),
+        ("floats", "largest here is 1.5"),
+        ("nan", "floats from 0 to 1"),
+        ("words", "whole numbers"),
+        ("short", "has 1 frames"),
+        ("pngs", "a PNG that can be read"),
+        ("empty folder", "5 sequences"),
+    ],
+)
 def test_other_files_are_refused_in_one_line(how, why, tmp_path, refused):
     path = spoil(tmp_path, how)
     for main in (train.main, evaluate.main):
         exact = ["--denoiser", "exact"] if main is evaluate.main else ["--patch_size", "2"]
-        line = refused(main, ["--dataset", "frames", "--frames", str(path), *exact, "--outdir", str(tmp_path / "run")])
+        line = refused(
+            main,
+            [
+                "--dataset",
+                "frames",
+                "--frames",
+                str(path),
+                *exact,
+                "--outdir",
+                str(tmp_path / "run"),
+            ],
+        )
         assert why in line and "got" in line
     assert not (tmp_path / "run").exists()
 
 
 def test_conflicting_settings_are_refused(refused, tmp_path):
-    for argv, key in [(["--dataset", "frames"], "frames"),
-                      (["--dataset", "free", "--frames", str(BLOBS)], "frames"),
-                      (["--dataset", "frames", "--frames", str(BLOBS), "--class_labels", "true"], "class_labels"),
-                      (["--dataset", "frames", "--frames", str(BLOBS), "--channels", "[8,8,8,8]", "--patch_size", "8"],
-                       "frames")]:
+    for argv, key in [
+        (["--dataset", "frames"], "frames"),
+        (["--dataset", "free", "--frames", str(BLOBS)], "frames"),
+        (["--dataset", "frames", "--frames", str(BLOBS), "--class_labels", "true"], "class_labels"),
+        (
+            [
+                "--dataset",
+                "frames",
+                "--frames",
+                str(BLOBS),
+                "--channels",
+                "[8,8,8,8]",
+                "--patch_size",
+                "8",
+            ],
+            "frames",
+        ),
+    ]:
         assert f"{key}: " in refused(train.main, [*argv, "--outdir", str(tmp_path / "run")])
-    assert "pg_features: " in refused(evaluate.main, ["--dataset", "frames", "--frames", str(BLOBS), "--denoiser",
-                                                      "exact", "--pg_features", "classifier"])
+    assert "pg_features: " in refused(
+        evaluate.main,
+        [
+            "--dataset",
+            "frames",
+            "--frames",
+            str(BLOBS),
+            "--denoiser",
+            "exact",
+            "--pg_features",
+            "classifier",
+        ],
+    )
 
 
 def test_metrics_of_given_answers_are_exact_on_constructed_sets():
@@ -154,10 +227,24 @@ def test_metrics_of_given_answers_are_exact_on_constructed_sets():
 
 
 def test_guided_sets_hold_more_of_the_answers_on_the_exact_denoiser():
-    argv = ["--dataset", "frames", "--frames", str(BLOBS), "--denoiser", "exact", "--batch_size", "4", "--num_sets",
-            "24", "--device", "cpu"]
-    alone, guided = (evaluate.run(evaluate.setup([*argv, *extra]), progress=False)[2]
-                     for extra in ([], ["--pg_factor", "1", "--redraws", "0"]))
+    argv = [
+        "--dataset",
+        "frames",
+        "--frames",
+        str(BLOBS),
+        "--denoiser",
+        "exact",
+        "--batch_size",
+        "4",
+        "--num_sets",
+        "24",
+        "--device",
+        "cpu",
+    ]
+    alone, guided = (
+        evaluate.run(evaluate.setup([*argv, *extra]), progress=False)[2]
+        for extra in ([], ["--pg_factor", "1", "--redraws", "0"])
+    )
     assert alone["hm_iou"]["ci95"][1] < 0.95 and guided["hm_iou"]["mean"] > 0.99
     assert guided["mean_iou"]["mean"] > 0.99 and guided["ged"]["mean"] < alone["ged"]["mean"]
 
@@ -165,8 +252,10 @@ def test_guided_sets_hold_more_of_the_answers_on_the_exact_denoiser():
 @pytest.mark.slow
 def test_the_shipped_network_holds_more_of_the_answers_when_guided():
     argv = ["--checkpoint", "blobs", "--batch_size", "4", "--num_sets", "16", "--device", "cpu"]
-    alone, guided = (evaluate.run(evaluate.setup([*argv, *extra]), progress=False)[2]
-                     for extra in ([], ["--pg_factor", "1", "--redraws", "0"]))
+    alone, guided = (
+        evaluate.run(evaluate.setup([*argv, *extra]), progress=False)[2]
+        for extra in ([], ["--pg_factor", "1", "--redraws", "0"])
+    )
     assert guided["hm_iou"]["ci95"][0] > alone["hm_iou"]["ci95"][1]
     assert guided["mean_iou"]["mean"] > alone["mean_iou"]["mean"] - 0.02 > 0.9
 
@@ -175,11 +264,50 @@ def test_a_model_of_ones_own_videos_from_start_to_end(videos, tmp_path, capsys):
     """Not square, of different lengths; the picture and the arrays hold what was sampled."""
     path, _ = videos
     model = tmp_path / "model"
-    train.main(["--dataset", "frames", "--frames", str(path), "--num_cond_frames", "3", "--channels", "[16]",
-                "--blocks", "1", "--attention", "[]", "--patch_size", "4", "--iterations", "3", "--batch_size", "4",
-                "--device", "cpu", "--outdir", str(model)])
-    evaluate.main(["--checkpoint", str(model / "model.safetensors"), "--num_sets", "2", "--batch_size", "3",
-                   "--num_steps", "4", "--pg_factor", "1", "--device", "cpu", "--outdir", str(tmp_path / "run")])
+    train.main(
+        [
+            "--dataset",
+            "frames",
+            "--frames",
+            str(path),
+            "--num_cond_frames",
+            "3",
+            "--channels",
+            "[16]",
+            "--blocks",
+            "1",
+            "--attention",
+            "[]",
+            "--patch_size",
+            "4",
+            "--iterations",
+            "3",
+            "--batch_size",
+            "4",
+            "--device",
+            "cpu",
+            "--outdir",
+            str(model),
+        ]
+    )
+    evaluate.main(
+        [
+            "--checkpoint",
+            str(model / "model.safetensors"),
+            "--num_sets",
+            "2",
+            "--batch_size",
+            "3",
+            "--num_steps",
+            "4",
+            "--pg_factor",
+            "1",
+            "--device",
+            "cpu",
+            "--outdir",
+            str(tmp_path / "run"),
+        ]
+    )
     out = capsys.readouterr().out
     assert "mean IoU" in out and "GED" in out and "(test split)" in out
     with np.load(tmp_path / "run" / "samples.npz") as file:
@@ -192,9 +320,14 @@ def test_a_model_of_ones_own_videos_from_start_to_end(videos, tmp_path, capsys):
 def test_frames_imply_their_world():
     assert train.parse(["--frames", str(BLOBS)])[0][0].dataset == "frames"
     for checkpoint in ([], ["--checkpoint", "blobs"]):
-        argv = [*checkpoint, "--frames", str(BLOBS)] + ([] if checkpoint else ["--denoiser", "exact"])
+        argv = [*checkpoint, "--frames", str(BLOBS)] + (
+            [] if checkpoint else ["--denoiser", "exact"]
+        )
         settings, _ = evaluate.parse(argv)
-        assert (settings[WorldSettings].dataset, settings[WorldSettings].frames) == ("frames", str(BLOBS))
+        assert (settings[WorldSettings].dataset, settings[WorldSettings].frames) == (
+            "frames",
+            str(BLOBS),
+        )
 
 
 def test_a_path_that_is_not_here_is_looked_for_beside_the_code(tmp_path, monkeypatch):

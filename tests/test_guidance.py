@@ -14,8 +14,16 @@ KERNELS = sorted(POTENTIALS)
 
 def exact(k: int = 8, d: int = 6, seed: int = 0):
     """An exact denoiser of k images (1, k, 1, d, d), and the images."""
-    images = torch.rand(1, k, 1, d, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1
-    return (lambda x, sigma: posterior_mean(x, sigma, images.expand(len(x), -1, -1, -1, -1))), images
+    images = (
+        torch.rand(
+            1, k, 1, d, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        )
+        * 2
+        - 1
+    )
+    return (
+        lambda x, sigma: posterior_mean(x, sigma, images.expand(len(x), -1, -1, -1, -1))
+    ), images
 
 
 def pg(denoise, kernel="rbf", **settings):
@@ -25,7 +33,10 @@ def pg(denoise, kernel="rbf", **settings):
 
 def test_factor_zero_one_particle_and_other_noise_levels_leave_the_denoiser_alone():
     denoise, _ = exact()
-    x, sigma = torch.randn(2, 4, 1, 6, 6, dtype=torch.float64), torch.tensor(2.0, dtype=torch.float64)
+    x, sigma = (
+        torch.randn(2, 4, 1, 6, 6, dtype=torch.float64),
+        torch.tensor(2.0, dtype=torch.float64),
+    )
     plain = denoise(x, sigma)
     assert torch.equal(pg(denoise, factor=0.0)(x, sigma), plain)
     assert torch.equal(pg(denoise, sigma_min=3.0)(x, sigma), plain)
@@ -38,19 +49,26 @@ def test_factor_zero_one_particle_and_other_noise_levels_leave_the_denoiser_alon
 def test_jacobian_space_is_autograd_of_the_energy_of_the_denoised_set(kernel):
     denoise, _ = exact()
     sigma = torch.tensor(1.5, dtype=torch.float64)
-    x = (1.5 * torch.randn(2, 4, 1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2)))
+    x = 1.5 * torch.randn(
+        2, 4, 1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+    )
     x.requires_grad_()
     potential = POTENTIALS[kernel](Bandwidth())
-    force, = torch.autograd.grad(potential.energy(denoise(x, sigma).flatten(2)).sum(), x)
+    (force,) = torch.autograd.grad(potential.energy(denoise(x, sigma).flatten(2)).sum(), x)
     guided = pg(denoise, kernel, space="jacobian", factor=0.3)(x.detach(), sigma)
-    torch.testing.assert_close(guided, (denoise(x, sigma) - sigma**2 * 0.3 * force).detach(), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        guided, (denoise(x, sigma) - sigma**2 * 0.3 * force).detach(), rtol=1e-6, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("space", ["x", "denoised", "jacobian"])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_drift_strength_is_the_stated_share_of_the_drift(kernel, space):
     denoise, _ = exact()
-    x, sigma = 5 * torch.randn(2, 4, 1, 6, 6, dtype=torch.float64), torch.tensor(5.0, dtype=torch.float64)
+    x, sigma = (
+        5 * torch.randn(2, 4, 1, 6, 6, dtype=torch.float64),
+        torch.tensor(5.0, dtype=torch.float64),
+    )
     guided = pg(denoise, kernel, space=space, strength="drift", factor=0.5)(x, sigma)
     push = (guided - denoise(x, sigma)) / sigma
     drift = (x - denoise(x, sigma)) / sigma
@@ -63,8 +81,11 @@ def test_drift_strength_is_the_stated_share_of_the_drift(kernel, space):
 def test_guided_sampling_ends_finite_from_identical_particles(kernel, space):
     denoise, _ = exact()
     x = torch.zeros(2, 3, 1, 6, 6, dtype=torch.float64)
-    out = edm_sampler(pg(denoise, kernel, space=space, strength="drift", factor=1e3), x,
-                      karras_sigmas(8, 0.002, 80.0, 7.0))
+    out = edm_sampler(
+        pg(denoise, kernel, space=space, strength="drift", factor=1e3),
+        x,
+        karras_sigmas(8, 0.002, 80.0, 7.0),
+    )
     assert torch.isfinite(out).all()
 
 
@@ -81,8 +102,10 @@ def test_the_plus_sign_covers_modes_and_the_minus_sign_does_not():
         return mode_metrics(modes, torch.full((k,), 1 / k))["modes_found"]["mean"]
 
     apart = pg(denoise, "logdet", strength="drift", factor=1.7)
+
     def together(x, sigma):
         return 2 * denoise(x, sigma) - apart(x, sigma)
+
     iid = k * (1 - (1 - 1 / k) ** k)
     assert found(denoise) == pytest.approx(iid, abs=0.45)
     assert found(apart) > iid + 1.0
@@ -91,9 +114,14 @@ def test_the_plus_sign_covers_modes_and_the_minus_sign_does_not():
 
 def test_annealed_strength_and_cap():
     denoise, _ = exact()
-    x, sigma = 5 * torch.randn(1, 4, 1, 6, 6, dtype=torch.float64), torch.tensor(5.0, dtype=torch.float64)
+    x, sigma = (
+        5 * torch.randn(1, 4, 1, 6, 6, dtype=torch.float64),
+        torch.tensor(5.0, dtype=torch.float64),
+    )
     plain = denoise(x, sigma)
-    push = lambda **settings: pg(denoise, strength="drift", factor=2.0, **settings)(x, sigma) - plain
+    push = lambda **settings: (
+        pg(denoise, strength="drift", factor=2.0, **settings)(x, sigma) - plain
+    )
     half = push(anneal=True, sigma_min=0.5, sigma_max=50.0)  # sigma is half way in ln sigma
     torch.testing.assert_close(half, push() / 2)
     drift = ((x - plain) / sigma).square().mean().sqrt()
@@ -106,7 +134,9 @@ def test_annealed_strength_and_cap():
 def test_memory_repels_like_particles_that_do_not_move():
     denoise, images = exact()
     sigma = torch.tensor(3.0, dtype=torch.float64)
-    x = 3 * torch.randn(1, 2, 1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    x = 3 * torch.randn(
+        1, 2, 1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(5)
+    )
     memory = images[:, :3]
     everyone = torch.cat([denoise(x, sigma), memory], 1).flatten(2)
     expected = denoise(x, sigma) - sigma**2 * RBF().grad(everyone)[:, :2].view_as(x)
@@ -121,16 +151,19 @@ def test_features_are_differentiated(space):
     sigma = torch.tensor(3.0, dtype=torch.float64)
     x = (3 * torch.randn(2, 3, 1, 6, 6, dtype=torch.float64)).requires_grad_()
     torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Tanh(), torch.nn.Flatten()).double()
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3), torch.nn.Tanh(), torch.nn.Flatten()
+    ).double()
     energy = lambda images: RBF().energy(net(images.flatten(0, 1)).unflatten(0, (2, 3))).sum()
     denoised = denoise(x, sigma)
     at = denoised if space == "denoised" else x
-    force, = torch.autograd.grad(energy(denoised), at)
+    (force,) = torch.autograd.grad(energy(denoised), at)
     guided = pg(denoise, space=space, features=net)(x.detach(), sigma)
     torch.testing.assert_close(guided, (denoised - sigma**2 * force).detach())
 
 
 # ---------------------------------------------------------------- rivals
+
 
 def test_spell_pushes_pairs_just_out_of_each_others_radius():
     """One step moves two particles within r apart by their whole shortfall each (SPELL, equation 4)."""
@@ -143,7 +176,9 @@ def test_spell_pushes_pairs_just_out_of_each_others_radius():
 
 def test_spell_memory_repels_and_stays():
     memory = torch.ones(1, 1, 1, 1, 2)
-    moved = Spell(lambda x, sigma: x, radius=5.0, memory=memory)(torch.zeros(1, 1, 1, 1, 2), torch.tensor(1.0))
+    moved = Spell(lambda x, sigma: x, radius=5.0, memory=memory)(
+        torch.zeros(1, 1, 1, 1, 2), torch.tensor(1.0)
+    )
     assert moved.shape == (1, 1, 1, 1, 2) and (moved < 0).all()
     copies = Spell(lambda x, sigma: x, radius=5.0)(torch.zeros(1, 2, 1, 1, 2), torch.tensor(1.0))
     assert not copies.any()
@@ -155,8 +190,11 @@ def test_cads_noises_the_condition_only_early():
     def bind(c):
         seen.append(c)
         return lambda x, sigma: x
+
     noise = SetNoise(0, range(2), (3, 1, 4, 4))
-    cads = Cads(bind, cond, noise, lambda sigma: sigma / 80, tau1=0.3, tau2=0.8, scale=0.5, mixing=1.0)
+    cads = Cads(
+        bind, cond, noise, lambda sigma: sigma / 80, tau1=0.3, tau2=0.8, scale=0.5, mixing=1.0
+    )
     for sigma in (10.0, 40.0, 80.0):
         cads(torch.zeros(2, 3, 1, 4, 4), torch.tensor(sigma))
     late, middle, early = seen
@@ -172,11 +210,14 @@ def test_cads_noises_the_condition_only_early():
 def test_the_references_form_climbs_the_potential_it_should_descend():
     denoise, _ = exact()
     sigma = torch.tensor(2.0, dtype=torch.float64)
-    x = 2 * torch.randn(4, 5, 1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = 2 * torch.randn(
+        4, 5, 1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
 
     def potential(y):
         pairs = torch.stack([torch.pdist(each.flatten(1)) for each in y])
         return (-pairs / pairs.median(1, keepdim=True).values * math.log(5)).exp().sum(1)
+
     plain, guided = denoise(x, sigma), Reference(denoise, factor=0.02)(x, sigma)
     assert (potential(guided) > potential(plain)).all()
     assert (potential(2 * plain - guided) < potential(plain)).all()

@@ -5,9 +5,23 @@ import pytest
 import torch
 
 from data_loader import DIRECTIONS
-from metrics import (centroid, displacement, expected_modes_iid, generalised_energy_distance, hm_iou, iou,
-                     iou_distance, judge, mean_interval, mixture_modes, mode_metrics, nearest_direction, pairwise_l2,
-                     proportion, quality_score)
+from metrics import (
+    centroid,
+    displacement,
+    expected_modes_iid,
+    generalised_energy_distance,
+    hm_iou,
+    iou,
+    iou_distance,
+    judge,
+    mean_interval,
+    mixture_modes,
+    mode_metrics,
+    nearest_direction,
+    pairwise_l2,
+    proportion,
+    quality_score,
+)
 
 
 def test_centroid_of_one_pixel_and_of_nothing():
@@ -21,9 +35,11 @@ def test_every_direction_of_every_digit_is_recognised(world, generator, index):
     circle = world()
     batch = circle.windows(64, generator)
     cond, _ = batch.split(1)
-    frames = circle.futures(batch)[:, index:index + 1]                              # (64, 1, 32, 32)
+    frames = circle.futures(batch)[:, index : index + 1]  # (64, 1, 32, 32)
     moved = displacement(frames, cond)
-    torch.testing.assert_close(moved[:, 0], torch.tensor(DIRECTIONS[index], dtype=torch.float64).expand(64, 2))
+    torch.testing.assert_close(
+        moved[:, 0], torch.tensor(DIRECTIONS[index], dtype=torch.float64).expand(64, 2)
+    )
     assert (nearest_direction(moved, circle.offsets) == index).all()
     assert quality_score(frames, cond).max() == 0
 
@@ -33,15 +49,21 @@ def test_quality_is_the_distance_from_the_translated_digit(world, generator):
     batch = circle.windows(8, generator)
     cond, target = batch.split(1)
     spoiled = target.clone()
-    spoiled[:, 0, 15:17, 15:17] = 1 - spoiled[:, 0, 15:17, 15:17]  # four pixels, not enough to move the centre by 1
+    spoiled[:, 0, 15:17, 15:17] = (
+        1 - spoiled[:, 0, 15:17, 15:17]
+    )  # four pixels, not enough to move the centre by 1
     expected = (spoiled - target).flatten(1).norm(dim=1)
     kept = displacement(spoiled, cond).round() == displacement(target, cond).round()
     assert kept.all(-1).any()
-    torch.testing.assert_close(quality_score(spoiled, cond)[kept.all(-1)], expected[:, None][kept.all(-1)])
+    torch.testing.assert_close(
+        quality_score(spoiled, cond)[kept.all(-1)], expected[:, None][kept.all(-1)]
+    )
 
 
 def test_modes_found_counts_different_ones_and_no_junk():
-    metrics = mode_metrics(torch.tensor([[0, 0, 3], [1, 2, 3], [5, -1, -1]]), torch.full((8,), 1 / 8))
+    metrics = mode_metrics(
+        torch.tensor([[0, 0, 3], [1, 2, 3], [5, -1, -1]]), torch.full((8,), 1 / 8)
+    )
     assert metrics["modes_found"]["per_set"] == [2, 3, 1]
 
 
@@ -68,10 +90,12 @@ def test_iou_of_known_masks():
 
 def test_hm_iou_of_hand_made_sets():
     answers = masks([0], [1], [2])
-    assert hm_iou(masks([2], [0], [1]), answers).item() == 1          # any order will do
+    assert hm_iou(masks([2], [0], [1]), answers).item() == 1  # any order will do
     assert hm_iou(masks([0], [0], [0]), answers).item() == pytest.approx(1 / 3)
-    assert hm_iou(masks([0, 1], [1], [2, 3]), answers).item() == pytest.approx((1 / 2 + 1 + 1 / 2) / 3)
-    assert hm_iou(masks([2]), answers).item() == 1                    # one sample can match one answer only
+    assert hm_iou(masks([0, 1], [1], [2, 3]), answers).item() == pytest.approx(
+        (1 / 2 + 1 + 1 / 2) / 3
+    )
+    assert hm_iou(masks([2]), answers).item() == 1  # one sample can match one answer only
 
 
 def test_ged_of_hand_made_sets():
@@ -82,7 +106,9 @@ def test_ged_of_hand_made_sets():
     # all samples nowhere right: 2 * 1 - 0 - 1/2
     assert generalised_energy_distance(masks([3], [3]), answers, p).item() == pytest.approx(1.5)
     uneven = torch.tensor([0.75, 0.25])
-    assert generalised_energy_distance(masks([0], [0], [0], [1]), answers, uneven).item() == pytest.approx(0)
+    assert generalised_energy_distance(
+        masks([0], [0], [0], [1]), answers, uneven
+    ).item() == pytest.approx(0)
 
 
 def test_iou_distance_inside_a_set():
@@ -93,7 +119,9 @@ def test_iou_distance_inside_a_set():
 
 def test_mixture_modes_know_where_no_mode_is():
     centres = torch.tensor([[0.0, 0.0], [4.0, 0.0]])
-    modes, distance = mixture_modes(torch.tensor([[[0.5, 0.0], [3.0, 0.0], [2.0, 9.0]]]), centres, within=2.0)
+    modes, distance = mixture_modes(
+        torch.tensor([[[0.5, 0.0], [3.0, 0.0], [2.0, 9.0]]]), centres, within=2.0
+    )
     assert modes.tolist() == [[0, 1, -1]] and distance[0, :2].tolist() == [0.5, 1.0]
 
 
@@ -102,7 +130,9 @@ def test_iid_expectation_agrees_with_simulation(probabilities, generator):
     p = torch.tensor(probabilities, dtype=torch.float64)
     draws = torch.multinomial(p, 8 * 20000, replacement=True, generator=generator).view(-1, 8)
     found = np.asarray(mode_metrics(draws, p)["modes_found"]["per_set"])
-    assert expected_modes_iid(p, 8) == pytest.approx(found.mean(), abs=4 * found.std() / math.sqrt(len(found)))
+    assert expected_modes_iid(p, 8) == pytest.approx(
+        found.mean(), abs=4 * found.std() / math.sqrt(len(found))
+    )
 
 
 def test_interval_of_a_mean_covers_it_95_times_in_100():
@@ -128,16 +158,23 @@ def test_pairwise_distance_of_copies_and_of_one_particle():
     image = torch.rand(1, 1, 8, 8)
     assert pairwise_l2(image).item() == 0
     assert pairwise_l2(image.expand(1, 4, 8, 8)).item() == pytest.approx(0, abs=1e-3)
-    assert pairwise_l2(torch.stack([torch.zeros(8, 8), torch.ones(8, 8)])[None]).item() == pytest.approx(8)
+    assert pairwise_l2(
+        torch.stack([torch.zeros(8, 8), torch.ones(8, 8)])[None]
+    ).item() == pytest.approx(8)
 
 
 def test_the_judge_of_a_perfect_run(world, generator):
     circle = world()
     batch = circle.windows(5, generator, at_choice=True)
     cond, _ = batch.split(1)
-    result, modes = judge(circle.futures(batch), cond, offsets=circle.offsets,
-                          probabilities=circle.mode_probabilities, undetermined=batch.choices[:, -1],
-                          answers=circle.futures(batch))
+    result, modes = judge(
+        circle.futures(batch),
+        cond,
+        offsets=circle.offsets,
+        probabilities=circle.mode_probabilities,
+        undetermined=batch.choices[:, -1],
+        answers=circle.futures(batch),
+    )
     assert result["modes_found"]["mean"] == 8 and result["quality"]["mean"] == 0
     assert modes.tolist() == [list(range(8))] * 5
     assert result["hm_iou"]["mean"] == 1 and result["ged"]["mean"] == pytest.approx(0, abs=1e-6)

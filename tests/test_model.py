@@ -18,9 +18,16 @@ def network(**settings) -> EDMDenoiser:
     return net.requires_grad_(False)
 
 
-@pytest.mark.parametrize("settings", [{}, dict(patch_size=4), dict(channels=[16], attention=[]),
-                                      dict(channels=[16, 24, 32], attention=[0, 2], blocks=2),
-                                      dict(patch_size=2, motion=3)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        dict(patch_size=4),
+        dict(channels=[16], attention=[]),
+        dict(channels=[16, 24, 32], attention=[0, 2], blocks=2),
+        dict(patch_size=2, motion=3),
+    ],
+)
 def test_shapes(settings):
     net = network(**settings)
     x, cond = torch.randn(3, 1, 32, 32), torch.rand(3, 1, 32, 32)
@@ -28,7 +35,10 @@ def test_shapes(settings):
 
 
 def test_a_pointwise_convolution_is_a_convolution():
-    x, layer = torch.randn(2, 6, 5, 4).contiguous(memory_format=torch.channels_last), Pointwise(6, 3)
+    x, layer = (
+        torch.randn(2, 6, 5, 4).contiguous(memory_format=torch.channels_last),
+        Pointwise(6, 3),
+    )
     torch.testing.assert_close(layer(x), torch.nn.functional.conv2d(x, layer.weight, layer.bias))
 
 
@@ -66,11 +76,15 @@ def test_single_precision_agrees_with_double(settings):
 
 def test_untrained_network_is_the_best_guess_without_one():
     """With F = 0, D = c_skip x: the posterior mean of N(0, sigma_data^2) data."""
-    net = make_denoiser(record(WorldSettings()) | record(ModelSettings(channels=[16], attention=[])), 0.4)
+    net = make_denoiser(
+        record(WorldSettings()) | record(ModelSettings(channels=[16], attention=[])), 0.4
+    )
     x = torch.randn(2, 1, 32, 32)
     for sigma in (0.01, 1.0, 50.0):
         expected = x * 0.4**2 / (0.4**2 + sigma**2)
-        torch.testing.assert_close(net(x, torch.tensor(sigma), torch.zeros_like(x)).detach(), expected)
+        torch.testing.assert_close(
+            net(x, torch.tensor(sigma), torch.zeros_like(x)).detach(), expected
+        )
 
 
 @pytest.mark.parametrize("settings", [{}, dict(patch_size=4, motion=4)])
@@ -80,15 +94,17 @@ def test_bound_denoiser_gives_every_particle_its_sets_condition(settings):
     together = net.bind(cond)(x, torch.tensor(2.0, dtype=torch.float64))
     for g in range(2):
         for b in range(3):
-            alone = net(x[g, b:b + 1], torch.tensor(2.0), cond[g:g + 1])
-            torch.testing.assert_close(together[g, b:b + 1], alone, rtol=1e-4, atol=1e-5)
+            alone = net(x[g, b : b + 1], torch.tensor(2.0), cond[g : g + 1])
+            torch.testing.assert_close(together[g, b : b + 1], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_class_labels_matter_and_may_be_missing():
     net = network(class_labels=True)
     x, cond = torch.randn(2, 1, 32, 32), torch.rand(2, 1, 32, 32)
-    outs = [net(x, torch.tensor(1.0), cond, labels) for labels in
-            (torch.tensor([1, 1]), torch.tensor([2, 2]), torch.tensor([10, 10]), None)]
+    outs = [
+        net(x, torch.tensor(1.0), cond, labels)
+        for labels in (torch.tensor([1, 1]), torch.tensor([2, 2]), torch.tensor([10, 10]), None)
+    ]
     assert not torch.allclose(outs[0], outs[1]) and torch.equal(outs[2], outs[3])
 
 
@@ -100,7 +116,9 @@ def test_loss_of_the_untrained_network_is_one_at_every_noise_level():
         sigma = torch.full((4000,), level)
         x = y + level * torch.randn(y.shape, generator=generator)
         guess = lambda x, sigma: x * 0.4**2 / (0.4**2 + level**2)
-        assert edm_loss(guess, x, sigma, y, torch.tensor(0.4)).mean().item() == pytest.approx(1, rel=0.02)
+        assert edm_loss(guess, x, sigma, y, torch.tensor(0.4)).mean().item() == pytest.approx(
+            1, rel=0.02
+        )
 
 
 def test_posterior_mean_is_the_score_of_the_mixture():
@@ -110,9 +128,11 @@ def test_posterior_mean_is_the_score_of_the_mixture():
     prior = torch.tensor([0.5, 0.2, 0.1, 0.1, 0.1], dtype=torch.float64)
     x = torch.randn(2, 4, 1, 3, 3, generator=generator, dtype=torch.float64, requires_grad=True)
     sigma = torch.tensor(0.9, dtype=torch.float64)
-    d2 = (x[:, :, None] - images[:, None]).square().flatten(3).sum(-1)              # (G, B, k)
-    score, = torch.autograd.grad((prior.log() - d2 / 2 / sigma**2).logsumexp(-1).sum(), x)
-    torch.testing.assert_close(posterior_mean(x, sigma, images, prior.log()), (x + sigma**2 * score).detach())
+    d2 = (x[:, :, None] - images[:, None]).square().flatten(3).sum(-1)  # (G, B, k)
+    (score,) = torch.autograd.grad((prior.log() - d2 / 2 / sigma**2).logsumexp(-1).sum(), x)
+    torch.testing.assert_close(
+        posterior_mean(x, sigma, images, prior.log()), (x + sigma**2 * score).detach()
+    )
 
 
 def test_posterior_mean_takes_a_sigma_per_row():
@@ -120,7 +140,9 @@ def test_posterior_mean_takes_a_sigma_per_row():
     x, sigma = torch.randn(3, 2, 1, 3, 3), torch.tensor([0.3, 1.0, 5.0])
     rows = posterior_mean(x, sigma, images)
     for n in range(3):
-        torch.testing.assert_close(rows[n:n + 1], posterior_mean(x[n:n + 1], sigma[n], images[n:n + 1]))
+        torch.testing.assert_close(
+            rows[n : n + 1], posterior_mean(x[n : n + 1], sigma[n], images[n : n + 1])
+        )
 
 
 def test_posterior_mean_at_the_ends_of_the_schedule():
@@ -139,10 +161,14 @@ def test_posterior_mean_of_a_gaussian_mixture():
     x = torch.randn(1, 6, 1, 1, 2, generator=generator, dtype=torch.float64, requires_grad=True)
     sigma, sd = torch.tensor(0.7, dtype=torch.float64), 0.3
     one = posterior_mean(x, sigma, centres[:, :1], sd=sd)
-    torch.testing.assert_close(one, centres[:, :1] + (x - centres[:, :1]) * sd**2 / (sd**2 + sigma**2))
+    torch.testing.assert_close(
+        one, centres[:, :1] + (x - centres[:, :1]) * sd**2 / (sd**2 + sigma**2)
+    )
     d2 = (x[:, :, None] - centres[:, None]).square().flatten(3).sum(-1)
-    score, = torch.autograd.grad((-d2 / 2 / (sigma**2 + sd**2)).logsumexp(-1).sum(), x)
-    torch.testing.assert_close(posterior_mean(x, sigma, centres, sd=sd).detach(), (x + sigma**2 * score).detach())
+    (score,) = torch.autograd.grad((-d2 / 2 / (sigma**2 + sd**2)).logsumexp(-1).sum(), x)
+    torch.testing.assert_close(
+        posterior_mean(x, sigma, centres, sd=sd).detach(), (x + sigma**2 * score).detach()
+    )
 
 
 def test_sigma_data_is_measured_in_the_models_range():
@@ -150,6 +176,7 @@ def test_sigma_data_is_measured_in_the_models_range():
 
 
 # ---------------------------------------------------------------- motion
+
 
 @pytest.fixture
 def motion():
@@ -160,8 +187,9 @@ def shifted(frame, dy, dx):
     """frame (H, W) in [-1, 1] moved by (dy, dx), black where nothing came from."""
     H, W = frame.shape
     out = torch.full_like(frame, -1)
-    out[max(dy, 0):H + min(dy, 0), max(dx, 0):W + min(dx, 0)] = \
-        frame[max(-dy, 0):H - max(dy, 0), max(-dx, 0):W - max(dx, 0)]
+    out[max(dy, 0) : H + min(dy, 0), max(dx, 0) : W + min(dx, 0)] = frame[
+        max(-dy, 0) : H - max(dy, 0), max(-dx, 0) : W - max(dx, 0)
+    ]
     return out
 
 
@@ -172,10 +200,16 @@ def test_one_weight_per_displacement_moves_the_frame(motion):
     for d in range(motion.displacements):
         torch.nn.init.zeros_(motion.logits.weight)
         with torch.no_grad():
-            motion.logits.bias.copy_(torch.where(torch.arange(motion.displacements) == d, 100.0, 0.0))
+            motion.logits.bias.copy_(
+                torch.where(torch.arange(motion.displacements) == d, 100.0, 0.0)
+            )
         out = motion(moved, torch.zeros(1, 8, 4, 4))[0, 0]
-        seen += [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)
-                 if torch.allclose(out, shifted(frame[0, 0], dy, dx), atol=1e-5)]
+        seen += [
+            (dy, dx)
+            for dy in range(-2, 3)
+            for dx in range(-2, 3)
+            if torch.allclose(out, shifted(frame[0, 0], dy, dx), atol=1e-5)
+        ]
     assert sorted(seen) == [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)]
 
 
@@ -188,21 +222,31 @@ def test_fit_is_largest_where_the_frame_went(motion):
     for dy, dx in ((0, 0), (2, -1), (-2, 2)):
         there = shifted(frame[0, 0], dy, dx)
         fit = motion.fit(moved, there[None, None])
-        inner = torch.stack([((shifted(frame[0, 0], *motion_of(d, moved, frame)) + 1) / 2 * there).sum()
-                             for d in range(motion.displacements)])
-        torch.testing.assert_close(fit.sum((2, 3))[0] * motion.patch_size, inner, rtol=1e-4, atol=1e-4)
+        inner = torch.stack(
+            [
+                ((shifted(frame[0, 0], *motion_of(d, moved, frame)) + 1) / 2 * there).sum()
+                for d in range(motion.displacements)
+            ]
+        )
+        torch.testing.assert_close(
+            fit.sum((2, 3))[0] * motion.patch_size, inner, rtol=1e-4, atol=1e-4
+        )
         assert motion_of(int(fit.sum((2, 3))[0].argmax()), moved, frame) == (dy, dx)
 
 
 def motion_of(d, moved, frame):
     """The displacement that is the d-th of `moved` (N, T, D, P), read off the frame itself."""
     patches = moved[0, :, d].reshape(4, 4, 4, 4).permute(0, 2, 1, 3).reshape(16, 16) * 2 - 1
-    return next((dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)
-                if torch.allclose(patches, shifted(frame[0, 0], dy, dx), atol=1e-5))
+    return next(
+        (dy, dx)
+        for dy in range(-2, 3)
+        for dx in range(-2, 3)
+        if torch.allclose(patches, shifted(frame[0, 0], dy, dx), atol=1e-5)
+    )
 
 
 def test_gradients_reach_the_noisy_frame_through_motion():
     net = network(patch_size=4, motion=4)
     x, cond = torch.randn(2, 1, 32, 32, requires_grad=True), torch.rand(2, 1, 32, 32) * 2 - 1
-    grad, = torch.autograd.grad(net(x, torch.tensor(2.0), cond).square().sum(), x)
+    (grad,) = torch.autograd.grad(net(x, torch.tensor(2.0), cond).square().sum(), x)
     assert grad.isfinite().all() and (grad != 0).float().mean() > 0.9

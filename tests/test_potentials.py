@@ -11,7 +11,10 @@ KERNELS = sorted(POTENTIALS)
 
 def images_of(case: str, B: int, d: int = 12) -> torch.Tensor:
     """(2, B, d) float64: two sets, unlike each other."""
-    y = torch.rand(2, B, d, dtype=torch.float64, generator=torch.Generator().manual_seed(B)) * 1.8 - 0.9
+    y = (
+        torch.rand(2, B, d, dtype=torch.float64, generator=torch.Generator().manual_seed(B)) * 1.8
+        - 0.9
+    )
     if case == "duplicates" and B > 1:
         y[:, 1] = y[:, 0]
     if case == "ties":
@@ -19,7 +22,12 @@ def images_of(case: str, B: int, d: int = 12) -> torch.Tensor:
     return y
 
 
-BANDWIDTHS = [Bandwidth(), Bandwidth("fixed", 0.7), Bandwidth("sigma", 0.5), Bandwidth(anneal=(0.1, 10.0))]
+BANDWIDTHS = [
+    Bandwidth(),
+    Bandwidth("fixed", 0.7),
+    Bandwidth("sigma", 0.5),
+    Bandwidth(anneal=(0.1, 10.0)),
+]
 
 
 @pytest.mark.parametrize("bandwidth", BANDWIDTHS, ids=str)
@@ -27,7 +35,7 @@ BANDWIDTHS = [Bandwidth(), Bandwidth("fixed", 0.7), Bandwidth("sigma", 0.5), Ban
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_gradient_is_that_of_the_energy(kernel, B, bandwidth):
     potential, y = POTENTIALS[kernel](bandwidth), images_of("random", B).requires_grad_()
-    expected, = torch.autograd.grad(potential.energy(y, 1.7).sum(), y)
+    (expected,) = torch.autograd.grad(potential.energy(y, 1.7).sum(), y)
     torch.testing.assert_close(potential.grad(y.detach(), 1.7), expected, rtol=1e-6, atol=1e-9)
 
 
@@ -70,8 +78,12 @@ def test_sets_do_not_feel_each_other_and_order_does_not_matter(kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @settings(max_examples=60, deadline=None)
-@given(B=st.integers(1, 5), scale=st.sampled_from([0.0, 1e-30, 1e-8, 1.0, 1e8, 1e30]), duplicate=st.booleans(),
-       seed=st.integers(0, 1000))
+@given(
+    B=st.integers(1, 5),
+    scale=st.sampled_from([0.0, 1e-30, 1e-8, 1.0, 1e8, 1e30]),
+    duplicate=st.booleans(),
+    seed=st.integers(0, 1000),
+)
 def test_never_nan(kernel, B, scale, duplicate, seed):
     y = scale * torch.randn(2, B, 9, generator=torch.Generator().manual_seed(seed))
     if duplicate:

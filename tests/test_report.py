@@ -1,4 +1,5 @@
 """The report, in a real browser that is offline."""
+
 import json
 import re
 import shlex
@@ -11,15 +12,58 @@ import evaluate
 import visualize
 from sampler import karras_sigmas
 
-EXACT = ["--denoiser", "exact", "--digits", "embedded", "--num_sets", "2", "--device", "cpu", "--num_steps", "6"]
+EXACT = [
+    "--denoiser",
+    "exact",
+    "--digits",
+    "embedded",
+    "--num_sets",
+    "2",
+    "--device",
+    "cpu",
+    "--num_steps",
+    "6",
+]
 KINDS = {
     "guided": [*EXACT, "--pg_factor", "1.7", "--redraws", "0"],
     "a <b>&\"c'd %20": EXACT,
-    "plane": ["--dataset", "mixture", "--denoiser", "exact", "--num_sets", "3", "--batch_size", "5", "--num_steps", "6",
-              "--device", "cpu"],
-    "nothing": ["--task", "unconditional", "--digits", "embedded", "--num_sets", "1", "--batch_size", "3",
-                "--num_steps", "4", "--device", "cpu"],
-    "frames": [*EXACT, "--dataset", "frames", "--frames", "examples/blobs.npz", "--batch_size", "4"],
+    "plane": [
+        "--dataset",
+        "mixture",
+        "--denoiser",
+        "exact",
+        "--num_sets",
+        "3",
+        "--batch_size",
+        "5",
+        "--num_steps",
+        "6",
+        "--device",
+        "cpu",
+    ],
+    "nothing": [
+        "--task",
+        "unconditional",
+        "--digits",
+        "embedded",
+        "--num_sets",
+        "1",
+        "--batch_size",
+        "3",
+        "--num_steps",
+        "4",
+        "--device",
+        "cpu",
+    ],
+    "frames": [
+        *EXACT,
+        "--dataset",
+        "frames",
+        "--frames",
+        "examples/blobs.npz",
+        "--batch_size",
+        "4",
+    ],
 }
 GUIDED, ODD, PLANE, NOTHING, FRAMES = KINDS
 
@@ -31,14 +75,18 @@ def folder(tmp_path_factory):
     for name, flags in KINDS.items():
         evaluate.main([*flags, "--outdir", str(folder / name)])
         visualize.main(["report", str(folder / name), "--set", "0" if name == NOTHING else "1"])
-    visualize.main(["report", str(folder / GUIDED), str(folder / ODD), "--out", str(folder / "report.html")])
+    visualize.main(
+        ["report", str(folder / GUIDED), str(folder / ODD), "--out", str(folder / "report.html")]
+    )
     return folder
 
 
 @pytest.fixture(scope="module")
 def browser():
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    path = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if path is None:
         pytest.skip("no chromium, chromium-browser or google-chrome on this machine")
     with sync_api.sync_playwright() as playwright:
@@ -57,7 +105,10 @@ def show(browser, folder):
     page = context.new_page()
     page.on("console", lambda message: seen.append(message.text))
     page.on("pageerror", lambda error: seen.append(str(error)))
-    page.on("request", lambda request: seen.append(request.url) if not request.url.startswith("data:") else None)
+    page.on(
+        "request",
+        lambda request: seen.append(request.url) if not request.url.startswith("data:") else None,
+    )
 
     def call(run: str, width: int = 1280):
         page.set_viewport_size(dict(width=width, height=800))
@@ -71,7 +122,10 @@ def show(browser, folder):
 
 def values(scope) -> list[float]:
     """What stands in the numbers, after a look at whether they show it."""
-    found = [(float(each.get_attribute("value")), float(each.inner_text())) for each in scope.locator("data").all()]
+    found = [
+        (float(each.get_attribute("value")), float(each.inner_text()))
+        for each in scope.locator("data").all()
+    ]
     for value, shown in found:
         assert shown == pytest.approx(value, rel=0.051, abs=6e-4)
     return [value for value, _ in found]
@@ -79,13 +133,15 @@ def values(scope) -> list[float]:
 
 def picture(image) -> np.ndarray:
     """The grey levels of an <img>, as the browser decodes them."""
-    return np.array(image.evaluate("""image => {
+    return np.array(
+        image.evaluate("""image => {
         const canvas = document.createElement("canvas");
         [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
         const context = canvas.getContext("2d");
         context.drawImage(image, 0, 0);
         return [...context.getImageData(0, 0, canvas.width, canvas.height).data].filter((_, i) => i % 4 == 0);
-    }"""))
+    }""")
+    )
 
 
 @pytest.mark.parametrize("run", KINDS)
@@ -99,11 +155,22 @@ def test_numbers_are_those_of_the_run(show, folder, run):
     for key, value in result["settings"].items():
         if key != "outdir":
             shown = page.locator(f"[data-setting={key}] td").first.inner_text()
-            assert shown == ("none" if value is None else str(value).lower() if isinstance(value, bool) else str(value))
+            assert shown == (
+                "none"
+                if value is None
+                else str(value).lower()
+                if isinstance(value, bool)
+                else str(value)
+            )
     first = "quality" if run == FRAMES else "modes_found"
     assert values(page.locator(".set").nth(0))[0] == result[first]["per_set"][0]
-    sources = {each.get_attribute("data-source"): each.inner_text() for each in page.locator("[data-source]").all()}
-    assert sources["Torch"] == result["versions"]["torch"] and sources["Commit"] == (result["commit"] or "none")
+    sources = {
+        each.get_attribute("data-source"): each.inner_text()
+        for each in page.locator("[data-source]").all()
+    }
+    assert sources["Torch"] == result["versions"]["torch"] and sources["Commit"] == (
+        result["commit"] or "none"
+    )
     assert sources["Checkpoint"] == (result["checkpoint_sha256"] or "none")
     assert shlex.split(sources["Command"])[-1] == str(folder / run / "config.yaml")
 
@@ -113,7 +180,9 @@ def test_sets_are_those_of_the_run(show, folder, run):
     page = show(run)
     with np.load(folder / run / "samples.npz") as file:
         samples, cond = file["samples"], file["cond"]
-        modes, answers = (file[key] if key in file.files else [[]] * len(cond) for key in ("modes", "answers"))
+        modes, answers = (
+            file[key] if key in file.files else [[]] * len(cond) for key in ("modes", "answers")
+        )
     for g, row in enumerate(page.locator(".set").all()):
         images = row.locator("img").all()
         for image, expected in zip(images, [cond[g, -1], *answers[g], *samples[g]], strict=True):
@@ -125,16 +194,26 @@ def test_sets_are_those_of_the_run(show, folder, run):
 def test_the_slider_shows_the_steps(show, folder):
     """From the keyboard; the last D(x), which the guidance does not touch, is the sample, up to sigma_min."""
     page = show(GUIDED)
-    slider, read, marker = (page.locator(each) for each in ("input[type=range]", ".steps output", ".marker"))
+    slider, read, marker = (
+        page.locator(each) for each in ("input[type=range]", ".steps output", ".marker")
+    )
     last = page.locator("[data-kind=denoised] img").first
     states = []
     slider.focus()
     page.keyboard.press("Home")
     for sigma in karras_sigmas(6, 0.002, 80.0, 7.0)[:-1].tolist():
-        assert f"σ = {float(f'{sigma:.3g}'):g}" == re.sub(r"\.?0+$", "", read.inner_text().split(", ")[1])
+        assert f"σ = {float(f'{sigma:.3g}'):g}" == re.sub(
+            r"\.?0+$", "", read.inner_text().split(", ")[1]
+        )
         assert slider.get_attribute("aria-valuetext") == read.inner_text()
-        states.append((read.inner_text(), marker.bounding_box()["x"],
-                       page.locator("[data-kind=x] img").last.get_attribute("src"), last.get_attribute("src")))
+        states.append(
+            (
+                read.inner_text(),
+                marker.bounding_box()["x"],
+                page.locator("[data-kind=x] img").last.get_attribute("src"),
+                last.get_attribute("src"),
+            )
+        )
         page.keyboard.press("ArrowRight")
     different = [len(set(column)) for column in zip(*states)]
     assert different[:3] == [6, 6, 6] and different[3] > 2  # D(x) may arrive before the end
@@ -147,10 +226,14 @@ def test_the_chart_has_the_norms_of_both_drifts(show):
     page = show(GUIDED)
     page.locator("input[type=range]").press("Home")
     noise = float(page.locator(".at-ode").get_attribute("value"))
-    assert 28 < noise < 36 and page.locator(".at-guidance").inner_text() == "0"  # unit noise of 32 x 32 px: 32
+    assert (
+        28 < noise < 36 and page.locator(".at-guidance").inner_text() == "0"
+    )  # unit noise of 32 x 32 px: 32
     page.locator("input[type=range]").press("ArrowRight")
     assert float(page.locator(".at-guidance").get_attribute("value")) > 0.1
-    assert page.locator("polyline.ode").count() == page.locator("polyline.guidance").count() == 8 + 1
+    assert (
+        page.locator("polyline.ode").count() == page.locator("polyline.guidance").count() == 8 + 1
+    )
     assert show(ODD).locator("polyline.guidance").count() == 0
 
 
@@ -176,9 +259,14 @@ def test_a_phone_does_not_scroll_sideways(show, run):
 
 def test_dark_where_the_system_is_and_where_asked_for(show):
     page, brightness = show(PLANE), []
-    background = "Math.max(...getComputedStyle(document.body).backgroundColor.match(/[0-9.]+/g).slice(0, 3))"
-    for act in (lambda: page.emulate_media(color_scheme="light"), lambda: page.emulate_media(color_scheme="dark"),
-                lambda: page.locator("#theme").click()):
+    background = (
+        "Math.max(...getComputedStyle(document.body).backgroundColor.match(/[0-9.]+/g).slice(0, 3))"
+    )
+    for act in (
+        lambda: page.emulate_media(color_scheme="light"),
+        lambda: page.emulate_media(color_scheme="dark"),
+        lambda: page.locator("#theme").click(),
+    ):
         act()
         brightness.append(page.evaluate(background))
     assert [each > 128 for each in brightness] == [True, False, True]
@@ -194,14 +282,20 @@ def test_nothing_is_fetched_and_nothing_unescaped(folder, run):
 
 def test_a_damaged_run_is_refused(folder, tmp_path, refused, capsys):
     shutil.copytree(folder / GUIDED, tmp_path / "run")
-    (tmp_path / "run" / "samples.npz").write_bytes((folder / GUIDED / "samples.npz").read_bytes()[:-100])
+    (tmp_path / "run" / "samples.npz").write_bytes(
+        (folder / GUIDED / "samples.npz").read_bytes()[:-100]
+    )
     capsys.readouterr()
     for command in ("samples", "report"):
-        assert "an .npz that can be read" in refused(visualize.main, [command, str(tmp_path / "run")])
+        assert "an .npz that can be read" in refused(
+            visualize.main, [command, str(tmp_path / "run")]
+        )
 
 
 def test_folders_without_a_run_are_refused(folder, tmp_path, refused):
     assert "run: got" in refused(visualize.main, ["report", str(folder / GUIDED), str(tmp_path)])
     (tmp_path / "metrics.json").write_text("[]")
     assert "run: got" in refused(visualize.main, ["report", str(tmp_path)])
-    assert "set: got 2; accepted: 0 to 1" in refused(visualize.main, ["report", str(folder / GUIDED), "--set", "2"])
+    assert "set: got 2; accepted: 0 to 1" in refused(
+        visualize.main, ["report", str(folder / GUIDED), "--set", "2"]
+    )

@@ -33,8 +33,12 @@ def test_every_particle_of_coupled_noise_is_standard_normal(coupling, B):
     assert out.shape == noise.shape
     for b in range(B):
         particle = out[:, b].flatten(1).double()
-        torch.testing.assert_close(particle.mean(0), torch.zeros(d, dtype=torch.float64), atol=0.04, rtol=0)
-        torch.testing.assert_close(particle.T.cov(), torch.eye(d, dtype=torch.float64), atol=0.05, rtol=0)
+        torch.testing.assert_close(
+            particle.mean(0), torch.zeros(d, dtype=torch.float64), atol=0.04, rtol=0
+        )
+        torch.testing.assert_close(
+            particle.T.cov(), torch.eye(d, dtype=torch.float64), atol=0.05, rtol=0
+        )
         assert stats.kstest((particle @ u.double()).numpy(), "norm").pvalue > 1e-4
 
 
@@ -59,7 +63,9 @@ def test_stratified_sets_hold_the_right_share_below_every_quantile():
     component = (out.flatten(2) @ axis_of(d)).numpy()
     for quantile in (0.1, 0.33, 0.7):
         below = (component < stats.norm.ppf(quantile)).sum(1)
-        assert set(below) <= {math.floor(10 * quantile), math.ceil(10 * quantile)} | {round(10 * quantile)}
+        assert set(below) <= {math.floor(10 * quantile), math.ceil(10 * quantile)} | {
+            round(10 * quantile)
+        }
     across = out - (out.flatten(2) @ axis_of(d))[..., None].view(G, B, 1, 1, 1) * axis_of(d)
     before = noise - (noise.flatten(2) @ axis_of(d))[..., None].view(G, B, 1, 1, 1) * axis_of(d)
     torch.testing.assert_close(across, before, atol=1e-5, rtol=0)  # nothing else has moved
@@ -70,7 +76,9 @@ def test_leading_direction_of_two_answers_is_the_line_between_them():
     denoise = lambda x, sigma: posterior_mean(x, sigma, images)
     v = leading_directions(denoise, torch.tensor(10.0), (1, 4, 4), 1, streams(3))
     line = torch.nn.functional.normalize((images[:, 0] - images[:, 1]).flatten(1), dim=1)
-    torch.testing.assert_close((v[:, 0].flatten(1) * line).sum(1).abs(), torch.ones(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        (v[:, 0].flatten(1) * line).sum(1).abs(), torch.ones(3), atol=1e-4, rtol=0
+    )
 
 
 def test_kmedoids_keeps_one_of_each_cluster():
@@ -79,7 +87,10 @@ def test_kmedoids_keeps_one_of_each_cluster():
     points = (centres.repeat(4, 1) + near).view(1, 12, 1, 2)
     kept = points[0, kmedoids(points, 3)[0]].flatten(1)
     assert sorted(torch.cdist(kept, centres).argmin(1).tolist()) == [0, 1, 2]
-    assert kmedoids(torch.zeros(2, 6, 1, 2), 4).shape == (2, 4)  # fewer different samples than medoids
+    assert kmedoids(torch.zeros(2, 6, 1, 2), 4).shape == (
+        2,
+        4,
+    )  # fewer different samples than medoids
 
 
 def frames(*columns: int) -> torch.Tensor:
@@ -94,7 +105,9 @@ def no_doubt(sets, samples):
 
 
 def redraw(samples, draw, doubt=no_doubt, rounds=3):
-    return redraw_faulty(samples, draw, doubt, alike=iou, rounds=rounds, most_alike=0.3, most_doubt=2.0)
+    return redraw_faulty(
+        samples, draw, doubt, alike=iou, rounds=rounds, most_alike=0.3, most_doubt=2.0
+    )
 
 
 def test_redraw_replaces_repeats_and_nothing_else():
@@ -103,10 +116,15 @@ def test_redraw_replaces_repeats_and_nothing_else():
     def draw(sets, turn, others):
         asked.append((sets.tolist(), turn, others.shape[1]))
         return frames(6)[:, 0].expand(len(sets), 1, 8)
+
     samples = torch.cat([frames(0, 1, 1), frames(2, 3, 4)])
     out, redrawn = redraw(samples, draw)
-    assert asked == [([0], 0, 2)] and redrawn == 1  # the second set has no repeats, and one round was enough
-    assert sorted(out[0].flatten(1).argmax(1).tolist()) == [0, 1, 6] and torch.equal(out[1], samples[1])
+    assert (
+        asked == [([0], 0, 2)] and redrawn == 1
+    )  # the second set has no repeats, and one round was enough
+    assert sorted(out[0].flatten(1).argmax(1).tolist()) == [0, 1, 6] and torch.equal(
+        out[1], samples[1]
+    )
 
 
 def test_redraw_keeps_the_old_particle_where_the_new_one_is_no_better():

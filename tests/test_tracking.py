@@ -1,4 +1,5 @@
 """What Weights & Biases (offline) and TensorBoard hold after a run, read back from their files."""
+
 import json
 import os
 import signal
@@ -18,9 +19,40 @@ import train
 from config import TrackingSettings
 from conftest import ROOT
 
-SMALL = ["--digits", "embedded", "--channels", "[16]", "--blocks", "1", "--attention", "[]", "--patch_size", "4",
-         "--batch_size", "8", "--warmup", "2", "--log_every", "1", "--sample_every", "0", "--device", "cpu"]
-EXACT = ["--denoiser", "exact", "--digits", "embedded", "--num_sets", "3", "--num_steps", "4", "--device", "cpu"]
+SMALL = [
+    "--digits",
+    "embedded",
+    "--channels",
+    "[16]",
+    "--blocks",
+    "1",
+    "--attention",
+    "[]",
+    "--patch_size",
+    "4",
+    "--batch_size",
+    "8",
+    "--warmup",
+    "2",
+    "--log_every",
+    "1",
+    "--sample_every",
+    "0",
+    "--device",
+    "cpu",
+]
+EXACT = [
+    "--denoiser",
+    "exact",
+    "--digits",
+    "embedded",
+    "--num_sets",
+    "3",
+    "--num_steps",
+    "4",
+    "--device",
+    "cpu",
+]
 
 
 def records(folder):
@@ -35,7 +67,7 @@ def records(folder):
                 at += left
                 continue
             _, size, kind = struct.unpack_from("<IHB", data, at)
-            whole += data[at + 7:at + 7 + size]
+            whole += data[at + 7 : at + 7 + size]
             at += 7 + size
             if kind in (1, 4):
                 yield Record.FromString(whole)
@@ -45,7 +77,9 @@ def records(folder):
 def content(folder) -> dict:
     """{config, history: rows, summary, artifacts: {type: metadata}, ids, exits}"""
     found = dict(config={}, history=[], summary={}, artifacts={}, ids=[], exits=[])
-    items = lambda entries: {"/".join(entry.nested_key) or entry.key: json.loads(entry.value_json) for entry in entries}
+    items = lambda entries: {
+        "/".join(entry.nested_key) or entry.key: json.loads(entry.value_json) for entry in entries
+    }
     for record in records(folder):
         kind = record.WhichOneof("record_type")
         if kind == "run" and record.run.run_id not in found["ids"][-1:]:
@@ -57,7 +91,9 @@ def content(folder) -> dict:
         elif kind == "summary":
             found["summary"] |= items(record.summary.update)
         elif kind == "artifact":
-            found["artifacts"][record.artifact.type] = json.loads(record.artifact.metadata or "null")
+            found["artifacts"][record.artifact.type] = json.loads(
+                record.artifact.metadata or "null"
+            )
         elif kind == "exit":
             found["exits"].append(record.exit.exit_code)
     return found
@@ -77,18 +113,38 @@ def steps(accumulator, name: str) -> list[int]:
 def trained(tmp_path_factory):
     """A training that both services track."""
     folder = tmp_path_factory.mktemp("tracked")
-    train.main([*SMALL, "--iterations", "6", "--save_every", "4", "--sample_every", "3", "--wandb", "offline",
-                "--tensorboard", "true", "--outdir", str(folder)])
+    train.main(
+        [
+            *SMALL,
+            "--iterations",
+            "6",
+            "--save_every",
+            "4",
+            "--sample_every",
+            "3",
+            "--wandb",
+            "offline",
+            "--tensorboard",
+            "true",
+            "--outdir",
+            str(folder),
+        ]
+    )
     return folder
 
 
 def test_a_training_is_held_by_wandb(trained):
-    found, lines = content(trained), [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    found, lines = (
+        content(trained),
+        [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()],
+    )
     settings = yaml.safe_load((trained / "config.yaml").read_text())
     assert settings["wandb"] == "offline" and settings["tensorboard"] is True
     assert {key: found["config"][key] for key in settings} == settings
     assert [{key: row[key] for key in lines[0]} for row in found["history"]] == lines
-    pictures = {row["_step"]: row["samples/path"] for row in found["history"] if "samples/path" in row}
+    pictures = {
+        row["_step"]: row["samples/path"] for row in found["history"] if "samples/path" in row
+    }
     assert list(pictures) == [3, 6]
     for path in pictures.values():
         assert list((trained / "wandb").glob(f"offline-run-*/files/{path}"))
@@ -98,34 +154,70 @@ def test_a_training_is_held_by_wandb(trained):
 
 
 def test_a_training_is_held_by_tensorboard(trained):
-    found, lines = events(trained), [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
-    assert [event.value for event in found.Scalars("loss")] == pytest.approx([line["loss"] for line in lines])
+    found, lines = (
+        events(trained),
+        [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()],
+    )
+    assert [event.value for event in found.Scalars("loss")] == pytest.approx(
+        [line["loss"] for line in lines]
+    )
     assert [picture.step for picture in found.Images("samples")] == [3, 6]
-    text, = found.Tensors("config/text_summary")
+    (text,) = found.Tensors("config/text_summary")
     assert b"channels:\n- 16" in text.tensor_proto.string_val[0]
     assert any("hparams" in tag for tag in found.summary_metadata)
 
 
 def test_tracking_does_not_change_a_training(trained, tmp_path):
-    train.main([*SMALL, "--iterations", "6", "--save_every", "4", "--sample_every", "3", "--outdir", str(tmp_path)])
-    alone, tracked = (checkpoint.read_tensors(folder / "state.safetensors") for folder in (tmp_path, trained))
+    train.main(
+        [
+            *SMALL,
+            "--iterations",
+            "6",
+            "--save_every",
+            "4",
+            "--sample_every",
+            "3",
+            "--outdir",
+            str(tmp_path),
+        ]
+    )
+    alone, tracked = (
+        checkpoint.read_tensors(folder / "state.safetensors") for folder in (tmp_path, trained)
+    )
     assert all(torch.equal(alone[key], tracked[key]) for key in alone)
     assert not (tmp_path / "wandb").exists() and not list(tmp_path.glob("events*"))
 
 
 def test_resuming_goes_on_with_the_same_run_and_tells_nothing_twice(tmp_path):
     """Killed after 7 updates of which 4 were saved: 5, 6 and 7 are done again, not told again."""
-    argv = [*SMALL, "--iterations", "9", "--save_every", "4", "--wandb", "offline", "--tensorboard", "true"]
-    code = ("import os, sys, tracking, train\n"
-            "told = tracking.Tracker.curve\n"
-            "def curve(self, values, step):\n"
-            "    told(self, values, step)\n"
-            "    if step == 7:\n"
-            "        [service.close(1) for service in self.services]\n"  # so that all is on the disk
-            "        os._exit(9)\n"
-            "tracking.Tracker.curve = curve\n"
-            "train.main(sys.argv[1:])")
-    assert subprocess.run([sys.executable, "-c", code, *argv, "--outdir", str(tmp_path)], cwd=ROOT).returncode == 9
+    argv = [
+        *SMALL,
+        "--iterations",
+        "9",
+        "--save_every",
+        "4",
+        "--wandb",
+        "offline",
+        "--tensorboard",
+        "true",
+    ]
+    code = (
+        "import os, sys, tracking, train\n"
+        "told = tracking.Tracker.curve\n"
+        "def curve(self, values, step):\n"
+        "    told(self, values, step)\n"
+        "    if step == 7:\n"
+        "        [service.close(1) for service in self.services]\n"  # so that all is on the disk
+        "        os._exit(9)\n"
+        "tracking.Tracker.curve = curve\n"
+        "train.main(sys.argv[1:])"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code, *argv, "--outdir", str(tmp_path)], cwd=ROOT
+        ).returncode
+        == 9
+    )
     train.main(["--resume", str(tmp_path)])
     found = content(tmp_path)
     assert len(set(found["ids"])) == 1 and found["exits"] == [1, 0]
@@ -134,14 +226,19 @@ def test_resuming_goes_on_with_the_same_run_and_tells_nothing_twice(tmp_path):
 
 
 def test_an_evaluation_is_held_by_both(tmp_path):
-    evaluate.main([*EXACT, "--wandb", "offline", "--tensorboard", "true", "--outdir", str(tmp_path)])
+    evaluate.main(
+        [*EXACT, "--wandb", "offline", "--tensorboard", "true", "--outdir", str(tmp_path)]
+    )
     result, found = json.loads((tmp_path / "metrics.json").read_text()), content(tmp_path)
     settings = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    recorded = {key: value for key, value in settings.items() if not isinstance(value, float)}  # inf is a word there
+    recorded = {
+        key: value for key, value in settings.items() if not isinstance(value, float)
+    }  # inf is a word there
     assert {key: found["config"][key] for key in recorded} == recorded
     low, high = result["modes_found"]["ci95"]
     assert [found["summary"][f"modes_found{end}"] for end in ("", " low", " high")] == [
-        pytest.approx(value) for value in (result["modes_found"]["mean"], low, high)]
+        pytest.approx(value) for value in (result["modes_found"]["mean"], low, high)
+    ]
     assert any("samples/path" in row for row in found["history"])
     accumulated = events(tmp_path)
     assert accumulated.Scalars("final/modes_found low")[0].value == pytest.approx(low)
@@ -155,33 +252,60 @@ def test_an_evaluation_is_held_by_both(tmp_path):
 
 
 def test_an_experiment_is_held_as_one_table(tmp_path):
-    argv = ["--experiment", "e9", "--num_sets", "2", "--num_steps", "3", "--redraws", "0", "--device", "cpu",
-            "--outdir", str(tmp_path)]
+    argv = [
+        "--experiment",
+        "e9",
+        "--num_sets",
+        "2",
+        "--num_steps",
+        "3",
+        "--redraws",
+        "0",
+        "--device",
+        "cpu",
+        "--outdir",
+        str(tmp_path),
+    ]
     evaluate.main(argv)
     cells = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
     evaluate.main([*argv, "--wandb", "offline", "--tensorboard", "true"])
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()} == cells  # none ran again
+    assert {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()
+    } == cells  # none ran again
     found, results = content(tmp_path), json.loads((tmp_path / "results.json").read_text())
-    path, = {row["cells/path"] for row in found["history"] if "cells/path" in row}
-    stored, = (tmp_path / "wandb").glob(f"offline-run-*/files/{path}")
+    (path,) = {row["cells/path"] for row in found["history"] if "cells/path" in row}
+    (stored,) = (tmp_path / "wandb").glob(f"offline-run-*/files/{path}")
     table = json.loads(stored.read_text())
     rows = [dict(zip(table["columns"], values)) for values in table["data"]]
     assert len(rows) == len(results["rows"]) == 28
     for row, cell in zip(rows, results["rows"]):
         mean = cell["result"]["modes_found"]
         assert {key: row[key] for key in cell["cell"]} == cell["cell"]
-        assert [row["modes_found"], row["modes_found low"], row["modes_found high"]] == [mean["mean"], *mean["ci95"]]
+        assert [row["modes_found"], row["modes_found low"], row["modes_found high"]] == [
+            mean["mean"],
+            *mean["ci95"],
+        ]
     assert any("samples/path" in row for row in found["history"])
     accumulated = events(tmp_path)
-    assert b"| modes found |" in accumulated.Tensors("cells/text_summary")[0].tensor_proto.string_val[0]
+    assert (
+        b"| modes found |"
+        in accumulated.Tensors("cells/text_summary")[0].tensor_proto.string_val[0]
+    )
     assert len(accumulated.Images("samples")) == 1
 
 
 def test_libraries_are_imported_only_when_asked_for(tmp_path):
-    code = ("import sys, train; train.main(sys.argv[1:])\n"
-            "print('wandb' in sys.modules, 'tensorboard' in sys.modules)")
-    out = subprocess.run([sys.executable, "-c", code, *SMALL, "--iterations", "1", "--outdir", str(tmp_path)], cwd=ROOT,
-                         capture_output=True, text=True, check=True)
+    code = (
+        "import sys, train; train.main(sys.argv[1:])\n"
+        "print('wandb' in sys.modules, 'tensorboard' in sys.modules)"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code, *SMALL, "--iterations", "1", "--outdir", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert out.stdout == "False False\n"
 
 
@@ -191,11 +315,21 @@ def test_only_the_first_process_tracks(tmp_path, monkeypatch):
     assert tracker.services == [] and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("flags, library", [(["--wandb", "offline"], "wandb"),
-                                            (["--tensorboard", "true"], "tensorboard")])
-@pytest.mark.parametrize("main, argv", [(train.main, SMALL), (evaluate.main, EXACT)], ids=["train", "evaluate"])
-def test_a_library_that_is_missing_is_named(flags, library, main, argv, tmp_path, refused, monkeypatch):
-    for name in [name for name in sys.modules if name.split(".")[0] == library or name.startswith("torch.utils.tens")]:
+@pytest.mark.parametrize(
+    "flags, library",
+    [(["--wandb", "offline"], "wandb"), (["--tensorboard", "true"], "tensorboard")],
+)
+@pytest.mark.parametrize(
+    "main, argv", [(train.main, SMALL), (evaluate.main, EXACT)], ids=["train", "evaluate"]
+)
+def test_a_library_that_is_missing_is_named(
+    flags, library, main, argv, tmp_path, refused, monkeypatch
+):
+    for name in [
+        name
+        for name in sys.modules
+        if name.split(".")[0] == library or name.startswith("torch.utils.tens")
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, library, None)
     line = refused(main, [*argv, *flags, "--outdir", str(tmp_path)])
@@ -205,11 +339,28 @@ def test_a_library_that_is_missing_is_named(flags, library, main, argv, tmp_path
 def test_wandb_that_cannot_start_is_one_line(tmp_path):
     """Without a key, and without a folder to write to."""
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    out = subprocess.run([sys.executable, str(ROOT / "evaluate.py"), *EXACT, "--wandb", "online", "--outdir",
-                          str(tmp_path / "run")], env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    out = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "evaluate.py"),
+            *EXACT,
+            "--wandb",
+            "online",
+            "--outdir",
+            str(tmp_path / "run"),
+        ],
+        env=env,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
     assert out.returncode == 2 and out.stdout == ""
-    line, = out.stderr.strip().splitlines()
-    assert "wandb: got 'online'" in line and "wandb login" in line and not (tmp_path / "run" / "metrics.json").exists()
+    (line,) = out.stderr.strip().splitlines()
+    assert (
+        "wandb: got 'online'" in line
+        and "wandb login" in line
+        and not (tmp_path / "run" / "metrics.json").exists()
+    )
 
 
 def test_a_service_that_fails_later_is_left_out(tmp_path, capsys):
@@ -227,26 +378,60 @@ def test_a_service_that_fails_later_is_left_out(tmp_path, capsys):
 
 def test_a_training_outlives_the_process_that_tracks_it(tmp_path):
     """wandb's own process is killed under a training that goes on to its end."""
-    code = ("import os, psutil, signal, sys, tracking, train\n"
-            "told = tracking.Tracker.curve\n"
-            "def curve(self, values, step):\n"
-            "    told(self, values, step)\n"
-            "    if step == 3:\n"
-            "        [child.kill() for child in psutil.Process().children(recursive=True)]\n"
-            "tracking.Tracker.curve = curve\n"
-            "train.main(sys.argv[1:])")
+    code = (
+        "import os, psutil, signal, sys, tracking, train\n"
+        "told = tracking.Tracker.curve\n"
+        "def curve(self, values, step):\n"
+        "    told(self, values, step)\n"
+        "    if step == 3:\n"
+        "        [child.kill() for child in psutil.Process().children(recursive=True)]\n"
+        "tracking.Tracker.curve = curve\n"
+        "train.main(sys.argv[1:])"
+    )
     # Not the process of the runs before, in this one.
     env = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
-    out = subprocess.run([sys.executable, "-c", code, *SMALL, "--iterations", "400", "--wandb", "offline", "--outdir",
-                          str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120, env=env)
+    out = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            code,
+            *SMALL,
+            "--iterations",
+            "400",
+            "--wandb",
+            "offline",
+            "--outdir",
+            str(tmp_path),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=env,
+    )
     assert out.returncode == 0 and "WARNING: WandB failed" in out.stderr
     assert checkpoint.read_metadata(tmp_path / "state.safetensors")["iteration"] == 400
 
 
 def test_a_training_that_is_stopped_ends_its_run_as_such(tmp_path):
-    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *SMALL, "--iterations", "100000", "--wandb",
-                                "offline", "--outdir", str(tmp_path)], stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "metrics.jsonl").is_file() or not (tmp_path / "metrics.jsonl").read_text():
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            str(ROOT / "train.py"),
+            *SMALL,
+            "--iterations",
+            "100000",
+            "--wandb",
+            "offline",
+            "--outdir",
+            str(tmp_path),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while (
+        not (tmp_path / "metrics.jsonl").is_file() or not (tmp_path / "metrics.jsonl").read_text()
+    ):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)

@@ -6,7 +6,18 @@ from PIL import Image
 import evaluate
 import visualize
 
-EXACT = ["--denoiser", "exact", "--digits", "embedded", "--num_sets", "2", "--num_steps", "6", "--device", "cpu"]
+EXACT = [
+    "--denoiser",
+    "exact",
+    "--digits",
+    "embedded",
+    "--num_sets",
+    "2",
+    "--num_steps",
+    "6",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +44,9 @@ def test_trajectory_of_a_set(finished):
 
 @pytest.mark.parametrize("dataset", ["centered", "free", "circle_jumping", "horizontal"])
 def test_dataset_of_every_world(dataset, tmp_path):
-    visualize.main(["dataset", "--dataset", dataset, "--digits", "embedded", "--out", str(tmp_path / "d.png")])
+    visualize.main(
+        ["dataset", "--dataset", dataset, "--digits", "embedded", "--out", str(tmp_path / "d.png")]
+    )
     assert drawn(tmp_path / "d.png") > 0.1
 
 
@@ -43,12 +56,26 @@ def test_schedule(tmp_path):
 
 
 def test_sets_that_do_not_exist_are_refused(finished, refused):
-    assert "set: got 2; accepted: 0 to 1" in refused(visualize.main, ["trajectory", str(finished), "--set", "2"])
+    assert "set: got 2; accepted: 0 to 1" in refused(
+        visualize.main, ["trajectory", str(finished), "--set", "2"]
+    )
 
 
 def test_points_of_the_mixture(tmp_path, refused, capsys):
-    evaluate.main(["--dataset", "mixture", "--denoiser", "exact", "--num_sets", "3", "--batch_size", "10",
-                   "--outdir", str(tmp_path)])
+    evaluate.main(
+        [
+            "--dataset",
+            "mixture",
+            "--denoiser",
+            "exact",
+            "--num_sets",
+            "3",
+            "--batch_size",
+            "10",
+            "--outdir",
+            str(tmp_path),
+        ]
+    )
     assert drawn(tmp_path / "samples.png") > 0.1
     visualize.main(["samples", str(tmp_path), "--out", str(tmp_path / "again.png")])
     assert (imread(tmp_path / "again.png") == imread(tmp_path / "samples.png")).all()
@@ -67,12 +94,15 @@ def test_every_world_of_frames_has_a_sheet(tmp_path, refused, capsys):
 
 def test_the_animation_ends_with_the_samples(finished, tmp_path):
     """Every step of the sampler, then the samples, framed in colours that the steps do not have."""
-    visualize.main(["animation", str(finished), str(finished), "--set", "1", "--out", str(tmp_path / "a.gif")])
+    visualize.main(
+        ["animation", str(finished), str(finished), "--set", "1", "--out", str(tmp_path / "a.gif")]
+    )
 
     def coloured(gif, n: int) -> int:
         gif.seek(n)
         levels = np.array(gif.convert("RGB")).astype(int)
         return int((levels.max(-1) - levels.min(-1) > 60).sum())
+
     with Image.open(tmp_path / "a.gif") as gif:
         assert gif.n_frames >= 7  # six steps; the same frame again may be stored once
         assert coloured(gif, gif.n_frames - 1) > 100 and coloured(gif, 2) == 0
