@@ -34,14 +34,24 @@ if not TYPE_CHECKING:  # not the other way round: jsonargparse runs the body of 
     NonNegative = restricted_number_type("NonNegative", float, [(">=", 0), ("<", math.inf)])
     Many = List
 else:  # a type checker cannot follow types that are made at run time
-    from builtins import float as ClosedUnitInterval, float as LogSigma, float as NonNegative
+    from builtins import float as ClosedUnitInterval
+    from builtins import float as LogSigma
+    from builtins import float as NonNegative
     from builtins import (
         float as NonNegativeFloat,
+    )
+    from builtins import (
         float as Positive,
+    )
+    from builtins import (
         float as PositiveFloat,
+    )
+    from builtins import (
         float as Sigma,
     )
-    from builtins import int as Count, int as CountOrZero, int as Seed
+    from builtins import int as Count
+    from builtins import int as CountOrZero
+    from builtins import int as Seed
     from typing import Sequence as Many  # lists where they were given, but tuples as defaults
 
     from _typeshed import DataclassInstance
@@ -387,24 +397,3 @@ def _plain(value: Any) -> Any:
 def as_yaml(values: dict[str, Any]) -> str:
     """A record as config.yaml holds it."""
     return yaml.safe_dump(values, sort_keys=False)
-
-
-def pick_device(name: str):
-    """torch.device for "auto", "cpu" or "cuda". Raises SettingError where there is no CUDA."""
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        reject("device", name, "cpu or auto on a machine without a CUDA GPU")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def use_bfloat16(precision: str, device) -> bool:
-    """Whether the network runs in bfloat16 autocast."""
-    import torch
-
-    return (
-        precision == "bfloat16"
-        or precision == "auto"
-        and device.type == "cuda"
-        and torch.cuda.is_bf16_supported()
-    )

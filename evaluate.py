@@ -41,7 +41,7 @@ from config import (
     record,
     reject,
 )
-from results import source_of
+from records import source_of
 
 GROUPS: tuple[type, ...] = (
     EvaluateSettings,
@@ -157,7 +157,7 @@ def check(settings: dict[type, Any], trained: dict, offered: str) -> None:
 def setup(argv: list[str] | None = None):
     """The Evaluation that a command line describes. Raises SettingError or FileNotFoundError."""
     settings, path = parse(argv)
-    from evaluation import make_evaluation
+    from set_sampler import make_evaluation
 
     return make_evaluation(settings, path)
 
@@ -216,7 +216,8 @@ def write(job, samples, modes, result: dict, outdir: Path) -> None:
     """The four files of an evaluation. samples (G, B, H, W) in [0, 1], modes (G, B) int64 or None. Raises OSError."""
     import numpy as np
 
-    from figures import result_sheet, save
+    from charts import save
+    from sheets import result_sheet
 
     arrays = arrays_of(job, samples, modes)
     np.savez_compressed(

@@ -99,7 +99,7 @@ def run_cell(settings: dict[type, Any], path: Path | None, outdir: Path) -> dict
     cell = outdir / "cells" / f"{name}.json"
     if not cell.is_file():
         cell.parent.mkdir(parents=True, exist_ok=True)
-        from evaluation import make_evaluation
+        from set_sampler import make_evaluation
 
         result = evaluate.run(make_evaluation(settings, path), progress=False)[2]
         temporary = cell.with_suffix(f".{os.getpid()}.tmp")

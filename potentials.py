@@ -21,7 +21,6 @@ from typing import Callable, Protocol
 import torch
 from torch import Tensor
 
-
 MEDIAN_OF = 2**20
 
 

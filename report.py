@@ -19,10 +19,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 from torch import Tensor
 
+from charts import COLOURS
 from config import WorldSettings, record
-from data_loader import Mixture
-from figures import COLOURS, new_colours
-from results import method_of, source_of
+from records import method_of, source_of
+from sheets import new_colours
+from worlds import Mixture
 
 SETS_SHOWN = 16  # others unfold
 LABELS = dict(  # what is known best comes first; numbers that are not here go by their own names

@@ -11,7 +11,7 @@ Karras et al. 2022, arXiv 2206.00364: schedule, equation 5; sampler, algorithm 2
 from __future__ import annotations
 
 import math
-from typing import Callable, Sequence
+from typing import Callable
 
 import torch
 from torch import Tensor
@@ -35,34 +35,6 @@ def karras_sigmas(num_steps: int, sigma_min: float, sigma_max: float, rho: float
     ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
     top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return append_zero((top + ramp * (bottom - top)) ** rho)
-
-
-class SetNoise:
-    """Standard normal noise in which every set has its own stream: what set g gets depends
-    on (seed, its index) alone, not on its neighbours, the chunks, or the device.
-
-    Call: () -> (G, B, C, H, W) float32 on `device`.
-    """
-
-    def __init__(
-        self, seed: int, sets: Sequence[int], shape: tuple[int, ...], device="cpu", stream: int = 1
-    ):
-        self.generators = [set_generator(seed, int(index), stream) for index in sets]
-        self.shape, self.device = shape, device
-
-    def __call__(self) -> Tensor:
-        noise = torch.stack([torch.randn(self.shape, generator=g) for g in self.generators])
-        return noise.to(self.device, non_blocking=True)
-
-
-def set_generator(seed: int, index: int, stream: int = 0, device="cpu") -> torch.Generator:
-    """The generator of set (or training iteration) `index` under `seed`. Streams do not
-    overlap: 0 draws worlds, 1 sampling noise, 2 training batches, 3 sigma_data; evaluation.py has more."""
-    # splitmix64's multipliers keep neighbouring (seed, index, stream) far apart.
-    mixed = (
-        seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB
-    ) % 2**63
-    return torch.Generator(device).manual_seed(mixed)
 
 
 def edm_sampler(

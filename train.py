@@ -36,7 +36,6 @@ from config import (
     WorldSettings,
     as_yaml,
     build,
-    pick_device,
     record,
     reject,
 )
@@ -55,8 +54,10 @@ def sample_sheet(training, path: Path) -> None:
     """Four i.i.d. sets of eight from the EMA weights: a glance at how far the training is."""
     import torch
 
-    from figures import sample_sheet as draw, save
-    from sampler import SetNoise, edm_sampler, karras_sigmas, set_generator
+    from charts import save
+    from noise import SetNoise, set_generator
+    from sampler import edm_sampler, karras_sigmas
+    from sheets import sample_sheet as draw
 
     windows = training.world.windows(4, set_generator(training.seed, 0, device=training.device))
     cond, _ = windows.split(training.world.num_cond_frames)
@@ -175,7 +176,7 @@ def last_state(folder: Path) -> Path | None:
     """The newest state of a run that is whole, None before its first; says so if it is not the last one.
     Raises SettingError."""
     import checkpoint
-    from training import PREVIOUS, STATE
+    from training_loop import PREVIOUS, STATE
 
     states = [folder / name for name in (STATE, PREVIOUS) if (folder / name).exists()]
     if not states and not (folder / "config.yaml").is_file():
@@ -241,10 +242,12 @@ def setup(argv: list[str] | None):
     import torch.distributed as dist
 
     from data_loader import make_world
-    from training import STATE, Training
+    from training_loop import STATE, Training
 
     world_settings, digits, model, settings, run_settings, _ = groups
     everything = record(*groups)
+    from devices import pick_device
+
     device = pick_device(run_settings.device)
     if "RANK" in os.environ:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -253,7 +256,7 @@ def setup(argv: list[str] | None):
             torch.cuda.set_device(device)
     world: Any
     if world_settings.dataset == "frames":
-        from frames import load_frames
+        from frame_files import load_frames
 
         world = load_frames(world_settings, "train").to(device)
     else:
@@ -318,7 +321,7 @@ def begin(training, outdir: Path, everything: dict) -> tracking.Tracker:
 
 def train(training, outdir: Path, tracker: tracking.Tracker) -> None:
     """Run it to its end, or to what stops it: exit codes 128 + signal, and 1 for a full disk or divergence."""
-    from training import STATE, Diverged
+    from training_loop import STATE, Diverged
 
     try:
         with Interruption(training.rank == 0) as interruption:

@@ -36,7 +36,7 @@ from config import (
     build,
     reject,
 )
-from results import experiment_of, finished, label, named, rows_of, run_file
+from records import experiment_of, finished, label, named, rows_of, run_file
 
 
 @dataclass
@@ -119,7 +119,7 @@ class Schedules:
 
 def samples(args: Namespace):
     """samples.png again, from samples.npz and metrics.json"""
-    from figures import result_sheet
+    from sheets import result_sheet
 
     return result_sheet(*finished(args.run)), Path(args.run) / "samples.png"
 
@@ -128,7 +128,7 @@ def trajectory(args: Namespace):
     """x_n and D(x_n) of one set over the denoising steps, sampled again as the run did"""
     import torch
 
-    from figures import trajectory as draw
+    from sheets import trajectory as draw
 
     job = again(args.run, args.set)
     if job.world.dataset == "mixture":
@@ -151,7 +151,7 @@ def animation(args: Namespace):
     """x_n and D(x_n) of one set of each evaluation over the denoising steps, a GIF (sampled again, without redraws)"""
     import torch
 
-    from figures import denoising
+    from sheets import denoising
 
     runs = {}
     for run in args.run:
@@ -177,10 +177,11 @@ def animation(args: Namespace):
 
 def dataset(args: Namespace):
     """sequences of a world, with the way of each digit and the frames of random choices"""
-    from data_loader import World, load_digits, make_world
-    from figures import world_sheet
-    from frames import Frames, load_frames
-    from sampler import set_generator
+    from data_loader import load_digits, make_world
+    from frame_files import Frames, load_frames
+    from noise import set_generator
+    from sheets import world_sheet
+    from worlds import World
 
     settings, digits = build(WorldSettings, args), build(DigitSettings, args)
     if digits.digits == "both":
@@ -214,7 +215,7 @@ def dataset(args: Namespace):
 
 def schedule(args: Namespace):
     """noise levels over the steps for several rho, and those of the training"""
-    from figures import schedules
+    from charts import schedules
     from sampler import karras_sigmas
 
     curves = {}
@@ -227,7 +228,7 @@ def schedule(args: Namespace):
 
 def heatmap(args: Namespace):
     """a number over the grid of an experiment, one panel per kernel or model"""
-    from figures import heatmap as draw
+    from charts import heatmap as draw
 
     rows, title = experiment_of(args.run)
     if len(rows[0]["cell"]) < 2:
@@ -241,7 +242,7 @@ def heatmap(args: Namespace):
 
 def prior(args: Namespace):
     """shares of samples that go right against the priors of the training (e8)"""
-    from figures import prior as draw
+    from charts import prior as draw
 
     rows, title = experiment_of(args.run)
     if rows[0]["result"]["dataset"] != "horizontal" or "sampler" not in rows[0]["cell"]:
@@ -251,7 +252,7 @@ def prior(args: Namespace):
 
 def frontier(args: Namespace):
     """modes found against quality, a curve per method (e10)"""
-    from figures import frontier as draw
+    from charts import frontier as draw
 
     rows, title = experiment_of(args.run)
     if "method" not in rows[0]["cell"] or not rows[0]["result"]["quality"]:
@@ -263,8 +264,8 @@ def norms(args: Namespace):
     """distances inside a set and its drifts per step, sampled again"""
     import torch
 
+    from charts import norms as draw
     from evaluate import setup
-    from figures import norms as draw
 
     traces = {}
     for row in tqdm(rows_of(args.run), unit="cell", disable=None):
@@ -279,7 +280,7 @@ def strip(args: Namespace):
     import torch
 
     from evaluate import setup
-    from figures import sample_sheet
+    from sheets import sample_sheet
 
     rows, given, sets, modes, notes = rows_of(args.run), [], [], [], []
     for row in tqdm(rows, unit="cell", disable=None):
@@ -306,7 +307,7 @@ def mean(args: Namespace):
     import torch
 
     from evaluate import setup
-    from figures import mean_sheet
+    from sheets import mean_sheet
 
     row = rows_of(args.run)[0]
     job, result = setup(row["flags"]), row["result"]
@@ -331,8 +332,8 @@ def umap(args: Namespace):
     import numpy as np
     import torch
 
+    from charts import umap_sheet
     from evaluate import setup
-    from figures import umap_sheet
 
     rows, kept = rows_of(args.run), Path(args.run) / "umap.npz"
     if rows[0]["result"]["task"] != "unconditional":
@@ -341,8 +342,8 @@ def umap(args: Namespace):
         from umap import UMAP
 
         import checkpoint
-        from classifier import centred
         from metrics import recognise, without_background
+        from train_classifier import centred
 
         judge, sets, modes = checkpoint.load_classifier("judge"), [], []
         for row in tqdm(rows, unit="cell", desc="sets", disable=None):
@@ -457,7 +458,7 @@ def draw(argv: list[str] | None) -> Path:
         if isinstance(drawn, str):
             path.write_text(drawn, encoding="utf-8")
         else:
-            from figures import save
+            from charts import save
 
             save(drawn, path)
     except (SettingError, FileNotFoundError, ValueError, OSError) as error:

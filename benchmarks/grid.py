@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import measure  # noqa: E402
+
 from command_line import make_parser  # noqa: E402
 from config import Count  # noqa: E402
 

@@ -103,9 +103,9 @@ def main(argv: list[str] | None = None) -> None:
         fail(str(error))
     (outdir / "guidance.json").write_text(json.dumps(experiments.brief(rows), indent=1))
     (outdir / "guidance.md").write_text(markdown(rows))
-    import figures
+    import charts
 
-    figures.save(figures.frontier(rows), outdir / "guidance.png")
+    charts.save(charts.frontier(rows), outdir / "guidance.png")
     print(f"written to {outdir}")
 
 

@@ -18,8 +18,10 @@ from typing import Any, Callable, Literal
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import measure  # noqa: E402
+
 from command_line import make_parser  # noqa: E402
-from config import Count, pick_device  # noqa: E402
+from config import Count  # noqa: E402
+from devices import pick_device  # noqa: E402
 
 
 @dataclass

@@ -17,6 +17,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import measure  # noqa: E402
+
 from command_line import make_parser  # noqa: E402
 from config import Count, Many, WorldSettings  # noqa: E402
 
@@ -71,7 +72,7 @@ def farthest(images, count: int) -> list[int]:
 
 
 def medoids(images, count: int) -> list[int]:
-    from sets import kmedoids
+    from selection import kmedoids
 
     return kmedoids(images[None], count)[0].tolist()
 

@@ -18,6 +18,7 @@ from typing import Optional
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import measure  # noqa: E402
+
 from command_line import make_parser  # noqa: E402
 from config import Count, Many  # noqa: E402
 

@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import measure  # noqa: E402
+
 from command_line import make_parser  # noqa: E402
 from config import Count  # noqa: E402
 

@@ -18,8 +18,10 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import measure  # noqa: E402
+
 from command_line import make_parser  # noqa: E402
-from config import Count, pick_device  # noqa: E402
+from config import Count  # noqa: E402
+from devices import pick_device  # noqa: E402
 
 SAME_BATCH = {
     "accumulate 4": (1, ["--accumulate", "4"]),

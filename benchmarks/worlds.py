@@ -17,8 +17,10 @@ from typing import Any, Callable, Literal
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import measure  # noqa: E402
+
 from command_line import make_parser  # noqa: E402
-from config import Count, Dataset, WorldSettings, pick_device  # noqa: E402
+from config import Count, Dataset, WorldSettings  # noqa: E402
+from devices import pick_device  # noqa: E402
 
 CONFIGS: dict[Dataset, str] = {
     "circle_jumping": "circle_jumping_small",

@@ -91,7 +91,8 @@ class BuildSettings:
 def draw(name: str, flags: list[str], data_root: str) -> None:
     """One picture: three sets by one method."""
     import evaluate
-    from figures import result_sheet, save
+    from charts import save
+    from sheets import result_sheet
 
     flags = flags if name == "mixture" else [*flags, "--num_sets", "3", "--seed", "2"]
     job = evaluate.setup([*flags, "--data_root", data_root])

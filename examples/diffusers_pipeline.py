@@ -246,8 +246,9 @@ def run(settings: ExampleSettings, pipe: DDIMPipeline) -> dict[str, Tensor]:
 
 def main(argv: list[str] | None = None) -> None:
     """Train, sample by every route, print how many of the eight places each set shows, draw three sets of each."""
-    from figures import sample_sheet, save
+    from charts import save
     from metrics import expected_modes_iid, mean_interval
+    from sheets import sample_sheet
 
     parser = make_parser(ExampleSettings, description=__doc__.split("\n")[0])
     settings = build(ExampleSettings, parser.parse_args(argv))

@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from conftest import ROOT
 
 import experiments
-from conftest import ROOT
 
 
 def load(name: str):

@@ -2,14 +2,14 @@ import pytest
 import torch
 
 import checkpoint
-import classifier
+import train_classifier
 from data_loader import load_digits
 from metrics import recognise, without_background
 
 
 def test_training_learns_and_the_file_says_what_it_measured(tmp_path, digits, capsys):
     path = tmp_path / "small.safetensors"
-    classifier.main(
+    train_classifier.main(
         [
             "--digits",
             "embedded",
@@ -34,8 +34,8 @@ def test_training_learns_and_the_file_says_what_it_measured(tmp_path, digits, ca
 
 
 def test_distortion_moves_little_and_keeps_the_range(digits):
-    frames = classifier.centred(digits, 32)[:64, None]
-    out = classifier.distort(frames, torch.Generator().manual_seed(0))
+    frames = train_classifier.centred(digits, 32)[:64, None]
+    out = train_classifier.distort(frames, torch.Generator().manual_seed(0))
     assert out.shape == frames.shape and out.min() >= 0 and out.max() <= 1
     change = (out - frames).flatten(1).norm(dim=1) / frames.flatten(1).norm(dim=1)
     assert change.min() > 0.01 and change.mean() < 0.9
@@ -45,7 +45,7 @@ def test_distortion_moves_little_and_keeps_the_range(digits):
 def test_shipped_classifiers_reach_their_figure(role, mnist_root):
     """On all 10,000 test digits, 16 px in frames of 32."""
     test = load_digits("mnist", "test", size=16, data_root=mnist_root)
-    assert classifier.accuracy(checkpoint.load_classifier(role), test, 32, "cpu") >= 0.995
+    assert train_classifier.accuracy(checkpoint.load_classifier(role), test, 32, "cpu") >= 0.995
 
 
 def test_shipped_classifiers_are_two_different_ones():
@@ -54,7 +54,7 @@ def test_shipped_classifiers_are_two_different_ones():
 
 
 def test_background_goes_and_the_digit_stays(digits):
-    frames = classifier.centred(digits, 32)[:20]
+    frames = train_classifier.centred(digits, 32)[:20]
     grey = 0.1 + 0.9 * frames
     clean = without_background(grey[None])[0]
     assert (clean[frames == 0] == 0).all() and torch.equal(clean[frames > 0.8], grey[frames > 0.8])

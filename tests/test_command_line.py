@@ -15,11 +15,11 @@ import time
 import numpy as np
 import pytest
 import yaml
+from conftest import ROOT
 
 import evaluate
 import train
 import visualize
-from conftest import ROOT
 
 SCRIPTS = ["train.py", "evaluate.py", "visualize.py"]
 EXACT = [

@@ -3,13 +3,13 @@ import sys
 
 import pytest
 import yaml
+from conftest import ROOT
 
 import evaluate
 import train
 import visualize
 from command_line import make_parser
 from config import GuidanceSettings, SettingError, WorldSettings, build, record
-from conftest import ROOT
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from config import SettingError, WorldSettings
-from data_loader import DIRECTIONS, load_digits, render
+from data_loader import load_digits
 from metrics import centroid
+from worlds import DIRECTIONS, render
 
 WORLDS = [
     dict(dataset="centered"),

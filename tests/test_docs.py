@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch
 import yaml
+from conftest import ROOT
 
 import evaluate
-from conftest import ROOT
 from potentials import POTENTIALS, Bandwidth
 
 PAGES = [
@@ -180,8 +180,8 @@ def test_the_tour_is_what_its_commands_print():
 def test_every_flag_in_the_documentation_exists(path):
     import train
     from command_line import make_parser
-    from classifier import ClassifierSettings
     from config import ExperimentSettings
+    from train_classifier import ClassifierSettings
 
     known = {
         option

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import ROOT
 
 import evaluate
-import evaluation
-from conftest import ROOT
+import set_sampler
 
 EXACT = ["--denoiser", "exact", "--digits", "embedded", "--device", "cpu"]
 
 
-def job(*argv: str) -> evaluation.Evaluation:
+def job(*argv: str) -> set_sampler.Evaluation:
     return evaluate.setup([*EXACT, *map(str, argv)])
 
 
@@ -166,12 +166,12 @@ def test_little_memory_means_more_calls_and_the_same_sets(tiny_model, monkeypatc
     ]
     run = evaluate.setup(argv)
     together, calls = run.sample_all(progress=False), run.particles_per_call()
-    each = evaluation.kept_bytes(run.bind(torch.tensor([0])), torch.zeros(1, 1, *run.shape))
+    each = set_sampler.kept_bytes(run.bind(torch.tensor([0])), torch.zeros(1, 1, *run.shape))
     assert calls >= 20 and each > 100_000  # all sets at once; a dozen feature maps
-    monkeypatch.setattr(evaluation, "free_memory", lambda device: 12 * each)
+    monkeypatch.setattr(set_sampler, "free_memory", lambda device: 12 * each)
     assert 4 <= run.particles_per_call() < 20
     torch.testing.assert_close(run.sample_all(progress=False), together, atol=1e-4, rtol=0)
-    monkeypatch.setattr(evaluation, "free_memory", lambda device: 0)
+    monkeypatch.setattr(set_sampler, "free_memory", lambda device: 0)
     assert run.particles_per_call() == 1
 
 

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 from torch import nn
 
-from conftest import ROOT
 from model import posterior_mean
 
 pytest.importorskip("diffusers")

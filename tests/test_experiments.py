@@ -5,12 +5,12 @@ import sys
 
 import pytest
 import yaml
+from conftest import ROOT
 from matplotlib.image import imread
 
 import evaluate
 import experiments
 import visualize
-from conftest import ROOT
 
 NAMES = [f"e{i}" for i in range(1, 11)]
 

@@ -12,11 +12,11 @@ import time
 
 import pytest
 import torch
+from conftest import ROOT
 
 import checkpoint
 import evaluate
 import train
-from conftest import ROOT
 
 SMALL = [
     "--digits",

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 
 import evaluate
 import train
-from conftest import ROOT
 from config import SettingError, WorldSettings
-from frames import load_frames
+from frame_files import load_frames
 from metrics import hm_iou, judge_answers
 
 BLOBS = ROOT / "examples" / "blobs.npz"

@@ -6,8 +6,9 @@ import torch
 from guidance import Cads, ParticleGuidance, Reference, Spell
 from metrics import mixture_modes, mode_metrics
 from model import posterior_mean
+from noise import SetNoise
 from potentials import POTENTIALS, RBF, Bandwidth
-from sampler import SetNoise, edm_sampler, karras_sigmas
+from sampler import edm_sampler, karras_sigmas
 
 KERNELS = sorted(POTENTIALS)
 

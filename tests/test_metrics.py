@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from data_loader import DIRECTIONS
 from metrics import (
     centroid,
     displacement,
@@ -22,6 +21,7 @@ from metrics import (
     proportion,
     quality_score,
 )
+from worlds import DIRECTIONS
 
 
 def test_centroid_of_one_pixel_and_of_nothing():

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from model import posterior_mean
-from sampler import SetNoise, edm_sampler, karras_sigmas, set_generator
+from noise import SetNoise, set_generator
+from sampler import edm_sampler, karras_sigmas
 
 
 def gaussian_denoiser(mean: float, sd: float):

@@ -6,8 +6,8 @@ from scipy import stats
 
 from metrics import iou
 from model import posterior_mean
-from sampler import set_generator
-from sets import antithetic, kmedoids, leading_directions, redraw_faulty, simplex, stratified
+from noise import antithetic, leading_directions, set_generator, simplex, stratified
+from selection import kmedoids, redraw_faulty
 
 
 def streams(n: int) -> list[torch.Generator]:

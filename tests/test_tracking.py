@@ -11,13 +11,13 @@ import time
 import pytest
 import torch
 import yaml
+from conftest import ROOT
 
 import checkpoint
 import evaluate
 import tracking
 import train
 from config import TrackingSettings
-from conftest import ROOT
 
 SMALL = [
     "--digits",

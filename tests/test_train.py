@@ -5,10 +5,10 @@ import sys
 
 import pytest
 import torch
+from conftest import ROOT
 
 import checkpoint
 import train
-from conftest import ROOT
 
 SMALL = [
     "--digits",

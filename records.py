@@ -20,7 +20,7 @@ def finished(run: str) -> tuple[dict, dict]:
     """(the arrays of samples.npz as tensors, the record in metrics.json) of an evaluation. Raises SettingError."""
     import torch
 
-    from frames import read_npz
+    from frame_files import read_npz
 
     result = json.loads(run_file(run, "metrics.json").read_text())
     if not isinstance(result, dict) or "settings" not in result:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from config import WorldSettings, reject
-from data_loader import Sequences
+from worlds import Sequences
 
 EVERY = 5  # one sequence of so many is for testing
 

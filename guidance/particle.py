@@ -20,22 +20,13 @@ Sets are (G, B, C, H, W) with images in [-1, 1]. The rivals are here on the same
 from __future__ import annotations
 
 import math
-from typing import Any, Callable
+from typing import Callable
 
 import torch
 from torch import Tensor
 
-from potentials import Potential, cosine_share, squared_distances, weighted_differences
-
-Denoiser = Callable[[Tensor, Tensor], Tensor]  # denoise(x, sigma) -> x0, as in sampler.py
-
-
-LARGEST = 1e8  # of a guided denoiser's pixels: far beyond any image, and its square still fits into float32
-
-
-def finite(denoised: Tensor) -> Tensor:
-    """What absurd strengths cannot turn into infinities, but leave plain to see: any shape, within +-LARGEST."""
-    return denoised.nan_to_num(nan=LARGEST).clamp(-LARGEST, LARGEST)
+from guidance.base import LARGEST, Denoiser, finite
+from potentials import Potential, cosine_share
 
 
 class ParticleGuidance:
@@ -130,87 +121,3 @@ class ParticleGuidance:
             each = push.flatten(2).norm(dim=-1)[:, :, None, None, None]
             push = push * (self.cap * drift / each.clamp_min(tiny)).clamp_max(1)
         return push
-
-
-class Spell:
-    """Sparse repellency (SPELL, Kirchhof et al. 2024, arXiv 2410.06025): D_i moves by
-
-        sum_j relu(r / |d_ij| - 1) d_ij,   d_ij = D_i - D_j,
-
-    j over the rest of the set and over `memory` (G, M, C, H, W). `radius` r is an L2 distance of
-    images in [-1, 1]. Copies do not feel each other: their direction is undefined."""
-
-    def __init__(self, denoise: Denoiser, *, radius: float, memory: Tensor | None = None):
-        self.denoise, self.radius, self.memory = denoise, radius, memory
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        denoised = self.denoise(x, sigma)
-        everyone = denoised if self.memory is None else torch.cat([denoised, self.memory.to(x)], 1)
-        y = everyone.flatten(2)
-        d = squared_distances(y).sqrt()
-        weights = torch.where(d > 0, (self.radius / d - 1).clamp_min(0), 0.0)
-        return finite(denoised + weighted_differences(weights, y)[:, : x.shape[1]].view_as(x))
-
-
-class Cads:
-    """Condition-annealed sampling (CADS, Sadat et al. 2024, arXiv 2310.17347, algorithm 1): the
-    conditioning is noised early on, so that particles that would agree see different things,
-
-        c^ = sqrt(g) c + scale sqrt(1 - g) n,   g = 1 for t <= tau1, 0 for t >= tau2, linear between,
-
-    then brought back to the mean and deviation of c to the share `mixing`.
-
-    bind    cond (G, B, Cc, H, W) -> a denoiser, every particle with a condition of its own
-    cond    (G, Cc, H, W) in [-1, 1]
-    noise   () -> (G, B, Cc, H, W) standard normal
-    time    sigma -> t in [0, 1], 1 at the noisy end
-    """
-
-    def __init__(
-        self,
-        bind: Callable[[Tensor], Denoiser],
-        cond: Tensor,
-        noise: Callable[[], Tensor],
-        time: Callable[[float], float],
-        *,
-        tau1: float,
-        tau2: float,
-        scale: float,
-        mixing: float,
-    ):
-        self.bind, self.cond, self.noise, self.time = bind, cond, noise, time
-        self.tau1, self.tau2, self.scale, self.mixing = tau1, tau2, scale, mixing
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        g = min(max((self.tau2 - self.time(float(sigma))) / (self.tau2 - self.tau1), 0.0), 1.0)
-        cond = self.cond[:, None].expand(-1, x.shape[1], -1, -1, -1)
-        if g < 1:
-            noised = math.sqrt(g) * cond + self.scale * math.sqrt(1 - g) * self.noise()
-            axes: dict[str, Any] = dict(dim=(2, 3, 4), keepdim=True)
-            rescaled = (noised - noised.mean(**axes)) / noised.std(**axes).clamp_min(1e-6)
-            rescaled = rescaled * cond.std(**axes) + cond.mean(**axes)
-            cond = self.mixing * rescaled + (1 - self.mixing) * noised
-        return self.bind(cond)(x, sigma)
-
-
-class Reference:
-    """Particle guidance as the reference thesis has it: a minus where the plus belongs (its
-    algorithm 2, line 10), the kernel exp(-d / h) on D(x), and the gradient going through the median
-    bandwidth as well. It climbs U where it should descend; here to be compared with."""
-
-    def __init__(self, denoise: Denoiser, *, factor: float):
-        self.denoise, self.factor = denoise, min(factor, LARGEST**2)
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        denoised, B = self.denoise(x, sigma), x.shape[1]
-        if self.factor == 0 or B == 1:
-            return denoised
-        with torch.enable_grad():
-            y = denoised.detach().flatten(2).double().requires_grad_()
-            off = ~torch.eye(B, dtype=torch.bool, device=x.device)
-            # The square root of a zero has no gradient; two copies then do not feel each other.
-            d2 = (y[:, :, None] - y[:, None, :]).square().sum(-1)[:, off].view(len(y), -1)
-            d = torch.where(d2 > 0, d2, 1.0).sqrt() * (d2 > 0)
-            h = (d.median(-1, keepdim=True).values / math.log(max(B, 2))).clamp_min(1e-12)
-            (grad,) = torch.autograd.grad((-d / h).exp().sum() / 2, y)
-        return finite(denoised + sigma**2 * self.factor * grad.to(x).view_as(x))

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import checkpoint
-from config import ModelSettings, TrainSettings, build, reject, use_bfloat16
-from data_loader import World
+from config import ModelSettings, TrainSettings, build, reject
+from devices import machine_name, use_bfloat16
 from model import edm_loss, inside, lit_box, posterior_mean, sigma_data_of
-from sampler import set_generator
+from noise import set_generator
+from worlds import World
 
 STATE, PREVIOUS = "state.safetensors", "state-previous.safetensors"
 PATIENCE = 10  # updates in a row without a finite gradient after which a training has failed
@@ -274,10 +275,3 @@ class Training:
                     ):  # fused optimizers want the parameter's memory layout
                         state[key] = torch.empty_like(parameter).copy_(value)
         self.iteration, self.seconds = metadata["iteration"], metadata["train_seconds"]
-
-
-def machine_name(device: torch.device, ranks: int) -> str:
-    """What trains, for people."""
-    if device.type == "cuda":
-        return f"{ranks} x {torch.cuda.get_device_name(device)}"
-    return f"{ranks} x CPU, {torch.get_num_threads()} threads"

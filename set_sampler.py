@@ -22,12 +22,11 @@ from config import (
     RunSettings,
     SamplerSettings,
     WorldSettings,
-    pick_device,
     reject,
-    use_bfloat16,
 )
-from data_loader import Mixture, Sequences, World, load_digits, make_world
-from frames import Frames, load_frames
+from data_loader import load_digits, make_world
+from devices import free_memory, pick_device, use_bfloat16
+from frame_files import Frames, load_frames
 from guidance import Cads, Denoiser, ParticleGuidance, Reference, Spell
 from metrics import (
     iou,
@@ -42,9 +41,11 @@ from metrics import (
     without_background,
 )
 from model import EDMDenoiser, posterior_mean
+from noise import SetNoise, antithetic, leading_directions, set_generator, simplex, stratified
 from potentials import POTENTIALS, Bandwidth, IoU
-from sampler import SetNoise, edm_sampler, karras_sigmas, set_generator
-from sets import antithetic, kmedoids, leading_directions, redraw_faulty, simplex, stratified
+from sampler import edm_sampler, karras_sigmas
+from selection import kmedoids, redraw_faulty
+from worlds import Mixture, Sequences, World
 
 PARTICLES_PER_CALL = dict(
     cpu=256, cuda=65536
@@ -72,15 +73,6 @@ class Counter:
             return denoise(x, sigma)
 
         return counted
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that nothing uses."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
-    return psutil.virtual_memory().available
 
 
 def kept_bytes(denoise: Denoiser, x: Tensor) -> int:

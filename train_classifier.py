@@ -27,7 +27,6 @@ from config import (
     Seed,
     SettingError,
     build,
-    pick_device,
     record,
 )
 
@@ -102,7 +101,7 @@ def train(settings: ClassifierSettings, digits, device):
     import torch.nn.functional as F
 
     from model import Classifier
-    from training import Optimizer
+    from training_loop import Optimizer
 
     torch.manual_seed(settings.seed)
     generator = torch.Generator().manual_seed(settings.seed)
@@ -158,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
         settings, source = build(ClassifierSettings, args), build(DigitSettings, args)
         import checkpoint
         from data_loader import load_digits
-        from training import machine_name
+        from devices import machine_name, pick_device
 
         device = pick_device(settings.device)
         bank = lambda split: load_digits(
