@@ -223,7 +223,7 @@ def _spread(samples: Tensor) -> dict:
     )
 
 
-def judge(
+def motion_metrics(
     samples: Tensor,
     cond: Tensor,
     *,
@@ -259,7 +259,7 @@ def judge(
     return result, modes
 
 
-def judge_answers(samples: Tensor, answers: Tensor, probabilities: Tensor) -> dict:
+def answer_metrics(samples: Tensor, answers: Tensor, probabilities: Tensor) -> dict:
     """All metrics of sets whose right answers are given and have nothing else in common: samples (G, B, H, W), answers
     (G, k, H, W) with probabilities (k,). `quality` is the mean L2 distance to the nearest answer, `mean_iou` the mean
     IoU with the most alike one."""

@@ -29,13 +29,13 @@ from devices import free_memory, pick_device, use_bfloat16
 from frame_files import Frames, load_frames
 from guidance import Cads, Denoiser, ParticleGuidance, Reference, Spell
 from metrics import (
+    answer_metrics,
     iou,
     iou_distance,
-    judge,
-    judge_answers,
     mean_interval,
     mixture_modes,
     mode_metrics,
+    motion_metrics,
     pairwise_l2,
     recognise,
     without_background,
@@ -209,7 +209,7 @@ class Evaluation:
     def judge(self, samples: Tensor) -> tuple[dict, Tensor | None]:
         """Metrics of all sets, samples (G, B, H, W) in [0, 1], and each particle's mode (G, B) int64 where the world
         has modes, else None."""
-        return judge(
+        return motion_metrics(
             samples,
             self.cond,
             offsets=self.world.offsets if self.world.directed else None,
@@ -486,7 +486,7 @@ class FramesEvaluation(Evaluation):
         return dict(answers=self.answers)
 
     def judge(self, samples):
-        return judge_answers(samples, self.answers, self.world.mode_probabilities), None
+        return answer_metrics(samples, self.answers, self.world.mode_probabilities), None
 
 
 class MixtureEvaluation(Evaluation):

@@ -12,7 +12,7 @@ import evaluate
 import train
 from config import SettingError, WorldSettings
 from frame_files import load_frames
-from metrics import hm_iou, judge_answers
+from metrics import answer_metrics, hm_iou
 
 BLOBS = ROOT / "examples" / "blobs.npz"
 
@@ -216,11 +216,11 @@ def test_metrics_of_given_answers_are_exact_on_constructed_sets():
     with np.load(BLOBS) as file:
         answers = torch.from_numpy(file["answers"][:5]).float() / 255
     alike = torch.full((4,), 0.25, dtype=torch.float64)
-    perfect = judge_answers(answers, answers, alike)
+    perfect = answer_metrics(answers, answers, alike)
     assert perfect["hm_iou"]["mean"] == perfect["mean_iou"]["mean"] == 1
     assert perfect["quality"]["mean"] == pytest.approx(0, abs=1e-3)
     assert perfect["ged"]["mean"] == pytest.approx(0, abs=1e-6)
-    one = judge_answers(answers[:, :1].expand(-1, 4, -1, -1), answers, alike)
+    one = answer_metrics(answers[:, :1].expand(-1, 4, -1, -1), answers, alike)
     assert one["mean_iou"]["mean"] == 1 and one["hm_iou"]["mean"] < 0.9 and one["ged"]["mean"] > 0.1
     # Two experts who agree are one right answer.
     assert hm_iou(answers[:, :2], answers[:, [0, 1, 1, 0]]).tolist() == [1] * 5

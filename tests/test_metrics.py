@@ -12,10 +12,10 @@ from metrics import (
     hm_iou,
     iou,
     iou_distance,
-    judge,
     mean_interval,
     mixture_modes,
     mode_metrics,
+    motion_metrics,
     nearest_direction,
     pairwise_l2,
     proportion,
@@ -163,11 +163,11 @@ def test_pairwise_distance_of_copies_and_of_one_particle():
     ).item() == pytest.approx(8)
 
 
-def test_the_judge_of_a_perfect_run(world, generator):
+def test_metrics_of_a_perfect_run(world, generator):
     circle = world()
     batch = circle.windows(5, generator, at_choice=True)
     cond, _ = batch.split(1)
-    result, modes = judge(
+    result, modes = motion_metrics(
         circle.futures(batch),
         cond,
         offsets=circle.offsets,
