@@ -1,0 +1,145 @@
+"""What metrics, methods and sources are called: the one table that tables, charts, sheets, the report
+and the documentation take their words from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is written for readers.
+
+    Arguments:
+        title: its name inside a sentence or a table
+        note: its unit, or what it refers to; may be empty
+        decimals: digits after the decimal point
+        less_is_better: True where 0 is best, False where more is better, None where neither holds
+    """
+
+    title: str
+    note: str = ""
+    decimals: int = 2
+    less_is_better: bool | None = None
+
+    @property
+    def heading(self) -> str:
+        """The title as it begins a line: `Modes found`."""
+        return self.title[0].upper() + self.title[1:]
+
+    @property
+    def label(self) -> str:
+        """The title with its note, for an axis or a colour bar: `quality (L2, less is better)`."""
+        return f"{self.title} ({self.note})" if self.note else self.title
+
+
+# Keys are those of metrics.json, the ones that a reader wants first at the top. `p_right` is the first
+# of `mode_frequencies` in a world whose first direction is right.
+METRICS: dict[str, Metric] = dict(
+    modes_found=Metric("modes found", "mean over sets", 2, False),
+    p_right=Metric("p(right)", "share of all particles", 3),
+    quality=Metric("quality", "L2, less is better", 2, True),
+    confidence=Metric("confidence", "of the judging classifier", 3, False),
+    hm_iou=Metric("HM IoU*", "1 is perfect", 3, False),
+    mean_iou=Metric("mean IoU", "with the most similar answer", 3, False),
+    within_3_sd=Metric("within 3 sd", "share of points this near a centre", 3, False),
+    largest_distance_sd=Metric("largest distance", "from a centre, sd", 2, True),
+    ged=Metric("GED", "generalised energy distance, squared; 0 is perfect", 3, True),
+    iou_distance=Metric("IoU distance", "between particles of a set", 3),
+    pairwise_l2=Metric("L2 distance", "between particles of a set", 2),
+    centroid_spread=Metric("spread of centroids", "within a set, px", 2),
+    count_variance_ratio=Metric("variance of counts", "relative to independent draws", 3),
+    modes_expected_iid=Metric("independent draws", "expected modes", 2, False),
+    network_calls=Metric("network calls", "per particle", 1, True),
+    backward_calls=Metric("backward calls", "per particle", 1, True),
+    seconds=Metric("seconds", "of sampling", 1, True),
+)
+
+# Settings that are axes of an experiment. Those that are not here go by their own names.
+AXES: dict[str, str] = dict(
+    pg_factor="strength (pg_factor)",
+    pg_kernel="kernel",
+    s_churn="churn",
+    rho=r"schedule exponent $\rho$",
+    p="p(right) in training",
+)
+
+# Values of --guidance and of --noise.
+METHODS: dict[str, str] = dict(
+    none="independent",
+    pg="particle guidance",
+    spell="SPELL",
+    cads="CADS",
+    kmedoids="K-medoids",
+    reference="the thesis's form",
+    iid="independent noise",
+    antithetic="antithetic noise",
+    simplex="simplex noise",
+    stratified="stratified noise",
+)
+
+# Points of the axis `method` of experiment e10 whose names in its results are shorter than a reader
+# who sees one line of it needs, and the ones that are compared first.
+COMPARED: dict[str, str] = {
+    "independent": METHODS["none"],
+    "particle guidance": METHODS["pg"],
+    "no redraws": "particle guidance without redraws",
+    "SPELL": METHODS["spell"],
+    "CADS": METHODS["cads"],
+    "K-medoids of 4 x 8": "K-medoids out of four times as many",
+    "simplex noise": METHODS["simplex"],
+    "reference's form": "the thesis's form, its sign as printed",
+}
+
+
+def metric(key: str) -> Metric:
+    """How the metric with this key of metrics.json is written; one that METRICS lacks goes by its key."""
+    return METRICS.get(key) or Metric(key.replace("_", " "))
+
+
+def method_of(settings: dict[str, Any]) -> str:
+    """What made the sets of an evaluation diverse, in words: `particle guidance, factor 1.7`.
+
+    `settings` is the flat record of config.yaml. Sets that no guidance acts on and whose noise is not
+    coupled are `independent`. A method that METHODS lacks goes by its flag's value.
+    """
+    guidance = settings.get("guidance", "pg")
+    factor = settings.get("pg_factor", 0.0)
+    noise = settings.get("noise", "iid")
+    if guidance in ("pg", "reference") and not factor:
+        guidance = "none"
+    parts = []
+    if guidance != "none":
+        parts.append(METHODS.get(guidance, guidance))
+    if guidance in ("pg", "reference"):
+        parts.append(f"factor {factor:g}")
+    if guidance == "pg" and settings.get("redraws") == 0:
+        parts.append("no redraws")
+    if guidance == "spell" and "spell_radius" in settings:
+        parts.append(f"radius {settings['spell_radius']:g}")
+    if guidance == "cads" and "cads_scale" in settings:
+        parts.append(f"noise of {settings['cads_scale']:g}")
+    if guidance == "kmedoids" and "kmedoids_pool" in settings:
+        parts.append(f"{settings['kmedoids_pool']} samples for each that is kept")
+    if guidance != "none" and settings.get("sequential", 1) > 1:
+        parts.append(f"{settings['sequential']} draws in sequence")
+    if noise != "iid":
+        parts.append(METHODS.get(noise, noise))
+    return ", ".join(parts) or METHODS["none"]
+
+
+def named(dataset: str, source: str) -> str:
+    """Where the pictures of a world come from: `mnist digits`, or the path of the user's own frames."""
+    return source if dataset == "frames" else f"{source} digits"
+
+
+def source_of(result: dict[str, Any]) -> str | None:
+    """Where an evaluation's digits or frames come from; None in the plane, which has none.
+
+    `result` is the record of metrics.json."""
+    source = result["digits_source"]
+    if source is None:
+        return None
+    return f"{named(result['dataset'], source)} (test split)"
