@@ -6,14 +6,16 @@ Nothing here imports torch, so `--help` and mistakes answer at once.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
 import signal
 import sys
 import time
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, Callable, NoReturn
+from typing import Any, Callable, Mapping, NoReturn, Sequence
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
@@ -41,6 +43,8 @@ def _one_line(message: str) -> str:
     key = re.search(r'Parser key "([^"]+)"', message)
     text = re.sub(r"^.*?Parser key \"[^\"]+\":", "", message, flags=re.S)
     kinds = list(dict.fromkeys(re.findall(r"Not of type (\w+)", text)))
+    if key and "Expected a <class 'list'>" in text:
+        return f"{key.group(1)}: got {text.split('Given value: ')[-1]!r}; accepted: a list of numbers, 3,5 or [3,5]"
     choices = re.search(r"Literal\[(.*?)\]", text)
     text = " ".join(text.split())
     if key and (choices or kinds):
@@ -76,10 +80,83 @@ class HelpFormatter(DefaultHelpFormatter):
 
 
 class Parser(ArgumentParser):
-    """A command line made of settings groups. Mistakes end with one line and exit code 2."""
+    """A command line made of settings groups. Mistakes end with one line and exit code 2.
+
+    Beyond what jsonargparse does, flags win over `--config` files wherever they stand, a negative
+    number may follow its flag in any notation, and lists may be written 3,4,7 as well as [3,4,7].
+    """
+
+    def parse_args(self, args=None, *more, **options):
+        """As of jsonargparse, after the arguments were put into the form that it understands."""
+        return super().parse_args(
+            self._arranged(sys.argv[1:] if args is None else args), *more, **options
+        )
+
+    def _arranged(self, args: Sequence[str]) -> list[str]:
+        """The arguments with every --config first and each flag joined with its value."""
+        flags = {flag: action for action in self._actions for flag in action.option_strings}
+        rest = list(args)
+        configs: list[str] = []
+        others: list[str] = []
+        while rest:
+            arg = rest.pop(0)
+            if arg == "--":
+                others += [arg, *rest]
+                break
+            flag, equals, value = arg.partition("=")
+            action = flags.get(flag)
+            if action is None or action.nargs == 0:
+                others.append(arg)
+                continue
+            if not equals and rest and (_NUMBER.match(rest[0]) or not rest[0].startswith("-")):
+                value, equals = rest.pop(0), "="
+            if equals and _is_list(action):
+                if rest and _NUMBER.match(rest[0]):
+                    numbers = [
+                        word.strip("[],") for word in (value, *takewhile(_NUMBER.match, rest))
+                    ]
+                    self.error(
+                        f"{action.dest}: got {' '.join(numbers)!r}; accepted: a list without "
+                        f"spaces, {','.join(numbers)} or [{','.join(numbers)}]"
+                    )
+                if re.fullmatch(r"[^\[\]{}]*\d", value):
+                    value = f"[{value}]"
+            (configs if flag == "--config" else others).append(flag + equals + value)
+        return configs + others
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         fail(_one_line(str(ex or message)), prog=self.prog.replace(" [options]", ""))
+
+
+# The start of a negative or positive number, which no flag looks like.
+_NUMBER = re.compile(r"[-+]?(\d|\.\d|inf|nan)", re.I)
+
+
+def _is_list(action: argparse.Action) -> bool:
+    return "List" in str(getattr(action, "_typehint", ""))
+
+
+def given(parser: Parser, argv: Sequence[str] | None) -> dict[str, Any]:
+    """Only what flags and --config files set, as a flat dictionary {setting: value}; flags win.
+
+    Every value has passed the check of its own setting. `--print_config` is left to
+    `print_config`, which knows the defaults of a checkpoint or of a run to continue.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    asked = [arg for arg in argv if not arg.startswith("--print_config")]
+    values = parser.parse_args(asked, defaults=False).as_dict()
+    return {key: value for key, value in values.items() if key != "config"}
+
+
+def print_config(parser: Parser, argv: Sequence[str] | None, defaults: Mapping[str, Any]) -> None:
+    """Where argv asks for it, print the configuration that repeats this command, and exit.
+
+    `defaults` are values below the flags and files, such as those of a checkpoint.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if any(arg.startswith("--print_config") for arg in argv):
+        parser.set_defaults(dict(defaults))
+        parser.parse_args(argv)
 
 
 def fail(message: str, prog: str = "") -> NoReturn:

@@ -10,8 +10,8 @@ at once.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, List, Literal, NoReturn, Optional, TypeVar
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, List, Literal, Mapping, NoReturn, Optional, TypeVar
 
 import yaml
 from jsonargparse import Namespace
@@ -55,6 +55,7 @@ else:  # a type checker cannot follow types that are made at run time
     from typing import Sequence as Many  # lists where they were given, but tuples as defaults
 
     from _typeshed import DataclassInstance
+    from typing_extensions import Self
 
 T = TypeVar("T", bound="DataclassInstance")
 
@@ -169,7 +170,7 @@ class ModelSettings:
 
 
 @dataclass
-class TrainSettings:
+class OptimizationSettings:
     """Training"""
 
     target: Literal["drawn", "posterior"] = "drawn"
@@ -218,7 +219,7 @@ class TrainSettings:
 
 
 @dataclass
-class EvaluateSettings:
+class TaskSettings:
     """Evaluation"""
 
     task: Optional[Literal["conditional", "unconditional"]] = None
@@ -370,22 +371,71 @@ class TrackingSettings:
 # ---------------------------------------------------------------- settings and their records
 
 
-def build(group: type[T], namespace: Namespace | dict) -> T:
-    """The settings of one group out of a flat namespace. Raises SettingError."""
-    values = namespace if isinstance(namespace, dict) else namespace.as_dict()
+class _Groups:
+    """Base class of all settings of a run: a dataclass whose fields are settings groups."""
+
+    @classmethod
+    def groups(cls) -> tuple[type, ...]:
+        """The classes of the groups, in the order of the fields."""
+        return tuple(f.default_factory for f in fields(cls))  # type: ignore[arg-type, misc]
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
+        """Build and check every group from one flat dictionary {setting: value}.
+
+        A setting that is missing takes its default; keys of other groups are ignored. Raises
+        SettingError for a value that a group refuses.
+        """
+        return cls(*(build(group, values) for group in cls.groups()))
+
+    def record(self) -> dict[str, Any]:
+        """The flat dictionary {setting: value} that config.yaml and checkpoints hold."""
+        return record(*(getattr(self, f.name) for f in fields(self)))  # type: ignore[arg-type]
+
+
+@dataclass
+class EvaluationSettings(_Groups):
+    """All settings that decide what an evaluation computes."""
+
+    evaluate: TaskSettings = field(default_factory=TaskSettings)
+    world: WorldSettings = field(default_factory=WorldSettings)
+    digits: DigitSettings = field(default_factory=DigitSettings)
+    sampler: SamplerSettings = field(default_factory=SamplerSettings)
+    guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+
+
+@dataclass
+class TrainingSettings(_Groups):
+    """All settings of a training."""
+
+    world: WorldSettings = field(default_factory=WorldSettings)
+    digits: DigitSettings = field(default_factory=DigitSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    train: OptimizationSettings = field(default_factory=OptimizationSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+
+
+def build(group: type[T], values: Namespace | Mapping[str, Any]) -> T:
+    """The settings of one group out of a flat dictionary or namespace. Raises SettingError."""
+    if isinstance(values, Namespace):
+        values = values.as_dict()
+    own = {f.name: values[f.name] for f in fields(group) if f.name in values}
     for f in fields(group):
-        if values.get(f.name, f) is None and "Optional" not in str(f.type):
+        if f.name in own and own[f.name] is None and "Optional" not in str(f.type):
             reject(f.name, None, "a value, or leave it out")
-    return group(**{f.name: values[f.name] for f in fields(group) if f.name in values})
+    return group(**own)
 
 
-def record(*settings: Any) -> dict[str, Any]:
-    """The flat record of settings groups, as written to config.yaml and checkpoints."""
-    return {key: _plain(value) for group in settings for key, value in asdict(group).items()}
+def record(*groups: DataclassInstance) -> dict[str, Any]:
+    """The flat dictionary {setting: value} of some groups, of plain Python values."""
+    return {key: _plain(value) for group in groups for key, value in asdict(group).items()}
 
 
 def _plain(value: Any) -> Any:
-    """jsonargparse's checked numbers are subclasses of int and float; files want the originals."""
+    """The value in built-in types: jsonargparse's checked numbers are subclasses of int and float,
+    which YAML and JSON would not write as plain numbers."""
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     for kind in (bool, int, float):
@@ -394,6 +444,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def as_yaml(values: dict[str, Any]) -> str:
-    """A record as config.yaml holds it."""
-    return yaml.safe_dump(values, sort_keys=False)
+def as_yaml(values: Mapping[str, Any]) -> str:
+    """The text of config.yaml for a flat dictionary {setting: value}."""
+    return yaml.safe_dump(dict(values), sort_keys=False)

@@ -28,7 +28,7 @@ import tracking
 from command_line import Parser, claim, fail, make_parser, run_folder, run_program, silent
 from config import (
     DigitSettings,
-    EvaluateSettings,
+    TaskSettings,
     ExperimentSettings,
     GuidanceSettings,
     RunSettings,
@@ -44,7 +44,7 @@ from config import (
 from records import source_of
 
 GROUPS: tuple[type, ...] = (
-    EvaluateSettings,
+    TaskSettings,
     WorldSettings,
     DigitSettings,
     SamplerSettings,
@@ -116,16 +116,16 @@ def parse(argv: list[str] | None) -> tuple[dict[type, Any], Path | None]:
     args = parser.parse_args(argv)
     settings: dict[type, Any] = {group: build(group, args) for group in GROUPS}
     offered = "conditional" if settings[WorldSettings].num_cond_frames else "unconditional"
-    settings[EvaluateSettings].task = args.task or offered
+    settings[TaskSettings].task = args.task or offered
     check(settings, trained, offered)
     return settings, path
 
 
 def check(settings: dict[type, Any], trained: dict, offered: str) -> None:
     """What no single group can know. Raises SettingError."""
-    world, exact = settings[WorldSettings], settings[EvaluateSettings].denoiser == "exact"
-    if settings[EvaluateSettings].task != offered and world.dataset != "mixture":
-        reject("task", settings[EvaluateSettings].task, f"{offered} with dataset {world.dataset}")
+    world, exact = settings[WorldSettings], settings[TaskSettings].denoiser == "exact"
+    if settings[TaskSettings].task != offered and world.dataset != "mixture":
+        reject("task", settings[TaskSettings].task, f"{offered} with dataset {world.dataset}")
     if offered == "unconditional" and world.dataset != "centered":
         reject("num_cond_frames", 0, "1 or more; out of nothing there is only dataset centered")
     if world.dataset == "frames" and settings[GuidanceSettings].pg_features == "classifier":

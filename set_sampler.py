@@ -17,7 +17,7 @@ from tqdm import tqdm
 import checkpoint
 from config import (
     DigitSettings,
-    EvaluateSettings,
+    TaskSettings,
     GuidanceSettings,
     RunSettings,
     SamplerSettings,
@@ -113,7 +113,7 @@ class Evaluation:
         path: Path | None = None,
     ):
         self.settings, self.world, self.device, self.path = settings, world, device, path
-        self.evaluate, self.sampler = settings[EvaluateSettings], settings[SamplerSettings]
+        self.evaluate, self.sampler = settings[TaskSettings], settings[SamplerSettings]
         self.guidance, self.seed = settings[GuidanceSettings], settings[RunSettings].seed
         s = self.sampler
         self.sigmas = karras_sigmas(s.num_steps, s.sigma_min, s.sigma_max, s.rho)
@@ -553,7 +553,7 @@ def make_evaluation(settings: dict[type, Any], path: Path | None) -> Evaluation:
     digits.digits = bank.source  # what was used, so that config.yaml repeats it
     kind = (
         UnconditionalEvaluation
-        if settings[EvaluateSettings].task == "unconditional"
+        if settings[TaskSettings].task == "unconditional"
         else Evaluation
     )
     return kind(settings, make_world(world_settings, bank), device, path)

@@ -32,7 +32,7 @@ from config import (
     RunSettings,
     SettingError,
     TrackingSettings,
-    TrainSettings,
+    OptimizationSettings,
     WorldSettings,
     as_yaml,
     build,
@@ -44,7 +44,7 @@ GROUPS: tuple[type, ...] = (
     WorldSettings,
     DigitSettings,
     ModelSettings,
-    TrainSettings,
+    OptimizationSettings,
     RunSettings,
     TrackingSettings,
 )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import checkpoint
-from config import ModelSettings, TrainSettings, build, reject
+from config import ModelSettings, OptimizationSettings, build, reject
 from devices import machine_name, use_bfloat16
 from model import edm_loss, inside, lit_box, posterior_mean, sigma_data_of
 from noise import set_generator
@@ -82,7 +82,7 @@ class Optimizer:
             part.step()
 
 
-def learning_rate_scale(iteration: int, settings: TrainSettings) -> float:
+def learning_rate_scale(iteration: int, settings: OptimizationSettings) -> float:
     """Linear warm-up to 1, then constant or a cosine down to 0 at the last iteration."""
     scale = min(1.0, (iteration + 1) / max(1, settings.warmup))
     if settings.lr_schedule == "cosine":
@@ -90,7 +90,7 @@ def learning_rate_scale(iteration: int, settings: TrainSettings) -> float:
     return scale
 
 
-def ema_decay(iteration: int, settings: TrainSettings) -> float:
+def ema_decay(iteration: int, settings: OptimizationSettings) -> float:
     """EDM2's idea of an average over a fixed share of the training so far, capped at `ema`."""
     return min(settings.ema, (1 + iteration) / (10 + iteration))
 
@@ -99,7 +99,7 @@ class Training:
     """A run: network, average, optimizer. Iterating yields after every update."""
 
     def __init__(self, settings: dict, device: torch.device, world: World):
-        self.settings, self.all_settings = build(TrainSettings, settings), settings
+        self.settings, self.all_settings = build(OptimizationSettings, settings), settings
         self.device, self.world, self.seed = device, world, settings["seed"]
         self.rank, self.ranks = (
             (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
