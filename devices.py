@@ -1,4 +1,4 @@
-"""Devices: which one to use, its precision, its free memory, its name."""
+"""Devices: which one to use, at which precision, how much memory is free, and what it is called."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ from config import reject
 
 
 def pick_device(name: str) -> torch.device:
-    """torch.device for "auto", "cpu" or "cuda". Raises SettingError where there is no CUDA."""
+    """The device for "auto", "cpu" or "cuda"; auto is a CUDA GPU where there is one.
+
+    Raises SettingError for "cuda" on a machine without a CUDA GPU.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         reject("device", name, "cpu or auto on a machine without a CUDA GPU")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def use_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether the network runs in bfloat16 autocast."""
+    """Whether the network runs in bfloat16 autocast, for "auto", "float32" or "bfloat16".
+
+    "auto" is bfloat16 on a GPU that has it, float32 elsewhere.
+    """
     if precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
     return precision == "bfloat16"
@@ -31,7 +37,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def machine_name(device: torch.device, ranks: int) -> str:
-    """What a run was computed on, for people: "1 x CPU, 2 threads"."""
+    """The hardware that a run of `ranks` processes is computed on, such as "1 x CPU, 2 threads"."""
     if device.type == "cuda":
         return f"{ranks} x {torch.cuda.get_device_name(device)}"
     return f"{ranks} x CPU, {torch.get_num_threads()} threads"

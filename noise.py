@@ -1,14 +1,27 @@
-"""Every stream of random numbers, and the noise of sets: independent, or coupled inside a set."""
+"""Every stream of random numbers, and the starting noise of sets: independent, or coupled in a set.
+
+Coupled noise makes the particles of a set differ from the start. Each particle's own distribution
+stays exactly standard normal; only the joint distribution of a set changes:
+
+    antithetic    pairs (z, -z)
+    simplex       pairwise correlation -1 / (B - 1), the smallest that B exchangeable particles have
+    stratified    evenly spread quantiles along the directions in which the posterior varies most
+"""
 
 from __future__ import annotations
 
 import math
 from enum import IntEnum
-from typing import Callable, Sequence
+from typing import Sequence
 
 import torch
 from scipy import stats
 from torch import Tensor
+
+from denoiser import Denoiser
+
+# Distance between the streams of two draws for the same set: more than there are streams.
+LATER_DRAW = 16
 
 
 class Stream(IntEnum):
@@ -20,33 +33,43 @@ class Stream(IntEnum):
     DATA_SCALE = 3  # windows on which sigma_data and the crop are measured
     CONDITIONING = 4  # CADS's noise on the conditioning
     QUANTILES = 5  # stratified noise: shifts and permutations
-    DIRECTIONS = 6  # stratified noise: where the leading directions are measured
-    DOUBT = 7  # noise at which a sample is doubted
+    DIRECTIONS = 6  # stratified noise: starting points of the power iteration
+    DOUBT = 7  # noise added to a finished sample to ask the denoiser about it
 
     def turn(self, turn: int) -> int:
-        """The same stream of a later draw for the same set; turn 0 is the first."""
+        """The number of this stream in a later draw for the same set; turn 0 is the first draw."""
         return self + LATER_DRAW * turn
 
 
-LATER_DRAW = 16  # more than there are streams
-
-
 def set_generator(
-    seed: int, index: int, stream: int = Stream.WORLD, device="cpu"
+    seed: int, index: int, stream: int = Stream.WORLD, device: torch.device | str = "cpu"
 ) -> torch.Generator:
-    """The generator of set (or training iteration) `index` under `seed`, for one `Stream`."""
+    """The random generator of one set, or of one training iteration.
+
+    Arguments:
+        seed: the seed of the run
+        index: number of the set or of the iteration
+        stream: what the numbers are for: a `Stream`, or `Stream.X.turn(n)` for a later draw
+        device: where the generator lives
+    """
     # splitmix64's multipliers keep neighbouring (seed, index, stream) far apart.
-    mixed = (
-        seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB
-    ) % 2**63
-    return torch.Generator(device).manual_seed(mixed)
+    mixed = seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB
+    return torch.Generator(device).manual_seed(mixed % 2**63)
 
 
 class SetNoise:
-    """Standard normal noise in which every set has its own stream: what set g gets depends
-    on (seed, its index) alone, not on its neighbours, the chunks, or the device.
+    """A source of standard normal noise in which every set has its own stream.
 
-    Call: () -> (G, B, C, H, W) float32 on `device`.
+    What set g gets depends on the seed and on its index alone: not on the sets beside it, on how
+    sets are split into chunks, or on the device. A call draws the next noise, (G, *shape) float32
+    on `device`.
+
+    Arguments:
+        seed: the seed of the run
+        sets: indices of the G sets
+        shape: shape of one set's noise, (B, C, H, W)
+        device: where the noise is returned; it is always drawn on the CPU
+        stream: what the numbers are for, as in `set_generator`
     """
 
     def __init__(
@@ -54,11 +77,12 @@ class SetNoise:
         seed: int,
         sets: Sequence[int],
         shape: tuple[int, ...],
-        device="cpu",
+        device: torch.device | str = "cpu",
         stream: int = Stream.SAMPLING,
     ):
         self.generators = [set_generator(seed, int(index), stream) for index in sets]
-        self.shape, self.device = shape, device
+        self.shape = shape
+        self.device = device
 
     def __call__(self) -> Tensor:
         noise = torch.stack([torch.randn(self.shape, generator=g) for g in self.generators])
@@ -66,68 +90,96 @@ class SetNoise:
 
 
 def antithetic(noise: Tensor) -> Tensor:
-    """Pairs (z, -z): the second half of each set is the first one's mirror image (an odd one out
-    stays as it is). (G, B, ...) -> same; every particle's marginal stays standard normal."""
+    """Pairs (z, -z): the second half of each set becomes the negative of the first half.
+
+    Of an odd number of particles the last one stays as it is. noise (G, B, ...) -> same shape; the
+    marginal of every particle stays standard normal.
+    """
     half = noise.shape[1] // 2
     return torch.cat([noise[:, :half], -noise[:, :half], noise[:, 2 * half :]], 1)
 
 
 def simplex(noise: Tensor) -> Tensor:
-    """z_i = sqrt(B / (B - 1)) (e_i - mean_j e_j): pairwise correlation -1 / (B - 1), the least that
-    B exchangeable particles can have. (G, B, ...) -> same; marginals stay standard normal."""
+    """Noise whose particles are as negatively correlated as B exchangeable particles can be.
+
+        z_i = sqrt(B / (B - 1)) (e_i - mean_j e_j),   correlation of z_i and z_j: -1 / (B - 1)
+
+    noise e (G, B, ...) -> z of the same shape; the marginal of every particle stays standard
+    normal. A set of one particle is returned as it is.
+    """
     B = noise.shape[1]
-    return noise if B == 1 else (noise - noise.mean(1, keepdim=True)) * math.sqrt(B / (B - 1))
+    if B == 1:
+        return noise
+    return (noise - noise.mean(1, keepdim=True)) * math.sqrt(B / (B - 1))
 
 
 def stratified(noise: Tensor, directions: Tensor, generators: list[torch.Generator]) -> Tensor:
-    """The components of a set's noise along a few orthonormal directions, spread evenly.
+    """Noise whose components along a few directions are spread evenly inside each set.
 
     Along each direction the B components become Phi^-1((pi(i) + u) / B) with one uniform shift u
     and one permutation pi per set: systematic sampling (Madow & Madow 1944), and for several
     directions a Latin hypercube with a common shift per axis. Each particle's component is exactly
-    standard normal, and so is the particle, as long as the directions do not depend on the noise;
-    but a set holds as many particles below any quantile as it should, give or take one.
+    standard normal, and so is the particle, as long as the directions do not depend on the noise.
+    A set holds as many particles below any quantile as that quantile asks for, give or take one.
 
-    noise (G, B, ...), directions (G, r, ...) orthonormal over the last axes, one generator per set.
+    Arguments:
+        noise: (G, B, ...), standard normal
+        directions: (G, r, ...), orthonormal over the last axes
+        generators: one per set, for shifts and permutations
+
+    Returns noise like `noise`, changed along the directions only.
     """
-    G, B = noise.shape[:2]
-    flat, axes = noise.flatten(2), directions.flatten(2).to(noise)
+    B = noise.shape[1]
+    flat = noise.flatten(2)  # (G, B, d)
+    axes = directions.flatten(2).to(noise)  # (G, r, d)
     r = axes.shape[1]
     shift = torch.stack([torch.rand(1, r, generator=g, dtype=torch.float64) for g in generators])
     order = torch.stack([torch.rand(B, r, generator=g).argsort(0) for g in generators])
     quantiles = ((order + shift) / B).clamp(1e-9, 1 - 1e-9)  # (G, B, r)
     wanted = torch.as_tensor(stats.norm.ppf(quantiles.numpy())).to(noise)
-    return (flat + (wanted - flat @ axes.transpose(1, 2)) @ axes).view_as(noise)
+    components = flat @ axes.transpose(1, 2)  # (G, B, r)
+    return (flat + (wanted - components) @ axes).view_as(noise)
 
 
 def leading_directions(
-    denoise: Callable[[Tensor, Tensor], Tensor],
+    denoise: Denoiser,
     sigma: Tensor,
     shape: tuple[int, ...],
     rank: int,
     generators: list[torch.Generator],
     iterations: int = 2,
-    device="cpu",
+    device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Orthonormal directions along which the posterior at `sigma` varies most: (G, rank, *shape).
+    """Orthonormal directions along which the posterior at noise level `sigma` varies most.
 
-    The Jacobian of a denoiser is Cov[y | x] / sigma^2, symmetric, so a few rounds of block power iteration
-    with vector-Jacobian products, at noise drawn for this alone, find its leading eigenvectors.
-    shape is that of one particle; one generator per set.
+    The Jacobian of an exact denoiser is Cov[y | x] / sigma^2, a symmetric matrix. A few rounds of
+    block power iteration with vector-Jacobian products, at noise drawn for this purpose alone, find
+    its leading eigenvectors.
+
+    Arguments:
+        denoise: a denoiser of G sets
+        sigma: noise level, a scalar tensor
+        shape: shape of one particle, (C, H, W)
+        rank: number of directions r
+        generators: one per set
+        iterations: rounds of the power iteration
+        device: where the denoiser computes
+
+    Returns (G, rank, *shape).
     """
     G = len(generators)
-    draw = lambda: torch.stack([torch.randn((rank, *shape), generator=g) for g in generators]).to(
-        device
-    )
-    v, x = draw(), float(sigma) * draw()[:, :1].expand(G, rank, *shape)
+
+    def draw() -> Tensor:
+        noise = torch.stack([torch.randn((rank, *shape), generator=g) for g in generators])
+        return noise.to(device)
+
+    v = draw()
+    x = float(sigma) * draw()[:, :1].expand(G, rank, *shape)
     for _ in range(iterations):
         with torch.enable_grad():
             at = x.detach().clone().requires_grad_()
             (v,) = torch.autograd.grad(denoise(at, sigma), at, v)
-        v = (
-            torch.linalg.qr(v.flatten(2).transpose(1, 2).double())
-            .Q.transpose(1, 2)
-            .to(x)
-            .view(G, rank, *shape)
-        )
+        columns = v.flatten(2).transpose(1, 2).double()  # (G, d, r)
+        basis = torch.linalg.qr(columns).Q
+        v = basis.transpose(1, 2).to(x).view(G, rank, *shape)
     return v

@@ -1,13 +1,13 @@
-"""Pixel ranges: files, worlds and metrics hold images in [0, 1]; networks and guidance see [-1, 1]."""
+"""Pixel ranges: [0, 1] in files, worlds and metrics; [-1, 1] in networks and guidance."""
 
 from torch import Tensor
 
 
 def to_model_range(images: Tensor) -> Tensor:
-    """[0, 1] -> [-1, 1], any shape."""
+    """Images of any shape, from [0, 1] to [-1, 1]. Values outside stay outside."""
     return images * 2 - 1
 
 
 def to_unit_range(images: Tensor) -> Tensor:
-    """[-1, 1] -> [0, 1], any shape; what lies outside stays outside."""
+    """Images of any shape, from [-1, 1] to [0, 1]. Values outside stay outside."""
     return (images + 1) / 2

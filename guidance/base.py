@@ -1,16 +1,17 @@
-"""What every guidance method shares."""
+"""What the guidance methods share: the range that a guided denoiser's pixels stay in."""
 
 from __future__ import annotations
 
-from typing import Callable
-
 from torch import Tensor
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]  # denoise(x, sigma) -> x0, as in sampler.py
-
-LARGEST = 1e8  # of a guided denoiser's pixels: far beyond any image, and its square still fits into float32
+# Of a guided denoiser's pixels: far beyond any image, and its square still fits into float32.
+LARGEST = 1e8
 
 
 def finite(denoised: Tensor) -> Tensor:
-    """What absurd strengths cannot turn into infinities, but leave plain to see: any shape, within +-LARGEST."""
+    """Bound the output of a guided denoiser, so that no strength of guidance ends in infinities.
+
+    denoised, of any shape -> the same within +-LARGEST, NaN replaced by LARGEST. The bound is so
+    far outside [-1, 1] that a strength which is too large stays plain to see.
+    """
     return denoised.nan_to_num(nan=LARGEST).clamp(-LARGEST, LARGEST)

@@ -1,4 +1,18 @@
-"""CADS: condition-annealed diffusion sampling."""
+"""Condition-annealed diffusion sampling (CADS).
+
+The conditioning c is noised early in sampling, so that particles which would agree see different
+conditionings,
+
+    c^ = sqrt(g) c + scale sqrt(1 - g) n,   n ~ N(0, I),
+    g  = 1 for t <= tau1,   (tau2 - t) / (tau2 - tau1) between,   0 for t >= tau2,
+
+and is then brought back to the mean and standard deviation of c, to the share `mixing`:
+
+    c~ = mixing rescale(c^) + (1 - mixing) c^.
+
+Source: Sadat et al. 2024, "CADS: Unleashing the diversity of diffusion models through
+condition-annealed sampling", arXiv 2310.17347, algorithm 1.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +21,21 @@ from typing import Any, Callable
 
 from torch import Tensor
 
-from guidance.base import Denoiser
+from denoiser import Denoiser
 
 
 class Cads:
-    """Condition-annealed sampling (CADS, Sadat et al. 2024, arXiv 2310.17347, algorithm 1): the
-    conditioning is noised early on, so that particles that would agree see different things,
+    """A denoiser of sets in which each particle sees its own noised conditioning.
 
-        c^ = sqrt(g) c + scale sqrt(1 - g) n,   g = 1 for t <= tau1, 0 for t >= tau2, linear between,
-
-    then brought back to the mean and deviation of c to the share `mixing`.
-
-    bind    cond (G, B, Cc, H, W) -> a denoiser, every particle with a condition of its own
-    cond    (G, Cc, H, W) in [-1, 1]
-    noise   () -> (G, B, Cc, H, W) standard normal
-    time    sigma -> t in [0, 1], 1 at the noisy end
+    Arguments:
+        bind: conditioning (G, B, Cc, H, W) -> a denoiser in which every particle has its own
+        cond: the conditioning c (G, Cc, H, W), in [-1, 1]
+        noise: draws standard normal noise n (G, B, Cc, H, W)
+        time: noise level -> time t in [0, 1], 1 at the largest noise level
+        tau1: time up to which the conditioning is left as it is
+        tau2: time from which on nothing of the conditioning is left; more than tau1
+        scale: standard deviation of the noise on the conditioning
+        mixing: share of the noised conditioning that is rescaled, in [0, 1]
     """
 
     def __init__(
@@ -36,16 +50,30 @@ class Cads:
         scale: float,
         mixing: float,
     ):
-        self.bind, self.cond, self.noise, self.time = bind, cond, noise, time
-        self.tau1, self.tau2, self.scale, self.mixing = tau1, tau2, scale, mixing
+        self.bind = bind
+        self.cond = cond
+        self.noise = noise
+        self.time = time
+        self.tau1 = tau1
+        self.tau2 = tau2
+        self.scale = scale
+        self.mixing = mixing
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        g = min(max((self.tau2 - self.time(float(sigma))) / (self.tau2 - self.tau1), 0.0), 1.0)
-        cond = self.cond[:, None].expand(-1, x.shape[1], -1, -1, -1)
-        if g < 1:
-            noised = math.sqrt(g) * cond + self.scale * math.sqrt(1 - g) * self.noise()
-            axes: dict[str, Any] = dict(dim=(2, 3, 4), keepdim=True)
-            rescaled = (noised - noised.mean(**axes)) / noised.std(**axes).clamp_min(1e-6)
-            rescaled = rescaled * cond.std(**axes) + cond.mean(**axes)
-            cond = self.mixing * rescaled + (1 - self.mixing) * noised
+        cond = self.cond[:, None].expand(-1, x.shape[1], -1, -1, -1)  # (G, B, Cc, H, W)
+        share = self.kept_share(self.time(float(sigma)))
+        if share < 1:
+            cond = self.noised(cond, share)
         return self.bind(cond)(x, sigma)
+
+    def kept_share(self, t: float) -> float:
+        """g at time t: the share of the conditioning's variance that is kept, in [0, 1]."""
+        return min(max((self.tau2 - t) / (self.tau2 - self.tau1), 0.0), 1.0)
+
+    def noised(self, cond: Tensor, share: float) -> Tensor:
+        """c~ for conditionings (G, B, Cc, H, W) of which `share` g is kept, the same shape."""
+        noised = math.sqrt(share) * cond + self.scale * math.sqrt(1 - share) * self.noise()
+        axes: dict[str, Any] = dict(dim=(2, 3, 4), keepdim=True)
+        rescaled = (noised - noised.mean(**axes)) / noised.std(**axes).clamp_min(1e-6)
+        rescaled = rescaled * cond.std(**axes) + cond.mean(**axes)
+        return self.mixing * rescaled + (1 - self.mixing) * noised

@@ -1,4 +1,12 @@
-"""The reference thesis's form of particle guidance."""
+"""Particle guidance as the reference thesis has it.
+
+    D_i + s^2 factor grad_i U,   U = 1/2 sum_{i != j} exp(-|D_i - D_j| / h),
+
+with a plus in front of the gradient where particle guidance has a minus (the thesis's algorithm 2,
+line 10, has the opposite sign of the drift), and the gradient is taken through the median bandwidth
+h as well. It climbs U where it should descend. It is here to be compared with; `particle.py` has
+the form of the paper (Corso et al. 2023, arXiv 2310.13102).
+"""
 
 from __future__ import annotations
 
@@ -7,27 +15,39 @@ import math
 import torch
 from torch import Tensor
 
-from guidance.base import LARGEST, Denoiser, finite
+from denoiser import Denoiser
+from guidance.base import LARGEST, finite
 
 
 class Reference:
-    """Particle guidance as the reference thesis has it: a minus where the plus belongs (its
-    algorithm 2, line 10), the kernel exp(-d / h) on D(x), and the gradient going through the median
-    bandwidth as well. It climbs U where it should descend; here to be compared with."""
+    """A denoiser of sets in the thesis's form of particle guidance; wraps any denoiser of sets.
+
+    Arguments:
+        denoise: the denoiser D to wrap
+        factor: strength; 0 is the denoiser itself
+    """
 
     def __init__(self, denoise: Denoiser, *, factor: float):
-        self.denoise, self.factor = denoise, min(factor, LARGEST**2)
+        self.denoise = denoise
+        self.factor = min(factor, LARGEST**2)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        denoised, B = self.denoise(x, sigma), x.shape[1]
-        if self.factor == 0 or B == 1:
+        denoised = self.denoise(x, sigma)
+        if self.factor == 0 or x.shape[1] == 1:
             return denoised
+        return finite(denoised + sigma**2 * self.factor * self._gradient(denoised).to(x))
+
+    def _gradient(self, denoised: Tensor) -> Tensor:
+        """grad U with respect to D, float64, like denoised (G, B, C, H, W)."""
+        G, B = denoised.shape[:2]
+        off_diagonal = ~torch.eye(B, dtype=torch.bool, device=denoised.device)
         with torch.enable_grad():
             y = denoised.detach().flatten(2).double().requires_grad_()
-            off = ~torch.eye(B, dtype=torch.bool, device=x.device)
+            differences = y[:, :, None] - y[:, None, :]
+            d2 = differences.square().sum(-1)[:, off_diagonal].view(G, -1)  # (G, B (B - 1))
             # The square root of a zero has no gradient; two copies then do not feel each other.
-            d2 = (y[:, :, None] - y[:, None, :]).square().sum(-1)[:, off].view(len(y), -1)
             d = torch.where(d2 > 0, d2, 1.0).sqrt() * (d2 > 0)
             h = (d.median(-1, keepdim=True).values / math.log(max(B, 2))).clamp_min(1e-12)
-            (grad,) = torch.autograd.grad((-d / h).exp().sum() / 2, y)
-        return finite(denoised + sigma**2 * self.factor * grad.to(x).view_as(x))
+            energy = (-d / h).exp().sum() / 2
+            (grad,) = torch.autograd.grad(energy, y)
+        return grad.view_as(denoised)

@@ -1,29 +1,51 @@
-"""SPELL: sparse repellency."""
+"""Sparse repellency (SPELL).
+
+The denoised image D_i of each particle moves away from every other one within a radius r, by just
+as much as it takes to leave that radius:
+
+    D_i + sum_j relu(r / |d_ij| - 1) d_ij,   d_ij = D_i - D_j,
+
+with j over the rest of the set and over images that are held in memory. Particles that are farther
+apart than r do not influence each other.
+
+Source: Kirchhof et al. 2024, "Shielded diffusion: generating novel and diverse images using sparse
+repellency", arXiv 2410.06025, equation 4.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from guidance.base import Denoiser, finite
+from denoiser import Denoiser
+from guidance.base import finite
 from potentials import squared_distances, weighted_differences
 
 
 class Spell:
-    """Sparse repellency (SPELL, Kirchhof et al. 2024, arXiv 2410.06025): D_i moves by
+    """A denoiser of sets whose particles repel inside a radius; wraps any denoiser of sets.
 
-        sum_j relu(r / |d_ij| - 1) d_ij,   d_ij = D_i - D_j,
+    Copies do not repel: the direction in which they should move is undefined.
 
-    j over the rest of the set and over `memory` (G, M, C, H, W). `radius` r is an L2 distance of
-    images in [-1, 1]. Copies do not feel each other: their direction is undefined."""
+    Arguments:
+        denoise: the denoiser D to wrap
+        radius: r, an L2 distance of images in [-1, 1]
+        memory: (G, M, C, H, W) images in [-1, 1] that repel and do not move, or None
+    """
 
     def __init__(self, denoise: Denoiser, *, radius: float, memory: Tensor | None = None):
-        self.denoise, self.radius, self.memory = denoise, radius, memory
+        self.denoise = denoise
+        self.radius = radius
+        self.memory = memory
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         denoised = self.denoise(x, sigma)
-        everyone = denoised if self.memory is None else torch.cat([denoised, self.memory.to(x)], 1)
-        y = everyone.flatten(2)
-        d = squared_distances(y).sqrt()
-        weights = torch.where(d > 0, (self.radius / d - 1).clamp_min(0), 0.0)
-        return finite(denoised + weighted_differences(weights, y)[:, : x.shape[1]].view_as(x))
+        everyone = denoised
+        if self.memory is not None:
+            everyone = torch.cat([denoised, self.memory.to(x)], 1)
+        y = everyone.flatten(2)  # (G, B + M, d)
+        distances = squared_distances(y).sqrt()  # (G, B + M, B + M)
+        shortfall = (self.radius / distances - 1).clamp_min(0)
+        weights = torch.where(distances > 0, shortfall, 0.0)
+        moves = weighted_differences(weights, y)[:, : x.shape[1]].view_as(x)
+        return finite(denoised + moves)

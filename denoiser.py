@@ -1,0 +1,20 @@
+"""The one signature that the sampler, the guidance and every denoiser share.
+
+A *denoiser* is any function `denoise(x, sigma) -> x0`:
+
+    x       (G, B, C, H, W) float32: G independent sets of B noisy particles
+    sigma   their noise level, a float64 scalar tensor on the CPU, so that comparing it with a bound
+            never waits for a GPU
+    x0      like x: the denoiser's estimate of the clean images, E[y | x] for an exact one
+
+A trained network with its conditioning bound is a denoiser, the exact posterior mean is one, and
+guidance is a denoiser that wraps another denoiser.
+"""
+
+from __future__ import annotations
+
+from typing import Callable
+
+from torch import Tensor
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
