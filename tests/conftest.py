@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # before torch: tests run side by side, one on each core
+# Set before torch is imported, which reads it: each test process computes on one core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch  # noqa: E402
 
@@ -15,6 +14,24 @@ from config import WorldSettings  # noqa: E402
 from data_loader import load_digits, make_world  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
+MOST_WORKERS = 8  # each imports torch, which takes seconds and some hundred megabytes
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """Spread the tests over the cores where the whole suite was asked for: `pytest` without a path.
+
+    `pytest tests/test_x.py` stays one process, and a `-n` on the command line wins.
+    """
+    whole_suite = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    in_worker = hasattr(config, "workerinput")
+    option = config.option
+    if not whole_suite or in_worker or not config.pluginmanager.hasplugin("xdist"):
+        return
+    if option.numprocesses is not None or option.usepdb or option.collectonly:
+        return
+    option.numprocesses = min(os.cpu_count() or 1, MOST_WORKERS)
+    option.dist = "worksteal"
 
 
 @pytest.fixture(scope="session")
@@ -64,34 +81,7 @@ def tiny_model(tmp_path_factory):
     from train import main
 
     outdir = tmp_path_factory.mktemp("tiny") / "run"
-    main(
-        [
-            "--digits",
-            "embedded",
-            "--channels",
-            "[16, 16]",
-            "--blocks",
-            "1",
-            "--attention",
-            "[1]",
-            "--head_channels",
-            "8",
-            "--patch_size",
-            "4",
-            "--iterations",
-            "30",
-            "--batch_size",
-            "16",
-            "--warmup",
-            "5",
-            "--lr",
-            "0.003",
-            "--log_every",
-            "5",
-            "--device",
-            "cpu",
-            "--outdir",
-            str(outdir),
-        ]
-    )
+    network = "--channels [16,16] --blocks 1 --attention [1] --head_channels 8 --patch_size 4"
+    updates = "--iterations 30 --batch_size 16 --warmup 5 --lr 0.003 --log_every 5"
+    main([*f"--digits embedded --device cpu {network} {updates}".split(), "--outdir", str(outdir)])
     return outdir
