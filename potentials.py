@@ -5,11 +5,11 @@ p(x_1) ... p(x_B) Phi(x_1..x_B). A potential is U = -log Phi. Most are sums over
 
     U = 1/2 sum_{i != j} k(y_i, y_j),
 
-with a kernel k that falls from 1 to 0 with the distance of two particles over a
-bandwidth h; `LogDet` is the determinantal one. They see sets as (G, B, d), G sets that
-do not feel each other. Gradients are in closed form, float64 inside, finite for every
-finite float32 input, and 0 for B = 1. A new potential is a class with `energy` and
-`grad`, and one line in `POTENTIALS`.
+with a kernel k that falls from 1 to 0 as the distance of two particles grows in units of a
+bandwidth h; `LogDet` is determinantal instead. Sets are (G, B, d): G sets that do not influence
+each other, of B particles with d values each. Gradients are in closed form, computed in float64,
+finite for every finite float32 input, and 0 for B = 1. To add a potential, write a class with
+`energy` and `grad` and enter it in `POTENTIALS`.
 """
 
 from __future__ import annotations
@@ -21,34 +21,47 @@ from typing import Callable, Protocol
 import torch
 from torch import Tensor
 
-MEDIAN_OF = 2**20
+from ranges import to_unit_range
+
+MEDIAN_OF = 2**20  # pairs of a set that the median heuristic looks at, at most
+IOU_ROWS = 128  # rows of particles that the gradient of IoU handles together: they fit the cache
 
 
 class Potential(Protocol):
-    """U of sets. `energy`: (G, B, d) -> (G,). `grad`: (G, B, d) -> (G, B, d), the derivative of
-    `energy` with the bandwidth held fixed. `sigma` is the noise level, for bandwidths that follow it."""
+    """The potential U of sets y (G, B, d) at noise level sigma, which some bandwidths follow."""
 
-    def energy(self, y: Tensor, sigma: float = 1.0) -> Tensor: ...
+    def energy(self, y: Tensor, sigma: float = 1.0) -> Tensor:
+        """U of each set, (G,)."""
+        ...
 
-    def grad(self, y: Tensor, sigma: float = 1.0) -> Tensor: ...
+    def grad(self, y: Tensor, sigma: float = 1.0) -> Tensor:
+        """The derivative of `energy` with the bandwidth held fixed, (G, B, d) like y."""
+        ...
 
 
 def cosine_share(sigma: float, low: float, high: float) -> float:
-    """1 at sigma = high falling to 0 at sigma = low, a half cosine in ln sigma."""
+    """A share that falls from 1 at sigma = high to 0 at sigma = low, as a half cosine in ln sigma.
+
+    It is 1 above `high` and 0 below `low`; 0 < low < high.
+    """
     u = math.log(high / sigma) / math.log(high / low)
     return 0.5 * (1 + math.cos(math.pi * min(max(u, 0.0), 1.0)))
 
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """The bandwidth h of a kernel.
+    """The bandwidth h of a kernel: one number per set, from the set's pairwise distances.
 
-    rule    "median": value * median of the set's pairwise distances / ln B (Liu & Wang 2016, arXiv
-            1608.04471, section 5), without gradient; "fixed": value; "sigma": value * sigma^order
-    anneal  (low, high) noise levels between which h falls to 0 by a half cosine; None: it does not
+    h is at least a millionth of the largest distance, so that copies look alike whatever the
+    rounding. In sets of more than MEDIAN_OF pairs, the median is that of about MEDIAN_OF of them.
 
-    h is at least a millionth of the largest distance, so that copies look alike whatever the rounding. Of more than
-    MEDIAN_OF pairs, the median is that of so many.
+    Arguments:
+        rule: "median": value * median of the pairwise distances / ln B (Liu & Wang 2016, arXiv
+            1608.04471, section 5), treated as constant in gradients; "fixed": value; "sigma":
+            value * sigma^order, with the order of the kernel's distances
+        value: h itself, or the factor of the rule
+        anneal: (low, high) noise levels between which h falls to 0 as a half cosine in ln sigma;
+            None: it does not
     """
 
     rule: str = "median"
@@ -56,18 +69,17 @@ class Bandwidth:
     anneal: tuple[float, float] | None = None
 
     def __call__(self, distances: Tensor, sigma: float, order: int) -> Tensor:
-        """distances (G, B, B), in units of length^order -> h (G, 1, 1)."""
-        G, B, _ = distances.shape
-        largest = distances.detach().amax((1, 2))
+        """h (G, 1, 1) of pairwise distances (G, B, B), which are in units of length^order."""
+        B = distances.shape[1]
+        largest = distances.detach().amax((1, 2))  # (G,)
         if self.rule == "median" and B > 1:
             # All but the diagonal, without a mask, which would make a GPU wait.
             pairs = distances.detach().flatten(1)[:, 1:].unflatten(1, (B - 1, B + 1))[:, :, :-1]
             pairs = pairs[:, :: max(1, B * B // MEDIAN_OF)].flatten(1)
             h = self.value * pairs.median(-1).values / math.log(max(B, 2))
         else:
-            h = torch.full_like(
-                largest, self.value * (sigma**order if self.rule == "sigma" else 1.0)
-            )
+            unit = sigma**order if self.rule == "sigma" else 1.0
+            h = torch.full_like(largest, self.value * unit)
         if self.anneal is not None:
             h = h * cosine_share(sigma, *self.anneal)
         h = torch.maximum(h, 1e-6 * largest)
@@ -75,9 +87,11 @@ class Bandwidth:
 
 
 def squared_distances(y: Tensor) -> Tensor:
-    """(G, B, d) -> (G, B, B) squared L2 distances by one matrix product, in float64 (squares of
-    any float32 fit). The set is centred first, so that particles near each other lose no
-    precision to their common part."""
+    """Squared L2 distances of the particles of each set, (G, B, d) -> (G, B, B) float64.
+
+    They come from one matrix product in float64, into which the square of any float32 fits. The set
+    is centred first, so that particles near each other lose no precision to their common part.
+    """
     y = y.double()
     y = y - y.mean(1, keepdim=True)
     gram = y @ y.transpose(1, 2)
@@ -88,42 +102,49 @@ def squared_distances(y: Tensor) -> Tensor:
 
 
 def weighted_differences(weights: Tensor, y: Tensor) -> Tensor:
-    """sum_j weights_ij (y_i - y_j): (G, B, B) float64, (G, B, d) -> (G, B, d), never (G, B, B, d)."""
+    """sum_j weights_ij (y_i - y_j), without a tensor of size (G, B, B, d).
+
+    weights (G, B, B) float64, y (G, B, d) -> (G, B, d) in the precision of y.
+    """
     z = y.double()
     z = z - z.mean(1, keepdim=True)
     return (weights.sum(-1, keepdim=True) * z - weights @ z).to(y)
 
 
 class Radial:
-    """A sum over pairs of a kernel of the L2 distance. Subclasses give `order`, the power of the
-    distance that the bandwidth is compared with, and `kernel`."""
+    """A sum over pairs of a kernel of the L2 distance. Subclasses define `kernel`.
 
-    order = 2
+    Arguments:
+        bandwidth: the rule for h
+    """
+
+    order = 2  # power of the distance that the bandwidth is compared with
 
     def __init__(self, bandwidth: Bandwidth = Bandwidth()):
         self.bandwidth = bandwidth
 
     def kernel(self, d2: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Squared distances (G, B, B), h (G, 1, 1) -> k and dk/d(d2), both (G, B, B)."""
+        """k and dk/d(d2), both (G, B, B), of squared distances d2 (G, B, B) and h (G, 1, 1)."""
         raise NotImplementedError
 
     def matrices(self, y: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """k and dk/d(d2) of every pair, (G, B, B) float64 each."""
         d2 = squared_distances(y)
-        return self.kernel(
-            d2, self.bandwidth(d2 if self.order == 2 else d2.sqrt(), sigma, self.order)
-        )
+        distances = d2 if self.order == 2 else d2.sqrt()
+        h = self.bandwidth(distances, sigma, self.order)
+        return self.kernel(d2, h)
 
     def energy(self, y: Tensor, sigma: float = 1.0) -> Tensor:
         k, _ = self.matrices(y, sigma)
         return ((k.sum((1, 2)) - k.shape[1]) / 2).to(y)
 
     def grad(self, y: Tensor, sigma: float = 1.0) -> Tensor:
-        return 2 * weighted_differences(self.matrices(y, sigma)[1], y)
+        _, slope = self.matrices(y, sigma)
+        return 2 * weighted_differences(slope, y)
 
 
 class RBF(Radial):
-    """k = exp(-d^2 / h)  (PG, section 4)."""
+    """The Gaussian kernel k = exp(-d^2 / h) (PG, section 4)."""
 
     def kernel(self, d2, h):
         k = (d2 / -h).exp_()
@@ -131,20 +152,25 @@ class RBF(Radial):
 
 
 class UnsquaredRBF(Radial):
-    """k = exp(-d / h), the kernel of the reference thesis. Its gradient does not vanish as two
-    particles meet; where they have met it is 0."""
+    """The exponential kernel k = exp(-d / h), as in the reference thesis.
+
+    Its gradient does not vanish as two particles approach each other; between copies it is 0.
+    """
 
     order = 1
 
     def kernel(self, d2, h):
         d = d2.sqrt()
         k = (-d / h).exp()
-        return k, torch.where(d > 0, -k / (2 * h * torch.where(d > 0, d, 1.0)), 0.0)
+        slope = -k / (2 * h * torch.where(d > 0, d, 1.0))
+        return k, torch.where(d > 0, slope, 0.0)
 
 
 class InverseDistance(Radial):
-    """k = (1 + d^2 / h)^(-1/2), the inverse multiquadric: sqrt(h) / d far away, so that even distant
-    particles are felt."""
+    """The inverse multiquadric kernel k = (1 + d^2 / h)^(-1/2).
+
+    It falls as slowly as sqrt(h) / d, so that distant particles repel as well.
+    """
 
     def kernel(self, d2, h):
         k = (1 + d2 / h).rsqrt()
@@ -152,17 +178,26 @@ class InverseDistance(Radial):
 
 
 class LogDet:
-    """U = -log det((K + jitter I) / (1 + jitter)) with K the RBF kernel: Phi is that of a
-    determinantal point process (Kulesza & Taskar 2012, arXiv 1207.6083, section 2; PG, section
-    4). Unlike a sum of pairs it goes on pushing two particles apart, the harder the more alike they
-    are, down to the scale of `jitter`."""
+    """The determinantal potential U = -log det((K + jitter I) / (1 + jitter)), K the RBF kernel.
+
+    Phi is that of a determinantal point process (Kulesza & Taskar 2012, arXiv 1207.6083, section 2;
+    PG, section 4). Unlike a sum over pairs it pushes two particles apart the harder the more alike
+    they are, down to the scale of `jitter`.
+
+    Arguments:
+        bandwidth: the rule for h of the RBF kernel
+        jitter: what is added to the diagonal of K, which bounds U for copies
+    """
 
     def __init__(self, bandwidth: Bandwidth = Bandwidth(), jitter: float = 1e-3):
-        self.rbf, self.jitter = RBF(bandwidth), jitter
+        self.rbf = RBF(bandwidth)
+        self.jitter = jitter
 
     def _matrices(self, y: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        """L = K + jitter I and dk/d(d2) of every pair, (G, B, B) float64 each."""
         k, slope = self.rbf.matrices(y, sigma)
-        return k + self.jitter * torch.eye(k.shape[-1], dtype=k.dtype, device=k.device), slope
+        identity = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device)
+        return k + self.jitter * identity, slope
 
     def energy(self, y: Tensor, sigma: float = 1.0) -> Tensor:
         L, _ = self._matrices(y, sigma)
@@ -170,29 +205,44 @@ class LogDet:
 
     def grad(self, y: Tensor, sigma: float = 1.0) -> Tensor:
         L, slope = self._matrices(y, sigma)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(L).L)  # _ex: no check to wait for
+        # cholesky_ex rather than cholesky, whose check of success would make a GPU wait.
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(L).L)
         return weighted_differences(inverse.mul_(slope).mul_(-4), y)
 
 
 def overlap(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Intersection and union of images in [0, 1], sums of min and of max: u (G, A, d), v (G, B, d)
-    -> (G, A, B) each. Min and max add up to u + v, and differ by |u - v|."""
-    apart, both = torch.cdist(u, v, p=1), u.sum(-1)[:, :, None] + v.sum(-1)[:, None, :]
+    """Intersection and union of images in [0, 1]: sum min(u_i, v_j) and sum max(u_i, v_j).
+
+    u (G, A, d), v (G, B, d) -> (G, A, B) each.
+    """
+    # min(u, v) + max(u, v) = u + v and max(u, v) - min(u, v) = |u - v|.
+    apart = torch.cdist(u, v, p=1)
+    both = u.sum(-1)[:, :, None] + v.sum(-1)[:, None, :]
     return ((both - apart) / 2).clamp_(min=0), (both + apart) / 2
 
 
 class IoU:
-    """k = exp(-J / h) with J the Jaccard distance of images in [0, 1],
+    """A sum over pairs of the kernel k = exp(-J / h) of the Jaccard distance J of images y,
 
-        J_ij = 1 - sum min(u_i, u_j) / sum max(u_i, u_j),   u = clamp((y + 1) / 2, 0, 1),
+        J_ij = 1 - sum min(u_i, u_j) / sum max(u_i, u_j),   u = clamp((y + 1) / 2, 0, 1).
 
-    and subgradient 0 at ties and outside of (-1, 1). J is the square of a Euclidean
-    distance, so the kernel is positive definite. Two empty images are alike: J = 0."""
+    The subgradient is 0 at ties and outside of (-1, 1). J is the square of a Euclidean distance, so
+    the kernel is positive definite. Two empty images are alike: J = 0.
+
+    Arguments:
+        bandwidth: the rule for h, in units of J
+    """
 
     def __init__(self, bandwidth: Bandwidth = Bandwidth()):
         self.bandwidth = bandwidth
 
+    @staticmethod
+    def _unit(y: Tensor) -> Tensor:
+        """u: images in [-1, 1] as images in [0, 1], what lies outside clamped."""
+        return to_unit_range(y).clamp(0, 1)
+
     def _kernel(self, u: Tensor, sigma: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """k (G, B, B), h (G, 1, 1), and the intersections and unions (G, B, B) of all pairs."""
         low, high = overlap(u, u)
         empty = high <= torch.finfo(u.dtype).tiny
         high = high.masked_fill(empty, 1.0)
@@ -202,29 +252,29 @@ class IoU:
         return (-distance / h).exp(), h, low, high
 
     def energy(self, y: Tensor, sigma: float = 1.0) -> Tensor:
-        k = self._kernel(((y + 1) / 2).clamp(0, 1), sigma)[0]
+        k, _, _, _ = self._kernel(self._unit(y), sigma)
         return (k.sum((1, 2)) - k.shape[1]) / 2
 
     def grad(self, y: Tensor, sigma: float = 1.0) -> Tensor:
-        u = ((y + 1) / 2).clamp(0, 1)
+        u = self._unit(y)
         k, h, low, high = self._kernel(u, sigma)
-        # dU/du_i = sum_j k_ij/h d(low/high)/du_i: where u_i is the smaller one low grows
-        # with it, where it is the larger one high does.
-        when_less, when_more = k / h / high, -k / h * low / high**2  # (G, B, B)
-        half_difference, half_sum = (when_more - when_less) / 2, (when_more + when_less) / 2
+        # dU/du_i = sum_j k_ij/h d(low/high)/du_i: where u_i is the smaller one, low grows with it;
+        # where it is the larger one, high does.
+        when_less = k / h / high  # (G, B, B)
+        when_more = -k / h * low / high**2  # (G, B, B)
+        half_difference = (when_more - when_less) / 2
+        half_sum = (when_more + when_less) / 2
         grad = torch.zeros_like(u)
-        for i in range(
-            0, u.shape[1], 128
-        ):  # few rows at a time stay in the cache, one column bounds the memory
-            rows = slice(i, i + 128)
+        # One column at a time bounds the memory.
+        for i in range(0, u.shape[1], IOU_ROWS):
+            rows = slice(i, i + IOU_ROWS)
             for j in range(u.shape[1]):
-                column, sign = slice(j, j + 1), (u[:, rows] - u[:, j : j + 1]).sign_()
-                grad[:, rows].addcmul_(
-                    sign,
-                    torch.addcmul(
-                        half_difference[:, rows, column], half_sum[:, rows, column], sign
-                    ),
+                column = slice(j, j + 1)
+                sign = (u[:, rows] - u[:, column]).sign_()
+                weight = torch.addcmul(
+                    half_difference[:, rows, column], half_sum[:, rows, column], sign
                 )
+                grad[:, rows].addcmul_(sign, weight)
         return grad / 2 * ((y > -1) & (y < 1))
 
 
