@@ -216,7 +216,7 @@ def write(job, samples, modes, result: dict, outdir: Path) -> None:
     """The four files of an evaluation. samples (G, B, H, W) in [0, 1], modes (G, B) int64 or None. Raises OSError."""
     import numpy as np
 
-    from charts import save
+    from drawing import save
     from sheets import result_sheet
 
     arrays = arrays_of(job, samples, modes)

@@ -1,5 +1,5 @@
-"""What metrics, methods and sources are called: the one table that tables, charts, sheets, the report
-and the documentation take their words from.
+"""What metrics, methods and sources are called: tables, charts, sheets, the report and the
+documentation take their words from here.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Metric:
         return f"{self.title} ({self.note})" if self.note else self.title
 
 
-# Keys are those of metrics.json, the ones that a reader wants first at the top. `p_right` is the first
-# of `mode_frequencies` in a world whose first direction is right.
+# Keys are those of metrics.json, the ones that a reader wants first at the top. `p_right` is the
+# first of `mode_frequencies` in a world whose first direction is right.
 METRICS: dict[str, Metric] = dict(
     modes_found=Metric("modes found", "mean over sets", 2, False),
     p_right=Metric("p(right)", "share of all particles", 3),
@@ -95,15 +95,17 @@ COMPARED: dict[str, str] = {
 
 
 def metric(key: str) -> Metric:
-    """How the metric with this key of metrics.json is written; one that METRICS lacks goes by its key."""
+    """How the metric with this key of metrics.json is written.
+
+    One that METRICS lacks goes by its key."""
     return METRICS.get(key) or Metric(key.replace("_", " "))
 
 
 def method_of(settings: dict[str, Any]) -> str:
     """What made the sets of an evaluation diverse, in words: `particle guidance, factor 1.7`.
 
-    `settings` is the flat record of config.yaml. Sets that no guidance acts on and whose noise is not
-    coupled are `independent`. A method that METHODS lacks goes by its flag's value.
+    `settings` is the flat record of config.yaml. Sets that no guidance acts on and whose noise is
+    not coupled are `independent`. A method that METHODS lacks goes by its flag's value.
     """
     guidance = settings.get("guidance", "pg")
     factor = settings.get("pg_factor", 0.0)
@@ -131,7 +133,7 @@ def method_of(settings: dict[str, Any]) -> str:
 
 
 def named(dataset: str, source: str) -> str:
-    """Where the pictures of a world come from: `mnist digits`, or the path of the user's own frames."""
+    """Where a world's pictures come from: `mnist digits`, or the path of the user's own frames."""
     return source if dataset == "frames" else f"{source} digits"
 
 

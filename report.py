@@ -19,8 +19,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 from torch import Tensor
 
-from charts import COLOURS
 from config import WorldSettings, record
+from drawing import COLOURS
 from records import method_of, source_of
 from sheets import new_colours
 from worlds import Mixture

@@ -1,47 +1,64 @@
-"""Drawings of sets, worlds and schedules. Functions take tensors and return matplotlib
-figures; no files are read here, and `save` is the only one that writes.
+"""Sheets: pictures of frames, in rows and columns.
 
-Images are (H, W) in [0, 1], black background. Colours are from the Okabe-Ito palette,
-which readers with any colour vision can tell apart.
+Functions take tensors and return matplotlib figures, `denoising` an animation. They read and write
+no files; `drawing.save` writes what they return. Frames are (H, W) in [0, 1] on a black background.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Sequence
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import torch
-from matplotlib.animation import FuncAnimation
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from charts import COLOURS, _title
-from records import method_of
+from drawing import (
+    BLUE,
+    COLOURS,
+    ORANGE,
+    SKY,
+    VERMILION,
+    Axes,
+    Figure,
+    FuncAnimation,
+    add_title,
+    grid_of_axes,
+    new_figure,
+    show_image,
+)
+from names import METRICS, method_of
+from ranges import to_unit_range
 from worlds import Mixture
+
+SIDE = 0.85  # of a frame in a sheet, inches
+GAPS = dict(wspace=0.06, hspace=0.06)
 
 
 def new_colours(modes: Sequence[int]) -> list[str | None]:
-    """A colour for each particle of a set that is the first in its mode; None for repeats and for -1, no mode."""
-    return [
-        COLOURS[mode % len(COLOURS)] if mode >= 0 and mode not in modes[:b] else None
-        for b, mode in enumerate(modes)
-    ]
+    """A colour for each particle that is the first of its set in its mode, and None for the others.
+
+    `modes` are those of one set; -1, which stands for no mode, has no colour either.
+    """
+    colours: list[str | None] = []
+    for b, mode in enumerate(modes):
+        is_new = mode >= 0 and mode not in modes[:b]
+        colours.append(COLOURS[mode % len(COLOURS)] if is_new else None)
+    return colours
 
 
-def _picture(axis, image: Tensor, colour: str | None = None, width: float = 2.0) -> None:
-    """One image without ticks, framed in `colour`."""
-    axis.set_axis_on()
-    axis.imshow(
-        image.detach().cpu().clamp(0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest"
-    )
-    axis.set_xticks([]), axis.set_yticks([])
-    for spine in axis.spines.values():
-        spine.set_color(colour or "#606060")
-        spine.set_linewidth(width if colour else 0.5)
+def write_left(axis: Axes, text: str) -> None:
+    """Write horizontally at the left of a frame."""
+    axis.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=9)
+
+
+def write_right(axis: Axes, text: str) -> None:
+    """Write horizontally at the right of a frame."""
+    axis.annotate(text, (1.08, 0.5), xycoords="axes fraction", va="center", fontsize=9)
+
+
+def write_head(axis: Axes, text: str) -> None:
+    """Write above what `write_right` puts beside the frames of a column."""
+    axis.annotate(text, (1.08, 1.08), xycoords="axes fraction", va="bottom", fontsize=9)
 
 
 def sample_sheet(
@@ -52,250 +69,293 @@ def sample_sheet(
     modes: Tensor | None = None,
     title: str = "",
     notes: Sequence[str] = (),
+    notes_title: str = "",
     labels: Sequence[str] = (),
     max_sets: int = 16,
 ) -> Figure:
-    """Each set a row: its last conditioning frame, the right answers where they are given, then its particles.
+    """Each set a row: its last conditioning frame, the correct answers where known, its particles.
 
-    cond (G, Cc, H, W), Cc may be 0; answers (G, k, H, W); samples (G, B, H, W); modes (G, B) int: the first
-    particle that found a mode gets a frame in the mode's colour, repeats and -1, for none, get a
-    thin grey one; notes and labels: a line per set, written at its right and left.
+    Arguments:
+        cond: (G, Cc, H, W), where Cc may be 0
+        samples: (G, B, H, W)
+        answers: (G, k, H, W)
+        modes: (G, B) int64; the first particle in a mode gets a border in the mode's colour,
+            repeats and -1, which stands for no mode, get a thin grey one
+        notes: a line per set, at its right, and `notes_title` above them
+        labels: a line per set, at its left
+        max_sets: sets to show, from the first
     """
-    G, B = min(len(samples), max_sets), samples.shape[1]
-    given = (
-        cond[:, -1:] if answers is None else torch.cat([cond[:, -1:], answers], 1)
-    )  # (G, first, H, W)
-    first = given.shape[1]
-    figure, axes = plt.subplots(
-        G,
-        B + first,
-        figsize=(0.85 * (B + first) + 0.3, 0.85 * G + 0.4),
-        squeeze=False,
-        gridspec_kw=dict(wspace=0.06, hspace=0.06),
-    )
+    G = min(len(samples), max_sets)
+    B = samples.shape[1]
+    given = cond[:, -1:] if answers is None else torch.cat([cond[:, -1:], answers], 1)
+    first = given.shape[1]  # the column of the first particle
+    columns = first + B
+    figure, axes = grid_of_axes(G, columns, SIDE * columns + 0.3, SIDE * G + 0.4, gridspec_kw=GAPS)
     for g in range(G):
         for column in range(first):
-            _picture(axes[g, column], given[g, column])
-        for b, colour in enumerate(new_colours([-1] * B if modes is None else modes[g].tolist())):
-            _picture(axes[g, b + first], samples[g, b], colour)
-        if len(notes) > g:
-            axes[g, -1].annotate(
-                notes[g], (1.08, 0.5), xycoords="axes fraction", va="center", fontsize=9
-            )
-        if len(labels) > g:
-            axes[g, 0].set_ylabel(labels[g], rotation=0, ha="right", va="center", fontsize=9)
+            show_image(axes[g, column], given[g, column])
+        colours = new_colours([-1] * B if modes is None else modes[g].tolist())
+        for b, colour in enumerate(colours):
+            show_image(axes[g, first + b], samples[g, b], colour)
+        if g < len(notes):
+            write_right(axes[g, -1], notes[g])
+        if g < len(labels):
+            write_left(axes[g, 0], labels[g])
+    if notes_title:
+        write_head(axes[0, -1], notes_title)
     if first:
         axes[0, 0].set_title("given", fontsize=9)
     if answers is not None:
-        axes[0, 1].set_title("right", fontsize=9)
+        axes[0, cond[:, -1:].shape[1]].set_title("correct", fontsize=9)
     axes[0, first].set_title("samples", fontsize=9)
-    _title(figure, title)
+    add_title(figure, title)
     return figure
 
 
+def judging_metric(result: dict) -> str:
+    """The key of the metric that a sheet shows beside the modes found."""
+    if result["dataset"] == "frames":
+        return "hm_iou"
+    return "quality" if result["quality"] else "confidence"
+
+
 def result_sheet(arrays: dict[str, Tensor], result: dict, title: str | None = None) -> Figure:
-    """The sample sheet of an evaluation: `arrays` as in its samples.npz, `result` as in its metrics.json. Without a
-    `title` it gets one that says what was found."""
-    cond, samples, modes = arrays["cond"], arrays["samples"], arrays.get("modes")
+    """The sample sheet of an evaluation.
+
+    Arguments:
+        arrays: those of its samples.npz
+        result: its metrics.json
+        title: None for one that names the method and what was found
+    """
     if result["dataset"] == "mixture":
-        return points_sheet(samples.flatten(2), Mixture(), result)
-    total, key = result["modes_total"], "quality" if result["quality"] else "confidence"
-    judged, measured = (
-        ("HM IoU*", result["hm_iou"]) if result["dataset"] == "frames" else (key, result[key])
-    )
-    notes = [f"{value:.2f}" for value in measured["per_set"]]
+        return points_sheet(arrays["samples"].flatten(2), Mixture(), result)
+    modes = arrays.get("modes")
+    key = judging_metric(result)
+    name = METRICS[key].title
+    notes = [f"{value:.2f}" for value in result[key]["per_set"]]
+    notes_title = name
     found = ""
     if modes is not None:
-        notes = [
-            f"{n:.0f}/{total}, {note}" for n, note in zip(result["modes_found"]["per_set"], notes)
-        ]
+        total = result["modes_total"]
+        counts = result["modes_found"]["per_set"]
+        notes = [f"{count:.0f} of {total}, {note}" for count, note in zip(counts, notes)]
+        notes_title = f"found, {name}"
         found = f"{result['modes_found']['mean']:.2f} of {total} found, "
     if title is None:
-        title = f"{method_of(result)}: {found}{judged} {measured['mean']:.2f}"
+        title = f"{result['dataset']}, {method_of(result['settings'])}: "
+        title += f"{found}{name} {result[key]['mean']:.2f}"
     return sample_sheet(
-        cond, samples, answers=arrays.get("answers"), title=title, modes=modes, notes=notes
+        arrays["cond"],
+        arrays["samples"],
+        answers=arrays.get("answers"),
+        title=title,
+        modes=modes,
+        notes=notes,
+        notes_title=notes_title,
     )
 
 
 def points_sheet(points: Tensor, mixture: Mixture, result: dict, max_sets: int = 6) -> Figure:
-    """Sets of particles (G, B, 2) in the plane, a panel each, over the density of the mixture."""
-    G, centres = min(len(points), max_sets), mixture.centres
-    figure, axes = plt.subplots(1, G, figsize=(2.1 * G, 2.3), squeeze=False, sharey=True)
+    """Sets of particles (G, B, 2) in the plane, a panel each, over the density of the mixture.
+
+    `result` is the metrics.json of the evaluation.
+    """
+    G = min(len(points), max_sets)
+    centres = mixture.centres
+    figure, axes = grid_of_axes(1, G, 2.1 * G, 2.3, sharey=True)
     reach = float(centres.abs().max()) * 1.35
-    axis = torch.linspace(-reach, reach, 160)
-    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
-    density = (-(grid[:, :, None] - centres).square().sum(-1) / (2 * mixture.sd**2)).exp().sum(-1)
-    for g in range(G):
-        axes[0, g].imshow(density, cmap="Blues", extent=(-reach, reach) * 2, origin="lower")
-        axes[0, g].scatter(
-            *points[g].T, s=14, color=COLOURS[5], edgecolor="white", linewidth=0.5, zorder=2
+    line = torch.linspace(-reach, reach, 160)
+    places = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)  # (160, 160, 2)
+    squared = (places[:, :, None] - centres).square().sum(-1)  # to each centre
+    density = (-squared / (2 * mixture.sd**2)).exp().sum(-1)
+    for g, axis in enumerate(axes[0]):
+        axis.imshow(density, cmap="Blues", extent=(-reach, reach, -reach, reach), origin="lower")
+        axis.scatter(
+            *points[g].T, s=14, color=VERMILION, edgecolor="white", linewidth=0.5, zorder=2
         )
-        axes[0, g].set_xlim(-reach, reach), axes[0, g].set_ylim(-reach, reach)
-        axes[0, g].set_title(
-            f"{result['modes_found']['per_set'][g]:.0f} of {len(centres)}", fontsize=9
-        )
-        axes[0, g].tick_params(labelsize=7)
-    _title(figure, f"{result['modes_found']['mean']:.2f} of {len(centres)} modes found")
+        axis.set(xlim=(-reach, reach), ylim=(-reach, reach))
+        count = result["modes_found"]["per_set"][g]
+        axis.set_title(f"{count:.0f} of {len(centres)}", fontsize=9)
+        axis.set_xlabel("$x_1$", fontsize=8)
+        axis.tick_params(labelsize=7)
+    axes[0, 0].set_ylabel("$x_2$", fontsize=8)
+    found = f"{result['modes_found']['mean']:.2f} of {len(centres)} modes found"
+    add_title(figure, f"{result['dataset']}, {method_of(result['settings'])}: {found}")
     return figure
 
 
 def trajectory(
     x: Tensor, denoised: Tensor, sigmas: Tensor, *, title: str = "", columns: int = 11
 ) -> Figure:
-    """What the sampler does to a set: for each particle a row of x_n, scaled to unit variance of the
-    noise, above a row of D(x_n).
+    """What the sampler does to a set: for each particle a row of x_n above a row of D(x_n).
 
-    x, denoised (N, B, H, W) in [-1, 1] plus noise, at the noise levels `sigmas` (N,) on the way down.
+    Arguments:
+        x: (N, B, H, W), frames in [-1, 1] plus noise; drawn scaled to unit variance of the noise
+        denoised: (N, B, H, W) in [-1, 1]
+        sigmas: (N,), their noise levels, on the way down
+        columns: steps to show, at equal distances
     """
-    steps = torch.linspace(0, len(sigmas) - 1, min(columns, len(sigmas))).round().long()
+    steps = torch.linspace(0, len(sigmas) - 1, min(columns, len(sigmas))).round().long().tolist()
     scaled = x / (1 + sigmas.to(x) ** 2).sqrt()[:, None, None, None]
     B = x.shape[1]
-    figure, axes = plt.subplots(
-        2 * B,
-        len(steps),
-        figsize=(0.85 * len(steps) + 0.6, 1.7 * B + 0.4),
-        squeeze=False,
-        gridspec_kw=dict(wspace=0.06, hspace=0.06),
+    figure, axes = grid_of_axes(
+        2 * B, len(steps), SIDE * len(steps) + 0.6, 2 * SIDE * B + 0.4, gridspec_kw=GAPS
     )
-    for column, n in enumerate(steps.tolist()):
+    for column, n in enumerate(steps):
         axes[0, column].set_title(f"{float(sigmas[n]):.3g}", fontsize=9)
         for b in range(B):
-            _picture(axes[2 * b, column], (scaled[n, b] + 1) / 2)
-            _picture(axes[2 * b + 1, column], (denoised[n, b] + 1) / 2)
+            show_image(axes[2 * b, column], to_unit_range(scaled[n, b]))
+            show_image(axes[2 * b + 1, column], to_unit_range(denoised[n, b]))
     for b in range(B):
-        axes[2 * b, 0].set_ylabel("$x_n$", rotation=0, ha="right", va="center", fontsize=9)
-        axes[2 * b + 1, 0].set_ylabel("$D(x_n)$", rotation=0, ha="right", va="center", fontsize=9)
+        write_left(axes[2 * b, 0], "$x_n$")
+        write_left(axes[2 * b + 1, 0], "$D(x_n)$")
     axes[0, 0].annotate(
         r"$\sigma_n$ =", (-0.1, 1.1), xycoords="axes fraction", ha="right", fontsize=9
     )
-    _title(figure, title)
+    add_title(figure, title)
     return figure
 
 
 def world_sheet(
     frames: Tensor, positions: Tensor, choices: Tensor, *, digit_size: int, title: str = ""
 ) -> Figure:
-    """Each sequence a row. An arrow, three times as long as the step, shows how a digit came here; frames
-    that the ones before do not determine have an orange border.
+    """Each sequence a row.
 
-    frames (N, T, H, W) in [0, 1], positions (N, T, K, 2) px, choices (N, T) bool.
+    An arrow, three times as long as the step, shows how a digit came here; frames that the ones
+    before do not determine have an orange border.
+
+    Arguments:
+        frames: (N, T, H, W) in [0, 1]
+        positions: (N, T, K, 2), the upper left corners (y, x) of the digits, px
+        choices: (N, T) bool
+        digit_size: side of a digit, px
     """
     N, T = choices.shape
-    figure, axes = plt.subplots(
-        N,
-        T,
-        figsize=(0.85 * T + 0.2, 0.85 * N + 0.3),
-        squeeze=False,
-        gridspec_kw=dict(wspace=0.06, hspace=0.06),
-    )
-    middles = (positions + (digit_size - 1) / 2).flip(-1)  # (N, T, K, 2) as (x, y)
+    figure, axes = grid_of_axes(N, T, SIDE * T + 0.2, SIDE * N + 0.3, gridspec_kw=GAPS)
+    centres = (positions + (digit_size - 1) / 2).flip(-1)  # (N, T, K, 2) as (x, y)
+    has_digits = positions.shape[2] > 0
     for n in range(N):
         for t in range(T):
-            _picture(axes[n, t], frames[n, t], COLOURS[0] if choices[n, t] else None)
-            if t and positions.shape[2]:
-                (x, y), (dx, dy) = middles[n, t - 1].T, (middles[n, t] - middles[n, t - 1]).T
-                axes[n, t].quiver(
-                    x,
-                    y,
-                    3 * dx,
-                    3 * dy,
-                    angles="xy",
-                    scale_units="xy",
-                    scale=1,
-                    width=0.04,
-                    headwidth=3.5,
-                    headlength=4,
-                    headaxislength=3.5,
-                    color=COLOURS[1],
-                )
+            show_image(axes[n, t], frames[n, t], ORANGE if choices[n, t] else None)
+            if t == 0 or not has_digits:
+                continue
+            x, y = centres[n, t - 1].T
+            step_x, step_y = (centres[n, t] - centres[n, t - 1]).T
+            axes[n, t].quiver(
+                x,
+                y,
+                3 * step_x,
+                3 * step_y,
+                angles="xy",
+                scale_units="xy",
+                scale=1,
+                width=0.04,
+                headwidth=3.5,
+                headlength=4,
+                headaxislength=3.5,
+                color=SKY,
+            )
     for t in range(T):
         axes[0, t].set_title(f"t = {t}", fontsize=9)
-    _title(figure, title)
+    add_title(figure, title)
     return figure
 
 
 def mean_sheet(
     given: Tensor, samples: Tensor, names: Sequence[str], notes: Sequence[str], title: str = ""
 ) -> Figure:
-    """A row per set: the frames that were given, the mean of all its samples, their deviation, and the first four.
-    given (G, Cc, H, W), samples (G, B, H, W); names and notes: a line per set, at its left and right."""
-    rows = torch.cat(
-        [given, samples.mean(1, keepdim=True), samples.std(1, keepdim=True), samples[:, :4]], 1
-    )
-    columns = (
-        ["given"] * given.shape[1] + [f"mean of {samples.shape[1]}", "deviation"] + ["sample"] * 4
-    )
-    figure, axes = plt.subplots(
-        *rows.shape[:2],
-        figsize=(1.05 * rows.shape[1], 1.05 * len(rows) + 0.3),
-        squeeze=False,
-        gridspec_kw=dict(wspace=0.06, hspace=0.06),
+    """Each set a row: the frames that were given, the mean and the standard deviation of all its
+    samples, pixel by pixel, and the first four of them.
+
+    Arguments:
+        given: (G, Cc, H, W)
+        samples: (G, B, H, W)
+        names: a line per set, at its left
+        notes: a line per set, at its right
+    """
+    mean = samples.mean(1, keepdim=True)
+    deviation = samples.std(1, keepdim=True, correction=min(1, samples.shape[1] - 1))
+    some = samples[:, :4]
+    rows = torch.cat([given, mean, deviation, some], 1)
+    titles = ["given"] * given.shape[1]
+    titles += [f"mean of {samples.shape[1]}", "deviation"]
+    titles += ["sample"] * some.shape[1]
+    figure, axes = grid_of_axes(
+        len(rows), len(titles), 1.05 * len(titles), 1.05 * len(rows) + 0.3, gridspec_kw=GAPS
     )
     for g, images in enumerate(rows):
-        for axis, image, column in zip(axes[g], images, columns):
-            _picture(axis, image, COLOURS[4] if column.startswith("mean") else None)
-            if g == 0:
-                axis.set_title(column, fontsize=9)
-        axes[g, 0].set_ylabel(names[g], rotation=0, ha="right", va="center", fontsize=9)
-        axes[g, -1].annotate(
-            notes[g], (1.08, 0.5), xycoords="axes fraction", va="center", fontsize=9
-        )
-    _title(figure, title)
+        for column, image in enumerate(images):
+            is_mean = column == given.shape[1]
+            show_image(axes[g, column], image, BLUE if is_mean else None)
+        write_left(axes[g, 0], names[g])
+        write_right(axes[g, -1], notes[g])
+    for axis, text in zip(axes[0], titles):
+        axis.set_title(text, fontsize=9)
+    add_title(figure, title)
     return figure
 
 
-def denoising(
-    runs: dict[str, tuple[Tensor | None, dict, Tensor | None]], hold: int = 12
-) -> FuncAnimation:
-    """Sets on their way from noise to samples, an animation: of each run a row of x_n, scaled to unit variance of the
-    noise, above a row of D(x_n), the frame that is given at their left. It ends with `hold` frames of the samples,
-    framed in the colours of new modes.
+@dataclass
+class DenoisedSet:
+    """A set on its way from noise to samples.
 
-    runs: title -> (given (H, W) or None, what `Evaluation.trace` gives, modes (B,) or None).
+    Arguments:
+        title: what the animation calls it; several may have the same
+        given: (H, W) in [0, 1], the last conditioning frame, None without one
+        trace: what `trace` of the evaluation returns for this set
+        modes: (B,) int64, the modes of its samples, None where the world has none
     """
-    given, first, _ = next(iter(runs.values()))
-    N, B = first["denoised"].shape[:2]
-    left = 0 if given is None else 1
-    figure = plt.figure(figsize=(0.62 * (B + left), 1.55 * len(runs)))
-    parts = figure.subfigures(len(runs), 1, squeeze=False)[:, 0]
-    grids = [
-        part.subplots(
-            2,
-            B + left,
-            squeeze=False,
-            gridspec_kw=dict(
-                left=0.01, right=0.99, bottom=0.03, top=0.83, wspace=0.06, hspace=0.06
-            ),
-        )
-        for part in parts
-    ]
+
+    title: str
+    given: Tensor | None
+    trace: dict[str, Tensor]
+    modes: Tensor | None
+
+
+def denoising(sets: Sequence[DenoisedSet], hold: int = 12) -> FuncAnimation:
+    """Sets on their way from noise to samples, an animation.
+
+    Of each set it shows a row of x_n, scaled to unit variance of the noise, above a row of D(x_n),
+    with the conditioning frame at their left. The last `hold` frames show the samples, with borders
+    in the colours of new modes. A set of fewer steps than the longest shows its samples earlier.
+    """
+    num_steps = max(len(one.trace["sigmas"]) for one in sets)
+    num_particles = max(one.trace["denoised"].shape[1] for one in sets)
+    left = 0 if all(one.given is None for one in sets) else 1
+    columns = num_particles + left
+    figure = new_figure(0.62 * columns, 1.55 * len(sets))
+    parts = figure.subfigures(len(sets), 1, squeeze=False)[:, 0]
+    place = dict(left=0.01, right=0.99, bottom=0.03, top=0.83)
+    grids = [part.subplots(2, columns, squeeze=False, gridspec_kw=place | GAPS) for part in parts]
+
+    def draw_set(one: DenoisedSet, part, axes, n: int) -> None:
+        """Step n of one set, or its samples once its steps are over."""
+        trace = one.trace
+        has_ended = n >= len(trace["sigmas"])
+        title = one.title
+        if has_ended:
+            upper = lower = trace["samples"]
+        else:
+            sigma = float(trace["sigmas"][n])
+            title += rf",  $\sigma$ = {sigma:.2g}"
+            upper = to_unit_range(trace["x_hat"][n] / (1 + sigma**2) ** 0.5)
+            lower = to_unit_range(trace["denoised"][n])
+        part.suptitle(title, x=0.01, y=0.99, ha="left", fontsize=10)
+        for axis in axes.flat:
+            axis.clear()
+            axis.set_axis_off()
+        if one.given is not None:
+            show_image(axes[1, 0], one.given)
+        modes = [-1] * len(upper)
+        if has_ended and one.modes is not None:
+            modes = one.modes.tolist()
+        for b, colour in enumerate(new_colours(modes)):
+            show_image(axes[0, b + left], upper[b], colour)
+            show_image(axes[1, b + left], lower[b], colour)
 
     def draw(n: int) -> None:
-        for part, axes, (title, (given, trace, modes)) in zip(parts, grids, runs.items()):
-            sigma, ended = float(trace["sigmas"][min(n, N - 1)]), n >= N
-            part.suptitle(
-                title + ("" if ended else rf",  $\sigma$ = {sigma:.2g}"),
-                x=0.01,
-                y=0.99,
-                ha="left",
-                fontsize=10,
-            )
-            noisy, denoised = (
-                (trace["samples"],) * 2
-                if ended
-                else (
-                    (trace["x_hat"][n] / (1 + sigma**2) ** 0.5 + 1) / 2,
-                    (trace["denoised"][n] + 1) / 2,
-                )
-            )
-            for axis in axes.flat:
-                axis.clear(), axis.set_axis_off()
-            if given is not None:
-                _picture(axes[1, 0], given)
-            for b, colour in enumerate(
-                new_colours([-1] * B if modes is None or not ended else modes.tolist())
-            ):
-                for row, images in enumerate((noisy, denoised)):
-                    _picture(axes[row, b + left], images[b], colour)
+        """One frame of the animation."""
+        for one, part, axes in zip(sets, parts, grids):
+            draw_set(one, part, axes, n)
 
-    return FuncAnimation(figure, draw, frames=N + hold)
+    return FuncAnimation(figure, draw, frames=num_steps + hold)

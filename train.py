@@ -54,7 +54,7 @@ def sample_sheet(training, path: Path) -> None:
     """Four i.i.d. sets of eight from the EMA weights: a glance at how far the training is."""
     import torch
 
-    from charts import save
+    from drawing import save
     from noise import SetNoise, set_generator
     from sampler import edm_sampler, karras_sigmas
     from sheets import sample_sheet as draw

@@ -151,9 +151,9 @@ def animation(args: Namespace):
     """x_n and D(x_n) of one set of each evaluation over the denoising steps, a GIF (sampled again, without redraws)"""
     import torch
 
-    from sheets import denoising
+    from sheets import DenoisedSet, denoising
 
-    runs = {}
+    sets = []
     for run in args.run:
         job = again(run, args.set)
         if job.world.dataset == "mixture":
@@ -167,12 +167,9 @@ def animation(args: Namespace):
             "" if modes is None else f": {len(modes[args.set].unique())} of {job.world.modes_total}"
         )
         given = job.cond[args.set, -1] if job.cond.shape[1] else None
-        runs[Path(run).resolve().name + found] = (
-            given,
-            trace,
-            None if modes is None else modes[args.set],
-        )
-    return denoising(runs), Path(args.run[0] if len(args.run) == 1 else "") / "animation.gif"
+        own = None if modes is None else modes[args.set]
+        sets.append(DenoisedSet(Path(run).resolve().name + found, given, trace, own))
+    return denoising(sets), Path(args.run[0] if len(args.run) == 1 else "") / "animation.gif"
 
 
 def dataset(args: Namespace):
@@ -332,7 +329,7 @@ def umap(args: Namespace):
     import numpy as np
     import torch
 
-    from charts import umap_sheet
+    from charts import umap_map
     from evaluate import setup
 
     rows, kept = rows_of(args.run), Path(args.run) / "umap.npz"
@@ -374,7 +371,7 @@ def umap(args: Namespace):
             torch.from_numpy(file[key]) for key in ("digits", "labels", "particles", "found")
         )
     names = [f"{label(row)}\n{len(modes.unique())} of 10" for row, modes in zip(rows, found)]
-    return umap_sheet(digits, labels, particles, found, names), Path(args.run) / "umap.png"
+    return umap_map(digits, labels, particles, found, names), Path(args.run) / "umap.png"
 
 
 def report(args: Namespace):
@@ -458,7 +455,7 @@ def draw(argv: list[str] | None) -> Path:
         if isinstance(drawn, str):
             path.write_text(drawn, encoding="utf-8")
         else:
-            from charts import save
+            from drawing import save
 
             save(drawn, path)
     except (SettingError, FileNotFoundError, ValueError, OSError) as error:

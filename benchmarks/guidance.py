@@ -103,9 +103,10 @@ def main(argv: list[str] | None = None) -> None:
         fail(str(error))
     (outdir / "guidance.json").write_text(json.dumps(experiments.brief(rows), indent=1))
     (outdir / "guidance.md").write_text(markdown(rows))
-    import charts
+    from charts import frontier
+    from drawing import save
 
-    charts.save(charts.frontier(rows), outdir / "guidance.png")
+    save(frontier(rows), outdir / "guidance.png")
     print(f"written to {outdir}")
 
 

@@ -91,7 +91,7 @@ class BuildSettings:
 def draw(name: str, flags: list[str], data_root: str) -> None:
     """One picture: three sets by one method."""
     import evaluate
-    from charts import save
+    from drawing import save
     from sheets import result_sheet
 
     flags = flags if name == "mixture" else [*flags, "--num_sets", "3", "--seed", "2"]

@@ -246,7 +246,7 @@ def run(settings: ExampleSettings, pipe: DDIMPipeline) -> dict[str, Tensor]:
 
 def main(argv: list[str] | None = None) -> None:
     """Train, sample by every route, print how many of the eight places each set shows, draw three sets of each."""
-    from charts import save
+    from drawing import save
     from metrics import expected_modes_iid, mean_interval
     from sheets import sample_sheet
 
