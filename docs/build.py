@@ -1,10 +1,12 @@
-"""Draw the pictures of the documentation and put the benchmarks' tables into it.
+"""Write the tables and pictures of the documentation from measured results.
 
-    for b in figures guidance pixels sampling network potentials worlds training grid; do python benchmarks/$b.py; done
+    for b in figures guidance pixels sampling network potentials worlds training grid
+    do python benchmarks/$b.py; done
     for e in 1 2 3 4 5 6 7 8 9 10; do python evaluate.py --experiment e$e; done
     python docs/build.py
 
-Numbers are never typed: what stands between `<!-- NAME -->` and `<!-- end -->` in a page is written here.
+Numbers are never typed: the text between `<!-- NAME -->` and `<!-- end -->` in a page is written
+here. A result that was not measured again stays as it was. `--pictures false` writes tables only.
 """
 
 from __future__ import annotations
@@ -20,8 +22,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+import experiments  # noqa: E402
 from command_line import make_parser  # noqa: E402
+from names import COMPARED  # noqa: E402
 
+RESULTS = ROOT / "docs" / "results"
+# Name of a picture, and the flags of evaluate.py that make its sets.
 PICTURES = {
     "independent": [],
     "pg": ["--pg_factor", "1.7"],
@@ -49,31 +55,26 @@ PAGES = (
     "README.md",
     "docs/checkpoints.md",
     "docs/figures.md",
+    "docs/from-the-thesis.md",
     "docs/guidance.md",
     "docs/performance.md",
 )
-# A question, the experiment with the thesis's answer, two rows of the figures: independent and guided.
+# Rows of the README's first table: what is asked, the experiment whose recipe says what the thesis
+# found (None: nothing), and the names of two rows of benchmarks/figures.py, independent and guided.
 QUESTIONS = [
     ("directions of a jumping digit", "e5", "trained, independent", "trained, guided"),
     (
-        "digits out of nothing",
+        "unconditional digits",
         "e1",
-        "digits out of nothing, independent",
-        "digits, guided by features",
+        "unconditional digits, independent",
+        "unconditional digits, guided by features",
     ),
     ("Gaussians on a circle", None, "mixture, independent", "mixture, guided"),
-    ("masks that four experts drew", None, "masks, trained, independent", "masks, trained, guided"),
+    ("masks by four experts", None, "masks, trained, independent", "masks, trained, guided"),
 ]
-RIVALS = {
-    "independent": "independent",
-    "particle guidance": "particle guidance",
-    "no redraws": "the same, nothing drawn again",
-    "SPELL": "SPELL",
-    "CADS": "CADS",
-    "K-medoids of 4 x 8": "K-medoids of four times as many",
-    "simplex noise": "simplex noise",
-    "reference's form": "the thesis's form, its sign as printed",
-}
+# How many operations a second an H100's data sheet promises in bfloat16, and the share that is
+# assumed to be reached.
+PEAK, REACHED = 989e12, 0.2
 
 
 @dataclass
@@ -81,109 +82,236 @@ class BuildSettings:
     """Documentation"""
 
     runs: str = "runs"
-    """folder with the benchmarks' folders"""
+    """directory that contains the directories of benchmarks and experiments"""
     data_root: str = "data"
-    """folder of torchvision's MNIST"""
+    """directory of torchvision's MNIST"""
     pictures: bool = True
-    """draw the pictures too"""
+    """draw the pictures as well"""
+
+
+# ---------------------------------------------------------------- pictures
 
 
 def draw(name: str, flags: list[str], data_root: str) -> None:
-    """One picture: three sets by one method."""
+    """Draw the sample sheet of an evaluation: three sets by one method."""
     import evaluate
     from drawing import save
+    from records import finished
     from sheets import result_sheet
 
-    flags = flags if name == "mixture" else [*flags, "--num_sets", "3", "--seed", "2"]
-    job = evaluate.setup([*flags, "--data_root", data_root])
-    samples, modes, result = evaluate.run(job)
-    arrays = evaluate.arrays_of(job, samples, modes)
-    save(result_sheet(arrays, result, title=""), ROOT / "docs" / "pictures" / f"{name}.png", dpi=80)
+    if name != "mixture":
+        flags = [*flags, "--num_sets", "3", "--seed", "2"]
+    with tempfile.TemporaryDirectory() as run:
+        evaluate.main([*flags, "--data_root", data_root, "--outdir", run])
+        arrays, result = finished(run)
+    sheet = result_sheet(arrays, result, title="")
+    save(sheet, ROOT / "docs" / "pictures" / f"{name}.png", dpi=80)
 
 
 def animate(data_root: str) -> None:
-    """The same set on its way from noise to samples, independent and guided."""
+    """Draw the same set during denoising, independent and guided, as a GIF."""
     import evaluate
     import visualize
 
+    always = ["--redraws", "0", "--num_sets", "3", "--seed", "2", "--data_root", data_root]
+    gif = str(ROOT / "docs" / "pictures" / "denoising.gif")
     with tempfile.TemporaryDirectory() as folder:
         runs = {
             f"{folder}/independent": [],
             f"{folder}/guided, --pg_factor 1.7": ["--pg_factor", "1.7"],
         }
         for run, flags in runs.items():
-            evaluate.main(
-                [
-                    *flags,
-                    "--redraws",
-                    "0",
-                    "--num_sets",
-                    "3",
-                    "--seed",
-                    "2",
-                    "--data_root",
-                    data_root,
-                    "--outdir",
-                    run,
-                ]
-            )
-        visualize.main(
-            [
-                "animation",
-                *runs,
-                "--set",
-                "2",
-                "--out",
-                str(ROOT / "docs" / "pictures" / "denoising.gif"),
-            ]
-        )
+            evaluate.main([*flags, *always, "--outdir", run])
+        visualize.main(["animation", *runs, "--set", "2", "--out", gif])
+
+
+# ---------------------------------------------------------------- tables
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table of cells that are text already."""
+    lines = ["| " + " | ".join(row) + " |" for row in [header, *rows]]
+    lines.insert(1, "|" + "---|" * len(header))
+    return "\n".join(lines)
 
 
 def answers_table(figures: list[dict]) -> str:
-    """What the thesis found, and what independent and guided sets do here."""
-    import experiments
-
+    """The README's first table: the thesis's results beside independent and guided sets."""
     measured = {row["name"]: row for row in figures}
-    rows = [
-        "| what a set should hold | the thesis, guided | independent, in theory | independent | guided |",
-        "|" + "---|" * 5,
+    header = [
+        "what a set should contain",
+        "thesis, guided",
+        "independent, theory",
+        "independent",
+        "guided",
     ]
-    for what, experiment, independent, guided in QUESTIONS:
+    rows = []
+    for question, experiment, independent, guided in QUESTIONS:
         thesis = experiments.load(experiment)["reference"] if experiment else "–"
-        rows.append(
-            f"| {what} | {thesis} | {measured[independent]['expected_iid'] or '–'} | "
-            f"{'<br>'.join(measured[independent]['measured'])} | {'<br>'.join(measured[guided]['measured'])} |"
-        )
-    return "\n".join(rows)
+        expected = measured[independent]["expected_iid"] or "–"
+        results = ["<br>".join(measured[name]["measured"]) for name in (independent, guided)]
+        rows.append([question, thesis, expected, *results])
+    return markdown_table(header, rows)
+
+
+def first_of_each_method(rows: list[dict], denoiser: str) -> dict[str, dict]:
+    """{method: result at its first strength} of the cells of e10 with this denoiser."""
+    first: dict[str, dict] = {}
+    for row in rows:
+        if row["cell"]["denoiser"] == denoiser:
+            first.setdefault(row["cell"]["method"], row["result"])
+    return first
 
 
 def rivals_table(rows: list[dict]) -> str:
-    """The trained network's sets by every method at its first strength."""
-    from experiments import interval
-
+    """The README's second table: every method at its first strength, with the trained network."""
+    first = first_of_each_method(rows, "trained")
+    header = [
+        "method",
+        "directions of 8",
+        "quality (L2, less is better)",
+        "HM IoU*",
+        "network calls per particle",
+    ]
     lines = [
-        "| method | directions of 8 | quality (L2, less is better) | HM IoU* | network calls a particle |",
-        "|" + "---|" * 5,
-    ]
-    first: dict[str, dict] = {}
-    for row in rows:
-        if row["cell"]["denoiser"] == "trained":
-            first.setdefault(row["cell"]["method"], row["result"])
-    lines += [
-        f"| {RIVALS[method]} | {interval(result['modes_found'])} | {interval(result['quality'])} | "
-        f"{interval(result['hm_iou'])} | {result['network_calls']:.0f} |"
+        [
+            COMPARED[method],
+            experiments.interval(result["modes_found"]),
+            experiments.interval(result["quality"]),
+            experiments.interval(result["hm_iou"]),
+            f"{result['network_calls']:.0f}",
+        ]
         for method, result in first.items()
-        if method in RIVALS
+        if method in COMPARED
     ]
-    how = (
-        "{num_sets} sets of {batch_size}, test digits of {digits_source}; independent draws find "
-        "{modes_expected_iid:.2f} in theory.".format(**first["independent"])
+    return f"{markdown_table(header, lines)}\n\n{sets_of(first['independent'])}"
+
+
+def thesis_table(rows: list[dict]) -> str:
+    """Directions found by independent sets and by the thesis's form, per strength and denoiser."""
+    found: dict[str, dict[str, str]] = {}
+    for row in rows:
+        cell = row["cell"]
+        if cell["method"] not in ("independent", "reference's form"):
+            continue
+        what = COMPARED[cell["method"]]
+        if "pg_factor" in cell:
+            what += f", factor {cell['pg_factor']:g}"
+        directions = experiments.interval(row["result"]["modes_found"])
+        found.setdefault(what, {})[cell["denoiser"]] = directions
+    denoisers = list(next(iter(found.values())))
+    lines = [[what, *(each[name] for name in denoisers)] for what, each in found.items()]
+    table = markdown_table(["", *(f"{name} denoiser" for name in denoisers)], lines)
+    independent = first_of_each_method(rows, denoisers[0])["independent"]
+    return f"{table}\n\n{sets_of(independent)}"
+
+
+def sets_of(result: dict) -> str:
+    """A line about the sets of a table: how many, of what, and what is expected of them."""
+    return (
+        "{num_sets} sets of {batch_size} with test digits of {digits_source}; independent samples "
+        "find {modes_expected_iid:.2f} directions in theory.".format(**result)
     )
-    return "\n".join([*lines, "", how])
+
+
+def checkpoint_table() -> str:
+    """Every network in checkpoints/, from its own metadata."""
+    import checkpoint
+
+    header = [
+        "checkpoint",
+        "parameters",
+        "size",
+        "trained on",
+        "updates",
+        "minutes",
+        "machine",
+        "command",
+    ]
+    rows = []
+    for path in sorted((ROOT / "checkpoints").glob("*.safetensors")):
+        meta = checkpoint.read_metadata(path)
+        settings = meta["settings"]
+        if path.stem.startswith("classifier"):
+            right = f"{100 * meta['accuracy']:.2f}% of the test digits correct"
+            updates = f"{settings['epochs']} epochs; {right}"
+            command = "train_classifier.py --digits mnist --seed {seed} --epochs {epochs}"
+            command = command.format(**settings)
+        else:
+            updates = f"{meta['iteration']:,} of {settings['batch_size']}"
+            command = f"train.py --config {config_of(path)}"
+        rows.append(
+            [
+                f"`{path.stem}`",
+                f"{meta['parameters']:,}",
+                f"{path.stat().st_size / 1e6:.1f} MB",
+                meta["digits_source"],
+                updates,
+                f"{meta['train_seconds'] / 60:.0f}",
+                meta["machine"],
+                f"`{command}`",
+            ]
+        )
+    return markdown_table(header, rows)
+
+
+def config_of(path: Path) -> str:
+    """The configuration that a checkpoint was trained with, relative to the repository."""
+    small = ROOT / "configs" / f"{path.stem}_small.yaml"
+    return f"configs/{small.name if small.is_file() else path.stem + '.yaml'}"
+
+
+def scale_table() -> str:
+    """What a large sweep costs on large machines, from counted operations and assumed rates."""
+    import torch
+    import yaml
+    from torch.utils.flop_counter import FlopCounterMode
+
+    import checkpoint
+    from config import TrainingSettings
+
+    cells, sets, particles = 10_000, 100, 8
+    calls, backward = 43, 16  # guidance acts at 8 of 22 noise levels, those from 3 to 40
+    large = yaml.safe_load((ROOT / "configs" / "circle_jumping.yaml").read_text())
+    models = {
+        "reference network, 32 px": {},
+        "the same at 64 px, two digits, three conditioning frames": dict(
+            dataset="free", image_size=64, num_digits=2
+        ),
+    }
+    header = [
+        "model",
+        "operations per image, forward",
+        "operations of the sweep",
+        "hours on 1 GPU",
+        "on 8 GPUs",
+        "on 64 GPUs",
+    ]
+    rows = []
+    for name, changes in models.items():
+        settings = TrainingSettings.from_values(large | changes).record()
+        side, frames = settings["image_size"], settings["num_cond_frames"] + 1
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            unet = checkpoint.make_denoiser(settings, 0.5).unet
+            unet(torch.empty(1, frames, side, side), torch.empty(1))
+        forward = counter.get_total_flops()
+        total = cells * sets * particles * forward * (calls + backward)
+        hours = total / (REACHED * PEAK) / 3600
+        row = [name, f"{forward / 1e9:.1f} billion", f"{total:.1e}"]
+        rows.append(row + [f"{hours / gpus:.2g}" for gpus in (1, 8, 64)])
+    return (
+        f"{markdown_table(header, rows)}\n\n"
+        f"Calculated, not measured: {cells:,} cells of {sets} sets of {particles}, {calls} network "
+        f"calls and {backward} backward passes per particle, on GPUs of {PEAK / 1e12:.0f} TFLOP/s "
+        f"in bfloat16 (data sheet of an H100) of which {100 * REACHED:.0f}% are reached."
+    )
+
+
+# ---------------------------------------------------------------- pages
 
 
 def fill(page: Path, name: str, text: str) -> None:
-    """Replace what stands between the markers of `name` in a page, if it has them."""
+    """Replace the text between the markers of `name` in a page, if it has them."""
     page.write_text(
         re.sub(
             rf"(<!-- {name} -->\n).*?(<!-- end -->)",
@@ -194,137 +322,57 @@ def fill(page: Path, name: str, text: str) -> None:
     )
 
 
-def experiment_page(runs: Path) -> str:
-    """docs/results.md: every experiment, in the largest preset that was run; what was not run stays as it was."""
-    import experiments
-
-    parts = [
-        "# The experiments, reproduced",
-        "",
-        "Written by `python docs/build.py` from the result files; brackets and ± are 95% intervals. "
-        "`--preset full` takes more sets per cell.",
-        "",
-    ]
-    for path in sorted(experiments.RECIPES.glob("*.yaml"), key=lambda path: int(path.stem[1:])):
-        name, recipe = path.stem, experiments.load(path.stem)
-        kept = ROOT / "docs" / "results" / f"{name}.json"
-        folder = next(
-            (
-                runs / f"{name}-{preset}"
-                for preset in ("full", "quick")
-                if (runs / f"{name}-{preset}" / "results.json").is_file()
-            ),
-            None,
-        )
-        if folder is not None:
-            kept.write_text(
-                json.dumps(experiments.brief(json.loads((folder / "results.json").read_text())))
-            )
+def keep_results(name: str, runs: Path) -> None:
+    """Copy an experiment's results and pictures to docs/results: those of `full` if it was run."""
+    for preset in ("full", "quick"):
+        folder = runs / f"{name}-{preset}"
+        results = folder / "results.json"
+        if results.is_file():
+            brief = experiments.brief(json.loads(results.read_text()))
+            (RESULTS / f"{name}.json").write_text(json.dumps(brief))
             for picture in folder.glob("*.png"):
-                shutil.copy(picture, kept.with_name(f"{name}-{picture.name}"))
-        results = json.loads(kept.read_text())
-        parts += [
-            f"## {name.upper()}: {recipe['title']}",
-            "",
-            f"    {results['command']}",
-            "",
-            f"Reference: {recipe['reference']}.",
-            "",
-            experiments.summary(results["rows"]),
-            "",
-        ]
-        for picture in sorted(kept.parent.glob(f"{name}-*.png")):
-            parts += [f"![{picture.stem}](results/{picture.name})", ""]
-        parts += [" ".join(recipe["meaning"].split()), ""]
-    return "\n".join(parts)
+                shutil.copy(picture, RESULTS / f"{name}-{picture.name}")
+            return
 
 
-def checkpoint_table() -> str:
-    """Every shipped network, from its own metadata."""
-    import checkpoint
-
-    rows = [
-        "| checkpoint | parameters | size | trained on | updates | minutes | machine | command |",
-        "|" + "---|" * 8,
+def experiment_section(name: str) -> list[str]:
+    """The lines of docs/results.md about one experiment, from its recipe and docs/results."""
+    recipe = experiments.load(name)
+    results = json.loads((RESULTS / f"{name}.json").read_text())
+    lines = [
+        f"## {name.upper()}: {recipe['title']}",
+        "",
+        f"    {results['command']}",
+        "",
+        f"Reference: {recipe['reference']}.",
+        "",
+        experiments.summary(results["rows"]),
+        "",
     ]
-    for path in sorted((ROOT / "checkpoints").glob("*.safetensors")):
-        m, size = checkpoint.read_metadata(path), path.stat().st_size / 1e6
-        if path.stem.startswith("classifier"):
-            updates = f"{m['settings']['epochs']} epochs; {100 * m['accuracy']:.2f}% of the test digits right"
-            command = "classifier.py --digits mnist --seed {seed} --epochs {epochs}".format(
-                **m["settings"]
-            )
-        else:
-            updates = f"{m['iteration']:,} of {m['settings']['batch_size']}"
-            command = f"train.py --config {config(path)}"
-        rows.append(
-            f"| `{path.stem}` | {m['parameters']:,} | {size:.1f} MB | {m['digits_source']} | {updates} | "
-            f"{m['train_seconds'] / 60:.0f} | {m['machine']} | `{command}` |"
-        )
-    return "\n".join(rows)
+    for picture in sorted(RESULTS.glob(f"{name}-*.png")):
+        lines += [f"![{picture.stem}](results/{picture.name})", ""]
+    return [*lines, " ".join(recipe["meaning"].split()), ""]
 
 
-def scale_table() -> str:
-    """What a large sweep costs on large machines, from counted operations and assumed rates."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    import checkpoint
-    import train
-    from config import record
-
-    cells, sets, particles, calls, backward = (
-        10_000,
-        100,
-        8,
-        43,
-        16,
-    )  # 8 of 22 noise levels lie between 3 and 40
-    peak, share = 989e12, 0.2
-    rows = [
-        "| model | operations an image forward | of the sweep | hours on 1 GPU | on 8 | on 64 |",
-        "|" + "---|" * 6,
+def experiment_page(runs: Path) -> str:
+    """The text of docs/results.md: every experiment, from the largest preset that was run."""
+    lines = [
+        "# Results of the experiments",
+        "",
+        "Written by `python docs/build.py` from the result files. Brackets are 95% intervals. "
+        "`--preset full` uses more sets per cell. *Reference* is what the thesis reports "
+        "([coming from the thesis](from-the-thesis.md)) unless another source is named.",
+        "",
     ]
-    models = {
-        "reference network, 32 px": [],
-        "the same on 64 px, two digits, three frames given": [
-            "--dataset",
-            "free",
-            "--image_size",
-            "64",
-            "--num_digits",
-            "2",
-        ],
-    }
-    for name, flags in models.items():
-        settings = record(
-            *train.parse(["--config", str(ROOT / "configs" / "circle_jumping.yaml"), *flags])[0]
-        )
-        side, frames = settings["image_size"], settings["num_cond_frames"] + 1
-        with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            unet = checkpoint.make_denoiser(settings, 0.5).unet
-            unet(torch.empty(1, frames, side, side), torch.empty(1))
-        forward = counter.get_total_flops()
-        total = cells * sets * particles * forward * (calls + backward)
-        hours = total / (share * peak) / 3600
-        rows.append(
-            f"| {name} | {forward / 1e9:.1f} billion | {total:.1e} | "
-            + " | ".join(f"{hours / n:.2g}" for n in (1, 8, 64))
-            + " |"
-        )
-    return "\n".join(rows) + (
-        f"\n\nOn paper: {cells:,} cells of {sets} sets of {particles}, {calls} network calls a "
-        f"particle and {backward} backward passes to the input, on GPUs of {peak / 1e12:.0f} "
-        f"TFLOP/s in bfloat16 (an H100's data sheet) of which {100 * share:.0f}% are reached."
-    )
-
-
-def config(path: Path) -> str:
-    small = ROOT / "configs" / f"{path.stem}_small.yaml"
-    return f"configs/{small.name if small.is_file() else path.stem + '.yaml'}"
+    recipes = experiments.RECIPES.glob("*.yaml")
+    for path in sorted(recipes, key=lambda path: int(path.stem[1:])):
+        keep_results(path.stem, runs)
+        lines += experiment_section(path.stem)
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Write docs/results.md and the tables of all pages, and draw the pictures."""
     args = make_parser(BuildSettings, description=__doc__.split("\n")[0]).parse_args(argv)
     for folder in ("pictures", "results"):
         (ROOT / "docs" / folder).mkdir(exist_ok=True)
@@ -332,20 +380,19 @@ def main(argv: list[str] | None = None) -> None:
         for name, flags in PICTURES.items():
             draw(name, flags, args.data_root)
         animate(args.data_root)
-    tables = dict(checkpoint=checkpoint_table())
+    tables = dict(checkpoint=checkpoint_table(), scale=scale_table())
     for name in BENCHMARKS:
         for result in (Path(args.runs) / f"benchmark-{name}").glob(f"{name}.*"):
             if result.suffix == ".md":
                 tables[name] = result.read_text()
             else:
-                shutil.copy(result, ROOT / "docs" / "results")
+                shutil.copy(result, RESULTS)
     (ROOT / "docs" / "results.md").write_text(experiment_page(Path(args.runs)))
-    tables["scale"] = scale_table()
-    figures, rivals = (
-        json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())
-        for name in ("figures", "guidance")
-    )
-    tables |= dict(answers=answers_table(figures), rivals=rivals_table(rivals))
+    figures = json.loads((RESULTS / "figures.json").read_text())
+    methods = json.loads((RESULTS / "guidance.json").read_text())
+    tables["answers"] = answers_table(figures)
+    tables["rivals"] = rivals_table(methods)
+    tables["thesis"] = thesis_table(methods)
     for page in PAGES:
         for name, text in tables.items():
             fill(ROOT / page, name, text)
