@@ -1,7 +1,7 @@
-"""Did a set cover the modes, and at what cost in quality?
+"""Metrics of sets: do they cover the modes or the right answers, and at what cost in quality?
 
-Samples are sets (G, B, H, W) in [0, 1] (values outside are clamped). Every mean comes
-with a 95% interval, every mode count with what independent samples would give.
+Samples are sets (G, B, H, W) in [0, 1]; values outside are clamped. Every mean over sets comes with
+a 95% confidence interval, every number of modes with what independent samples would give.
 """
 
 from __future__ import annotations
@@ -17,9 +17,15 @@ from torch import Tensor
 
 from potentials import overlap
 
+RESAMPLES = 2000  # bootstrap samples of the sets behind each interval
+BATCH = 2**22  # numbers of these that are held in memory at a time
+
 
 def centroid(images: Tensor) -> Tensor:
-    """Centre of brightness, (..., H, W) -> (..., 2) as (y, x) in px. The middle for an empty image."""
+    """Centre of brightness of images (..., H, W) -> (..., 2) as (y, x) in px.
+
+    For an empty image it is the middle of the frame.
+    """
     images = images.clamp(0, 1).double()
     H, W = images.shape[-2:]
     mass = images.sum((-2, -1))
@@ -31,55 +37,96 @@ def centroid(images: Tensor) -> Tensor:
 
 
 def displacement(samples: Tensor, cond: Tensor) -> Tensor:
-    """Centroid of each sample minus that of its set's last conditioning frame, px.
-    samples (G, B, H, W), cond (G, Cc, H, W) -> (G, B, 2)."""
+    """Centroid of each sample minus that of its set's last conditioning frame, in px.
+
+    samples (G, B, H, W), cond (G, Cc, H, W) -> (G, B, 2) as (y, x).
+    """
     return centroid(samples) - centroid(cond[:, -1])[:, None]
 
 
 def nearest_direction(moved: Tensor, offsets: Tensor) -> Tensor:
     """Index of the offset with the largest cosine similarity to each displacement.
-    moved (G, B, 2), offsets (k, 2) -> (G, B) int64."""
+
+    moved (G, B, 2), offsets (k, 2) -> (G, B) int64.
+    """
     unit = torch.nn.functional.normalize(offsets.to(moved), dim=-1)
     return (moved @ unit.T).argmax(-1)
 
 
 def expected_modes_iid(probabilities: Tensor, batch_size: int) -> float:
-    """Mean number of different modes in `batch_size` independent draws: sum_m 1 - (1 - p_m)^B."""
+    """Expected number of different modes in B independent draws, sum_m 1 - (1 - p_m)^B.
+
+    probabilities (k,) of the modes; batch_size is B.
+    """
     return float((1 - (1 - probabilities.double()) ** batch_size).sum())
 
 
 def _translate(images: Tensor, shift: Tensor) -> Tensor:
-    """Each image moved by its own whole number of px, empty where nothing came from.
-    images (N, H, W), shift (N, 2) int64."""
+    """Each image moved by its own whole number of px, black where nothing moves in.
+
+    images (N, H, W), shift (N, 2) int64 as (y, x) -> (N, H, W).
+    """
     N, H, W = images.shape
     y = torch.arange(H, device=images.device) - shift[:, :1]  # (N, H) source rows
-    x = torch.arange(W, device=images.device) - shift[:, 1:]
-    rows, cols = y.clamp(0, H - 1)[:, :, None], x.clamp(0, W - 1)[:, None, :]
-    inside = ((y >= 0) & (y < H))[:, :, None] & ((x >= 0) & (x < W))[:, None, :]
-    return images[torch.arange(N, device=images.device)[:, None, None], rows, cols] * inside
+    x = torch.arange(W, device=images.device) - shift[:, 1:]  # (N, W) source columns
+    inside_y = (y >= 0) & (y < H)
+    inside_x = (x >= 0) & (x < W)
+    each = torch.arange(N, device=images.device)[:, None, None]
+    moved = images[each, y.clamp(0, H - 1)[:, :, None], x.clamp(0, W - 1)[:, None, :]]
+    return moved * (inside_y[:, :, None] & inside_x[:, None, :])
 
 
 def quality_score(samples: Tensor, cond: Tensor) -> Tensor:
-    """L2 distance between each sample and its last conditioning frame translated by the measured
-    displacement, rounded to whole px. Lower is better, 0 is a perfect copy; the reference thesis
-    has 2.9 without guidance and calls more than 7 to 8 unreadable.
-    samples (G, B, H, W), cond (G, Cc, H, W) -> (G, B)."""
-    G, B, H, W = samples.shape
+    """L2 distance of each sample from its last conditioning frame, translated to where it is.
+
+    The frame is translated by the measured displacement, rounded to whole px. Lower is better; 0 is
+    a perfect copy. The reference thesis reports 2.9 without guidance and calls more than 7 to 8
+    unreadable. samples (G, B, H, W), cond (G, Cc, H, W) -> (G, B).
+    """
+    G, B = samples.shape[:2]
     shift = displacement(samples, cond).round().long().flatten(0, 1)
     moved = _translate(cond[:, -1].repeat_interleave(B, 0), shift)
     return (samples.clamp(0, 1).flatten(0, 1) - moved).flatten(1).norm(dim=1).view(G, B)
 
 
 def mean_interval(values: Tensor | ArrayLike) -> dict:
-    """{mean, ci95: [lo, hi], per_set}: Student's t interval over sets (equal ends for one set)."""
+    """The mean over sets with a 95% confidence interval: {mean, ci95: [low, high], per_set}.
+
+    values (G,) is one number per set. The interval is the bias-corrected and accelerated bootstrap
+    over sets (Efron 1987), so it never leaves the range of the values, and with it the range of the
+    metric; the same values always give the same interval. It is too narrow where sets are very few.
+    Values that are all equal give equal ends. `ci95` is None where there is no interval: for a
+    single set, and for values that are not finite.
+    """
     array = np.asarray(values, dtype=np.float64)
-    mean, error = array.mean(), stats.sem(array) if len(array) > 1 else 0.0
-    lo, hi = stats.t.interval(0.95, len(array) - 1, mean, error) if error > 0 else (mean, mean)
-    return dict(mean=float(mean), ci95=[float(lo), float(hi)], per_set=array.tolist())
+    return dict(mean=float(array.mean()), ci95=_bootstrap(array), per_set=array.tolist())
+
+
+def _bootstrap(values: np.ndarray) -> list[float] | None:
+    """[low, high], the 95% interval of the mean of values (G,), or None where there is none."""
+    if len(values) < 2 or not np.isfinite(values).all():
+        return None
+    low, high = values.min(), values.max()
+    if low == high:
+        return [float(low), float(high)]
+    # In [0, 1], so that the third powers inside neither overflow nor vanish.
+    interval = stats.bootstrap(
+        ((values - low) / (high - low),),
+        np.mean,
+        n_resamples=RESAMPLES,
+        batch=max(1, BATCH // len(values)),
+        method="BCa",
+        random_state=np.random.default_rng(0),
+    ).confidence_interval
+    ends = low + (high - low) * np.array([interval.low, interval.high])
+    return np.clip(ends, low, high).tolist()  # rounding may leave the range by the last bit
 
 
 def proportion(successes: int, trials: int, prior: float) -> dict:
-    """{mean, ci95, prior, p_value}: Wilson's interval, and the two-sided binomial test of `prior`."""
+    """A share with Wilson's 95% interval and the two-sided binomial test of `prior`.
+
+    Returns {mean: successes / trials, ci95: [low, high] within [0, 1], prior, p_value}.
+    """
     test = stats.binomtest(successes, trials, prior)
     interval = test.proportion_ci(0.95, method="wilson")
     return dict(
@@ -91,78 +138,109 @@ def proportion(successes: int, trials: int, prior: float) -> dict:
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of images in [0, 1] (clamped), sums of min over sums of max; of masks it is
-    the usual one. Two empty images have IoU 1. a (G, A, H, W), b (G, B, H, W) -> (G, A, B)."""
+    """Intersection over union of images in [0, 1] (clamped): sum of min over sum of max.
+
+    Of masks it is the usual one. Two empty images have IoU 1.
+    a (G, A, H, W), b (G, B, H, W) -> (G, A, B) in [0, 1].
+    """
     low, high = overlap(a.clamp(0, 1).flatten(2), b.clamp(0, 1).flatten(2))
     return torch.where(high > 1e-6, low / high.clamp_min(1e-6), 1.0)
 
 
 def binarise(images: Tensor) -> Tensor:
-    """Images in [0, 1], of any shape -> masks of what is brighter than 1/2, 0.0 or 1.0."""
+    """Masks, 0.0 or 1.0, of what is brighter than 1/2 in images in [0, 1] of any shape."""
     return (images > 0.5).float()
 
 
 def hm_iou(samples: Tensor, answers: Tensor) -> Tensor:
-    """HM IoU*: the Hungarian matching of the distinct right answers to the samples that makes the mean
-    IoU of the matched pairs, binarised, largest, and that mean (Gerard & Sullivan 2026, arXiv 2603.20188).
-    samples (G, B, H, W), answers (G, k, H, W) -> (G,) in [0, 1]; with B != k the smaller number is matched."""
+    """HM IoU*: the mean IoU of the distinct right answers and the samples matched to them.
+
+    Answers and samples are binarised, and the Hungarian matching is the one with the largest mean
+    IoU (Gerard & Sullivan 2026, arXiv 2603.20188). Of B samples and k answers, the smaller number
+    is matched. samples (G, B, H, W), answers (G, k, H, W) -> (G,) in [0, 1].
+    """
     masks = binarise(answers)
-    pairs = iou(masks, binarise(samples)).double().numpy()  # (G, k, B)
-    again = (
-        (masks.flatten(2)[:, :, None] == masks.flatten(2)[:, None]).all(-1).tril(-1).any(-1).numpy()
-    )  # (G, k)
-    distinct = [each[~repeated] for each, repeated in zip(pairs, again)]
-    return torch.tensor(
-        [each[linear_sum_assignment(each, maximize=True)].mean() for each in distinct]
-    )
+    flat = masks.flatten(2)
+    equal = (flat[:, :, None] == flat[:, None]).all(-1)  # (G, k, k)
+    repeated = equal.tril(-1).any(-1)  # (G, k): like an answer before it
+    means = []
+    for ious, again in zip(iou(masks, binarise(samples)).double().numpy(), repeated.numpy()):
+        distinct = ious[~again]  # (distinct answers, B)
+        means.append(distinct[linear_sum_assignment(distinct, maximize=True)].mean())
+    return torch.tensor(means)
 
 
 def generalised_energy_distance(samples: Tensor, answers: Tensor, probabilities: Tensor) -> Tensor:
-    """GED^2 = 2 E d(s, y) - E d(s, s') - E d(y, y') with d = 1 - IoU of binarised frames, s, s' of the set
-    and y, y' of the true distribution (Szekely & Rizzo 2013; Kohl et al. 2018, arXiv 1806.05034).
-    samples (G, B, H, W), answers (G, k, H, W) with probabilities (k,) -> (G,); 0 is perfect."""
-    s, y, p = binarise(samples), binarise(answers), probabilities.float()
+    """The squared generalised energy distance of a set from the true distribution; 0 is perfect.
+
+        GED^2 = 2 E d(s, y) - E d(s, s') - E d(y, y'),   d = 1 - IoU of binarised frames,
+
+    with s, s' from the set and y, y' from the true distribution (Szekely & Rizzo 2013; Kohl et al.
+    2018, arXiv 1806.05034). samples (G, B, H, W), answers (G, k, H, W) with probabilities (k,)
+    -> (G,) in [0, 2].
+    """
+    s = binarise(samples)
+    y = binarise(answers)
+    p = probabilities.float()
     between = (1 - iou(s, y)).mean(1) @ p
-    return 2 * between - (1 - iou(s, s)).mean((1, 2)) - (1 - iou(y, y)) @ p @ p
+    within_set = (1 - iou(s, s)).mean((1, 2))
+    within_truth = (1 - iou(y, y)) @ p @ p
+    return 2 * between - within_set - within_truth
 
 
 def nearest_answer(samples: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
-    """How good each sample is by the right answer that it is closest to: the largest IoU, binarised, and the smallest
-    L2 distance. samples (G, B, H, W), answers (G, k, H, W) -> (G, B), (G, B)."""
+    """The largest IoU, binarised, and the smallest L2 distance of each sample to a right answer.
+
+    samples (G, B, H, W), answers (G, k, H, W) -> (G, B) in [0, 1], (G, B).
+    """
     distance = torch.cdist(samples.clamp(0, 1).flatten(2), answers.flatten(2))
     return iou(binarise(samples), binarise(answers)).amax(2), distance.amin(2)
 
 
 def iou_distance(samples: Tensor) -> Tensor:
-    """Mean 1 - IoU between the particles of each set, binarised: (G, B, H, W) -> (G,); 0 for B = 1."""
-    masks, B = binarise(samples), samples.shape[1]
+    """Mean 1 - IoU, binarised, between the particles of each set; 0 for B = 1.
+
+    samples (G, B, H, W) -> (G,) in [0, 1].
+    """
+    masks = binarise(samples)
+    B = samples.shape[1]
     return (1 - iou(masks, masks)).sum((1, 2)) / max(1, B * (B - 1))
 
 
 def pairwise_l2(samples: Tensor) -> Tensor:
-    """Mean L2 distance between the particles of each set: (G, B, H, W) -> (G,); 0 for B = 1."""
+    """Mean L2 distance between the particles of each set; 0 for B = 1. (G, B, H, W) -> (G,)."""
     flat = samples.clamp(0, 1).flatten(2)
     B = flat.shape[1]
     return torch.cdist(flat, flat).sum((1, 2)) / max(1, B * (B - 1))
 
 
 def centroid_spread(samples: Tensor) -> Tensor:
-    """Root mean square distance of the particles' centroids from their set's mean, px: (G, B, H, W) -> (G,)."""
+    """Root mean square distance of the particles' centroids from their set's mean, in px.
+
+    samples (G, B, H, W) -> (G,).
+    """
     centres = centroid(samples)
     return (centres - centres.mean(1, keepdim=True)).square().sum(-1).mean(1).sqrt()
 
 
 def mode_metrics(modes: Tensor, probabilities: Tensor) -> dict:
-    """How sets cover modes of known probabilities (k,): modes (G, B) int64, -1 for no mode at all.
+    """How sets cover modes of known probabilities.
 
-    `count_variance_ratio`: the variance over sets of how often the first mode comes up, over that of
-    independent draws, B p (1 - p); 1 for those, 0 for sets that all hold the same number.
+    modes (G, B) int64 is the mode of each particle, -1 for none; probabilities (k,).
+
+    `count_variance_ratio` is the variance over sets of how often the first mode comes up, over that
+    of independent draws, B p (1 - p): 1 for these, 0 for sets that all hold the same number; None
+    where it is undefined.
     """
     G, B = modes.shape
     k = len(probabilities)
+    # Class 0 of the one-hot encoding is "no mode", which is left out.
     counts = torch.nn.functional.one_hot(modes + 1, k + 1)[:, :, 1:].sum(1)  # (G, k)
     first = float(probabilities[0])
     binomial = B * first * (1 - first)
+    ratio = None
+    if G > 1 and binomial > 0:
+        ratio = float(counts[:, 0].double().var()) / binomial
     return dict(
         modes_total=k,
         modes_expected_iid=expected_modes_iid(probabilities, B),
@@ -171,18 +249,18 @@ def mode_metrics(modes: Tensor, probabilities: Tensor) -> dict:
             proportion(count, G * B, float(p))
             for count, p in zip(counts.sum(0).tolist(), probabilities)
         ],
-        count_variance_ratio=float(counts[:, 0].double().var()) / binomial
-        if G > 1 and binomial > 0
-        else None,
+        count_variance_ratio=ratio,
     )
 
 
 def without_background(images: Tensor) -> Tensor:
-    """Images in [0, 1] (..., H, W), each with what is darker than its Otsu threshold (Otsu 1979) set to 0.
-    An image of one grey value stays as it is."""
+    """Images with everything darker than their Otsu threshold (Otsu 1979) set to 0.
+
+    images (..., H, W) in [0, 1] -> the same shape. An image of one grey value stays as it is.
+    """
     from skimage.filters import threshold_otsu
 
-    flat = images.clamp(0, 1).flatten(0, -3)
+    flat = images.clamp(0, 1).flatten(0, -3)  # (N, H, W)
     levels = torch.tensor(
         [threshold_otsu(image) if image.min() < image.max() else 0.0 for image in flat.numpy()]
     )
@@ -190,24 +268,31 @@ def without_background(images: Tensor) -> Tensor:
 
 
 def recognise(samples: Tensor, classifier: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """The digit in each sample, its background removed, and the classifier's confidence in it, the largest
-    softmax probability: (G, B, H, W), frames (N, H, W) -> logits (N, k)  =>  (G, B) int64, (G, B)."""
+    """The digit that a classifier recognises in each sample, and its confidence in it.
+
+    Arguments:
+        samples: (G, B, H, W); their background is removed first
+        classifier: frames (N, H, W) in [0, 1] -> logits (N, k)
+
+    Returns the digits (G, B) int64 and the largest softmax probabilities (G, B).
+    """
+    frames = without_background(samples).flatten(0, 1)
     with torch.no_grad():
-        confidence, digits = (
-            classifier(without_background(samples).flatten(0, 1)).softmax(-1).max(-1)
-        )
+        confidence, digits = classifier(frames).softmax(-1).max(-1)
     return digits.view(samples.shape[:2]), confidence.view(samples.shape[:2])
 
 
 def mixture_modes(points: Tensor, centres: Tensor, within: float) -> tuple[Tensor, Tensor]:
-    """The nearest centre of each point, -1 if it is farther than `within`, and how far it is:
-    points (G, B, d), centres (k, d) -> (G, B) int64, (G, B)."""
+    """The nearest centre of each point, -1 where it is farther away than `within`; its distance.
+
+    points (G, B, d), centres (k, d) -> (G, B) int64, (G, B).
+    """
     distance, nearest = torch.cdist(points.double(), centres.double()[None]).min(-1)
     return torch.where(distance <= within, nearest, -1), distance
 
 
 def _agreement(samples: Tensor, answers: Tensor, probabilities: Tensor) -> dict:
-    """How well sets hold the right answers, each with its interval."""
+    """How well sets hold the right answers, each metric with its interval."""
     return dict(
         hm_iou=mean_interval(hm_iou(samples, answers)),
         ged=mean_interval(generalised_energy_distance(samples, answers, probabilities)),
@@ -215,12 +300,17 @@ def _agreement(samples: Tensor, answers: Tensor, probabilities: Tensor) -> dict:
 
 
 def _spread(samples: Tensor) -> dict:
-    """How far the particles of sets are apart, each with its interval."""
+    """How far the particles of a set are apart, each metric with its interval."""
     return dict(
         iou_distance=mean_interval(iou_distance(samples)),
         pairwise_l2=mean_interval(pairwise_l2(samples)),
         centroid_spread=mean_interval(centroid_spread(samples)),
     )
+
+
+def _over_some(metric: dict, which: Tensor) -> dict:
+    """`mean_interval` of a metric over some of its sets, which (G,) bool."""
+    return mean_interval(np.asarray(metric["per_set"])[which.numpy()])
 
 
 def motion_metrics(
@@ -232,11 +322,20 @@ def motion_metrics(
     undetermined: Tensor,
     answers: Tensor | None = None,
 ) -> tuple[dict, Tensor | None]:
-    """All metrics of a conditional run, and the mode (G, B) of each particle (None without modes).
+    """All metrics of next frames in a world of moving digits, and the mode of each particle.
 
-    samples (G, B, H, W); cond (G, Cc, H, W); offsets (k, 2) and probabilities (k,) of the world's
-    directions, None where the answers are a continuum; undetermined (G,) bool: sets whose frame
-    is a random choice; answers (G, k, H, W): the right frames, where they are known.
+    Arguments:
+        samples: (G, B, H, W)
+        cond: (G, Cc, H, W) conditioning frames
+        offsets: (k, 2) displacements of the world's directions in px, None where the answers are a
+            continuum
+        probabilities: (k,) of the directions; needed with offsets or answers
+        undetermined: (G,) bool, sets whose next frame is a random choice
+        answers: (G, k, H, W), the right next frames where they are known
+
+    Returns the metrics, and the direction (G, B) int64 of each particle (None without offsets). In
+    a continuum, `unimode` and `multimode` repeat some metrics over the sets whose next frame is
+    determined and over the others.
     """
     result: dict[str, Any] = dict(modes_total=None, modes_expected_iid=None, modes_found=None)
     modes = None
@@ -247,31 +346,30 @@ def motion_metrics(
     if answers is not None:
         assert probabilities is not None  # only directions have answers that are known
         result |= _agreement(samples, answers, probabilities)
-    result |= _spread(samples) | dict(quality=mean_interval(quality_score(samples, cond).mean(1)))
+    result |= _spread(samples)
+    result["quality"] = mean_interval(quality_score(samples, cond).mean(1))
     if offsets is None:
-        for name, mask in (("unimode", ~undetermined), ("multimode", undetermined)):
-            result[name] = dict(num_sets=int(mask.sum()))
-            if mask.any():
-                result[name] |= {
-                    key: mean_interval(np.asarray(result[key]["per_set"])[mask.numpy()])
-                    for key in ("quality", "pairwise_l2", "centroid_spread")
-                }
+        for name, which in (("unimode", ~undetermined), ("multimode", undetermined)):
+            part: dict[str, Any] = dict(num_sets=int(which.sum()))
+            if which.any():
+                for key in ("quality", "pairwise_l2", "centroid_spread"):
+                    part[key] = _over_some(result[key], which)
+            result[name] = part
     return result, modes
 
 
 def answer_metrics(samples: Tensor, answers: Tensor, probabilities: Tensor) -> dict:
-    """All metrics of sets whose right answers are given and have nothing else in common: samples (G, B, H, W), answers
-    (G, k, H, W) with probabilities (k,). `quality` is the mean L2 distance to the nearest answer, `mean_iou` the mean
-    IoU with the most alike one."""
-    alike, distance = nearest_answer(samples, answers)
-    return (
-        dict(
-            modes_total=None,
-            modes_expected_iid=None,
-            modes_found=None,
-            mean_iou=mean_interval(alike.mean(1)),
-            quality=mean_interval(distance.mean(1)),
-        )
-        | _agreement(samples, answers, probabilities)
-        | _spread(samples)
+    """All metrics of sets of which nothing is known but their right answers.
+
+    samples (G, B, H, W), answers (G, k, H, W) with probabilities (k,). `quality` is the mean L2
+    distance of a sample to the nearest answer, `mean_iou` the mean IoU with the most similar one.
+    """
+    similarity, distance = nearest_answer(samples, answers)
+    result = dict(
+        modes_total=None,
+        modes_expected_iid=None,
+        modes_found=None,
+        mean_iou=mean_interval(similarity.mean(1)),
+        quality=mean_interval(distance.mean(1)),
     )
+    return result | _agreement(samples, answers, probabilities) | _spread(samples)

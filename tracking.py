@@ -218,8 +218,13 @@ def start(
 
 
 def numbers(result: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of a nested record by flat names; a mean with its interval becomes NAME, NAME low, NAME high."""
+    """The numbers of a nested record by flat names.
+
+    A mean with its interval becomes NAME, NAME low and NAME high; one without becomes NAME.
+    """
     if "ci95" in result:
+        if result["ci95"] is None:
+            return {prefix: result["mean"]}
         low, high = result["ci95"]
         return {prefix: result["mean"], f"{prefix} low": low, f"{prefix} high": high}
     found: dict[str, float] = {}

@@ -70,19 +70,19 @@ FIGURES = [
         "--num_sets 100 --digits embedded --pg_factor 1.7",
         ["modes_found", "quality", "hm_iou"],
     ),
-    ("digits out of nothing, independent", DIGITS, ["modes_found", "confidence"]),
+    ("unconditional digits, independent", DIGITS, ["modes_found", "confidence"]),
     (
-        "digits, guided by pixels",
+        "unconditional digits, guided by pixels",
         f"{DIGITS} --pg_factor 3 --redraws 0",
         ["modes_found", "confidence"],
     ),
     (
-        "digits, medoids of ten times as many",
+        "unconditional digits, medoids of ten times as many",
         f"{DIGITS} --guidance kmedoids --kmedoids_pool 10",
         ["modes_found", "confidence"],
     ),
     (
-        "digits, guided by features",
+        "unconditional digits, guided by features",
         f"{DIGITS} --pg_factor 1 --pg_features classifier --pg_sigma_min 1 --redraws 20",
         ["modes_found", "confidence"],
     ),
@@ -155,7 +155,11 @@ def show(key: str, result: dict) -> str:
     name = NAMES[key] + (f" of {result['modes_total']}" if key == "modes_found" else "")
     if not isinstance(value, dict):
         return f"{name}: {value:.{digits}f}"
-    return f"{name}: {value['mean']:.{digits}f} [{value['ci95'][0]:.{digits}f}, {value['ci95'][1]:.{digits}f}]"
+    mean = f"{name}: {value['mean']:.{digits}f}"
+    if value["ci95"] is None:
+        return f"{mean} (no interval)"
+    low, high = value["ci95"]
+    return f"{mean} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def main(argv: list[str] | None = None) -> None:

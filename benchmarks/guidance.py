@@ -37,8 +37,11 @@ def markdown(rows: list[dict]) -> str:
     """One table per denoiser, the first strength of every method."""
 
     def value(result: dict, key: str, digits: int) -> str:
-        mean, (low, _) = result[key]["mean"], result[key]["ci95"]
-        return f"{mean:.{digits}f} ± {mean - low:.{digits}f}"
+        mean = result[key]["mean"]
+        if result[key]["ci95"] is None:
+            return f"{mean:.{digits}f}"
+        low, high = result[key]["ci95"]
+        return f"{mean:.{digits}f} ± {(high - low) / 2:.{digits}f}"
 
     lines = []
     header = [

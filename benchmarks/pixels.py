@@ -9,6 +9,7 @@ descends), by farthest points, and medoids.
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,12 @@ def medoids(images, count: int) -> list[int]:
     return kmedoids(images[None], count)[0].tolist()
 
 
+def shown(metric: dict) -> str:
+    """A mean with its 95% interval, if it has one."""
+    low, high = metric["ci95"] or (math.nan, math.nan)
+    return f"{metric['mean']:.2f} [{low:.2f}, {high:.2f}]"
+
+
 def main(argv: list[str] | None = None) -> None:
     args = make_parser(PixelBenchmarkSettings, description=__doc__.split("\n")[0]).parse_args(argv)
     import torch
@@ -106,10 +113,7 @@ def main(argv: list[str] | None = None) -> None:
                 [
                     pool,
                     name,
-                    *(
-                        f"{v['mean']:.2f} [{v['ci95'][0]:.2f}, {v['ci95'][1]:.2f}]"
-                        for v in found.values()
-                    ),
+                    *(shown(metric) for metric in found.values()),
                 ]
             )
     text = measure.table(

@@ -262,8 +262,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     for name, each in modes.items():
         places = mean_interval(torch.stack([(each == k).any(1) for k in range(8)]).sum(0))
+        low, high = places["ci95"] or (math.nan, math.nan)  # a single set has no interval
+        interval = f"[{low:.2f}, {high:.2f}]"
         print(
-            f"{name:<18} {places['mean']:5.2f} [{places['ci95'][0]:.2f}, {places['ci95'][1]:.2f}] places; "
+            f"{name:<18} {places['mean']:5.2f} {interval} places; "
             f"{100 * (each >= 0).float().mean():.0f}% of the samples show one"
         )
     rows = [

@@ -3,6 +3,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
 
 from metrics import (
     centroid,
@@ -128,23 +131,99 @@ def test_mixture_modes_know_where_no_mode_is():
 @pytest.mark.parametrize("probabilities", [[1 / 8] * 8, [0.5] + [0.5 / 7] * 7, [0.7, 0.3]])
 def test_iid_expectation_agrees_with_simulation(probabilities, generator):
     p = torch.tensor(probabilities, dtype=torch.float64)
-    draws = torch.multinomial(p, 8 * 20000, replacement=True, generator=generator).view(-1, 8)
+    draws = torch.multinomial(p, 8 * 4000, replacement=True, generator=generator).view(-1, 8)
     found = np.asarray(mode_metrics(draws, p)["modes_found"]["per_set"])
     assert expected_modes_iid(p, 8) == pytest.approx(
         found.mean(), abs=4 * found.std() / math.sqrt(len(found))
     )
 
 
-def test_interval_of_a_mean_covers_it_95_times_in_100():
+@pytest.mark.parametrize(
+    "draw, mean",
+    [
+        (lambda rng: rng.normal(2.0, 1.0, 64), 2.0),
+        (lambda rng: rng.choice([5, 6, 7, 8], 64, p=[0.05, 0.1, 0.25, 0.6]), 7.4),
+        (lambda rng: rng.beta(9, 1, 64), 0.9),
+    ],
+    ids=["normal", "mode counts", "near a bound"],
+)
+def test_interval_of_a_mean_covers_it_95_times_in_100(draw, mean):
     rng = np.random.default_rng(0)
-    intervals = [mean_interval(rng.normal(2.0, 1.0, 12))["ci95"] for _ in range(4000)]
-    covered = np.mean([lo <= 2.0 <= hi for lo, hi in intervals])
-    assert covered == pytest.approx(0.95, abs=0.012)
+    intervals = [mean_interval(draw(rng))["ci95"] for _ in range(400)]
+    covered = np.mean([low <= mean <= high for low, high in intervals])
+    assert covered == pytest.approx(0.95, abs=0.035)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    values=st.lists(st.floats(0, 1) | st.sampled_from([0.0, 0.1, 1.0]), min_size=2, max_size=40),
+    scale=st.sampled_from([1.0, 8.0, 1e-30, 1e8]),
+)
+def test_an_interval_never_leaves_the_range_of_its_values(values, scale):
+    values = scale * np.asarray(values)
+    result = mean_interval(values)
+    low, high = result["ci95"]
+    assert values.min() <= low <= high <= values.max()
+    assert low - 1e-9 * scale <= result["mean"] <= high + 1e-9 * scale
+
+
+@pytest.mark.parametrize(
+    "values, bounds",
+    [
+        ([8.0] * 31 + [7.0], (0, 8)),  # Student's t reaches 8.03
+        ([1.0, 1.0, 1.0, 0.7], (0, 1)),
+        ([0.0] * 20 + [0.5, 0.1], (0, 2)),
+    ],
+    ids=["modes", "HM IoU*", "GED"],
+)
+def test_bounded_metrics_have_intervals_within_their_bounds(values, bounds):
+    low, high = mean_interval(values)["ci95"]
+    assert bounds[0] <= low < np.mean(values) < high <= bounds[1]
+    mean, error = np.mean(values), stats.sem(values)
+    student = stats.t.interval(0.95, len(values) - 1, mean, error)
+    assert student[0] < bounds[0] or student[1] > bounds[1]  # the values can tell the two apart
+
+
+def test_the_same_values_always_have_the_same_interval():
+    values = np.random.default_rng(3).normal(size=50)
+    first = mean_interval(values)
+    np.random.seed(1)
+    assert mean_interval(torch.as_tensor(values)) == first
+
+
+def test_interval_of_many_sets_is_quick_and_narrow():
+    low, high = mean_interval(np.random.default_rng(0).normal(size=5000))["ci95"]
+    assert high - low == pytest.approx(2 * 1.96 / math.sqrt(5000), rel=0.1)
 
 
 def test_interval_of_constants_and_of_one_value():
     assert mean_interval([3, 3, 3])["ci95"] == [3, 3]
-    assert mean_interval([5.0]) == dict(mean=5.0, ci95=[5.0, 5.0], per_set=[5.0])
+    assert mean_interval([0.1] * 7)["ci95"] == [0.1, 0.1]
+    assert mean_interval([5.0]) == dict(mean=5.0, ci95=None, per_set=[5.0])
+
+
+def test_what_is_not_finite_has_no_interval():
+    assert mean_interval([1.0, math.inf])["ci95"] is None
+    assert mean_interval([1.0, math.nan])["ci95"] is None
+
+
+def test_a_run_of_one_set_says_that_it_has_no_intervals(world, generator):
+    circle = world()
+    batch = circle.windows(1, generator, at_choice=True)
+    cond, _ = batch.split(1)
+    result, _ = motion_metrics(
+        circle.futures(batch),
+        cond,
+        offsets=circle.offsets,
+        probabilities=circle.mode_probabilities,
+        undetermined=batch.choices[:, -1],
+        answers=circle.futures(batch),
+    )
+    means = {key: each for key, each in result.items() if isinstance(each, dict)}
+    assert {"modes_found", "quality", "hm_iou", "ged"} <= means.keys()
+    assert all(each["ci95"] is None for each in means.values())
+    # Shares of particles have one: particles are many, even in one set.
+    assert all(each["ci95"] is not None for each in result["mode_frequencies"])
 
 
 def test_proportion_knows_its_prior():

@@ -150,7 +150,7 @@ def test_numbers_are_those_of_the_run(show, folder, run):
     assert page.locator("h2").inner_text() == run
     for key, metric in result.items():
         if isinstance(metric, dict) and "ci95" in metric:
-            assert values(page.locator(f"[data-metric={key}]")) == [metric["mean"], *metric["ci95"]]
+            assert values(page.locator(f"[data-metric={key}]")) == [metric["mean"], *(metric["ci95"] or [])]
     page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
     for key, value in result["settings"].items():
         if key != "outdir":
