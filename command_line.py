@@ -148,6 +148,26 @@ def given(parser: Parser, argv: Sequence[str] | None) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key != "config"}
 
 
+def as_flags(values: Mapping[str, Any]) -> list[str]:
+    """Flags that set what a flat dictionary {setting: value} holds: the inverse of `given`."""
+    return [
+        f"--{key}={value if isinstance(value, (str, float)) else json.dumps(value)}"
+        for key, value in values.items()
+    ]
+
+
+def without_flags(argv: Sequence[str], *names: str) -> list[str]:
+    """An argv without some flags and their values: names such as `--outdir`."""
+    kept = []
+    rest = iter(argv)
+    for arg in rest:
+        if arg in names:
+            next(rest, None)
+        elif arg.partition("=")[0] not in names:
+            kept.append(arg)
+    return kept
+
+
 def print_config(parser: Parser, argv: Sequence[str] | None, defaults: Mapping[str, Any]) -> None:
     """Where argv asks for it, print the configuration that repeats this command, and exit.
 

@@ -1,76 +1,169 @@
-"""What evaluate.py wrote, read again: the files of an evaluation, the cells of an experiment."""
+"""Records: what a run writes, and how it is read again.
+
+An evaluation writes to its folder
+
+    metrics.json   the metrics, what they cost, and what made them: settings, versions, commit
+    samples.npz    the sets, their conditions, and what is known of them
+    config.yaml    the settings; `evaluate.py --config` repeats the run with them
+
+and, after these, pictures. An experiment writes results.json, which holds the metrics of all cells.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import platform
+import subprocess
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from config import reject
+from config import as_yaml, reject
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# ---------------------------------------------------------------- written
+
+
+def arrays_of(
+    cond: Tensor, samples: Tensor, modes: Tensor | None, truth: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The tensors that samples.npz holds, by name.
+
+    Arguments:
+        cond: (G, Cc, H, W) in [0, 1], the conditioning frames of each set
+        samples: (G, B, H, W) in [0, 1] up to overshoot
+        modes: (G, B) int64, the mode that each particle is in; None without modes
+        truth: what else is known of each set, as `Task.truth` returns it
+    """
+    arrays = dict(samples=samples, cond=cond)
+    if modes is not None:
+        arrays["modes"] = modes
+    return arrays | truth
+
+
+def write(arrays: dict[str, Tensor], result: dict[str, Any], outdir: Path) -> None:
+    """Write an evaluation's samples.npz, config.yaml and metrics.json. Raises OSError."""
+    import numpy as np
+
+    as_numpy: dict[str, Any] = {name: tensor.numpy() for name, tensor in arrays.items()}
+    np.savez_compressed(outdir / "samples.npz", **as_numpy)
+    (outdir / "config.yaml").write_text(as_yaml(result["settings"]))
+    (outdir / "metrics.json").write_text(json.dumps(result, indent=1))
+
+
+def refuse_other_run(path: Path, text: str) -> None:
+    """Raise SettingError if the file at `path` exists and holds anything but `text`."""
+    if path.is_file() and path.read_text() != text:
+        reject(
+            "outdir",
+            str(path.parent),
+            f"a folder that is new or holds this very run; {path.name} there says otherwise",
+        )
+
+
+def provenance(checkpoint: Path | None) -> dict[str, Any]:
+    """What made a result: versions, the commit of this code, the hash of the checkpoint."""
+    import numpy
+    import torch
+
+    return dict(
+        versions=dict(
+            python=platform.python_version(), torch=torch.__version__, numpy=numpy.__version__
+        ),
+        commit=commit_of_the_code(),
+        checkpoint_sha256=checkpoint and hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+    )
+
+
+@lru_cache
+def commit_of_the_code() -> str | None:
+    """The commit that is checked out, with a + if files differ from it; None outside of git.
+
+    Asked once a process, not for every cell of an experiment.
+    """
+    commit = _git("rev-parse", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no")
+    return commit and commit + ("+" if changed else "")
+
+
+def _git(*command: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *command],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+# ---------------------------------------------------------------- read
 
 
 def run_file(run: str, name: str) -> Path:
-    """A file of a run. Raises SettingError where there is none."""
+    """The path of a file in a run's folder. Raises SettingError where there is none."""
     path = Path(run) / name
     if not path.is_file():
-        reject("run", run, f"a folder with the {name} that evaluate.py writes")
+        reject(
+            "run",
+            run,
+            f"a folder with the {name} that evaluate.py writes; {path.absolute()} was not found",
+        )
     return path
 
 
-def finished(run: str) -> tuple[dict, dict]:
-    """(the arrays of samples.npz as tensors, the record in metrics.json) of an evaluation. Raises SettingError."""
+def finished(run: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(the arrays of samples.npz, the record in metrics.json) of an evaluation.
+
+    Raises SettingError for a folder without them.
+    """
     import torch
 
     from frame_files import read_npz
 
-    result = json.loads(run_file(run, "metrics.json").read_text())
+    path = run_file(run, "metrics.json")
+    result = json.loads(path.read_text())
     if not isinstance(result, dict) or "settings" not in result:
         reject("run", run, "a folder with the metrics.json that evaluate.py writes")
     arrays = read_npz(run_file(run, "samples.npz"), "run")
-    return {key: torch.from_numpy(array) for key, array in arrays.items()}, result
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}, result
 
 
-def rows_of(run: str) -> list[dict]:
-    """The cells of an experiment, or of a single evaluation one without a label."""
+def rows_of(run: str) -> list[dict[str, Any]]:
+    """The cells of an experiment, or of a single evaluation one without a label.
+
+    Each is {cell: its place on every axis, flags: of evaluate.py, result: as in metrics.json}.
+    """
     if (Path(run) / "results.json").is_file():
         return json.loads(run_file(run, "results.json").read_text())["rows"]
-    config, result = run_file(run, "config.yaml"), run_file(run, "metrics.json")
-    return [dict(cell={}, flags=["--config", str(config)], result=json.loads(result.read_text()))]
+    config = run_file(run, "config.yaml")
+    result = json.loads(run_file(run, "metrics.json").read_text())
+    return [dict(cell={}, flags=["--config", str(config)], result=result)]
 
 
-def experiment_of(run: str) -> tuple[list[dict], str]:
+def experiment_of(run: str) -> tuple[list[dict[str, Any]], str]:
     """(the cells, the title) of an experiment. Raises SettingError for anything else."""
     path = Path(run) / "results.json"
     if not path.is_file():
-        reject("run", run, "a folder with the results.json that evaluate.py --experiment writes")
+        reject(
+            "run",
+            run,
+            "a folder with the results.json that evaluate.py --experiment writes; "
+            f"{path.absolute()} was not found",
+        )
     results = json.loads(path.read_text())
     return results["rows"], results["title"]
 
 
-def method_of(result: dict) -> str:
-    """The world and what made its sets diverse."""
-    settings = result["settings"]
-    strength = f" {settings['pg_factor']:g}" if settings["guidance"] in ("pg", "reference") else ""
-    return (
-        f"{result['dataset']}, guidance {settings['guidance']}{strength}, noise {settings['noise']}"
-    )
-
-
-def source_of(result: dict) -> str | None:
-    """Where its digits or frames come from, None where it needs none."""
-    return (
-        result["digits_source"]
-        and f"{named(result['dataset'], result['digits_source'])} (test split)"
-    )
-
-
-def named(dataset: str, source: str) -> str:
-    """The source of a world's pictures, for people: "mnist digits", or the path of one's own frames."""
-    return source if dataset == "frames" else f"{source} digits"
-
-
-def label(row: dict) -> str:
+def label(row: dict[str, Any]) -> str:
     """A cell's place in its experiment, for a legend."""
     return ", ".join(
-        f"{value}" if isinstance(value, str) else f"{key} {value:g}"
-        for key, value in row["cell"].items()
+        value if isinstance(value, str) else f"{axis} {value:g}"
+        for axis, value in row["cell"].items()
     )

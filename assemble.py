@@ -1,0 +1,301 @@
+"""Assembly of an evaluation: flags or a config.yaml -> settings, world, network and method.
+
+Settings come in layers, weakest first: the defaults of config.py, what other settings imply, what
+the checkpoint was trained with (its world), `--config` files, flags. A command line is parsed once;
+layers are dictionaries, and what they add up to is checked by the settings' own classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Mapping, Sequence
+
+from command_line import Parser, given, make_parser, print_config
+from config import (
+    EvaluationSettings,
+    ExperimentSettings,
+    TrackingSettings,
+    WorldSettings,
+    build,
+    record,
+    reject,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from set_sampler import SetSampler
+    from tasks import Task
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+
+# ---------------------------------------------------------------- settings
+
+
+def evaluation_parser(description: str | None = None) -> Parser:
+    """The command line of evaluate.py.
+
+    Settings of tracking and of experiments are about runs, not about what they find: no record of a
+    result has them.
+    """
+    return make_parser(
+        *EvaluationSettings.groups(),
+        ExperimentSettings,
+        TrackingSettings,
+        description=description,
+        usage="%(prog)s [options]",
+    )
+
+
+def parse(argv: Sequence[str] | None) -> tuple[EvaluationSettings, Path | None]:
+    """The settings that a command line describes, and the checkpoint, None for the exact denoiser.
+
+    With --print_config, prints the configuration that repeats the command and exits. Raises
+    SettingError or FileNotFoundError.
+    """
+    parser = evaluation_parser()
+    values = given(parser, argv)
+    print_config(parser, argv, defaults_below(values)[0])
+    return complete(values)
+
+
+def complete(values: Mapping[str, Any]) -> tuple[EvaluationSettings, Path | None]:
+    """All settings of an evaluation, and its checkpoint, from the few that were given.
+
+    Arguments:
+        values: flat {setting: value}, as `command_line.given` returns it
+
+    Raises SettingError or FileNotFoundError.
+    """
+    for group in EvaluationSettings.groups():
+        if group is not WorldSettings:
+            build(group, values)  # before a checkpoint is looked for: these mistakes answer at once
+    defaults, path = defaults_below(values)
+    settings = EvaluationSettings.from_values({**defaults, **values})
+    offered: Literal["conditional", "unconditional"]
+    offered = "conditional" if settings.world.num_cond_frames else "unconditional"
+    if settings.evaluate.task is None:
+        settings.evaluate.task = offered
+    _check(settings, offered, defaults if path else {})
+    return settings, path
+
+
+def defaults_below(values: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
+    """What stands in for settings that were not given, above the defaults of config.py.
+
+    Returns (flat {setting: value}, the path of the checkpoint or None for the exact denoiser): the
+    dataset that --task unconditional or --frames implies and, with a trained denoiser, the world
+    that its checkpoint was trained in. Raises SettingError where there is no such checkpoint.
+    """
+    implied: dict[str, Any] = {}
+    if values.get("task") == "unconditional":
+        implied["dataset"] = "centered"
+    elif values.get("frames") is not None:
+        implied["dataset"] = "frames"
+    if values.get("denoiser") == "exact":
+        return implied, None
+    name = values.get("checkpoint")
+    likely = {**implied, **values}
+    if name is None:
+        # Without a checkpoint of its own the world is known already, and so are its mistakes.
+        build(WorldSettings, likely)
+    path = find_checkpoint(name, likely.get("dataset", WorldSettings.dataset), likely.get("p"))
+
+    import checkpoint
+
+    trained = checkpoint.denoiser_metadata(path)["settings"]
+    world = {key: trained[key] for key in record(WorldSettings()) if key in trained}
+    return implied | world, path
+
+
+def find_checkpoint(name: str | None, dataset: str, p: float | None) -> Path:
+    """The path of a checkpoint. Raises SettingError where there is none.
+
+    Arguments:
+        name: a file, or the name of a shipped checkpoint; None for the one of the world
+        dataset: the world
+        p: in `horizontal`, the probability of going right; None for 0.5
+    """
+    if name is not None and Path(name).is_file():
+        return Path(name)
+    wanted = name
+    if wanted is None:
+        wanted = dataset
+        if dataset == "horizontal":
+            wanted += f"_p{100 * (0.5 if p is None else p):.0f}"
+    path = CHECKPOINTS / f"{wanted}.safetensors"
+    if path.is_file():
+        return path
+    stems = sorted(path.stem for path in CHECKPOINTS.glob("*.safetensors"))
+    shipped = ", ".join(stem for stem in stems if not stem.startswith("classifier"))
+    if name is None:
+        missing = f"none is shipped for this world, {CHECKPOINTS} has no {path.name}"
+    elif Path(name).is_dir():
+        missing = f"{Path(name).absolute()} is a directory; a training's network is its " + (
+            "model.safetensors"
+        )
+    else:
+        missing = f"{Path(name).absolute()} was not found"
+    reject("checkpoint", wanted, f"a file that train.py wrote, or one of {shipped}; {missing}")
+
+
+def _check(settings: EvaluationSettings, offered: str, trained: Mapping[str, Any]) -> None:
+    """Refuse combinations that no single group can know. Raises SettingError.
+
+    Arguments:
+        offered: the task that the world offers
+        trained: the world settings of the checkpoint, empty with the exact denoiser
+    """
+    world = settings.world
+    guidance = settings.guidance
+    exact = settings.evaluate.denoiser == "exact"
+    if settings.evaluate.task != offered and world.dataset != "mixture":
+        reject("task", settings.evaluate.task, f"{offered} with dataset {world.dataset}")
+    if offered == "unconditional" and world.dataset != "centered":
+        reject(
+            "num_cond_frames",
+            0,
+            "1 or more; only dataset centered is sampled without conditioning frames",
+        )
+    if world.dataset == "frames" and guidance.pg_features == "classifier":
+        reject("pg_features", "classifier", "pixels with frames; the classifier knows digits only")
+    for key in ("dataset", "image_size", "num_cond_frames"):
+        if trained and trained[key] != getattr(world, key):
+            reject(
+                key, getattr(world, key), f"{trained[key]!r}, which the checkpoint was trained with"
+            )
+    if exact and (world.dataset in ("free", "centered") or world.num_digits > 1):
+        reject(
+            "denoiser",
+            "exact",
+            "trained for this world; exact needs circle_jumping or horizontal with one digit, "
+            "frames, or mixture",
+        )
+    if guidance.guidance == "kmedoids" and guidance.sequential > 1:
+        reject("sequential", guidance.sequential, "1 with --guidance kmedoids, which has no memory")
+    if guidance.guidance == "cads" and (exact or offered == "unconditional"):
+        reject(
+            "guidance",
+            "cads",
+            "any other with --denoiser exact or --task unconditional, where there is no "
+            "conditioning to add noise to",
+        )
+
+
+# ---------------------------------------------------------------- the parts
+
+
+@dataclass
+class Evaluation:
+    """An evaluation that is ready to run.
+
+    Arguments:
+        settings: of everything, as they are used: `digits` is the source that was found, `num_sets`
+            at most the number of test conditions
+        task: conditions, right answers and metrics
+        sampler: makes the sets
+        checkpoint: the trained network's file, None with the exact denoiser
+        notices: what a user should know before it runs, a sentence each
+    """
+
+    settings: EvaluationSettings
+    task: Task
+    sampler: SetSampler
+    checkpoint: Path | None = None
+    notices: list[str] = field(default_factory=list)
+
+    def record(self) -> dict[str, Any]:
+        """The settings that repeat it, wherever its results are written to."""
+        return self.settings.record() | dict(outdir=None)
+
+    def run(self, progress: bool = True) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+        """Sample all sets and measure them.
+
+        Returns (samples (G, B, H, W), the mode of each particle (G, B) or None, the record for
+        metrics.json).
+        """
+        from records import provenance
+
+        start = time.perf_counter()
+        samples = self.sampler.sample_all(progress)
+        seconds = time.perf_counter() - start
+        metrics, modes = self.task.measure(samples)
+        particles = samples.shape[0] * samples.shape[1]
+        result = dict(
+            task=self.settings.evaluate.task,
+            dataset=self.settings.world.dataset,
+            **metrics,
+            num_sets=self.settings.evaluate.num_sets,
+            batch_size=self.settings.evaluate.batch_size,
+            seconds=round(seconds, 3),
+            network_calls=self.sampler.calls.forward / particles,
+            backward_calls=self.sampler.calls.backward / particles,
+            digits_source=self.task.world.source,
+            settings=self.record(),
+            device=str(self.sampler.device),
+            **provenance(self.checkpoint),
+        )
+        return samples, modes, result
+
+
+def evaluation(argv: Sequence[str] | None = None) -> Evaluation:
+    """The evaluation that a command line describes. Raises SettingError or FileNotFoundError."""
+    return set_up(*parse(argv))
+
+
+def set_up(settings: EvaluationSettings, path: Path | None) -> Evaluation:
+    """Load the world and the network that settings describe, and put them together.
+
+    Arguments:
+        settings: complete, as `complete` returns them; they are copied
+        path: the checkpoint, None for the exact denoiser
+
+    Raises SettingError or FileNotFoundError.
+    """
+    import checkpoint
+    import tasks
+    from data_loader import load_world
+    from devices import pick_device, use_bfloat16
+    from potentials import POTENTIALS
+    from set_sampler import SetSampler
+
+    settings = copy.deepcopy(settings)
+    if settings.guidance.pg_kernel not in POTENTIALS:
+        reject("pg_kernel", settings.guidance.pg_kernel, ", ".join(map(repr, POTENTIALS)))
+    device = pick_device(settings.run.device)
+
+    world: Any = load_world(settings.world, settings.digits, "test")
+    kind: type[Task]
+    if settings.world.dataset == "mixture":
+        kind = tasks.MixtureTask
+    elif settings.world.dataset == "frames":
+        kind = tasks.FramesTask
+    else:
+        settings.digits.digits = world.source  # what was used, so that config.yaml repeats it
+        unconditional = settings.evaluate.task == "unconditional"
+        kind = tasks.UnconditionalDigits if unconditional else tasks.NextFrame
+
+    notices = []
+    most = kind.most_sets(world)
+    if most is not None and settings.evaluate.num_sets > most:
+        notices.append(
+            f"num_sets: {settings.evaluate.num_sets} are more than the {most} test conditions of "
+            f"this world; using {most}, so that no set repeats another one's condition"
+        )
+        settings.evaluate.num_sets = most
+    task = kind(world, settings.evaluate.num_sets, settings.run.seed)
+
+    network = None
+    if path is not None:
+        network, _ = checkpoint.load_denoiser(path, device)
+        network.autocast = use_bfloat16(settings.run.precision, device)
+        if settings.run.compile:
+            network.compile(dynamic=True)
+    feature_classifier = None
+    if settings.guidance.pg_features == "classifier" and settings.world.dataset != "mixture":
+        feature_classifier = checkpoint.load_classifier("guide", device)
+    sampler = SetSampler(task, settings, device, network, feature_classifier)
+    return Evaluation(settings, task, sampler, path, notices)

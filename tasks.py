@@ -1,0 +1,261 @@
+"""Tasks: what sets are asked, which answers are right, and how sets are measured.
+
+    NextFrame            the frame that follows on the given ones, in a world of digits
+    UnconditionalDigits  an image of a digit, without a condition; a classifier names the digit
+    FramesTask           the frame or mask that follows on frames from the user's files
+    MixtureTask          points in the plane, from a mixture of ten Gaussians
+
+Samples are (G, B, H, W) on the CPU: G sets of B particles. Images lie in [0, 1] up to overshoot; a
+point of the plane is an "image" of 1 x 2 pixels, its coordinates. A mode is one of the answers
+between which a world chooses, such as a direction or a digit class.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import checkpoint
+from denoiser import Denoiser
+from frame_files import OwnFrames
+from metrics import (
+    answer_metrics,
+    displacement,
+    iou,
+    iou_distance,
+    mean_interval,
+    mixture_modes,
+    mode_metrics,
+    motion_metrics,
+    nearest_direction,
+    pairwise_l2,
+    recognise,
+)
+from model import posterior_mean
+from noise import set_generator
+from ranges import to_model_range, to_unit_range
+from worlds import Mixture, MovingDigits, Sequences, World
+
+
+class Task:
+    """The conditions of G sets, their right answers, and the metrics of what was sampled.
+
+    Set g always has the same condition: it depends on the seed and on g, not on the other sets.
+
+    Arguments:
+        world: where conditions and right answers come from
+        num_sets: G
+        seed: the seed of the run
+
+    Attributes:
+        cond: (G, Cc, H, W) in [0, 1], the conditioning frames; Cc is 0 without a condition
+        answers: (G, k, H, W) in [0, 1], the right frames of each set, or None where they are not
+            finitely many or not known
+        labels: (G,) int64, the digit class that each set shows, or None
+    """
+
+    world: Any  # the subclass says which
+    cond: Tensor
+    answers: Tensor | None = None
+    labels: Tensor | None = None
+    sequences: Sequences  # of worlds of frames, not of the plane
+
+    def __init__(self, world: World, num_sets: int, seed: int):
+        self.world = world
+        self.num_sets = num_sets
+        self.seed = seed
+
+    @staticmethod
+    def most_sets(world: Any) -> int | None:
+        """How many sets have a condition of their own; None where they need none."""
+        return None
+
+    def truth(self) -> dict[str, Tensor]:
+        """What is known of each set beside its condition, for samples.npz."""
+        return {}
+
+    def exact_denoiser(self, sets: Tensor, device: torch.device) -> Denoiser:
+        """The posterior mean over the right answers of some sets, sets (G',) int64."""
+        if self.answers is None:
+            raise ValueError("denoiser: got 'exact'; accepted: trained where answers are unknown")
+        answers = to_model_range(self.answers[sets][:, :, None]).to(device)  # (G', k, 1, H, W)
+        log_prior = self.world.mode_probabilities.log().float().to(device)
+        return lambda x, sigma: posterior_mean(x, sigma, answers, log_prior)
+
+    def to_samples(self, x: Tensor) -> Tensor:
+        """What the sampler returns -> samples: (G', B, 1, H, W) in [-1, 1] -> (G', B, H, W)."""
+        return to_unit_range(x[:, :, 0]).cpu()
+
+    def to_model(self, samples: Tensor, device: torch.device) -> Tensor:
+        """The inverse of `to_samples`: (G', B, H, W) -> (G', B, 1, H, W) on the device."""
+        return to_model_range(samples[:, :, None]).to(device)
+
+    def similarity(self, a: Tensor, b: Tensor) -> Tensor:
+        """Similarity of samples, 1 for copies: (G', A, H, W), (G', B, H, W) -> (G', A, B)."""
+        return iou(a, b)
+
+    def modes(self, samples: Tensor, sets: Tensor) -> Tensor | None:
+        """The mode of each particle of some sets, -1 for none: (G', B) int64. None without modes.
+
+        Arguments:
+            samples: (G', B, H, W)
+            sets: (G',) int64, the numbers of these sets
+        """
+        return None
+
+    def measure(self, samples: Tensor) -> tuple[dict[str, Any], Tensor | None]:
+        """The metrics of all sets, and the mode of each particle.
+
+        samples (G, B, H, W) -> (what metrics.json holds, modes (G, B) int64 or None without modes).
+        """
+        raise NotImplementedError
+
+
+class _DigitTask(Task):
+    """A task in a world of digits: one window per set, each with a test digit of its own."""
+
+    world: MovingDigits
+
+    def __init__(self, world: MovingDigits, num_sets: int, seed: int):
+        super().__init__(world, num_sets, seed)
+        digits_per_set = world.num_digits
+        which = _shuffled(len(world.digits.labels), num_sets * digits_per_set, seed)
+        which = which.view(-1, 1, digits_per_set)
+        windows = [
+            world.windows(1, set_generator(seed, g), at_choice=world.directed, which=which[g])
+            for g in range(num_sets)
+        ]
+        self.sequences = Sequences.cat(windows)
+        self.cond, _ = self.sequences.split(world.num_cond_frames)
+        self.labels = self.sequences.labels[:, 0]
+        self.answers = world.futures(self.sequences) if world.directed else None
+
+    def truth(self):
+        return dict(
+            labels=self.sequences.labels,
+            positions=self.sequences.positions,
+            choices=self.sequences.choices,
+        )
+
+
+class NextFrame(_DigitTask):
+    """The next frame of a moving digit. Modes are directions, where the world has them."""
+
+    @staticmethod
+    def most_sets(world: MovingDigits) -> int:
+        return max(1, len(world.digits.labels) // world.num_digits)
+
+    def modes(self, samples, sets):
+        if not self.world.directed:
+            return None
+        return nearest_direction(displacement(samples, self.cond[sets]), self.world.offsets)
+
+    def measure(self, samples):
+        return motion_metrics(
+            samples,
+            self.cond,
+            offsets=self.world.offsets if self.world.directed else None,
+            probabilities=self.world.mode_probabilities,
+            undetermined=self.sequences.choices[:, -1],
+            answers=self.answers,
+        )
+
+
+class UnconditionalDigits(_DigitTask):
+    """Images of digits without a condition. Modes are the classes that a classifier recognises.
+
+    The classifier that judges is never the one whose features guide.
+    """
+
+    def modes(self, samples, sets):
+        return recognise(samples, checkpoint.load_classifier("judge"))[0]
+
+    def measure(self, samples):
+        digits, confidence = recognise(samples, checkpoint.load_classifier("judge"))
+        priors = self.world.mode_probabilities
+        assert priors is not None  # every class of digits has one
+        metrics = mode_metrics(digits, priors)
+        metrics |= dict(
+            quality=None,
+            confidence=mean_interval(confidence.mean(1)),
+            iou_distance=mean_interval(iou_distance(samples)),
+            pairwise_l2=mean_interval(pairwise_l2(samples)),
+        )
+        return metrics, digits
+
+
+class FramesTask(Task):
+    """What follows on the user's own frames; each set has another window of the test sequences."""
+
+    world: OwnFrames
+
+    def __init__(self, world: OwnFrames, num_sets: int, seed: int):
+        super().__init__(world, num_sets, seed)
+        which = _shuffled(len(world), num_sets, seed)
+        self.sequences = world.windows(num_sets, set_generator(seed, 0), which=which)
+        self.cond, _ = self.sequences.split(world.num_cond_frames)
+        self.answers = world.right_answers(which)
+
+    @staticmethod
+    def most_sets(world: OwnFrames) -> int:
+        return len(world)
+
+    def truth(self):
+        return dict(answers=self.answers)
+
+    def measure(self, samples):
+        assert self.answers is not None  # set when the task was made
+        return answer_metrics(samples, self.answers, self.world.mode_probabilities), None
+
+
+class MixtureTask(Task):
+    """Points of a mixture of Gaussians in the plane. Modes are the Gaussians."""
+
+    world: Mixture
+
+    def __init__(self, world: Mixture, num_sets: int, seed: int):
+        super().__init__(world, num_sets, seed)
+        self.cond = torch.zeros(num_sets, 0, *world.frame_shape)
+
+    def exact_denoiser(self, sets, device):
+        centres = self.world.centres.view(1, -1, 1, 1, 2).to(device)
+        centres = centres.expand(len(sets), -1, -1, -1, -1)
+        return lambda x, sigma: posterior_mean(x, sigma, centres, sd=self.world.sd)
+
+    def to_samples(self, x):
+        return x[:, :, 0].cpu()
+
+    def to_model(self, samples, device):
+        return samples[:, :, None].to(device)
+
+    def similarity(self, a, b):
+        """exp(-d^2 / (6 sd)^2): 1 for the same point, 0.02 for neighbouring centres."""
+        distance = torch.cdist(a.flatten(2), b.flatten(2))
+        return (-distance.square() / (6 * self.world.sd) ** 2).exp()
+
+    def _nearest(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        centres = self.world.centres
+        # Beyond half the way to the next centre a point belongs to none.
+        half_way = float((centres[0] - centres[1]).norm() / 2)
+        return mixture_modes(samples.flatten(2), centres, within=half_way)
+
+    def modes(self, samples, sets):
+        return self._nearest(samples)[0]
+
+    def measure(self, samples):
+        modes, distance = self._nearest(samples)
+        metrics = mode_metrics(modes, self.world.mode_probabilities)
+        metrics |= dict(
+            quality=None,
+            within_3_sd=float((distance <= 3 * self.world.sd).double().mean()),
+            largest_distance_sd=float(distance.max() / self.world.sd),
+        )
+        return metrics, modes
+
+
+def _shuffled(total: int, number: int, seed: int) -> Tensor:
+    """Indices (number,) int64 below `total` in the seed's order, repeated after `total` of them."""
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    return order[torch.arange(number) % total]
