@@ -1,10 +1,12 @@
-"""The U-Net's forward and training step beside diffusers' UNet2DModel of the same widths, depths and attention.
+"""The U-Net's forward pass and training step, compared with diffusers' UNet2DModel of the same shape.
+
+Both have the same widths, depths and attention.
 
     pip install -r requirements-bench.txt
     python benchmarks/network.py                      # float32 on a CPU; on a GPU bfloat16 too
 
-Also the floor: operations and bytes of an image, and the rates at which this machine multiplies matrices and copies;
-with and without torch.compile.
+Also the hardware limits of a forward pass: operations and bytes per image, and the rates at which
+this machine multiplies matrices and copies memory. With and without torch.compile.
 """
 
 from __future__ import annotations
@@ -22,6 +24,11 @@ import measure  # noqa: E402
 from command_line import make_parser  # noqa: E402
 from config import Count  # noqa: E402
 from devices import pick_device  # noqa: E402
+
+MATRIX_SIDE = (
+    2048  # of the square matrices whose product is the rate that a network is compared with
+)
+COPIED = 2**26  # numbers, so many that no cache holds them
 
 
 @dataclass
@@ -45,10 +52,9 @@ class NetworkBenchmarkSettings:
 def settings_of(config: str) -> dict:
     """The whole record of the settings of a training config."""
     import train
-    from config import record
 
-    groups, _ = train.parse(["--config", config])
-    return record(*groups)
+    settings, _ = train.parse(["--config", config])
+    return settings.record()
 
 
 def peer(settings: dict):
@@ -78,7 +84,7 @@ def peer(settings: dict):
 
 
 def operations(call) -> int:
-    """Floating-point operations of a call: two for each multiply-add of its products and convolutions."""
+    """Floating-point operations of a call: two per multiply-add of its products and convolutions."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
@@ -162,15 +168,13 @@ def main(argv: list[str] | None = None) -> None:
 
         return run
 
-    width = 2048
+    square = (MATRIX_SIDE, MATRIX_SIDE)
     matrices = {
-        bf16: torch.randn(
-            width, width, device=device, dtype=torch.bfloat16 if bf16 else torch.float32
-        )
-        for bf16 in (False, True)
+        False: torch.randn(square, device=device),
+        True: torch.randn(square, device=device, dtype=torch.bfloat16),
     }
     # Written to, so that every page of both is memory of its own.
-    source, target = (torch.ones(2**26, device=device) for _ in range(2))
+    source, target = (torch.ones(COPIED, device=device) for _ in range(2))
     # (what, precision, pass) -> what to run, and its operations.
     runs: dict[tuple[str, str, str], Callable[[], Any]] = {
         ("copy", "", ""): lambda: target.copy_(source)
@@ -180,7 +184,7 @@ def main(argv: list[str] | None = None) -> None:
         precision = "bfloat16" if bf16 else "float32"
         matrix = matrices[bf16]
         runs["matrix product", precision, ""] = partial(torch.matmul, matrix, matrix)
-        works["matrix product", precision, ""] = 2 * width**3
+        works["matrix product", precision, ""] = 2 * MATRIX_SIDE**3
         for name, call in nets.items():
             runs[name, precision, "forward"] = forward(call, bf16)
             works[name, precision, "forward"] = n * counted[name][1]
@@ -188,13 +192,13 @@ def main(argv: list[str] | None = None) -> None:
             works[name, precision, "forward and backward"] = 3 * n * counted[name][1]
     times = measure.interleaved(runs, args.repetitions, device.type)
     rows, result = [], {}
-    bandwidth = measure.spread([2 * 4 * 2**26 / t for t in times.pop(("copy", "", ""))])["median"]
+    bandwidth = measure.spread([2 * 4 * COPIED / t for t in times.pop(("copy", "", ""))])["median"]
     for key in times:
         what, precision, kind = key
         rates = measure.spread([works[key] / t / 1e9 for t in times[key]])
         share = measure.spread(
             [
-                works[key] / a / (2 * width**3 / b)
+                works[key] / a / (2 * MATRIX_SIDE**3 / b)
                 for a, b in zip(times[key], times["matrix product", precision, ""])
             ]
         )
@@ -222,9 +226,9 @@ def main(argv: list[str] | None = None) -> None:
     parameters = {
         name: sum(p.numel() for p in net.parameters()) for name, (net, _) in counted.items()
     }
-    product = measure.spread([2 * width**3 / t for t in times["matrix product", "float32", ""]])[
-        "median"
-    ]
+    product = measure.spread(
+        [2 * MATRIX_SIDE**3 / t for t in times["matrix product", "float32", ""]]
+    )["median"]
     floor = measure.table(
         [
             "forward, float32, an image",

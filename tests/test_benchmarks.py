@@ -25,70 +25,55 @@ def load(name: str):
         sys.path.remove(str(ROOT / "benchmarks"))
 
 
-@pytest.mark.parametrize(
-    "name",
-    sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "measure"),
-)
-def test_every_benchmark_explains_itself(name):
+def one_of(names, quick: str) -> list:
+    """All of `names` to be parameters of a test, each but `quick` marked slow."""
+    return [name if name == quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "measure")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_benchmark_explains_itself(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        load(name).main(["--help"])
+    assert stop.value.code == 0 and "--outdir" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", one_of(NAMES, "potentials"))
+def test_every_benchmark_is_a_program(name, tmp_path):
+    """It finds the modules of the project from any folder."""
     out = subprocess.run(
-        [sys.executable, f"benchmarks/{name}.py", "--help"],
-        cwd=ROOT,
+        [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--help"],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
     )
-    assert out.returncode == 0 and "--outdir" in out.stdout
+    assert out.returncode == 0 and "--outdir" in out.stdout, out.stderr
 
 
+NETWORK = f"--network {ROOT / 'configs' / 'free.yaml'} --compile false --device cpu"
 SMALL = {
-    "sampling": [
-        "--num_sets",
-        "1",
-        "--num_steps",
-        "3",
-        "--repetitions",
-        "1",
-        "--data_root",
-        str(ROOT / "data"),
-    ],
-    "network": [
-        "--network",
-        str(ROOT / "configs" / "free.yaml"),
-        "--images",
-        "1",
-        "--repetitions",
-        "1",
-        "--compile",
-        "false",
-        "--device",
-        "cpu",
-    ],
-    "potentials": ["--particles", "[4]", "--pixels", "16", "--repetitions", "1"],
-    "worlds": ["--sequences", "16", "--repetitions", "1", "--device", "cpu"],
-    "training": [
-        "--network",
-        str(ROOT / "configs" / "free.yaml"),
-        "--updates",
-        "1",
-        "--repetitions",
-        "1",
-        "--compile",
-        "false",
-        "--device",
-        "cpu",
-    ],
-    "grid": ["--experiment", "e9", "--num_sets", "1", "--repetitions", "1"],
+    "sampling": f"--num_sets 1 --num_steps 3 --repetitions 1 --data_root {ROOT / 'data'}",
+    "network": f"{NETWORK} --images 1 --repetitions 1",
+    "potentials": "--particles [4] --pixels 16 --repetitions 1",
+    "worlds": "--sequences 16 --repetitions 1 --device cpu",
+    "training": f"{NETWORK} --updates 1 --repetitions 1",
+    "grid": "--experiment e9 --num_sets 1 --repetitions 1",
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", one_of(SMALL, "worlds"))
 def test_every_benchmark_of_speed_measures(name, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     benchmark = load(name)
-    if name == "training":  # one of three
-        monkeypatch.setattr(
-            benchmark, "SAME_BATCH", {"both": benchmark.SAME_BATCH["2 processes, accumulate 2"]}
-        )
-    benchmark.main([*SMALL[name], "--outdir", str(tmp_path)])
+    if name == "network":
+        monkeypatch.setattr(benchmark, "MATRIX_SIDE", 64)
+        monkeypatch.setattr(benchmark, "COPIED", 2**10)
+    if name == "training":
+        one_of_three = {"both": benchmark.SAME_BATCH["2 processes, accumulate 2"]}
+        monkeypatch.setattr(benchmark, "SAME_BATCH", one_of_three)
+    benchmark.main([*SMALL[name].split(), "--outdir", str(tmp_path)])
     result = json.loads((tmp_path / f"{name}.json").read_text())
     assert result["machine"]["threads"] >= 1 and result["machine"]["torch"]
     rows = [
@@ -97,6 +82,7 @@ def test_every_benchmark_of_speed_measures(name, tmp_path, monkeypatch):
     assert len(rows) > 2 and len({line.count("|") for line in rows[:3]}) == 1
 
 
+@pytest.mark.slow
 def test_guidance_benchmark_keeps_finished_cells(tmp_path, monkeypatch):
     guidance = load("guidance")
     recipe = experiments.load("e10")
