@@ -1,4 +1,4 @@
-"""The U-Net's forward pass and training step, compared with diffusers' UNet2DModel of the same shape.
+"""The U-Net's forward pass and training step, compared with a UNet2DModel of diffusers.
 
 Both have the same widths, depths and attention.
 
@@ -84,7 +84,7 @@ def peer(settings: dict):
 
 
 def operations(call) -> int:
-    """Floating-point operations of a call: two per multiply-add of its products and convolutions."""
+    """Floating-point operations of a call: two per multiply-add of products and convolutions."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
