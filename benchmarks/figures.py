@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import evaluate  # noqa: E402
+import assemble  # noqa: E402
 from command_line import make_parser  # noqa: E402
 from experiments import run_cell  # noqa: E402
 
@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
     args = make_parser(FigureSettings, description=__doc__.split("\n")[0]).parse_args(argv)
     outdir, rows = Path(args.outdir), []
     for name, flags, keys in FIGURES:
-        result = run_cell(*evaluate.parse([*flags.split(), "--data_root", args.data_root]), outdir)
+        result = run_cell(*assemble.parse([*flags.split(), "--data_root", args.data_root]), outdir)
         expected = f"{result['modes_expected_iid']:.2f}" if "modes_found" in keys else ""
         rows.append(
             dict(

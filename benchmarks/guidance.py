@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     outdir.mkdir(parents=True, exist_ok=True)
     try:
         rows = experiments.run(
-            "e10", "full", [f"--num_sets={args.num_sets}", f"--data_root={args.data_root}"], outdir
+            "e10", "full", dict(num_sets=args.num_sets, data_root=args.data_root), outdir
         )
     except SettingError as error:
         fail(str(error))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -46,14 +47,15 @@ class SamplingBenchmarkSettings:
     """folder for the results"""
 
 
-def bare(job, sets, backward: bool):
+def bare(set_sampler, sets, backward: bool):
     """The network calls of a run and nothing else; with `backward`, where guidance acts, one gradient to the input."""
     import torch
 
-    denoise = job.bind(sets)
-    x = torch.randn(len(sets), job.evaluate.batch_size, *job.shape)
-    low, high = job.guidance.pg_sigma_min, job.guidance.pg_sigma_max
-    sigmas = [job.sigmas[0], *job.sigmas[1:-1].repeat_interleave(2)]
+    denoise = set_sampler.denoiser(sets)
+    x = torch.randn(len(sets), set_sampler.batch_size, *set_sampler.particle_shape)
+    guidance = set_sampler.settings.guidance
+    low, high = guidance.pg_sigma_min, guidance.pg_sigma_max
+    sigmas = [set_sampler.sigmas[0], *set_sampler.sigmas[1:-1].repeat_interleave(2)]
 
     def calls() -> None:
         for sigma in sigmas:
@@ -70,7 +72,7 @@ def bare(job, sets, backward: bool):
 def overhead(args) -> tuple[str, dict]:
     import torch
 
-    import evaluate
+    import assemble
 
     base = [
         "--num_sets",
@@ -82,11 +84,13 @@ def overhead(args) -> tuple[str, dict]:
         "--device",
         "cpu",
     ]
-    jobs = {name: evaluate.setup([*base, *flags]) for name, flags in RUNS.items()}
+    set_samplers = {
+        name: assemble.evaluation([*base, *flags]).sampler for name, flags in RUNS.items()
+    }
     sets = torch.arange(args.num_sets)
-    runs = {name: (lambda job=job: job.sample(sets)) for name, job in jobs.items()}
+    runs = {name: partial(set_sampler.sample, sets) for name, set_sampler in set_samplers.items()}
     runs |= {
-        name: bare(jobs["through the Jacobian"], sets, backward)
+        name: bare(set_samplers["through the Jacobian"], sets, backward)
         for name, backward in (("forward", False), ("forward and backward", True))
     }
     times = measure.interleaved(runs, args.repetitions)
@@ -239,11 +243,11 @@ def precision(args) -> tuple[str, dict]:
     """The shipped network's samples in float32, and with a float64 state around it, against all of it in float64."""
     import torch
 
-    import evaluate
+    import assemble
     from sampler import edm_sampler
 
     sets = torch.arange(4)
-    job = evaluate.setup(
+    set_sampler = assemble.evaluation(
         [
             "--num_sets",
             "4",
@@ -254,17 +258,23 @@ def precision(args) -> tuple[str, dict]:
             "--device",
             "cpu",
         ]
-    )
+    ).sampler
     noise = torch.randn(
-        4, 8, *job.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        4,
+        8,
+        *set_sampler.particle_shape,
+        generator=torch.Generator().manual_seed(0),
+        dtype=torch.float64,
     )
 
     def sample(state: torch.dtype, network: torch.dtype, bf16: bool):
-        job.net.to(network).autocast = bf16
-        denoise = job.bind(sets)
+        set_sampler.network.to(network).autocast = bf16
+        denoise = set_sampler.denoiser(sets)
         with torch.no_grad():
             return edm_sampler(
-                lambda x, sigma: denoise(x, sigma).to(state), (80 * noise).to(state), job.sigmas
+                lambda x, sigma: denoise(x, sigma).to(state),
+                (80 * noise).to(state),
+                set_sampler.sigmas,
             ).double()
 
     exact, result, rows = sample(torch.float64, torch.float64, False), {}, []
