@@ -1,7 +1,7 @@
-"""What the command lines share: parsers made of settings, one line for a mistake, exit codes, a run's folder.
+"""What the command lines share: parsers made of settings, one line for a mistake, exit codes.
 
-Exit codes: 0; 1 failed; 2 bad input; 128 + signal when stopped (130 Ctrl-C, 143 SIGTERM, 141 nobody reads stdout).
-Nothing here imports torch, so `--help` and mistakes answer at once.
+Exit codes: 0 success; 1 failure; 2 bad input; 128 + signal when stopped (130 Ctrl-C, 143 SIGTERM,
+141 nobody reads stdout). Nothing here imports torch, so that `--help` and mistakes answer at once.
 """
 
 from __future__ import annotations
@@ -40,32 +40,44 @@ KINDS = {
 
 def _one_line(message: str) -> str:
     """jsonargparse's report of a bad value as one line: key, value, what is accepted."""
-    key = re.search(r'Parser key "([^"]+)"', message)
-    text = re.sub(r"^.*?Parser key \"[^\"]+\":", "", message, flags=re.S)
-    kinds = list(dict.fromkeys(re.findall(r"Not of type (\w+)", text)))
-    if key and "Expected a <class 'list'>" in text:
-        return f"{key.group(1)}: got {text.split('Given value: ')[-1]!r}; accepted: a list of numbers, 3,5 or [3,5]"
+    found = re.search(r'Parser key "([^"]+)":', message)
+    if not found:
+        return " ".join(message.split())
+    key = found.group(1)
+    text = " ".join(message[found.end() :].split())
+
+    missing = re.search(r"File does not exist: '(.*)'", text)
+    if missing:
+        return f"{key}: {missing.group(1)} was not found; accepted: a YAML file"
+    if "Expected a <class 'list'>" in text:
+        given_value = text.split("Given value:")[-1].strip()
+        return f"{key}: got {given_value!r}; accepted: a list of numbers, 3,5 or [3,5]"
+    if "Expected a <class 'bool'>" in text:
+        return f"{key}: got {text.split('Got value:')[-1].strip()}; accepted: true, false"
     choices = re.search(r"Literal\[(.*?)\]", text)
-    text = " ".join(text.split())
-    if key and (choices or kinds):
-        accepted = (
-            choices.group(1) if choices else " or ".join(KINDS.get(kind, kind) for kind in kinds)
-        )
-        accepted += ", or null" if "NoneType" in text else ""
-        # The value stands after one of these, or in quotes at the end of what int() and float() say.
-        value = (
-            re.search(r"(?:Given value|Got value): (.*)", text)
-            or re.search(r"(\S+) does not conform", text)
-            or re.search(r"'([^']*)'$", text)
-        )
-        return (
-            f"{key.group(1)}: got {value.group(1).strip() if value else text}; accepted: {accepted}"
-        )
-    return f"{key.group(1)}: {text}" if key else text
+    kinds = list(dict.fromkeys(re.findall(r"Not of type (\w+)", text)))
+    if not choices and not kinds:
+        return f"{key}: {text}"
+    if choices:
+        accepted = choices.group(1)
+    else:
+        accepted = " or ".join(KINDS.get(kind, kind) for kind in kinds)
+    if "typing.List" in text:
+        accepted = f"a list, each {accepted}"
+    if "<class 'NoneType'>" in text:
+        accepted += ", or null"
+    # The value stands after one of these, or in quotes at the end of what int() and float() say.
+    value = (
+        re.search(r"(?:Given value|Got value): (.*)", text)
+        or re.search(r"(\S+) does not conform", text)
+        or re.search(r"'([^']*)'$", text)
+    )
+    shown = value.group(1).strip() if value else text
+    return f"{key}: got {'null' if shown == 'NoneType' else shown}; accepted: {accepted}"
 
 
 class HelpFormatter(DefaultHelpFormatter):
-    """What a setting accepts, in words unless its choices stand beside its name, and its default as in YAML."""
+    """Help that says in words what a setting accepts, and its default as YAML writes it."""
 
     def _get_help_string(self, action) -> str:
         kind = self._get_type_str(action)
@@ -73,10 +85,15 @@ class HelpFormatter(DefaultHelpFormatter):
             return super()._get_help_string(action)
         words = [KINDS[name].split(",")[0] for name in re.findall(r"\w+", kind) if name in KINDS]
         words += re.findall(r"^Optional\[Literal\[(.*)\]\]", kind)
-        accepted = "".join(("each " if "List" in kind else "") + word + "; " for word in words)
+        each = "each " if "List" in kind else ""
+        accepted = "".join(f"{each}{word}; " for word in words)
         default = action.default
         shown = default if isinstance(default, (str, float)) else json.dumps(default)
         return f"{action.help} ({accepted}default: {shown})"
+
+
+# A number as argparse sees it: a value, although it may begin with the - of a flag.
+_NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+|inf|nan)(e[-+]?\d+)?", re.I)
 
 
 class Parser(ArgumentParser):
@@ -87,10 +104,9 @@ class Parser(ArgumentParser):
     """
 
     def parse_args(self, args=None, *more, **options):
-        """As of jsonargparse, after the arguments were put into the form that it understands."""
-        return super().parse_args(
-            self._arranged(sys.argv[1:] if args is None else args), *more, **options
-        )
+        """Parse arguments as jsonargparse does, after putting them into a form that it accepts."""
+        arranged = self._arranged(sys.argv[1:] if args is None else args)
+        return super().parse_args(arranged, *more, **options)
 
     def _arranged(self, args: Sequence[str]) -> list[str]:
         """The arguments with every --config first and each flag joined with its value."""
@@ -109,27 +125,27 @@ class Parser(ArgumentParser):
                 others.append(arg)
                 continue
             if not equals and rest and (_NUMBER.match(rest[0]) or not rest[0].startswith("-")):
-                value, equals = rest.pop(0), "="
-            if equals and _is_list(action):
-                if rest and _NUMBER.match(rest[0]):
-                    numbers = [
-                        word.strip("[],") for word in (value, *takewhile(_NUMBER.match, rest))
-                    ]
-                    self.error(
-                        f"{action.dest}: got {' '.join(numbers)!r}; accepted: a list without "
-                        f"spaces, {','.join(numbers)} or [{','.join(numbers)}]"
-                    )
-                if re.fullmatch(r"[^\[\]{}]*\d", value):
+                equals = "="
+                value = rest.pop(0)
+            if _is_list(action):
+                self._refuse_spaces(action.dest, value, rest)
+                if all(_NUMBER.fullmatch(item) for item in value.split(",")):
                     value = f"[{value}]"
             (configs if flag == "--config" else others).append(flag + equals + value)
         return configs + others
 
+    def _refuse_spaces(self, key: str, first: str, rest: list[str]) -> None:
+        """End with a line that says how a list is written, where more numbers follow its first."""
+        more = list(takewhile(lambda word: _NUMBER.fullmatch(word.strip(",]")), rest))
+        if more:
+            numbers = ",".join(word.strip("[],") for word in (first, *more))
+            self.error(
+                f"{key}: got {' '.join([first, *more])!r}; accepted: a list without spaces, "
+                f"{numbers} or [{numbers}]"
+            )
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         fail(_one_line(str(ex or message)), prog=self.prog.replace(" [options]", ""))
-
-
-# The start of a negative or positive number, which no flag looks like.
-_NUMBER = re.compile(r"[-+]?(\d|\.\d|inf|nan)", re.I)
 
 
 def _is_list(action: argparse.Action) -> bool:
@@ -206,22 +222,15 @@ def make_parser(*groups: type, description: str | None, **options: Any) -> Parse
     return parser
 
 
-def silent(argv: list[str] | None) -> list[str]:
-    """A command line without --print_config: to ask it something before all defaults are known."""
-    return [
-        flag
-        for flag in (sys.argv[1:] if argv is None else argv)
-        if not flag.startswith("--print_config")
-    ]
-
-
 def _stop(number: int, frame) -> None:
     raise KeyboardInterrupt(number)
 
 
 def run_program(main: Callable[[], Any]) -> None:
-    """Run a command line to its end, and end with its exit code; whoever handles a KeyboardInterrupt on its way
-    may add to its arguments how to go on."""
+    """Run a command line and end the process with its exit code.
+
+    Code that handles a KeyboardInterrupt on its way may add to its `args` how to continue.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     code: Any = 0
@@ -241,7 +250,7 @@ def run_program(main: Callable[[], Any]) -> None:
                 file=sys.stderr,
             )
     except BrokenPipeError:
-        # What is left in the buffer has no reader; the interpreter would complain about it at its end.
+        # What is left in the buffer has no reader; the interpreter would complain about it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
     except OSError as error:
@@ -251,7 +260,10 @@ def run_program(main: Callable[[], Any]) -> None:
 
 
 def run_folder(outdir: str | None, name: str) -> Path:
-    """Make and return the folder of a run: `outdir`, or a new runs/<name>-<time>."""
+    """Make and return the folder of a run: `outdir`, or a new runs/<name>-<time>.
+
+    Raises SettingError where it cannot be made.
+    """
     path = Path(outdir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -261,7 +273,10 @@ def run_folder(outdir: str | None, name: str) -> Path:
 
 
 def claim(folder: Path):
-    """Take a run's folder for oneself: a context manager that gives it back. Raises SettingError."""
+    """Lock a run's folder: a context manager that unlocks it.
+
+    Raises SettingError if another run holds it.
+    """
     from filelock import FileLock, Timeout
 
     try:
