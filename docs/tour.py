@@ -1,12 +1,13 @@
-"""Run what docs/tour.md says, and write what came out into it; or compare with it.
+"""Run the commands of docs/tour.md and write their output into it, or compare it with the page.
 
-    python docs/tour.py            # outputs and pictures again
-    python docs/tour.py --check    # are they what the page says? Exit code 1 and the differences if not
+    python docs/tour.py            # update outputs and pictures
+    python docs/tour.py --check    # exit code 1, and the differences, where the page is out of date
 
-The page is its own source. A `python` block whose first line is `# NAME.py` is written to that file, an `sh` block is
-run, the `text` block after it is what it printed, and an image whose title is a file's name is a copy of that file.
-Of what follows a training, `text roughly`, only the words are compared.
-All happens in one empty folder with links to the code, on the CPU.
+The page is its own source. A `python` block whose first line is `# NAME.py` is written to that
+file. An `sh` block is run, and the `text` block after it holds what it printed. An image whose
+title is the name of a file is a copy of that file. In a `text roughly` block, which follows a
+training, only the words are compared. Everything happens in one temporary directory with links to
+the code, on the CPU.
 """
 
 from __future__ import annotations
@@ -34,14 +35,17 @@ PARTS = re.compile(
     re.S,
 )
 NUMBER = re.compile(r"(-?\d+(?:\.\d+)?)")
-CLOSE = 0.1  # share of a number by which another machine's may differ
-ALIKE = 16  # mean difference of two pictures, of 255 grey levels
-WIDEST, LARGEST = 800, 150_000  # a picture: px, bytes
+LINKED = ("checkpoints", "configs", "guidance", "templates")  # beside the modules
+CLOSE = 0.1  # relative difference that the numbers of two machines may have
+ALIKE = 16  # mean difference that two pictures may have, of 255 grey levels
+WIDEST = 800  # px of a picture
+LARGEST = 150_000  # bytes of a picture
 
 
 def run(command: str, folder: Path) -> str:
-    """What a block of shell commands prints in `folder`, without times. Raises RuntimeError with its stderr if one
-    fails."""
+    """Run shell commands in `folder` and return what they print, without times.
+
+    Raises RuntimeError, with their stderr, if one of them fails."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     done = subprocess.run(
         ["bash", "-ec", command],
@@ -58,8 +62,10 @@ def run(command: str, folder: Path) -> str:
 
 
 def follow(page: str, folder: Path) -> tuple[str, dict[Path, Image.Image]]:
-    """Run a page from top to bottom: the page with its outputs, and its pictures by where they belong."""
-    for name in ("checkpoints", "configs", *(path.name for path in ROOT.glob("*.py"))):
+    """Run a page from top to bottom.
+
+    Returns the page with its outputs, and {where it belongs: picture}."""
+    for name in (*LINKED, *(path.name for path in ROOT.glob("*.py"))):
         (folder / name).symlink_to(ROOT / name)
     pictures, printed = {}, ""
 
@@ -67,7 +73,7 @@ def follow(page: str, folder: Path) -> tuple[str, dict[Path, Image.Image]]:
         nonlocal printed
         if found["kind"] == "python":
             name = re.match(r"# (\w+\.py)\n", found["body"])
-            assert name, "a block of Python says on its first line what file it is"
+            assert name, "the first line of a block of Python names its file"
             (folder / name[1]).write_text(found["body"])
         elif found["kind"] == "sh":
             printed = run(found["body"], folder)
@@ -83,24 +89,28 @@ def follow(page: str, folder: Path) -> tuple[str, dict[Path, Image.Image]]:
 
 
 def same(line: str, other: str, roughly: bool) -> bool:
-    """Whether two lines say the same: words equal, and numbers, if not `roughly`, close or apart by two in the last
-    digit."""
-    parts, others = (NUMBER.split(" ".join(text.split())) for text in (line, other))
+    """Whether two lines have the same words and, unless `roughly`, nearly the same numbers.
+
+    Numbers are nearly the same within CLOSE, or within two units of the last digit."""
+    parts = NUMBER.split(" ".join(line.split()))
+    others = NUMBER.split(" ".join(other.split()))
     if len(parts) != len(others) or parts[::2] != others[::2]:
         return False
-    for a, b in [] if roughly else zip(parts[1::2], others[1::2]):
-        last = 10.0 ** -len(a.partition(".")[2])
-        if (
-            abs(float(a) - float(b))
-            > max(CLOSE * abs(float(a)), 2 * last if "." in a else 0) + 1e-9
-        ):
+    if roughly:
+        return True
+    for a, b in zip(parts[1::2], others[1::2]):
+        unit = 10.0 ** -len(a.partition(".")[2])
+        allowed = max(CLOSE * abs(float(a)), 2 * unit if "." in a else 0) + 1e-9
+        if abs(float(a) - float(b)) > allowed:
             return False
     return True
 
 
 def differences(page: str, again: str, pictures: dict[Path, Image.Image]) -> list[str]:
-    """In what a page and its pictures differ from what came out this time; nothing if they do not."""
-    lines, others, wrong = page.splitlines(), again.splitlines(), []
+    """How a page and its pictures differ from what came out this time, a line each."""
+    lines = page.splitlines()
+    others = again.splitlines()
+    wrong = []
     if len(lines) == len(others):
         roughly = False
         for line, other in zip(lines, others):
@@ -111,11 +121,13 @@ def differences(page: str, again: str, pictures: dict[Path, Image.Image]) -> lis
     else:
         wrong = list(difflib.unified_diff(lines, others, "page", "now", lineterm="", n=0))
     for path, picture in pictures.items():
-        kept = Image.open(path).convert("RGB") if path.is_file() else None
-        if (
-            kept is None or np.abs(np.subtract(kept.size, picture.size)).max() > 8
-        ):  # fonts differ a little
-            wrong.append(f"{path.name}: there is none of this size")
+        if not path.is_file():
+            wrong.append(f"{path.name}: not found")
+            continue
+        kept = Image.open(path).convert("RGB")
+        # Fonts differ a little between machines.
+        if np.abs(np.subtract(kept.size, picture.size)).max() > 8:
+            wrong.append(f"{path.name}: {kept.size} px, now {picture.size} px")
             continue
         apart = np.asarray(kept, float) - np.asarray(picture.resize(kept.size), float)
         if np.abs(apart).mean() > ALIKE:
@@ -124,7 +136,7 @@ def differences(page: str, again: str, pictures: dict[Path, Image.Image]) -> lis
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Refresh docs/tour.md, or check it."""
+    """Update docs/tour.md, or check it."""
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--check", action="store_true", help="compare with the page instead of writing it"
