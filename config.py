@@ -1,10 +1,11 @@
-"""Every setting, declared once: a typed field is a YAML key, a command-line flag, its
-help text, its check, and its line in the record of a run.
+"""Every setting, declared once.
 
-The three command lines share these groups. Precedence, weakest first: the defaults
-here, what a checkpoint was trained with (world and model, in `evaluate.py`), a
-`--config` file, flags. Nothing here imports torch, so `--help` and mistakes answer
-at once.
+A typed field is a key of YAML files, a flag with its help text, the check of its values, and a line
+in the record of a run. The command lines share these groups. Precedence, weakest first: the
+defaults here, the world that a checkpoint was trained in (evaluate.py) or the run that is continued
+(train.py), `--config` files, flags.
+
+Nothing here imports torch, so that `--help` and mistakes answer at once.
 """
 
 from __future__ import annotations
@@ -37,22 +38,14 @@ else:  # a type checker cannot follow types that are made at run time
     from builtins import float as ClosedUnitInterval
     from builtins import float as LogSigma
     from builtins import float as NonNegative
-    from builtins import (
-        float as NonNegativeFloat,
-    )
-    from builtins import (
-        float as Positive,
-    )
-    from builtins import (
-        float as PositiveFloat,
-    )
-    from builtins import (
-        float as Sigma,
-    )
+    from builtins import float as NonNegativeFloat
+    from builtins import float as Positive
+    from builtins import float as PositiveFloat
+    from builtins import float as Sigma
     from builtins import int as Count
     from builtins import int as CountOrZero
     from builtins import int as Seed
-    from typing import Sequence as Many  # lists where they were given, but tuples as defaults
+    from typing import Sequence as Many  # lists where they are given, tuples as defaults
 
     from _typeshed import DataclassInstance
     from typing_extensions import Self
@@ -74,31 +67,33 @@ class WorldSettings:
     """World"""
 
     dataset: Dataset = "circle_jumping"
-    """which world: four of digits in frames; the plane with ten Gaussians on a circle (evaluate.py); frames of your
-    own"""
+    """the world: one of four of moving digits; mixture, ten Gaussians in the plane (only
+    evaluate.py); frames, your own"""
     frames: Optional[str] = None
-    """dataset frames: an .npz file, or a folder with a folder of PNGs for each sequence (frames.py says what is in
-    them)"""
+    """dataset frames: an .npz file, or a directory with one subdirectory of PNGs per sequence
+    (frame_files.py describes both)"""
     seq_len: Optional[Count] = None
-    """frames in a sequence of digits (null: 1 for centered, 2 for circle_jumping, else 16)"""
+    """frames in a sequence of moving digits (null: 1 for centered, 2 for circle_jumping, else
+    16)"""
     num_cond_frames: Optional[CountOrZero] = None
-    """frames that condition the generated one (null: 0 for centered, 1 for circle_jumping and frames, else 3)"""
+    """conditioning frames, those before the generated one (null: 0 for centered, 1 for
+    circle_jumping and frames, else 3)"""
     num_digits: Count = 1
     """digits in a frame"""
     image_size: Count = 32
-    """side of a frame of digits, px"""
+    """side of a frame with digits, px"""
     digit_size: Count = 16
     """side of a digit, px"""
     classes: Optional[List[CountOrZero]] = None
-    """keep only these digit classes, 0 to 9 (null: all)"""
+    """digit classes to use, such as 3,5 (null: all ten)"""
     num_directions: Literal[2, 4, 8] = 8
     """circle_jumping: number of directions"""
     p: Optional[ClosedUnitInterval] = None
-    """probability of the first direction, or of right in horizontal (null: all alike)"""
+    """probability of the first direction; in horizontal, of right (null: all equal)"""
     deterministic: bool = True
-    """free: reflect at a wall, instead of leaving it with a new random velocity"""
+    """free: a wall reflects the digit (true) or gives it a new random velocity (false)"""
     end_at_choice: bool = False
-    """horizontal: windows end right after a new direction was drawn"""
+    """horizontal: training windows end right after a new direction was drawn"""
 
     def __post_init__(self):
         name = self.dataset
@@ -131,11 +126,12 @@ class DigitSettings:
     """Digits"""
 
     digits: Literal["auto", "mnist", "embedded", "both"] = "auto"
-    """where digits come from; auto: MNIST if it can be had, else scikit-learn's; both: mixed, for training"""
+    """source of the digits: auto, MNIST if available, else embedded; embedded, the 1,797 that
+    scikit-learn bundles; both, a mixture for training"""
     data_root: str = "data"
-    """folder of torchvision's MNIST (downloaded there when missing)"""
+    """directory of torchvision's MNIST, downloaded there when missing"""
     download_timeout: Positive = 10.0
-    """without an answer for so long there is no network, seconds"""
+    """seconds without an answer after which a download is given up"""
 
 
 @dataclass
@@ -151,11 +147,13 @@ class ModelSettings:
     head_channels: Count = 64
     """channels of an attention head"""
     patch_size: Literal[1, 2, 4, 8] = 1
-    """space-to-depth: p x p pixels become one position, px"""
+    """space-to-depth: side of the squares of pixels that become one position, px"""
     motion: CountOrZero = 0
-    """the network may move the last conditioning frame by up to so many px an axis (0: it draws every frame anew)"""
+    """largest shift per axis by which the network may translate the last conditioning frame, px
+    (0: it generates every pixel)"""
     crop: bool = False
-    """the network works only where the world ever lights a pixel (measured); the rest of the frame is black"""
+    """apply the network only to the box in which the training data has nonzero pixels; the rest
+    of a frame is black"""
     dropout: ClosedUnitInterval = 0.0
     """probability of dropout inside residual blocks"""
     class_labels: bool = False
@@ -165,7 +163,7 @@ class ModelSettings:
 
     @property
     def multiple(self) -> int:
-        """Of so many px are the sides of what the network sees multiples."""
+        """Both sides of the network's input must be multiples of this, in pixels."""
         return self.patch_size * 2 ** (len(self.channels) - 1)
 
 
@@ -174,16 +172,17 @@ class OptimizationSettings:
     """Training"""
 
     target: Literal["drawn", "posterior"] = "drawn"
-    """what a noisy frame should become: the frame that was drawn, or the mean of the world's right answers given
-    the noisy one, which has the same minimiser and less noise in the gradient (Xu et al. 2023, arXiv 2302.00670)"""
+    """regression target of a noisy frame: drawn, the clean frame it was made from; posterior, the
+    mean of the world's correct answers given the noisy frame, which has the same minimiser and a
+    gradient with less variance (Xu et al. 2023, arXiv 2302.00670)"""
     iterations: Count = 20000
-    """updates"""
+    """number of updates"""
     batch_size: Count = 512
-    """images per update, over all processes"""
+    """images per update, summed over all processes"""
     accumulate: Count = 1
-    """parts in which a batch goes through the network, one after the other, where memory is short"""
+    """parts into which a batch is split to save memory; their gradients are added"""
     optimizer: Literal["adam", "muon"] = "adam"
-    """adam: AdamW for all weights; muon: Muon for the hidden matrices, AdamW for the rest"""
+    """adam: AdamW for all weights; muon: Muon for the hidden matrices and AdamW for the rest"""
     lr: Positive = 5e-4
     """learning rate of AdamW"""
     muon_lr: Positive = 0.02
@@ -193,25 +192,26 @@ class OptimizationSettings:
     weight_decay: NonNegative = 0.0
     """decoupled weight decay, per update and unit of learning rate"""
     warmup: CountOrZero = 200
-    """linear warm-up, iterations"""
+    """length of the linear warm-up of the learning rate, iterations"""
     lr_schedule: Literal["constant", "cosine"] = "cosine"
-    """the learning rate after the warm-up; cosine: down to 0 at the last iteration"""
+    """learning rate after the warm-up: constant, or a cosine that reaches 0 at the last
+    iteration"""
     clip_grad: Positive = 1.0
-    """largest norm of the gradient"""
+    """norm to which a larger gradient is scaled down"""
     ema: ClosedUnitInterval = 0.999
-    """decay of the average of the weights, per iteration"""
+    """decay of the exponential moving average of the weights, per iteration"""
     p_mean: LogSigma = -1.2
     """mean of ln sigma in training"""
     p_std: Positive = 1.2
     """standard deviation of ln sigma in training"""
     log_every: Count = 50
-    """between records of metrics.jsonl and of tracking, iterations"""
+    """iterations between lines of metrics.jsonl and of tracking"""
     save_every: Count = 1000
-    """between checkpoints, iterations"""
+    """iterations between checkpoints"""
     sample_every: CountOrZero = 2000
-    """between sample sheets, iterations (0: only at the end)"""
+    """iterations between sample sheets (0: only one at the end)"""
     resume: Optional[str] = None
-    """folder of a run to go on with"""
+    """directory of a run to continue"""
 
     def __post_init__(self):
         if self.p_std > 10:
@@ -223,13 +223,15 @@ class TaskSettings:
     """Evaluation"""
 
     task: Optional[Literal["conditional", "unconditional"]] = None
-    """next frame given the ones before, or an image out of nothing (null: what the world offers)"""
+    """conditional: the next frame given the ones before; unconditional: a digit without any
+    condition (null: what the world offers)"""
     checkpoint: Optional[str] = None
-    """trained network (null: checkpoints/<dataset>.safetensors beside the code)"""
+    """trained network: a file that train.py wrote, or the name of a shipped one (null: the one
+    shipped for the dataset)"""
     denoiser: Literal["trained", "exact"] = "trained"
-    """exact: the posterior mean over the world's right answers, no network"""
+    """trained: the network; exact: the posterior mean over the world's correct answers"""
     num_sets: Count = 32
-    """sets, each with its own test digit"""
+    """number of sets, each with a test digit of its own"""
     batch_size: Count = 8
     """particles in a set"""
 
@@ -239,21 +241,21 @@ class SamplerSettings:
     """Sampler (EDM, algorithm 2)"""
 
     num_steps: Count = 22
-    """steps from sigma_max to 0"""
+    """steps of the sampler from sigma_max to 0"""
     sigma_min: Sigma = 0.002
-    """last noise level before 0: a standard deviation, of images in [-1, 1]"""
+    """last noise level before 0, a standard deviation for images in [-1, 1]"""
     sigma_max: Sigma = 80.0
-    """first noise level, likewise"""
+    """first noise level, a standard deviation for images in [-1, 1]"""
     rho: Positive = 7.0
-    """exponent of the schedule: larger means more steps at low noise"""
+    """exponent of the schedule; a larger one means more steps at low noise"""
     s_churn: NonNegative = 0.0
-    """noise added back, over all steps (0: deterministic)"""
+    """amount of noise that is added back, over all steps (0: a deterministic sampler)"""
     s_min: NonNegative = 0.0
-    """smallest sigma with churn"""
+    """smallest noise level with churn"""
     s_max: NonNegativeFloat = math.inf
-    """largest sigma with churn"""
+    """largest noise level with churn"""
     s_noise: Positive = 1.0
-    """factor on the noise that churn adds (1: as much as it should be)"""
+    """factor on the standard deviation of the noise that churn adds (1: as in theory)"""
 
     def __post_init__(self):
         if self.sigma_min >= self.sigma_max:
@@ -267,60 +269,72 @@ class GuidanceSettings:
     """Guidance"""
 
     guidance: Literal["pg", "spell", "cads", "kmedoids", "reference", "none"] = "pg"
-    """what makes a set diverse: particle guidance, a rival, or the thesis's form with its sign error"""
+    """what makes a set diverse: pg, particle guidance; spell, cads or kmedoids, other methods;
+    reference, the thesis's form with its sign error"""
     noise: Literal["iid", "antithetic", "simplex", "stratified"] = "iid"
-    """starting noise inside a set: coupled or not, each particle's is exactly normal"""
+    """initial noise of a set: independent (iid) or coupled; each particle's own noise is always
+    standard normal"""
     pg_factor: NonNegative = 0.0
-    """strength of pg and reference, in the unit of pg_strength; 0 samples independently"""
+    """strength of pg and reference, in the unit that pg_strength names (0: independent
+    samples)"""
     pg_kernel: str = "logdet"
-    """potential by which the particles of a set repel: rbf, rbf_unsquared, inverse, iou, logdet, or one of your own"""
+    """potential by which the particles of a set repel each other: rbf, rbf_unsquared, inverse,
+    iou, logdet, or one of your own"""
     pg_space: Literal["x", "denoised", "jacobian"] = "jacobian"
-    """where it acts: the noisy x, D(x), or D(x) differentiated through the denoiser"""
+    """where the potential acts: x, the noisy images; denoised, D(x); jacobian, D(x) with the
+    gradient taken through the denoiser"""
     pg_features: Literal["pixels", "classifier"] = "pixels"
-    """what it compares: images, or what a digit classifier sees in them (not the one that judges)"""
+    """what the potential compares: pixels, or features of a digit classifier other than the one
+    that measures the result"""
     pg_pool: Count = 1
-    """side of the squares over which images are averaged before it compares them, px (1: none)"""
+    """side of the squares over which images are averaged before they are compared, px (1: no
+    averaging)"""
     pg_strength: Literal["constant", "sigma", "drift"] = "drift"
-    """unit of pg_factor: a drift of pg_factor * grad, times sigma (alpha of the PG paper), or relative to the drift"""
+    """unit of pg_factor: constant, a drift of pg_factor * grad U; sigma, the same times sigma
+    (alpha in the paper); drift, relative to the denoiser's drift"""
     pg_bandwidth: Literal["median", "fixed", "sigma"] = "median"
-    """bandwidth h of the kernel: median heuristic, a constant, or following sigma"""
+    """bandwidth h of the kernel: the median heuristic, a constant, or proportional to sigma"""
     pg_bandwidth_value: Positive = 1.0
-    """h itself, or what the median heuristic or sigma is multiplied with"""
+    """h itself if fixed, else the factor on the median heuristic or on sigma"""
     pg_sigma_min: Sigma = 3.0
-    """guidance acts from this noise level ..."""
+    """smallest noise level at which particle guidance acts"""
     pg_sigma_max: Sigma = 40.0
-    """... up to this one"""
+    """largest noise level at which particle guidance acts"""
     pg_anneal: Literal["none", "strength", "bandwidth", "both"] = "none"
-    """what falls to 0 from pg_sigma_max to pg_sigma_min, by a half cosine in ln sigma"""
+    """what falls to 0 from pg_sigma_max to pg_sigma_min, as half a cosine in ln sigma"""
     pg_cap: PositiveFloat = math.inf
-    """largest push on one particle, as a multiple of the drift per pixel"""
+    """largest push on one particle, as a multiple of the denoiser's drift per pixel"""
     redraws: CountOrZero = 6
-    """pg: times that a set's most faulty particle is drawn again, repelled by the rest of its set"""
+    """pg: maximum rounds in which a duplicate or doubtful particle is resampled, repelled by the
+    rest of its set"""
     most_alike: ClosedUnitInterval = 0.25
-    """pg: likeness above which two particles share an answer, a fault: IoU of images or, with the features of a
-    classifier, the probability that both show the same digit"""
+    """pg: similarity above which two particles count as duplicates: IoU of images or, with
+    pg_features classifier, the probability that both show the same digit"""
     most_doubt: PositiveFloat = 1.6
-    """pg: doubt, over the median of the set, above which a particle is at fault: how far the denoiser would move it"""
+    """pg: a particle is doubtful if the denoiser moves it by more than this times the median of
+    its set"""
     doubt_sigma: Sigma = 1.5
-    """pg: noise level at which the denoiser is asked"""
+    """pg: noise that is added to a sample to measure how far the denoiser moves it"""
     sequential: Count = 1
-    """sets of batch_size drawn one after the other for each condition, repelled by those before, judged together"""
+    """batches that are sampled one after the other for each condition, each repelled by those
+    before it and measured together with them"""
     spell_radius: Positive = 10.0
-    """spell: L2 distance below which D(x) repel, of images in [-1, 1]"""
+    """spell: L2 distance, of images in [-1, 1], below which the D(x) repel each other"""
     cads_scale: NonNegative = 0.25
-    """cads: standard deviation of the noise on the conditioning, of images in [-1, 1]"""
+    """cads: standard deviation of the noise on the conditioning frames in [-1, 1]"""
     cads_tau1: ClosedUnitInterval = 0.6
-    """cads: no noise below this part of the schedule (0: sigma_min, 1: sigma_max) ..."""
+    """cads: position in the schedule (0: sigma_min, 1: sigma_max) below which the conditioning
+    has no noise"""
     cads_tau2: ClosedUnitInterval = 0.9
-    """... and no conditioning above this one"""
+    """cads: position in the schedule above which the conditioning is only noise"""
     cads_mixing: ClosedUnitInterval = 1.0
-    """cads: share of the noised conditioning that is brought back to its mean and deviation"""
+    """cads: share of the noised conditioning that is rescaled to its former mean and deviation"""
     kmedoids_pool: Count = 4
-    """kmedoids: independent samples per particle to choose from"""
+    """kmedoids: independent samples for each particle that is kept"""
     stratified_rank: Count = 1
-    """stratified: leading directions of the posterior along which the noise is spread"""
+    """stratified: number of leading directions of the posterior along which noise is spread"""
     stratified_sigma: Sigma = 20.0
-    """stratified: noise level at which they are measured"""
+    """stratified: noise level at which these directions are measured"""
 
     def __post_init__(self):
         if self.pg_sigma_min >= self.pg_sigma_max:
@@ -336,9 +350,10 @@ class ExperimentSettings:
     """Experiment"""
 
     experiment: Optional[str] = None
-    """run a whole experiment, configs/experiments/<name>.yaml; other flags then hold for all its cells"""
+    """run a grid of evaluations, configs/experiments/<name>.yaml; other flags then hold for each
+    of them"""
     preset: Literal["quick", "full"] = "quick"
-    """how many sets its cells have: quick, or full for narrow intervals"""
+    """number of sets in each cell of the experiment: few, or as many as narrow intervals need"""
 
 
 @dataclass
@@ -346,15 +361,17 @@ class RunSettings:
     """Run"""
 
     seed: Seed = 0
-    """seed of everything random"""
+    """seed of all random numbers"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """where to run; auto: on a GPU if there is one"""
+    """where to compute; auto: on a GPU if there is one"""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """of the network's products; the sampler's state is float32. auto: bfloat16 on a GPU that has it"""
+    """precision of the network's matrix products; the sampler's state is always float32. auto:
+    bfloat16 on GPUs that have it, else float32"""
     compile: bool = False
-    """torch.compile the network: a minute or two first, then faster steps (docs/performance.md says where it pays)"""
+    """torch.compile the network: slow to start, then faster (docs/performance.md says where it
+    pays)"""
     outdir: Optional[str] = None
-    """folder for the results (null: a new one under runs/)"""
+    """directory for the results (null: a new one in runs/)"""
 
 
 @dataclass
@@ -362,10 +379,10 @@ class TrackingSettings:
     """Tracking"""
 
     wandb: Literal["online", "offline", "disabled"] = "disabled"
-    """Weights & Biases: settings, curves, pictures, results, and of a training the network (offline: in --outdir/wandb,
-    for `wandb sync`)"""
+    """send settings, curves, pictures, results and a trained network to Weights & Biases
+    (offline: keep them in --outdir/wandb for `wandb sync`)"""
     tensorboard: bool = False
-    """the same for TensorBoard, in --outdir"""
+    """write the same for TensorBoard, to --outdir"""
 
 
 # ---------------------------------------------------------------- settings and their records
