@@ -1,9 +1,8 @@
-"""Digits, from MNIST or scikit-learn, and the one door by which settings become a world."""
+"""Digits, from MNIST or scikit-learn, and the one function that makes a world from settings."""
 
 from __future__ import annotations
 
 import gzip
-import inspect
 import io
 import socket
 import sys
@@ -15,88 +14,141 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worlds import Digits, World
+from config import DigitSettings, WorldSettings
+from frame_files import load_frames
+from worlds import Centered, CircleJumping, Digits, Free, Horizontal, Mixture, MovingDigits, World
+
+EMBEDDED_TEST_EVERY = 5  # one of this many embedded digits is in the test split, never trained on
 
 
 def _resize(images: Tensor, size: int) -> Tensor:
-    """(M, h, w) in [0, 1] -> (M, size, size), antialiased bilinear."""
+    """Images (M, h, w) in [0, 1] at another size, (M, size, size): antialiased bilinear."""
     if images.shape[-1] == size:
         return images
-    return F.interpolate(
+    resized = F.interpolate(
         images[:, None], size=(size, size), mode="bilinear", align_corners=False, antialias=True
-    )[:, 0].clamp(0, 1)
+    )
+    return resized[:, 0].clamp(0, 1)
 
 
 @lru_cache(maxsize=8)
 def _embedded(split: str, size: int) -> Digits:
+    """The 1,797 digits of 8 x 8 px that scikit-learn bundles, resized to `size` px."""
     from sklearn.datasets import load_digits
 
-    raw = load_digits()
-    images = torch.as_tensor(raw.images, dtype=torch.float32) / 16
-    labels = torch.as_tensor(raw.target, dtype=torch.int64)
-    test = torch.arange(len(labels)) % 5 == 4  # every fifth of 1,797, never trained on
+    bundled = load_digits()
+    images = torch.as_tensor(bundled.images, dtype=torch.float32) / 16
+    labels = torch.as_tensor(bundled.target, dtype=torch.int64)
+    test = torch.arange(len(labels)) % EMBEDDED_TEST_EVERY == EMBEDDED_TEST_EVERY - 1
     mask = test if split == "test" else ~test
     return Digits(_resize(images[mask], size), labels[mask], "embedded")
 
 
 @lru_cache(maxsize=8)
 def _mnist(split: str, size: int, data_root: str, timeout: float) -> Digits:
+    """MNIST from `data_root`, downloaded there when missing, resized to `size` px."""
     from torchvision.datasets import MNIST
 
     train = split == "train"
     try:
         data = MNIST(data_root, train=train, download=False)
     except RuntimeError:  # not there yet
-        before = socket.getdefaulttimeout()
+        timeout_before = socket.getdefaulttimeout()
         socket.setdefaulttimeout(timeout)
         try:
             print(
-                f"MNIST is not in {data_root}: downloading it (at most {timeout:g} s of silence) ...",
+                f"MNIST is not in {data_root}: downloading it (gives up after {timeout:g} s "
+                "without an answer) ...",
                 file=sys.stderr,
             )
-            # torchvision's bars do not ask whether there is a terminal.
+            # torchvision draws progress bars even where there is no terminal.
             with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
                 data = MNIST(data_root, train=train, download=True)
         finally:
-            socket.setdefaulttimeout(before)
+            socket.setdefaulttimeout(timeout_before)
     return Digits(_resize(data.data.float() / 255, size), data.targets.long(), "mnist")
 
 
 def load_digits(
     source: str, split: str, *, size: int, data_root: str, timeout: float = 10.0
 ) -> Digits:
-    """Digits of `split` ("train" or "test"), resized once to `size` px and cached.
+    """The digits of one split, resized to `size` px; repeated calls return the same object.
 
-    `source`: "mnist" (torchvision's, from `data_root`, downloaded when missing; no
-    answer for `timeout` seconds counts as no network), "embedded" (the 1,797 8x8
-    digits that scikit-learn bundles, upsampled; every fifth is test), or "auto":
-    MNIST if it can be had, else embedded with a warning on stderr.
+    Arguments:
+        source: "mnist" (torchvision's, downloaded when missing); "embedded" (scikit-learn's, of
+            which every fifth is in the test split); "auto", MNIST if available, else the embedded
+            digits with a warning on stderr; "both", MNIST and the embedded digits mixed one to one
+            for training, and as with "auto" for testing
+        split: "train" or "test"
+        size: side of a digit, px
+        data_root: directory of torchvision's MNIST
+        timeout: seconds without an answer after which the network counts as unavailable
 
-    Raises FileNotFoundError if MNIST was asked for and cannot be had.
+    Raises FileNotFoundError if MNIST is asked for and not available.
     """
+    if source == "both" and split == "train":
+        mnist, embedded = (
+            load_digits(each, split, size=size, data_root=data_root, timeout=timeout)
+            for each in ("mnist", "embedded")
+        )
+        return mnist.mixed_with(embedded)
     if source == "embedded":
         return _embedded(split, size)
+    root = Path(data_root).expanduser()
     try:
-        return _mnist(split, size, str(Path(data_root).expanduser()), timeout)
+        return _mnist(split, size, str(root), timeout)
     except (OSError, RuntimeError, ValueError, EOFError, gzip.BadGzipFile) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if source == "mnist":
             raise FileNotFoundError(
-                f"digits: mnist cannot be had ({reason}); put the four MNIST files into "
-                f"{data_root}/MNIST/raw, point --data_root at a folder that has them, or use "
-                "--digits embedded"
+                f"digits: MNIST not found in {root.absolute()}, and downloading it failed "
+                f"({reason}); put its four files into {root.absolute()}/MNIST/raw, name another "
+                "directory with --data_root, or use --digits embedded"
             ) from None
         print(
-            f"WARNING: MNIST cannot be had ({reason}).\n"
+            f"WARNING: MNIST is not available ({reason}).\n"
             "WARNING: using the embedded digits instead (scikit-learn's 8x8 digits, upsampled).",
             file=sys.stderr,
         )
         return _embedded(split, size)
 
 
-def make_world(settings, digits: Digits) -> World:
-    """The world that `settings` (the fields of World and `classes`) describes, over `digits`."""
-    names = list(inspect.signature(World).parameters)[1:]
+def _moving_digits(settings: WorldSettings, digits: Digits) -> MovingDigits:
+    """The world of moving digits that `settings` describe, over a bank of digits."""
+    assert settings.seq_len is not None and settings.num_cond_frames is not None
+    common = dict(
+        seq_len=settings.seq_len,
+        num_cond_frames=settings.num_cond_frames,
+        num_digits=settings.num_digits,
+        image_size=settings.image_size,
+    )
+    if settings.dataset == "centered":
+        return Centered(digits, **common)
+    if settings.dataset == "circle_jumping":
+        return CircleJumping(digits, num_directions=settings.num_directions, p=settings.p, **common)
+    if settings.dataset == "horizontal":
+        return Horizontal(digits, p=settings.p, end_at_choice=settings.end_at_choice, **common)
+    return Free(digits, deterministic=settings.deterministic, **common)
+
+
+def load_world(settings: WorldSettings, digits: DigitSettings, split: str) -> World:
+    """The world that settings describe, with the digits or frames of `split` ("train" or "test").
+
+    Everything that trains, samples or draws a world gets it here. Raises SettingError for frames
+    that cannot be used, FileNotFoundError for MNIST that is asked for and not available, and
+    ValueError if no digit of `classes` is left.
+    """
+    if settings.dataset == "mixture":
+        return Mixture()
+    if settings.dataset == "frames":
+        return load_frames(settings, split)
+    bank = load_digits(
+        digits.digits,
+        split,
+        size=settings.digit_size,
+        data_root=digits.data_root,
+        timeout=digits.download_timeout,
+    )
     if settings.classes is not None:
-        digits = digits.keep(settings.classes)
-    return World(digits, **{name: getattr(settings, name) for name in names})
+        bank = bank.keep(settings.classes)
+    return _moving_digits(settings, bank)

@@ -1,186 +1,102 @@
 #!/usr/bin/env python3
-"""Train an EDM denoiser on a MovingMNIST world.
+"""Train an EDM denoiser on a MovingMNIST world or on your own frames.
 
     python train.py --config configs/circle_jumping_small.yaml
     torchrun --nproc_per_node 4 train.py --config configs/circle_jumping.yaml
     python train.py --resume runs/NAME
 
-Writes to --outdir: config.yaml, metrics.jsonl, samples-*.png, model.safetensors (the
-EMA weights, what evaluate.py reads) and state.safetensors (what --resume reads, and the one before it). SIGTERM and
-Ctrl-C save first.
+Writes to --outdir: config.yaml, metrics.jsonl, samples-*.png, model.safetensors (the averaged
+weights, which evaluate.py reads), state.safetensors (which --resume reads) and the state before it.
+SIGTERM and Ctrl-C save before they end the training.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import shlex
 import signal
+import statistics
 import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Sequence
 
-import yaml
 from tqdm import tqdm
 
 import tracking
-from command_line import claim, fail, make_parser, run_folder, run_program, silent
-from config import (
-    DigitSettings,
-    ModelSettings,
-    RunSettings,
-    SettingError,
-    TrackingSettings,
-    OptimizationSettings,
-    WorldSettings,
-    as_yaml,
-    build,
-    record,
-    reject,
+from command_line import (
+    Parser,
+    claim,
+    fail,
+    given,
+    make_parser,
+    print_config,
+    run_folder,
+    run_program,
 )
+from config import DigitSettings, SettingError, TrainingSettings, as_yaml, reject
 
-GROUPS: tuple[type, ...] = (
-    WorldSettings,
-    DigitSettings,
-    ModelSettings,
-    OptimizationSettings,
-    RunSettings,
-    TrackingSettings,
-)
-
-
-def sample_sheet(training, path: Path) -> None:
-    """Four i.i.d. sets of eight from the EMA weights: a glance at how far the training is."""
+if TYPE_CHECKING:
     import torch
 
-    from drawing import save
-    from noise import SetNoise, set_generator
-    from sampler import edm_sampler, karras_sigmas
-    from sheets import sample_sheet as draw
+    from training_loop import Training
 
-    windows = training.world.windows(4, set_generator(training.seed, 0, device=training.device))
-    cond, _ = windows.split(training.world.num_cond_frames)
-    noise = SetNoise(training.seed, range(4), (8, 1, *training.world.frame_shape), training.device)
-    sigmas = karras_sigmas(18, 0.002, 80.0, 7.0)
-    with torch.no_grad():
-        denoise = training.ema.bind(cond * 2 - 1 if cond.shape[1] else None)
-        images = edm_sampler(denoise, noise() * sigmas[0], sigmas)
-    save(
-        draw(
-            cond, (images[:, :, 0] + 1) / 2, title=f"iteration {training.iteration}, i.i.d. samples"
-        ),
-        path,
+CODE = Path(__file__).resolve().parent
+AVERAGED_RECORDS = 10  # of metrics.jsonl, over which the loss of the last line is averaged
+
+
+# ---------------------------------------------------------------- settings
+
+
+def command_line() -> Parser:
+    """The parser of train.py."""
+    return make_parser(
+        *TrainingSettings.groups(),
+        description=__doc__.split("\n")[0],
+        usage="%(prog)s [options]",
     )
 
 
-class Interruption:
-    """While it is entered, SIGTERM and Ctrl-C are noted in `signal` instead of ending the process. Processes of
-    torchrun other than the `main` one ignore them: they end with the one that saves."""
+def parse(argv: Sequence[str] | None = None) -> tuple[TrainingSettings, Path | None]:
+    """The settings of a command line, and the state to continue from (None: from the beginning).
 
-    def __init__(self, main: bool):
-        self.main = main
-        self.signal: int | None = None
-
-    def note(self, number: int, frame) -> None:
-        """The signal handler."""
-        self.signal = number
-
-    def __enter__(self):
-        self.before = {
-            number: signal.signal(number, self.note if self.main else signal.SIG_IGN)
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        return self
-
-    def __exit__(self, *error) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-
-def run(training, outdir: Path, interruption: Interruption, tracker: tracking.Tracker) -> None:
-    """The loop around the loop: progress, records, sheets, checkpoints."""
-    settings, mean = training.settings, None
-    main = training.rank == 0
-    images, clock = 0, time.perf_counter()
-    with (
-        open(outdir / "metrics.jsonl", "a") as log,
-        tqdm(
-            total=settings.iterations,
-            initial=training.iteration,
-            unit="it",
-            disable=None if main else True,
-        ) as bar,
-    ):
-        for step in training:
-            bar.update()
-            images += settings.batch_size
-            i, last = step["iteration"], step["iteration"] == settings.iterations
-            if i % settings.log_every == 0 or last:
-                loss = float(step["loss"])
-                mean = loss if mean is None else 0.9 * mean + 0.1 * loss
-                rate = images / (time.perf_counter() - clock)
-                images, clock = 0, time.perf_counter()
-                bar.set_postfix_str(f"loss {mean:.4f}, {rate:.0f} img/s")
-                if main:
-                    line = dict(
-                        iteration=i,
-                        loss=loss,
-                        grad_norm=float(step["grad_norm"]),
-                        lr_scale=step["lr_scale"],
-                        images_per_second=round(rate, 1),
-                    )
-                    log.write(json.dumps(line) + "\n")
-                    log.flush()
-                    tracker.curve(line, step=i)
-            if main and (i % settings.save_every == 0 or last or interruption.signal):
-                training.save(outdir)
-            if interruption.signal and not last:
-                bar.close()  # so that the message has a line of its own
-                print(
-                    f"stopped by {signal.Signals(interruption.signal).name} after {i} of {settings.iterations} "
-                    f"updates; go on with --resume {outdir}",
-                    file=sys.stderr,
-                )
-                sys.exit(128 + interruption.signal)
-            if main and (settings.sample_every and i % settings.sample_every == 0 or last):
-                path = outdir / f"samples-{i:07d}.png"
-                sample_sheet(training, path)
-                tracker.picture(path, step=i)
-            if main and last:
-                tracker.results(line)
-                tracker.model(outdir / "model.safetensors", training.metadata())
-
-
-def load_bank(digits: DigitSettings, world: WorldSettings):
-    """Training digits: one source, or "both" mixed one to one."""
-    from data_loader import load_digits
-
-    def bank(source):
-        return load_digits(
-            source,
-            "train",
-            size=world.digit_size,
-            data_root=digits.data_root,
-            timeout=digits.download_timeout,
-        )
-
-    return (
-        bank("mnist").mixed_with(bank("embedded"))
-        if digits.digits == "both"
-        else bank(digits.digits)
-    )
+    Precedence, weakest first: the defaults, the settings of the training that --resume names, those
+    given by --config files, those given by flags. Raises SettingError.
+    """
+    parser = command_line()
+    chosen = given(parser, argv)
+    state = None
+    before: dict[str, Any] = {}
+    if chosen.get("resume") is not None:
+        folder = Path(chosen["resume"])
+        state = last_state(folder)
+        before = settings_before(parser, folder, state)
+    elif chosen.get("frames") is not None:
+        before = dict(dataset="frames")
+    print_config(parser, argv, before)
+    settings = TrainingSettings.from_values(before | chosen)
+    check(settings)
+    if state is not None:
+        check_iterations(settings, state)
+    return settings, state
 
 
 def last_state(folder: Path) -> Path | None:
-    """The newest state of a run that is whole, None before its first; says so if it is not the last one.
-    Raises SettingError."""
+    """The newest intact state of a training, None before its first one.
+
+    Warns where it is not the last one. Raises SettingError if all are damaged, and for a folder
+    that holds no training.
+    """
     import checkpoint
     from training_loop import PREVIOUS, STATE
 
     states = [folder / name for name in (STATE, PREVIOUS) if (folder / name).exists()]
     if not states and not (folder / "config.yaml").is_file():
-        reject("resume", str(folder), "the folder of a training")
+        found = "has no config.yaml" if folder.is_dir() else "not found"
+        reject("resume", str(folder), f"the folder of a training; {folder.absolute()} {found}")
     problem = "there is no checkpoint yet"
     for state in states:
         try:
@@ -191,124 +107,135 @@ def last_state(folder: Path) -> Path | None:
                 raise
         else:
             if state.name != STATE:
-                print(f"WARNING: {problem}; going on from {state.name}", file=sys.stderr)
+                print(f"WARNING: {problem}; continuing from {state.name}", file=sys.stderr)
             return state
     print(f"WARNING: {problem} in {folder}; starting from the beginning", file=sys.stderr)
     return None
 
 
-def parse(argv: list[str] | None) -> tuple[tuple, Path | None]:
-    """One object per settings class, and the state to go on from. Raises SettingError."""
-    parser = make_parser(*GROUPS, description=__doc__.split("\n")[0], usage="%(prog)s [options]")
-    args, state = parser.parse_args(silent(argv)), None
-    if args.resume:
-        import checkpoint
+def settings_before(parser: Parser, folder: Path, state: Path | None) -> dict[str, Any]:
+    """The settings of a training to continue: those in its state or, before its first one, in its
+    config.yaml. Raises SettingError."""
+    import checkpoint
 
-        state = last_state(Path(args.resume))
-        before = (
-            yaml.safe_load(Path(args.resume, "config.yaml").read_text())
-            if state is None
-            else checkpoint.read_metadata(state)["settings"]
-        )
-        parser.set_defaults(before | dict(resume=None, outdir=None))
-    elif args.frames is not None:
-        parser.set_defaults(dataset="frames")
-    args = parser.parse_args(argv)
-    groups: tuple[Any, ...] = tuple(build(group, args) for group in GROUPS)
-    world, _, model, settings, _, _ = groups
+    if state is None:
+        recorded = given(parser, ["--config", str(folder / "config.yaml")])
+    else:
+        recorded = checkpoint.read_metadata(state)["settings"]
+    known = TrainingSettings().record()
+    kept = {key: value for key, value in recorded.items() if key in known}
+    return kept | dict(resume=None, outdir=None)
+
+
+def check(settings: TrainingSettings) -> None:
+    """Refuse what no single group of settings can know. Raises SettingError."""
+    world = settings.world
     if world.dataset == "mixture":
         reject(
             "dataset",
             "mixture",
             "a world of frames; the mixture's denoiser is exact and needs no training",
         )
-    if settings.target == "posterior" and (
-        world.dataset != "circle_jumping" or world.num_digits > 1
-    ):
+    countable = world.dataset == "circle_jumping" and world.num_digits == 1
+    if settings.train.target == "posterior" and not countable:
         reject(
             "target",
             "posterior",
             "drawn in this world; posterior needs circle_jumping with one digit",
         )
-    if model.class_labels and world.dataset == "frames":
-        reject("class_labels", True, "false with frames, which have none")
-    return groups, state
+    if settings.model.class_labels and world.dataset == "frames":
+        reject("class_labels", True, "false with dataset frames, which has no classes")
 
 
-def setup(argv: list[str] | None):
-    """(the Training, its folder, the record of its settings); continues the run that --resume names."""
-    groups, state = parse(argv)
-    import torch
-    import torch.distributed as dist
+def check_iterations(settings: TrainingSettings, state: Path) -> None:
+    """Refuse to resume a training that has had more updates than are asked for."""
+    import checkpoint
 
-    from data_loader import make_world
+    done = checkpoint.read_metadata(state)["iteration"]
+    if settings.train.iterations < done:
+        reject(
+            "iterations",
+            settings.train.iterations,
+            f"{done} or more; the training in {state.parent} has had {done} updates",
+        )
+
+
+def check_sides(settings: TrainingSettings, frame_shape: tuple[int, int]) -> None:
+    """Refuse frames (height, width) in px that the network cannot halve as often as it has to."""
+    model = settings.model
+    if any(side % model.multiple for side in frame_shape):
+        reject(
+            "frames" if settings.world.dataset == "frames" else "image_size",
+            "x".join(map(str, frame_shape)),
+            f"multiples of {model.multiple} px, which a patch_size of {model.patch_size} and "
+            f"{len(model.channels)} resolutions need",
+        )
+
+
+# ---------------------------------------------------------------- set-up
+
+
+def setup(argv: Sequence[str] | None = None) -> tuple[Training, Path]:
+    """The training that a command line describes, and its folder. Raises SettingError,
+    FileNotFoundError or ValueError."""
+    settings, state = parse(argv)
+    from data_loader import load_world
+    from devices import pick_device
     from training_loop import STATE, Training
 
-    world_settings, digits, model, settings, run_settings, _ = groups
-    everything = record(*groups)
-    from devices import pick_device
-
-    device = pick_device(run_settings.device)
-    if "RANK" in os.environ:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(device)
-    world: Any
-    if world_settings.dataset == "frames":
-        from frame_files import load_frames
-
-        world = load_frames(world_settings, "train").to(device)
-    else:
-        world = make_world(world_settings, load_bank(digits, world_settings).to(device))
-    if any(side % model.multiple for side in world.frame_shape):
-        reject(
-            "frames" if world.dataset == "frames" else "image_size",
-            "x".join(map(str, world.frame_shape)),
-            f"multiples of {model.multiple} px, which a patch_size of {model.patch_size} and {len(model.channels)} "
-            "resolutions ask for",
-        )
-    training = Training(everything, device, world)
-    if settings.batch_size % (training.ranks * settings.accumulate):
+    device = join_processes(pick_device(settings.run.device))
+    world = load_world(settings.world, settings.digits, "train").to(device)
+    check_sides(settings, world.frame_shape)
+    training = Training(settings, device, world)
+    accumulate = settings.train.accumulate
+    if settings.train.batch_size % (training.ranks * accumulate):
         reject(
             "batch_size",
-            settings.batch_size,
-            f"a multiple of {training.ranks} processes times accumulate = {settings.accumulate}",
+            settings.train.batch_size,
+            f"a multiple of {training.ranks} processes times accumulate = {accumulate}",
         )
     if state is not None:
         training.load(state)
-    if settings.resume:
-        return training, Path(settings.resume), everything
-    outdir = run_folder(run_settings.outdir, f"train-{world.dataset}")
+    if settings.train.resume is not None:
+        return training, Path(settings.train.resume)
+    outdir = run_folder(settings.run.outdir, f"train-{world.dataset}")
     if (outdir / STATE).exists():
         reject(
             "outdir",
             str(outdir),
-            f"a folder without a training in it; --resume {outdir} goes on with this one",
+            f"a folder without a training in it; --resume {outdir} continues this one",
         )
-    return training, outdir, everything
+    return training, outdir
 
 
-def cut_log(path: Path, iteration: int) -> int:
-    """Forget what was logged after `iteration`: it is about to be done again. Returns how far the log went."""
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    whole = [(json.loads(line)["iteration"], line) for line in lines if line.endswith("\n")]
-    if lines:
-        path.write_text("".join(line for i, line in whole if i <= iteration))
-    return max((i for i, _ in whole), default=0)
+def join_processes(device: torch.device) -> torch.device:
+    """Join the other processes of torchrun, where it started this one; returns the device of this
+    process."""
+    if "RANK" not in os.environ:
+        return device
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    return device
 
 
-def begin(training, outdir: Path, everything: dict) -> tracking.Tracker:
-    """Write down what is trained, and start to track it. Raises SettingError."""
-    (outdir / "config.yaml").write_text(as_yaml(everything))
-    told = cut_log(outdir / "metrics.jsonl", training.iteration)
+def begin(training: Training, outdir: Path) -> tracking.Tracker:
+    """Record what is trained, and start to track it. Raises SettingError."""
+    settings = training.settings
+    record = settings.record()
+    (outdir / "config.yaml").write_text(as_yaml(record))
+    tracked = cut_log(outdir / "metrics.jsonl", training.iteration)
     tracker = tracking.start(
-        build(TrackingSettings, everything),
+        settings.tracking,
         outdir,
-        everything,
-        continued=everything["resume"] is not None,
+        record,
+        continued=settings.train.resume is not None,
         begin=training.iteration + 1,
-        told=told,
+        told=tracked,
     )
     meta = training.metadata()
     print(
@@ -319,17 +246,202 @@ def begin(training, outdir: Path, everything: dict) -> tracking.Tracker:
     return tracker
 
 
-def train(training, outdir: Path, tracker: tracking.Tracker) -> None:
-    """Run it to its end, or to what stops it: exit codes 128 + signal, and 1 for a full disk or divergence."""
+# ---------------------------------------------------------------- metrics.jsonl
+
+
+def as_json(values: dict[str, Any]) -> str:
+    """A line of metrics.jsonl. JSON has no NaN and no infinity: they become null."""
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in values.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, without a last line that was cut off."""
+    if not path.is_file():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def cut_log(path: Path, iteration: int) -> int:
+    """Remove what was logged after `iteration`, which is about to be computed again.
+
+    Returns the last iteration that had been logged, 0 where there is no log.
+    """
+    records = read_log(path)
+    if path.is_file():
+        kept = [record for record in records if record["iteration"] <= iteration]
+        path.write_text("".join(map(as_json, kept)))
+    return max((record["iteration"] for record in records), default=0)
+
+
+# ---------------------------------------------------------------- the training
+
+
+class Interruption:
+    """A context in which SIGTERM and Ctrl-C do not end the process; `signal` is the last one.
+
+    Arguments:
+        main: whether this process saves; the other processes of torchrun ignore the signals, they
+            end with the one that saves
+    """
+
+    def __init__(self, main: bool):
+        self.main = main
+        self.signal: int | None = None
+
+    def note(self, number: int, frame: Any) -> None:
+        """The signal handler."""
+        self.signal = number
+
+    def __enter__(self) -> Interruption:
+        handler = self.note if self.main else signal.SIG_IGN
+        self.before = {
+            number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+class Progress:
+    """The progress bar and the log of a training, metrics.jsonl.
+
+    Arguments:
+        training: what is trained
+        outdir: its folder
+        tracker: is told every record
+    """
+
+    def __init__(self, training: Training, outdir: Path, tracker: tracking.Tracker):
+        self.main = training.rank == 0
+        self.batch_size = training.settings.train.batch_size
+        self.tracker = tracker
+        self.log = open(outdir / "metrics.jsonl", "a")
+        self.bar = tqdm(
+            total=training.settings.train.iterations,
+            initial=training.iteration,
+            unit="it",
+            disable=None if self.main else True,
+        )
+        self.loss: float | None = None  # an exponential mean of the finite losses
+        self.images = 0  # since the last record
+        self.start = time.perf_counter()
+        self.last: dict[str, Any] = {}  # the last record
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.close()
+        self.log.close()
+
+    def count(self) -> None:
+        """One more update."""
+        self.bar.update()
+        self.images += self.batch_size
+
+    def record(self, step: dict[str, Any]) -> None:
+        """Show and log an update, a value that `Training` yields."""
+        loss = float(step["loss"])
+        if math.isfinite(loss):
+            self.loss = loss if self.loss is None else 0.9 * self.loss + 0.1 * loss
+        rate = self.images / (time.perf_counter() - self.start)
+        self.images = 0
+        self.start = time.perf_counter()
+        shown = "-" if self.loss is None else f"{self.loss:.4f}"
+        self.bar.set_postfix_str(f"loss {shown}, {rate:.0f} img/s")
+        self.last = dict(
+            iteration=step["iteration"],
+            loss=loss,
+            grad_norm=float(step["grad_norm"]),
+            lr_scale=step["lr_scale"],
+            images_per_second=round(rate, 1),
+        )
+        if self.main:
+            self.log.write(as_json(self.last))
+            self.log.flush()
+            self.tracker.curve(self.last, step=step["iteration"])
+
+
+def run(
+    training: Training, outdir: Path, interruption: Interruption, tracker: tracking.Tracker
+) -> None:
+    """Make all updates; log, save and draw samples as often as the settings say.
+
+    Checkpoints are written before pictures. Ends the program with exit code 128 + signal where it
+    is interrupted.
+    """
+    settings = training.settings.train
+    main = training.rank == 0
+    with Progress(training, outdir, tracker) as progress:
+        for step in training:
+            progress.count()
+            i = step["iteration"]
+            last = i == settings.iterations
+            if i % settings.log_every == 0 or last:
+                progress.record(step)
+            if main and (i % settings.save_every == 0 or last or interruption.signal):
+                training.save(outdir)
+            if interruption.signal and not last:
+                progress.bar.close()  # so that the message has a line of its own
+                print(
+                    f"stopped by {signal.Signals(interruption.signal).name} after {i} of "
+                    f"{settings.iterations} updates; continue with --resume {outdir}",
+                    file=sys.stderr,
+                )
+                sys.exit(128 + interruption.signal)
+            if main and (last or settings.sample_every and i % settings.sample_every == 0):
+                path = outdir / f"samples-{i:07d}.png"
+                draw_samples(training, path)
+                tracker.picture(path, step=i)
+            if main and last:
+                tracker.results(progress.last)
+                tracker.model(outdir / "model.safetensors", training.metadata())
+
+
+def draw_samples(training: Training, path: Path) -> None:
+    """Write a sheet of four independent sets of eight samples from the averaged weights."""
+    import torch
+
+    from drawing import save
+    from noise import SetNoise, set_generator
+    from ranges import to_model_range, to_unit_range
+    from sampler import edm_sampler, karras_sigmas
+    from sheets import sample_sheet
+
+    world = training.world
+    windows = world.windows(4, set_generator(training.seed, 0, device=training.device))
+    cond, _ = windows.split(world.num_cond_frames)
+    noise = SetNoise(training.seed, range(4), (8, 1, *world.frame_shape), training.device)
+    sigmas = karras_sigmas(18, 0.002, 80.0, 7.0)
+    with torch.no_grad():
+        denoise = training.ema.bind(to_model_range(cond) if world.num_cond_frames else None)
+        images = edm_sampler(denoise, noise() * sigmas[0], sigmas)
+    title = f"iteration {training.iteration}, independent samples"
+    save(sample_sheet(cond, to_unit_range(images[:, :, 0]), title=title), path)
+
+
+def train(training: Training, outdir: Path, tracker: tracking.Tracker) -> None:
+    """Run a training to its end, or to what stops it.
+
+    Exit codes: 128 + signal where it is interrupted, 1 for a full disk or divergence.
+    """
     from training_loop import STATE, Diverged
 
     try:
         with Interruption(training.rank == 0) as interruption:
             run(training, outdir, interruption, tracker)
     except (OSError, Diverged) as error:
+        reason = " ".join(str(error).split())
         kept = f"; the checkpoint in {outdir} is as it was" if (outdir / STATE).is_file() else ""
         print(
-            f"train.py: stopped after {training.iteration} updates: {' '.join(str(error).split())}{kept}",
+            f"train.py: stopped after {training.iteration} updates: {reason}{kept}",
             file=sys.stderr,
         )
         sys.exit(1)
@@ -339,17 +451,57 @@ def train(training, outdir: Path, tracker: tracking.Tracker) -> None:
         dist.destroy_process_group()
 
 
+# ---------------------------------------------------------------- the last line
+
+
+def summary(settings: TrainingSettings, outdir: Path) -> str:
+    """What a finished training says: where it was written, its loss, and how to sample from it."""
+    losses = [record["loss"] for record in read_log(outdir / "metrics.jsonl")]
+    finite = [loss for loss in losses if loss is not None][-AVERAGED_RECORDS:]
+    parts = [f"written to {outdir}"]
+    if finite:
+        parts.append(
+            f"loss {statistics.fmean(finite):.4f} (mean of the last {len(finite)} records)"
+        )
+    command = sampling_command(settings, outdir)
+    if command is not None:
+        parts.append(f"sample with: {command}")
+    return "; ".join(parts)
+
+
+def sampling_command(settings: TrainingSettings, outdir: Path) -> str | None:
+    """The command that samples from a trained network; None where evaluate.py has no task for it.
+
+    The checkpoint holds the settings of its world, but not where test digits come from.
+    """
+    world = settings.world
+    if world.num_cond_frames == 0 and world.dataset != "centered":
+        return None
+    script = CODE / "evaluate.py"
+    here = Path.cwd().resolve()
+    words = ["python", script.name if here == CODE else str(script)]
+    words += ["--checkpoint", str(outdir / "model.safetensors")]
+    if world.dataset != "frames":
+        if settings.digits.digits in ("mnist", "embedded"):
+            words += ["--digits", settings.digits.digits]
+        if settings.digits.data_root != DigitSettings.data_root:
+            words += ["--data_root", settings.digits.data_root]
+    return shlex.join(words)
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Train or go on training; a mistake ends with one line and exit code 2."""
+    """Start or continue a training; a mistake ends with one line and exit code 2."""
     try:
-        training, outdir, everything = setup(argv)
+        training, outdir = setup(argv)
         first = training.rank == 0
         lock = claim(outdir) if first else nullcontext()
-        tracker = begin(training, outdir, everything) if first else tracking.Tracker()
+        tracker = begin(training, outdir) if first else tracking.Tracker()
     except (SettingError, FileNotFoundError, ValueError) as error:
         fail(str(error))
     with lock, tracker:
         train(training, outdir, tracker)
+    if first:
+        print(summary(training.settings, outdir))
 
 
 if __name__ == "__main__":

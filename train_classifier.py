@@ -1,14 +1,16 @@
 """The digit classifier: which digit a frame shows, how readable it is, and features to repel in.
 
-    python classifier.py --seed 1 --out checkpoints/classifier_judge.safetensors
-    python classifier.py --seed 2 --epochs 8 --out checkpoints/classifier_guide.safetensors
+    python train_classifier.py --seed 1 --out checkpoints/classifier_judge.safetensors
+    python train_classifier.py --seed 2 --epochs 8 --out checkpoints/classifier_guide.safetensors
 
-Two are trained independently, with different initial weights, orders and distortions: one judges,
-the other one's features may guide. A guide that judged itself would find what it pushed for.
+Two are trained independently, with different initial weights, orders and distortions: one judges
+samples, the other one's features may guide them. A guide that judged its own samples would find
+what it pushed for.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,8 @@ from config import (
     build,
     record,
 )
+
+WARMUP = 100  # updates over which the learning rate rises linearly
 
 
 @dataclass
@@ -62,45 +66,48 @@ class ClassifierSettings:
 
 
 def distort(images, generator):
-    """Frames (N, 1, H, W) turned by up to 12 degrees, scaled by up to 15 % and moved by up to 1.5 px."""
-    import math
+    """Randomly distorted frames, (N, 1, H, W) in [0, 1] -> the same shape.
 
+    Each is rotated by up to 12 degrees, scaled and sheared by up to 15 %, and moved by up to
+    1.5 px.
+    """
     import torch
     import torch.nn.functional as F
 
-    n, side = len(images), images.shape[-1]
-    u = lambda: 2 * torch.rand(n, generator=generator).to(images) - 1
-    angle, stretch, shear = u() * math.radians(12), 1 + 0.15 * u(), 0.15 * u()
-    rows = torch.stack(
-        [
-            stretch * angle.cos(),
-            -angle.sin() + shear,
-            3 * u() / side,
-            angle.sin(),
-            stretch * angle.cos(),
-            3 * u() / side,
-        ],
-        1,
-    ).view(n, 2, 3)
-    return F.grid_sample(
-        images, F.affine_grid(rows, images.shape, align_corners=False), align_corners=False
-    )
+    n = len(images)
+    side = images.shape[-1]
 
+    def uniform():
+        """(n,) in [-1, 1], one number per frame."""
+        return 2 * torch.rand(n, generator=generator).to(images) - 1
 
-def centred(digits, image_size: int):
-    """All digits of a bank as `centered` shows them: (M, image_size, image_size) in [0, 1]."""
-    import torch.nn.functional as F
-
-    room = image_size - digits.images.shape[-1]
-    return F.pad(digits.images, (room // 2, room - room // 2) * 2)
+    angle = uniform() * math.radians(12)
+    stretch = 1 + 0.15 * uniform()
+    shear = 0.15 * uniform()
+    # affine_grid counts in half sides: 3 / side are 1.5 px.
+    right = 3 * uniform() / side
+    down = 3 * uniform() / side
+    first_row = [stretch * angle.cos(), -angle.sin() + shear, right]
+    second_row = [angle.sin(), stretch * angle.cos(), down]
+    matrices = torch.stack([*first_row, *second_row], 1).view(n, 2, 3)
+    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)
 
 
 def train(settings: ClassifierSettings, digits, device):
-    """A Classifier trained on a bank of digits: Muon and AdamW with a linear decay to 0, distorted frames."""
+    """Train a classifier on distorted digits, by Muon and AdamW with a linear decay to 0.
+
+    Arguments:
+        settings: of the classifier and its training
+        digits: a `worlds.Digits`, the bank of training digits
+        device: where to compute
+
+    Returns a `model.Classifier` in evaluation mode, on `device`.
+    """
     import torch
     import torch.nn.functional as F
 
-    from model import Classifier
+    from classifier import Classifier
     from training_loop import Optimizer
 
     torch.manual_seed(settings.seed)
@@ -114,9 +121,11 @@ def train(settings: ClassifierSettings, digits, device):
         muon=True,
         ends=("stem", "out"),
     )
-    frames, labels = centred(digits, settings.image_size), digits.labels
-    steps, step = settings.epochs * (len(frames) // settings.batch_size), 0
-    bar = tqdm(total=steps, unit="it", disable=None)
+    frames = digits.centred(settings.image_size)
+    labels = digits.labels
+    updates = settings.epochs * (len(frames) // settings.batch_size)
+    done = 0
+    bar = tqdm(total=updates, unit="it", disable=None)
     for _ in range(settings.epochs):
         order = torch.randperm(len(frames), generator=generator)
         for rows in order.split(settings.batch_size):
@@ -128,70 +137,77 @@ def train(settings: ClassifierSettings, digits, device):
             )
             net.zero_grad(set_to_none=True)
             loss.backward()
-            optimizer.step(min(1.0, (step + 1) / 100) * (1 - step / steps))
-            step += 1
+            optimizer.step(min(1.0, (done + 1) / WARMUP) * (1 - done / updates))
+            done += 1
             bar.update()
     bar.close()
     return net.eval().requires_grad_(False)
 
 
-def accuracy(net, digits, image_size: int, device) -> float:
-    """Share of a bank's digits, centred in frames, that are recognised."""
+def accuracy(classify, digits, image_size: int, device) -> float:
+    """The share of a bank's digits, centred in frames, that are recognised.
+
+    Arguments:
+        classify: frames (N, H, W) in [0, 1] -> logits (N, 10), both on `device`
+        digits: a `worlds.Digits`, the bank
+        image_size: side of a frame, px
+        device: where to compute
+    """
     import torch
 
+    frames = digits.centred(image_size).split(1000)
+    labels = digits.labels.split(1000)
+    correct = []
     with torch.no_grad():
-        parts = list(zip(centred(digits, image_size).split(1000), digits.labels.split(1000)))
-        right = [
-            net(frames.to(device)).argmax(-1).cpu() == labels
-            for frames, labels in tqdm(parts, desc="test", disable=None)
-        ]
-    return float(torch.cat(right).double().mean())
+        for some, classes in tqdm(list(zip(frames, labels)), desc="test", disable=None):
+            correct.append(classify(some.to(device)).argmax(-1).cpu() == classes)
+    return float(torch.cat(correct).double().mean())
 
 
 def main(argv: list[str] | None = None) -> None:
     """Train a classifier and write it to --out; a mistake ends with one line and exit code 2."""
-    args = make_parser(
-        ClassifierSettings, DigitSettings, description=__doc__.split("\n")[0]
-    ).parse_args(argv)
+    parser = make_parser(ClassifierSettings, DigitSettings, description=__doc__.split("\n")[0])
+    args = parser.parse_args(argv)
     try:
-        settings, source = build(ClassifierSettings, args), build(DigitSettings, args)
+        settings = build(ClassifierSettings, args)
+        source = build(DigitSettings, args)
         import checkpoint
         from data_loader import load_digits
         from devices import machine_name, pick_device
 
         device = pick_device(settings.device)
-        bank = lambda split: load_digits(
-            source.digits,
-            split,
-            size=settings.digit_size,
-            data_root=source.data_root,
-            timeout=source.download_timeout,
+        train_digits, test_digits = (
+            load_digits(
+                source.digits,
+                split,
+                size=settings.digit_size,
+                data_root=source.data_root,
+                timeout=source.download_timeout,
+            )
+            for split in ("train", "test")
         )
-        digits, start = bank("train"), time.perf_counter()
     except (SettingError, FileNotFoundError, ValueError) as error:
         fail(str(error))
-    net = train(settings, digits, device)
+    start = time.perf_counter()
+    net = train(settings, train_digits, device)
     seconds = time.perf_counter() - start
     weights = checkpoint.halved(net)
     net.load_state_dict(weights)  # what is shipped is what is measured
-    test = bank("test")
-    measured = accuracy(net, test, settings.image_size, device)
+    measured = accuracy(net, test_digits, settings.image_size, device)
     path = Path(settings.out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.save_tensors(
-        path,
-        weights,
-        dict(
-            settings=record(settings, source) | dict(out=None, data_root="data"),
-            digits_source=digits.source,
-            parameters=sum(p.numel() for p in net.parameters()),
-            train_seconds=round(seconds, 1),
-            accuracy=measured,
-            machine=machine_name(device, 1),
-        ),
+    metadata = dict(
+        settings=record(settings, source) | dict(out=None, data_root="data"),
+        digits_source=train_digits.source,
+        parameters=sum(parameter.numel() for parameter in net.parameters()),
+        train_seconds=round(seconds, 1),
+        accuracy=measured,
+        machine=machine_name(device, 1),
     )
+    checkpoint.save_tensors(path, weights, metadata)
     print(
-        f"{100 * measured:.2f}% of {len(test.labels):,} {test.source} test digits, written to {path}"
+        f"{100 * measured:.2f}% of {len(test_digits.labels):,} {test_digits.source} test digits, "
+        f"written to {path}"
     )
 
 

@@ -1,49 +1,58 @@
-"""Synthetic MovingMNIST worlds whose right answers can be counted.
+"""Synthetic MovingMNIST worlds whose correct answers can be counted, and the protocol of worlds.
 
-A world moves one or more digits through a small frame and makes random choices on
-the way: which direction to jump in, which velocity to leave a wall with. Because
-the world makes the choices itself, the set of right next frames is known.
+A world of moving digits makes random choices on the way: which direction to jump in, or which
+velocity to leave a wall with. Because the world makes the choices itself, the set of correct next
+frames is known.
 
     centered        the digit rests in the middle; the modes are the ten classes
     free            constant velocity; a wall reflects it or gives it a new one
     circle_jumping  even frames: centre; odd frames: one of k offsets
-    horizontal      2 px a frame along the middle row; a new direction at the centre
+    horizontal      2 px per frame along the middle row; a new direction at the centre
 
-Everything is a batch on one device and every draw comes from an explicit
-`torch.Generator`. Images are float32 in [0, 1], positions are (y, x) pixels of a
-digit's top-left corner. MovingMNIST: Srivastava et al. 2015, arXiv 1502.04681;
-the stochastic walls: Denton & Fergus 2018, arXiv 1802.07687.
+Everything is a batch on one device, and every draw comes from an explicit `torch.Generator`. Frames
+are float32 in [0, 1]; positions are (y, x) in pixels of a digit's top left corner.
+
+MovingMNIST: Srivastava et al. 2015, arXiv 1502.04681. Stochastic walls: Denton & Fergus 2018, arXiv
+1802.07687.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Sequence
+from typing import Protocol, Sequence, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from ranges import to_unit_range
 
 # (dy, dx) in pixels, in the order in which `num_directions` takes them.
 DIRECTIONS = ((0, 4), (0, -4), (4, 0), (-4, 0), (4, 4), (4, -4), (-4, 4), (-4, -4))
 HORIZONTAL_STEP = 2  # px per frame
-MAX_VELOCITY = 4  # px per frame and axis, world `free`
-MODES = {"centered": 10, "horizontal": 2, "free": None}  # circle_jumping: num_directions
+MAX_VELOCITY = 4  # px per frame and axis, in world `free`
+NUM_CLASSES = 10
 
 
 @dataclass(frozen=True)
 class Digits:
-    """Digit images of one split: `images` (M, S, S) in [0, 1], `labels` (M,) int64,
-    and `source`, "mnist" or "embedded"."""
+    """The digit images of one split.
+
+    Arguments:
+        images: (M, S, S) float32 in [0, 1]
+        labels: (M,) int64, the class of each digit
+        source: where they come from, "mnist" or "embedded"
+    """
 
     images: Tensor
     labels: Tensor
     source: str
 
-    def to(self, device) -> Digits:
-        """The same on `device`."""
+    def to(self, device: torch.device | str) -> Digits:
+        """The same digits on `device`."""
         return Digits(self.images.to(device), self.labels.to(device), self.source)
 
-    def keep(self, classes) -> Digits:
+    def keep(self, classes: Sequence[int]) -> Digits:
         """Only the digits of these classes. Raises ValueError if none is left."""
         mask = torch.isin(self.labels, torch.as_tensor(classes, device=self.labels.device))
         if not mask.any():
@@ -54,24 +63,33 @@ class Digits:
 
     def mixed_with(self, other: Digits) -> Digits:
         """Both banks, the smaller one repeated until each makes about half of the draws."""
-        banks = [self, other]
-        most = max(len(bank.labels) for bank in banks)
-        times = [round(most / len(bank.labels)) for bank in banks]
-        return Digits(
-            torch.cat([b.images.repeat(t, 1, 1) for b, t in zip(banks, times)]),
-            torch.cat([b.labels.repeat(t) for b, t in zip(banks, times)]),
-            "+".join(bank.source for bank in banks),
-        )
+        banks = (self, other)
+        largest = max(len(bank.labels) for bank in banks)
+        images = []
+        labels = []
+        for bank in banks:
+            times = round(largest / len(bank.labels))
+            images.append(bank.images.repeat(times, 1, 1))
+            labels.append(bank.labels.repeat(times))
+        return Digits(torch.cat(images), torch.cat(labels), f"{self.source}+{other.source}")
+
+    def centred(self, image_size: int) -> Tensor:
+        """All digits as world `centered` shows them: (M, image_size, image_size) in [0, 1]."""
+        room = image_size - self.images.shape[-1]
+        before = room // 2
+        after = room - before
+        return F.pad(self.images, (before, after, before, after))
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """N sequences of T frames and everything that is true of them.
+    """N sequences of T frames and what is known of them.
 
-    frames     (N, T, H, W)     float32 in [0, 1]
-    labels     (N, K)           int64, class of each of the K digits
-    positions  (N, T, K, 2)     int64, (y, x) of each digit's top-left corner, px
-    choices    (N, T)           bool: frame t is not determined by those before it
+    Arguments:
+        frames: (N, T, H, W) float32 in [0, 1]
+        labels: (N, K) int64, the class of each of the K digits
+        positions: (N, T, K, 2) int64, (y, x) of each digit's top left corner, px
+        choices: (N, T) bool, whether frame t is not determined by the frames before it
     """
 
     frames: Tensor
@@ -81,26 +99,90 @@ class Sequences:
 
     @staticmethod
     def cat(parts: Sequence[Sequences]) -> Sequences:
-        """All of them in a row; they agree in T, K, H and W."""
+        """All sequences of `parts` in one batch; the parts agree in T, K, H and W."""
         return Sequences(
-            *(torch.cat(tensors) for tensors in zip(*(vars(part).values() for part in parts)))
+            torch.cat([part.frames for part in parts]),
+            torch.cat([part.labels for part in parts]),
+            torch.cat([part.positions for part in parts]),
+            torch.cat([part.choices for part in parts]),
         )
 
     def __getitem__(self, rows: slice) -> Sequences:
-        return Sequences(*(tensor[rows] for tensor in vars(self).values()))
+        return Sequences(
+            self.frames[rows], self.labels[rows], self.positions[rows], self.choices[rows]
+        )
 
     def split(self, num_cond_frames: int) -> tuple[Tensor, Tensor]:
-        """(cond (N, num_cond_frames, H, W), target (N, 1, H, W)), both in [0, 1]:
-        the last frame and those just before it."""
+        """The frames just before the last one, (N, num_cond_frames, H, W), and the last one,
+        (N, 1, H, W), both in [0, 1]."""
         end = self.frames.shape[1] - 1
         return self.frames[:, end - num_cond_frames : end], self.frames[:, end:]
 
 
-def render(images: Tensor, positions: Tensor, image_size: int) -> Tensor:
-    """Draw digits into empty frames; where digits overlap, the brighter one is seen.
+@runtime_checkable
+class World(Protocol):
+    """What a network is trained on and what a set is asked for: every world has these members.
 
-    images (N, K, S, S) in [0, 1], positions (N, T, K, 2) int64 px with every digit
-    inside the frame -> (N, T, image_size, image_size).
+    The worlds of moving digits, the mixture in the plane and frames from a user's files follow this
+    protocol. `data_loader.load_world` makes a world from settings.
+    """
+
+    @property
+    def dataset(self) -> str:
+        """The value of the setting `dataset`."""
+
+    @property
+    def source(self) -> str | None:
+        """Where its digits or frames come from; None where there are none."""
+
+    @property
+    def frame_shape(self) -> tuple[int, int]:
+        """(height, width) of a frame, px."""
+
+    @property
+    def num_cond_frames(self) -> int:
+        """Conditioning frames of a window (0: unconditional)."""
+
+    @property
+    def num_digits(self) -> int:
+        """Digits in a frame, the K of `Sequences`."""
+
+    @property
+    def directed(self) -> bool:
+        """Whether the modes are directions in which a digit moves on."""
+
+    @property
+    def modes_total(self) -> int | None:
+        """Number of modes of the answers to one window, None where they are not counted."""
+
+    @property
+    def mode_probabilities(self) -> Tensor | None:
+        """(modes,) float64, the prior of each mode or answer; None where they are a continuum."""
+
+    def to(self, device: torch.device | str) -> World:
+        """Move what the world draws from to `device`; returns the world itself."""
+
+    def sequences(self, n: int, generator: torch.Generator) -> Sequences:
+        """Draw n whole sequences, on the generator's device."""
+
+    def windows(
+        self, n: int, generator: torch.Generator, *, which: Tensor | None = None
+    ) -> Sequences:
+        """Draw n windows of num_cond_frames + 1 frames, on the generator's device.
+
+        `which` picks the digits or windows by index; without it they are drawn too.
+        """
+
+
+def render(images: Tensor, positions: Tensor, image_size: int) -> Tensor:
+    """Draw digits into empty frames; where digits overlap, the brighter pixel is kept.
+
+    Arguments:
+        images: (N, K, S, S) in [0, 1]
+        positions: (N, T, K, 2) int64 in px, with every digit inside the frame
+        image_size: side of a frame, px
+
+    Returns (N, T, image_size, image_size) in [0, 1].
     """
     N, T, K, _ = positions.shape
     S = images.shape[-1]
@@ -111,56 +193,53 @@ def render(images: Tensor, positions: Tensor, image_size: int) -> Tensor:
     for k in range(K):
         canvas = images.new_zeros(N * T, image_size * image_size)
         index = corner[:, :, k].reshape(-1, 1) + within  # (N*T, S*S)
-        canvas.scatter_(
-            1, index, images[:, k].reshape(N, 1, -1).expand(N, T, -1).reshape(N * T, -1)
-        )
+        pixels = images[:, k].reshape(N, 1, -1).expand(N, T, -1).reshape(N * T, -1)
+        canvas.scatter_(1, index, pixels)
         frames = canvas if frames is None else torch.maximum(frames, canvas)
     assert frames is not None  # K > 0
     return frames.view(N, T, image_size, image_size)
 
 
-class World:
-    """One of the four worlds over a bank of digits.
+def random_integers(
+    low: int, high: int, size: tuple[int, ...], generator: torch.Generator
+) -> Tensor:
+    """Uniform int64 numbers from `low` to `high`, both included, on the generator's device."""
+    return torch.randint(low, high + 1, size, generator=generator, device=generator.device)
 
-    dataset         "centered", "free", "circle_jumping" or "horizontal"
-    seq_len         frames in a sequence
-    num_cond_frames conditioning frames of a training window (0: unconditional)
-    num_digits      digits in a frame
-    image_size, digit_size   px
-    num_directions  2, 4 or 8 (circle_jumping)
-    p               probability of the first direction (circle_jumping; None: all
-                    alike) or of going right (horizontal; None: 0.5)
-    deterministic   `free`: walls reflect instead of giving a new velocity
-    end_at_choice   `horizontal`: windows end right after a draw at the centre
+
+class MovingDigits:
+    """Digits of a bank that move through frames: the base class of the four worlds of digits.
+
+    A subclass states the motion in `paths`, and its modes.
+
+    Arguments:
+        digits: the bank that digits are drawn from; their side is the `digit_size`
+        seq_len: frames in a sequence
+        num_cond_frames: conditioning frames of a window (0: unconditional)
+        num_digits: digits in a frame, K
+        image_size: side of a frame, px
     """
+
+    dataset: str
+    directed = False
 
     def __init__(
         self,
         digits: Digits,
         *,
-        dataset: str,
         seq_len: int,
         num_cond_frames: int,
         num_digits: int,
         image_size: int,
-        digit_size: int,
-        num_directions: int,
-        p: float | None,
-        deterministic: bool,
-        end_at_choice: bool,
     ):
         self.digits = digits
-        self.dataset, self.seq_len, self.num_cond_frames = dataset, seq_len, num_cond_frames
-        self.num_digits, self.image_size, self.digit_size = num_digits, image_size, digit_size
-        self.num_directions, self.p = num_directions, p
-        self.deterministic, self.end_at_choice = deterministic, end_at_choice
-        self.room = image_size - digit_size  # largest coordinate of a corner
+        self.seq_len = seq_len
+        self.num_cond_frames = num_cond_frames
+        self.num_digits = num_digits
+        self.image_size = image_size
+        self.digit_size = digits.images.shape[-1]
+        self.room = image_size - self.digit_size  # largest coordinate of a corner
         self.centre = self.room // 2
-
-    @property
-    def modes_total(self) -> int | None:
-        """Number of right answers in a set, None where they are a continuum."""
-        return self.num_directions if self.dataset == "circle_jumping" else MODES[self.dataset]
 
     @property
     def source(self) -> str:
@@ -169,119 +248,61 @@ class World:
 
     @property
     def frame_shape(self) -> tuple[int, int]:
-        """(height, width), px."""
+        """(height, width) of a frame, px."""
         return self.image_size, self.image_size
 
     @property
-    def directed(self) -> bool:
-        """Whether the modes are directions, `offsets`, in which a digit moves on."""
-        return self.dataset in ("circle_jumping", "horizontal")
+    def modes_total(self) -> int | None:
+        """Number of correct answers to a window, None where they are a continuum."""
+        return None
 
     @property
     def mode_probabilities(self) -> Tensor | None:
-        """(modes_total,) prior of each mode, first direction (or right, or class 0) first."""
-        k = self.modes_total
-        if k is None:
-            return None
-        if self.dataset == "centered":
-            return torch.bincount(self.digits.labels, minlength=k).double() / len(
-                self.digits.labels
-            )
-        first = 1 / k if self.p is None else self.p
-        return torch.tensor([first] + [(1 - first) / (k - 1)] * (k - 1), dtype=torch.float64)
+        """(modes_total,) float64, the prior of each mode; None where they are a continuum."""
+        return None
 
     @property
     def offsets(self) -> Tensor:
-        """(k, 2) int64 displacements (dy, dx) in px of the modes of a world of directions."""
-        if self.dataset == "circle_jumping":
-            return torch.tensor(DIRECTIONS[: self.num_directions])
-        if self.dataset == "horizontal":
-            return torch.tensor([[0, HORIZONTAL_STEP], [0, -HORIZONTAL_STEP]])
+        """(k, 2) int64, displacements (dy, dx) in px of the modes of a directed world."""
         raise ValueError(f"dataset: {self.dataset} has no countable directions")
 
+    def to(self, device: torch.device | str) -> MovingDigits:
+        """Move the digits to `device`; returns the world itself."""
+        self.digits = self.digits.to(device)
+        return self
+
     # ------------------------------------------------------------ motion
-    def _motion(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(positions (n, T, K, 2), choices (n, T)) of n sequences."""
-        paths, choices = zip(
-            *(getattr(self, f"_{self.dataset}")(n, generator) for _ in range(self.num_digits))
-        )
-        return torch.stack(paths, 2), torch.stack(choices).any(0)
+    def paths(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The motion of one digit in n sequences.
 
-    def _randint(self, low: int, high: int, size: tuple, generator) -> Tensor:
-        return torch.randint(low, high + 1, size, generator=generator, device=generator.device)
+        Returns positions (n, T, 2) int64 in px, and choices (n, T) bool: whether the position is
+        not determined by those before it.
+        """
+        raise NotImplementedError
 
-    def _centered(self, n, generator):
-        device = generator.device
-        return (
-            torch.full((n, self.seq_len, 2), self.centre, device=device),
-            torch.zeros(n, self.seq_len, dtype=torch.bool, device=device),
-        )
+    def preferred_ends(self, choices: Tensor) -> Tensor:
+        """Frames that a window had better end with, (n, T) bool, given the choices (n, T)."""
+        return torch.zeros_like(choices)
 
-    def _circle_jumping(self, n, generator):
-        positions, choices = self._centered(n, generator)
-        odd = slice(1, None, 2)
-        jumps = positions[:, odd].shape[1]
-        prior = self.mode_probabilities
-        assert prior is not None  # only `free` has none
-        weights = prior.float().to(generator.device)
-        which = torch.multinomial(weights, n * jumps, replacement=True, generator=generator)
-        positions[:, odd] += self.offsets.to(generator.device)[which].view(n, jumps, 2)
-        choices[:, odd] = True
-        return positions, choices
-
-    def _horizontal(self, n, generator):
-        device, centre, step = generator.device, self.centre, HORIZONTAL_STEP
-        p = 0.5 if self.p is None else self.p
-        reach = centre // step  # steps from the centre to a border
-        x = self._randint(-reach, reach, (n,), generator)
-        v = self._randint(0, 1, (n,), generator) * 2 - 1
-        xs, drawn = [x], [torch.zeros(n, dtype=torch.bool, device=device)]
-        for _ in range(self.seq_len - 1):
-            at_centre = x == 0
-            right = torch.rand(n, generator=generator, device=device) < p
-            v = torch.where(at_centre, right.long() * 2 - 1, v)
-            v = torch.where((x + v).abs() > reach, -v, v)
-            x = x + v
-            xs.append(x)
-            drawn.append(at_centre)
-        columns = centre + step * torch.stack(xs, 1)
-        return torch.stack([torch.full_like(columns, centre), columns], -1), torch.stack(drawn, 1)
-
-    def _free(self, n, generator):
-        device, top = generator.device, self.room
-        x = self._randint(0, top, (n, 2), generator)
-        v = self._randint(-MAX_VELOCITY, MAX_VELOCITY, (n, 2), generator)
-        xs, drawn = [x], [torch.zeros(n, dtype=torch.bool, device=device)]
-        hit_before = drawn[0]
-        for _ in range(self.seq_len - 1):
-            x = x + v
-            low, high = x < 0, x > top
-            if self.deterministic:
-                x = torch.where(low, -x, torch.where(high, 2 * top - x, x))
-                v = torch.where(low | high, -v, v)
-                hit = torch.zeros_like(hit_before)
-            else:  # stop at the wall, then leave it with a new velocity
-                x = x.clamp(0, top)
-                hit = (low | high).any(1)
-                along = self._randint(-MAX_VELOCITY, MAX_VELOCITY, (n, 2), generator)
-                away = self._randint(1, MAX_VELOCITY, (n, 2), generator)
-                fresh = torch.where(low, away, torch.where(high, -away, along))
-                v = torch.where(hit[:, None], fresh, v)
-            xs.append(x)
-            drawn.append(hit_before)
-            hit_before = hit
-        return torch.stack(xs, 1), torch.stack(drawn, 1)
+    def motion(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Positions (n, T, K, 2) of the digits of n sequences, and choices (n, T) of any digit."""
+        positions, choices = zip(*(self.paths(n, generator) for _ in range(self.num_digits)))
+        return torch.stack(positions, 2), torch.stack(choices).any(0)
 
     # ------------------------------------------------------------ batches
-    def _draw(self, n, generator, which):
+    def draw_digits(
+        self, n: int, generator: torch.Generator, which: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Images (n, K, S, S) and labels (n, K) of the digits `which` (n, K), or of drawn ones."""
         if which is None:
-            which = self._randint(0, len(self.digits.labels) - 1, (n, self.num_digits), generator)
+            last = len(self.digits.labels) - 1
+            which = random_integers(0, last, (n, self.num_digits), generator)
         return self.digits.images[which], self.digits.labels[which]
 
     def sequences(self, n: int, generator: torch.Generator) -> Sequences:
-        """n whole sequences. The digits must be on the generator's device."""
-        images, labels = self._draw(n, generator, None)
-        positions, choices = self._motion(n, generator)
+        """Draw n whole sequences. The digits must be on the generator's device."""
+        images, labels = self.draw_digits(n, generator)
+        positions, choices = self.motion(n, generator)
         return Sequences(render(images, positions, self.image_size), labels, positions, choices)
 
     def windows(
@@ -289,53 +310,299 @@ class World:
         n: int,
         generator: torch.Generator,
         *,
-        at_choice: bool = False,
         which: Tensor | None = None,
+        at_choice: bool = False,
     ) -> Sequences:
-        """n training windows of num_cond_frames + 1 frames, each cut at a random place of
-        its own sequence; with `at_choice` (or `end_at_choice`) the last frame is one that
-        the others do not determine, where the sequence has such a frame late enough.
-        `which` (n, num_digits) picks the digits, else they are drawn."""
+        """Draw n windows of T = num_cond_frames + 1 frames.
+
+        Each is cut at a random place of its own sequence. The digits must be on the generator's
+        device.
+
+        Arguments:
+            n: number of windows
+            generator: where everything random comes from
+            which: (n, num_digits) int64, indices of the digits; None: they are drawn
+            at_choice: the last frame is one that the others do not determine, in sequences that
+                have such a frame late enough
+        """
         T = self.num_cond_frames + 1
-        images, labels = self._draw(n, generator, which)
-        positions, choices = self._motion(n, generator)
-        score = torch.rand(n, self.seq_len - T + 1, generator=generator, device=generator.device)
-        if at_choice or (self.end_at_choice and self.dataset == "horizontal"):
-            score = score + choices[:, T - 1 :].float()
-        elif self.dataset == "circle_jumping":  # conditioned on a centred digit: end on odd frames
-            score = score + (torch.arange(T - 1, self.seq_len, device=score.device) % 2)
-        start = score.argmax(1)  # (n,)
+        images, labels = self.draw_digits(n, generator, which)
+        positions, choices = self.motion(n, generator)
+        # Among the places that end well, or else among all, the highest random score decides.
+        starts = self.seq_len - T + 1
+        score = torch.rand(n, starts, generator=generator, device=generator.device)
+        ends_well = choices if at_choice else self.preferred_ends(choices)
+        start = (score + ends_well[:, T - 1 :].float()).argmax(1)  # (n,)
         rows = torch.arange(n, device=start.device)[:, None]
-        cols = start[:, None] + torch.arange(T, device=start.device)  # (n, T)
-        positions, choices = positions[rows, cols], choices[rows, cols]
+        columns = start[:, None] + torch.arange(T, device=start.device)  # (n, T)
+        positions = positions[rows, columns]
+        choices = choices[rows, columns]
         return Sequences(render(images, positions, self.image_size), labels, positions, choices)
 
     def futures(self, batch: Sequences) -> Tensor:
-        """(N, k, H, W): every frame that could have been the last one, in the order of
-        `offsets`. For windows of a world of directions with one digit that end at a choice."""
-        T = batch.positions.shape[1]
-        S, last = self.digit_size, batch.positions[:, -2, 0]  # (N, 2)
-        rows = last[:, 0, None] + torch.arange(S, device=last.device)
-        cols = last[:, 1, None] + torch.arange(S, device=last.device)
+        """Every frame that could have been the last one: (N, k, H, W), in the order of `offsets`.
+
+        For windows of a directed world with one digit that end at a choice. Raises ValueError for a
+        world without directions.
+        """
+        S = self.digit_size
+        last = batch.positions[:, -2, 0]  # (N, 2), where the digit is before it moves on
+        pixels = torch.arange(S, device=last.device)
+        rows = last[:, 0, None] + pixels  # (N, S)
+        columns = last[:, 1, None] + pixels  # (N, S)
         n = torch.arange(len(last), device=last.device)
-        digit = batch.frames[:, T - 2][n[:, None, None], rows[:, :, None], cols[:, None, :]]
-        there = last[:, None] + self.offsets.to(last.device)  # (N, k, 2)
-        return render(digit[:, None], there[:, :, None], self.image_size)
+        digit = batch.frames[:, -2][n[:, None, None], rows[:, :, None], columns[:, None, :]]
+        futures = last[:, None] + self.offsets.to(last.device)  # (N, k, 2)
+        return render(digit[:, None], futures[:, :, None], self.image_size)
+
+
+class Centered(MovingDigits):
+    """World `centered`: each digit rests in the middle, and the modes are the ten classes."""
+
+    dataset = "centered"
+
+    @property
+    def modes_total(self) -> int:
+        """The number of digit classes."""
+        return NUM_CLASSES
+
+    @property
+    def mode_probabilities(self) -> Tensor:
+        """(10,) float64, the share of each class in the bank."""
+        labels = self.digits.labels
+        return torch.bincount(labels, minlength=NUM_CLASSES).double() / len(labels)
+
+    def paths(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The centre in every frame."""
+        device = generator.device
+        positions = torch.full((n, self.seq_len, 2), self.centre, device=device)
+        choices = torch.zeros(n, self.seq_len, dtype=torch.bool, device=device)
+        return positions, choices
+
+
+class Directed(MovingDigits):
+    """The base class of worlds whose modes are the directions in which a digit moves on.
+
+    Arguments:
+        p: probability of the first direction, the others share the rest; None: all are equal
+        others: as in `MovingDigits`
+    """
+
+    directed = True
+
+    def __init__(self, digits: Digits, *, p: float | None, **others: int):
+        super().__init__(digits, **others)
+        self.p = p
+
+    @property
+    def modes_total(self) -> int:
+        """The number of directions."""
+        return len(self.offsets)
+
+    @property
+    def mode_probabilities(self) -> Tensor:
+        """(k,) float64, the prior of each direction, in the order of `offsets`."""
+        k = self.modes_total
+        first = 1 / k if self.p is None else self.p
+        return torch.tensor([first] + [(1 - first) / (k - 1)] * (k - 1), dtype=torch.float64)
+
+
+class CircleJumping(Directed):
+    """World `circle_jumping`: the centre in even frames, one of k offsets from it in odd frames.
+
+    Arguments:
+        num_directions: k, which is 2, 4 or 8
+        p: probability of the first direction, the others share the rest; None: all are equal
+        others: as in `MovingDigits`
+    """
+
+    dataset = "circle_jumping"
+
+    def __init__(self, digits: Digits, *, num_directions: int, p: float | None, **others: int):
+        super().__init__(digits, p=p, **others)
+        self.num_directions = num_directions
+
+    @property
+    def offsets(self) -> Tensor:
+        """(k, 2) int64, displacements (dy, dx) in px."""
+        return torch.tensor(DIRECTIONS[: self.num_directions])
+
+    def paths(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Jumps to random offsets, each frame's drawn independently."""
+        device = generator.device
+        positions = torch.full((n, self.seq_len, 2), self.centre, device=device)
+        choices = torch.zeros(n, self.seq_len, dtype=torch.bool, device=device)
+        odd = slice(1, None, 2)
+        jumps = positions[:, odd].shape[1]
+        weights = self.mode_probabilities.float().to(device)
+        drawn = torch.multinomial(weights, n * jumps, replacement=True, generator=generator)
+        positions[:, odd] += self.offsets.to(device)[drawn].view(n, jumps, 2)
+        choices[:, odd] = True
+        return positions, choices
+
+    def preferred_ends(self, choices: Tensor) -> Tensor:
+        """Odd frames, so that the last conditioning frame shows the digit in the centre."""
+        odd = torch.arange(choices.shape[1], device=choices.device) % 2 == 1
+        return odd.expand_as(choices)
+
+
+class Horizontal(Directed):
+    """World `horizontal`: 2 px per frame along the middle row; borders reflect, and a digit that
+    leaves the centre draws its direction anew.
+
+    Arguments:
+        p: probability of going right; None: 0.5
+        end_at_choice: windows end right after a direction was drawn
+        others: as in `MovingDigits`
+    """
+
+    dataset = "horizontal"
+
+    def __init__(self, digits: Digits, *, p: float | None, end_at_choice: bool, **others: int):
+        super().__init__(digits, p=p, **others)
+        self.end_at_choice = end_at_choice
+
+    @property
+    def offsets(self) -> Tensor:
+        """(2, 2) int64, displacements (dy, dx) in px: right, left."""
+        return torch.tensor([[0, HORIZONTAL_STEP], [0, -HORIZONTAL_STEP]])
+
+    def paths(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Steps along the middle row from a random column in a random direction."""
+        device = generator.device
+        p = 0.5 if self.p is None else self.p
+        reach = self.centre // HORIZONTAL_STEP  # steps from the centre to a border
+        step = random_integers(-reach, reach, (n,), generator)  # columns, in steps from the centre
+        direction = random_integers(0, 1, (n,), generator) * 2 - 1  # 1: right, -1: left
+        steps = [step]
+        choices = [torch.zeros(n, dtype=torch.bool, device=device)]
+        for _ in range(self.seq_len - 1):
+            at_centre = step == 0
+            right = torch.rand(n, generator=generator, device=device) < p
+            direction = torch.where(at_centre, right.long() * 2 - 1, direction)
+            outside = (step + direction).abs() > reach
+            direction = torch.where(outside, -direction, direction)
+            step = step + direction
+            steps.append(step)
+            choices.append(at_centre)
+        columns = self.centre + HORIZONTAL_STEP * torch.stack(steps, 1)  # (n, T) px
+        rows = torch.full_like(columns, self.centre)
+        return torch.stack([rows, columns], -1), torch.stack(choices, 1)
+
+    def preferred_ends(self, choices: Tensor) -> Tensor:
+        """Frames right after a drawn direction, where `end_at_choice` asks for them."""
+        return choices if self.end_at_choice else torch.zeros_like(choices)
+
+
+class Free(MovingDigits):
+    """World `free`: constant velocity between walls, of up to 4 px per frame along each axis.
+
+    Arguments:
+        deterministic: walls reflect; otherwise a digit stops at a wall and leaves it with a new
+            random velocity
+        others: as in `MovingDigits`
+    """
+
+    dataset = "free"
+
+    def __init__(self, digits: Digits, *, deterministic: bool, **others: int):
+        super().__init__(digits, **others)
+        self.deterministic = deterministic
+
+    def paths(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Straight lines between walls, from a random corner with a random velocity."""
+        device = generator.device
+        position = random_integers(0, self.room, (n, 2), generator)
+        velocity = random_integers(-MAX_VELOCITY, MAX_VELOCITY, (n, 2), generator)
+        positions = [position]
+        hit = torch.zeros(n, dtype=torch.bool, device=device)  # whether a new velocity was drawn
+        choices = [hit]
+        for _ in range(self.seq_len - 1):
+            choices.append(hit)
+            position = position + velocity
+            if self.deterministic:
+                position, velocity = self._reflected(position, velocity)
+            else:
+                position, velocity, hit = self._released(position, velocity, generator)
+            positions.append(position)
+        return torch.stack(positions, 1), torch.stack(choices, 1)
+
+    def _reflected(self, position: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions and velocities (n, 2) after walls have reflected what moved beyond them."""
+        low = position < 0
+        high = position > self.room
+        velocity = torch.where(low | high, -velocity, velocity)
+        position = torch.where(low, -position, position)
+        position = torch.where(high, 2 * self.room - position, position)
+        return position, velocity
+
+    def _released(
+        self, position: Tensor, velocity: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Positions stopped at walls, velocities (n, 2) of which those at a wall are new and point
+        away from it, and whether a digit is at a wall, (n,) bool."""
+        low = position < 0
+        high = position > self.room
+        hit = (low | high).any(1)
+        along = random_integers(-MAX_VELOCITY, MAX_VELOCITY, tuple(velocity.shape), generator)
+        away = random_integers(1, MAX_VELOCITY, tuple(velocity.shape), generator)
+        fresh = torch.where(low, away, torch.where(high, -away, along))
+        velocity = torch.where(hit[:, None], fresh, velocity)
+        return position.clamp(0, self.room), velocity, hit
 
 
 class Mixture:
-    """Ten equal Gaussians on a circle in the plane, the synthetic experiment of particle guidance
-    (Corso et al. 2023, section 5.1), at the scale of images in [-1, 1]."""
+    """Ten equal Gaussians on a circle in the plane, at the scale of images in [-1, 1].
 
-    dataset, modes_total, radius, sd, source, frame_shape = "mixture", 10, 1.0, 0.05, None, (1, 2)
+    The synthetic experiment of particle guidance (Corso et al. 2023, arXiv 2310.13102, section
+    5.1). A point is a frame of 1 x 2 pixels; as in every world, frames hold it in the unit range,
+    `ranges.to_model_range` gives the point in the plane.
+    """
+
+    dataset = "mixture"
+    source = None
+    frame_shape = (1, 2)
+    num_cond_frames = 0
+    num_digits = 1
+    directed = False
+    modes_total = 10
+    radius = 1.0
+    sd = 0.05
 
     @property
     def centres(self) -> Tensor:
-        """(10, 2) float32."""
+        """(10, 2) float32, the means of the Gaussians."""
         angle = 2 * torch.pi * torch.arange(self.modes_total) / self.modes_total
         return self.radius * torch.stack([angle.cos(), angle.sin()], 1)
 
     @property
     def mode_probabilities(self) -> Tensor:
-        """(10,) float64, all alike."""
+        """(10,) float64, all equal."""
         return torch.full((self.modes_total,), 1 / self.modes_total, dtype=torch.float64)
+
+    def to(self, device: torch.device | str) -> Mixture:
+        """The mixture itself, which holds nothing on a device."""
+        return self
+
+    def windows(
+        self, n: int, generator: torch.Generator, *, which: Tensor | None = None
+    ) -> Sequences:
+        """Draw n points, frames (n, 1, 1, 2), labelled with their Gaussian.
+
+        `which` (n,) picks the Gaussians; without it they are drawn too.
+        """
+        device = generator.device
+        if which is None:
+            which = random_integers(0, self.modes_total - 1, (n,), generator)
+        noise = torch.randn(n, 2, generator=generator, device=device)
+        points = self.centres.to(device)[which] + self.sd * noise
+        return Sequences(
+            to_unit_range(points)[:, None, None],
+            labels=which[:, None],
+            positions=torch.zeros(n, 1, 1, 2, dtype=torch.int64, device=device),
+            choices=torch.ones(n, 1, dtype=torch.bool, device=device),
+        )
+
+    def sequences(self, n: int, generator: torch.Generator) -> Sequences:
+        """Draw n points: a sequence is one frame."""
+        return self.windows(n, generator)

@@ -130,7 +130,7 @@ def profile(args, outdir: str) -> tuple[str, dict]:
 
 WORKER = """
 import sys, train, checkpoint
-training, outdir, _ = train.setup(sys.argv[1:])
+training, outdir = train.setup(sys.argv[1:])
 losses = [float(step["loss"]) for step in training]
 if training.rank == 0:
     training.save(outdir)

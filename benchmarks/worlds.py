@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import measure  # noqa: E402
 
 from command_line import make_parser  # noqa: E402
-from config import Count, Dataset, WorldSettings  # noqa: E402
+from config import Count, Dataset, DigitSettings, WorldSettings  # noqa: E402
 from devices import pick_device  # noqa: E402
 
 CONFIGS: dict[Dataset, str] = {
@@ -52,8 +52,8 @@ def one_by_one(world, n: int, generator) -> None:
     import torch
 
     for _ in range(n):
-        images, _ = world._draw(1, generator, None)
-        positions, _ = world._motion(1, generator)
+        images, _ = world.draw_digits(1, generator)
+        positions, _ = world.motion(1, generator)
         frames = torch.zeros(world.seq_len, world.image_size, world.image_size)
         for t, (y, x) in enumerate(positions[0, :, 0].tolist()):
             frames[t, y : y + world.digit_size, x : x + world.digit_size] = images[0, 0].cpu()
@@ -66,7 +66,7 @@ def share_of_a_step(name: Dataset, args) -> dict:
     import train
 
     with tempfile.TemporaryDirectory() as outdir:
-        training, _, _ = train.setup(
+        training, _ = train.setup(
             [
                 "--config",
                 f"configs/{CONFIGS[name]}.yaml",
@@ -82,7 +82,7 @@ def share_of_a_step(name: Dataset, args) -> dict:
         )
     steps, n, generator = (
         iter(training),
-        training.settings.batch_size,
+        training.settings.train.batch_size,
         torch.Generator(training.device),
     )
     times = measure.interleaved(
@@ -97,17 +97,16 @@ def main(argv: list[str] | None = None) -> None:
     args = make_parser(WorldBenchmarkSettings, description=__doc__.split("\n")[0]).parse_args(argv)
     import torch
 
-    from data_loader import load_digits, make_world
+    from data_loader import load_world
 
     device = pick_device(args.device)
-    bank = load_digits(
-        args.digits, "train", size=WorldSettings().digit_size, data_root=args.data_root
-    ).to(device)
+    digits = DigitSettings(args.digits, args.data_root)
     generator, n = torch.Generator(device).manual_seed(0), args.sequences
     runs: dict[str, Callable[[], Any]] = {}
     frames: dict[str, int] = {}
     for name in CONFIGS:
-        world = make_world(WorldSettings(dataset=name, deterministic=False), bank)
+        settings = WorldSettings(dataset=name, deterministic=False)
+        world: Any = load_world(settings, digits, "train").to(device)
         runs |= {
             name: partial(world.sequences, n, generator),
             f"{name}, one by one": partial(one_by_one, world, n // 16, generator),

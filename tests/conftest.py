@@ -10,8 +10,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch  # noqa: E402
 
-from config import WorldSettings  # noqa: E402
-from data_loader import load_digits, make_world  # noqa: E402
+from config import DigitSettings, WorldSettings  # noqa: E402
+from data_loader import load_digits, load_world  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 MOST_WORKERS = 8  # each imports torch, which takes seconds and some hundred megabytes
@@ -49,9 +49,11 @@ def mnist_root():
 
 
 @pytest.fixture
-def world(digits):
-    """world(dataset=..., ...): a World over the embedded digits, other settings as by default."""
-    return lambda **settings: make_world(WorldSettings(**settings), digits)
+def world():
+    """world(dataset=..., ...): a world of embedded test digits, other settings as by default."""
+    return lambda **settings: load_world(
+        WorldSettings(**settings), DigitSettings("embedded"), "test"
+    )
 
 
 @pytest.fixture

@@ -185,7 +185,7 @@ def test_a_damaged_checkpoint_is_never_used(how, times, whole, tmp_path, capsys)
         assert train.last_state(run) == run / "state-previous.safetensors"
         err = capsys.readouterr().err.strip().splitlines()
         assert (
-            len(err) == 1 and str(run / "state.safetensors") in err[0] and "going on from" in err[0]
+            len(err) == 1 and str(run / "state.safetensors") in err[0] and "continuing from" in err[0]
         )
         damaged(run / "state-previous.safetensors", how, generator)
         with pytest.raises(train.SettingError, match="state-previous"):
@@ -248,7 +248,7 @@ def test_two_runs_never_share_a_folder(tmp_path, refused, capsys):
 
 
 def test_one_gradient_that_is_not_finite_is_left_out(tmp_path):
-    training, _, _ = train.setup([*SMALL, "--iterations", "5", "--outdir", str(tmp_path)])
+    training, _ = train.setup([*SMALL, "--iterations", "5", "--outdir", str(tmp_path)])
     draw = training.batch
     training.batch = lambda: tuple(
         t * float("nan") if training.iteration == 2 and t.is_floating_point() else t for t in draw()
