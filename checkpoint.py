@@ -1,11 +1,11 @@
-"""Checkpoints: safetensors with the whole configuration as metadata, never pickle.
+"""Checkpoints: safetensors files with their whole configuration as metadata, never pickles.
 
-    model.safetensors            the EMA weights and what they are: enough to sample
-    state.safetensors            raw weights, EMA, optimizer and iteration: enough to go on
+    model.safetensors            the averaged weights and what they are: enough to sample from
+    state.safetensors            raw and averaged weights, optimizer, iteration: enough to continue
     state-previous.safetensors   the state before, to fall back on
 
-They are written to a temporary file and renamed, so a reader never sees half of one, and carry a hash of what they
-hold.
+Each is written to a temporary file and renamed, so that a reader never sees a part of one, and
+carries a hash of its content. Whatever is wrong with a file is one line that names it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import textwrap
 from pathlib import Path
 from typing import Any, Sequence, TypeVar
 
@@ -21,15 +22,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from classifier import Classifier
 from config import ModelSettings, SettingError, WorldSettings, build
-from model import Classifier, EDMDenoiser, UNet
+from model import EDMDenoiser, UNet
 
 T = TypeVar("T", bound=nn.Module)
 FORMAT = "1"
+WRITTEN = "a .safetensors file that train.py wrote"
 
 
 def digest(tensors: dict[str, Tensor], metadata: str) -> str:
-    """SHA-256 of a checkpoint's names, tensors and metadata."""
+    """The SHA-256 hash of a checkpoint's tensors, their names, and its metadata, in hexadecimal."""
     sha = hashlib.sha256(metadata.encode())
     for name in sorted(tensors):
         sha.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
@@ -43,17 +46,24 @@ def save_tensors(
     metadata: dict[str, Any],
     previous: Path | None = None,
 ) -> None:
-    """Write tensors and JSON-able metadata to `path`, all or nothing; what was there moves to `previous`.
-    Raises OSError, with the file at `path` as it was, where the disk is full."""
+    """Write a checkpoint, all of it or nothing.
+
+    Arguments:
+        path: the file to write
+        tensors: by name, on any device
+        metadata: what JSON can express
+        previous: where a file that is at `path` already is kept, None to replace it
+
+    Raises OSError, with the file at `path` as it was, where it cannot be written (a full disk).
+    """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(metadata)
     try:
-        with open(temporary, "wb") as file:  # not by save_file, whose files nobody else may read
-            file.write(
-                save(tensors, {"format": FORMAT, "metadata": text, "sha256": digest(tensors, text)})
-            )
+        header = {"format": FORMAT, "metadata": text, "sha256": digest(tensors, text)}
+        with open(temporary, "wb") as file:  # save_file's files are readable by their owner only
+            file.write(save(tensors, header))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -69,17 +79,20 @@ def save_tensors(
 
 
 def _open(path: Path | str):
-    if not Path(path).is_file():
-        raise SettingError(
-            f"checkpoint: {path} is not a file; accepted: a .safetensors file that train.py wrote"
-        )
+    """The file at `path`, opened with safetensors. Raises SettingError where there is none."""
+    path = Path(path)
+    if path.is_dir():
+        raise SettingError(f"checkpoint: {path.absolute()} is a directory; accepted: {WRITTEN}")
+    if not path.is_file():
+        raise SettingError(f"checkpoint: {path.absolute()} was not found; accepted: {WRITTEN}")
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise SettingError(f"checkpoint: {path} cannot be read ({error})") from None
 
 
-def _header(file, path: Path | str) -> dict[str, str]:
+def _header(file: Any, path: Path | str) -> dict[str, str]:
+    """The metadata of an open safetensors file. Raises SettingError where it is not ours."""
     header = file.metadata() or {}
     if header.get("format") != FORMAT or "metadata" not in header:
         raise SettingError(
@@ -88,32 +101,39 @@ def _header(file, path: Path | str) -> dict[str, str]:
     return header
 
 
+def _damaged(path: Path | str, how: object) -> SettingError:
+    return SettingError(f"checkpoint: {path} is damaged ({how}); accepted: an undamaged copy")
+
+
 def read_metadata(path: Path | str) -> dict[str, Any]:
-    """What a checkpoint says of itself. Raises SettingError for anything but our files."""
+    """The metadata of a checkpoint, without its tensors.
+
+    Raises SettingError for a file that is missing, damaged, or not a checkpoint.
+    """
     with _open(path) as file:
         text = _header(file, path)["metadata"]
     try:
         return json.loads(text)
     except ValueError as error:
-        raise SettingError(
-            f"checkpoint: {path} is damaged ({error}); accepted: a copy that is whole"
-        ) from None
+        raise _damaged(path, error) from None
 
 
 def read_tensors(path: Path | str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint. Raises SettingError if they are not those that were written."""
+    """The tensors of a checkpoint by name, on the CPU.
+
+    Raises SettingError for a file that is missing or not a checkpoint, and where the tensors are
+    not those that were written.
+    """
     with _open(path) as file:
         header = _header(file, path)
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     if header.get("sha256") != digest(tensors, header["metadata"]):
-        raise SettingError(
-            f"checkpoint: {path} is damaged (its hash does not fit); accepted: a copy that is whole"
-        )
+        raise _damaged(path, "its hash does not match its content")
     return tensors
 
 
 def halved(module: nn.Module) -> dict[str, Tensor]:
-    """The weights of a module in half precision, its single numbers as they are."""
+    """The state of a module by name: weights in half precision, scalars as they are."""
     return {
         name: tensor.half() if tensor.ndim else tensor
         for name, tensor in module.state_dict().items()
@@ -121,10 +141,19 @@ def halved(module: nn.Module) -> dict[str, Tensor]:
 
 
 def make_denoiser(
-    settings: dict[str, Any], sigma_data: float, box: Sequence[int] | None = None
+    world: WorldSettings,
+    model: ModelSettings,
+    sigma_data: float,
+    box: Sequence[int] | None = None,
 ) -> EDMDenoiser:
-    """The untrained network that a flat record of settings describes, with what was measured of its data."""
-    world, model = build(WorldSettings, settings), build(ModelSettings, settings)
+    """The network that settings describe, with random weights, on the CPU.
+
+    Arguments:
+        world: its number of conditioning frames decides on the network's inputs
+        model: the network's own settings
+        sigma_data: standard deviation of the data in [-1, 1]
+        box: the part of the frame that it works on, as in `EDMDenoiser`
+    """
     assert world.num_cond_frames is not None  # it was None before __post_init__ only
     unet = UNet(
         world.num_cond_frames + 1,
@@ -142,35 +171,56 @@ def make_denoiser(
 
 
 def denoiser_metadata(path: Path | str) -> dict[str, Any]:
-    """What a trained denoiser says of itself. Raises SettingError for anything else."""
+    """The metadata of a trained denoiser. Raises SettingError for any other file."""
     metadata = read_metadata(path)
+    if "groups" in metadata:  # of an optimizer
+        network = Path(path).absolute().with_name("model.safetensors")
+        raise SettingError(
+            f"checkpoint: {path} is the state of a training; accepted: its network, {network}"
+        )
     if "sigma_data" not in metadata:
-        raise SettingError(f"checkpoint: {path} is no denoiser; accepted: what train.py wrote")
+        raise SettingError(f"checkpoint: {path} is not a denoiser; accepted: {WRITTEN}")
     return metadata
 
 
-def load_denoiser(path: Path | str, device="cpu") -> tuple[EDMDenoiser, dict[str, Any]]:
-    """(the trained denoiser in float32, in evaluation mode; its metadata). Raises SettingError."""
+def load_denoiser(
+    path: Path | str, device: torch.device | str = "cpu"
+) -> tuple[EDMDenoiser, dict[str, Any]]:
+    """A trained denoiser, in float32 and in evaluation mode, and its metadata.
+
+    Raises SettingError for any other file.
+    """
     metadata = denoiser_metadata(path)
-    denoiser = make_denoiser(metadata["settings"], metadata["sigma_data"], metadata.get("box"))
+    settings = metadata["settings"]
+    denoiser = make_denoiser(
+        build(WorldSettings, settings),
+        build(ModelSettings, settings),
+        metadata["sigma_data"],
+        metadata.get("box"),
+    )
     return _load(denoiser, path, device), metadata
 
 
-def load_classifier(role: str, device="cpu") -> Classifier:
-    """The shipped classifier of a role, "judge" or "guide", in evaluation mode. Raises SettingError."""
+def load_classifier(role: str, device: torch.device | str = "cpu") -> Classifier:
+    """A shipped classifier, in float32 and in evaluation mode.
+
+    `role` is "judge" for the one that measures samples, "guide" for the one whose features guide.
+    Raises SettingError where it is missing or damaged.
+    """
     path = Path(__file__).parent / "checkpoints" / f"classifier_{role}.safetensors"
-    return _load(Classifier(read_metadata(path)["settings"]["channels"]), path, device)
+    channels = read_metadata(path)["settings"]["channels"]
+    return _load(Classifier(channels), path, device)
 
 
-def _load(module: T, path: Path | str, device) -> T:
+def _load(module: T, path: Path | str, device: torch.device | str) -> T:
+    """The module with the weights at `path`, in evaluation mode. Raises SettingError."""
+    tensors = {name: tensor.float() for name, tensor in read_tensors(path).items()}
     try:
-        module.load_state_dict(
-            {name: tensor.float() for name, tensor in read_tensors(path).items()}
-        )
+        module.load_state_dict(tensors)
     except RuntimeError as error:
+        reason = textwrap.shorten(str(error).splitlines()[-1], width=160, placeholder=" ...")
         raise SettingError(
-            f"checkpoint: {path} does not fit the network it describes "
-            f"({str(error).splitlines()[-1].strip()})"
+            f"checkpoint: {path} does not fit the network it describes ({reason})"
         ) from None
     return module.to(device).eval().requires_grad_(False)
 
@@ -179,7 +229,10 @@ def _load(module: T, path: Path | str, device) -> T:
 
 
 def pack(prefix: str, state: dict) -> tuple[dict[str, Tensor], list[dict]]:
-    """An optimizer's state_dict as (flat tensors, JSON-able parameter groups)."""
+    """An optimizer's state_dict as tensors by name and parameter groups that JSON can express.
+
+    Names are PREFIX.INDEX.KEY, with the index of the parameter.
+    """
     tensors = {
         f"{prefix}.{index}.{key}": torch.as_tensor(value)
         for index, entry in state["state"].items()
@@ -189,7 +242,7 @@ def pack(prefix: str, state: dict) -> tuple[dict[str, Tensor], list[dict]]:
 
 
 def unpack(prefix: str, tensors: dict[str, Tensor], groups: list[dict]) -> dict:
-    """The inverse of `pack`."""
+    """The inverse of `pack`, from all tensors of a checkpoint: an optimizer's state_dict."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith(prefix + "."):

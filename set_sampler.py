@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from classifier import Classifier
 from config import EvaluationSettings
 from denoiser import Denoiser
 from devices import free_memory
 from guidance import Cads, ParticleGuidance, Reference, Spell
 from metrics import iou, without_background
-from model import Classifier, EDMDenoiser
+from model import EDMDenoiser
 from noise import (
     SetNoise,
     Stream,

@@ -289,10 +289,11 @@ def scale_table() -> str:
     ]
     rows = []
     for name, changes in models.items():
-        settings = TrainingSettings.from_values(large | changes).record()
-        side, frames = settings["image_size"], settings["num_cond_frames"] + 1
+        settings = TrainingSettings.from_values(large | changes)
+        side = settings.world.image_size
+        frames = (settings.world.num_cond_frames or 0) + 1
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            unet = checkpoint.make_denoiser(settings, 0.5).unet
+            unet = checkpoint.make_denoiser(settings.world, settings.model, 0.5).unet
             unet(torch.empty(1, frames, side, side), torch.empty(1))
         forward = counter.get_total_flops()
         total = cells * sets * particles * forward * (calls + backward)

@@ -4,14 +4,25 @@ import pytest
 import torch
 
 from checkpoint import make_denoiser
-from config import ModelSettings, WorldSettings, record
-from model import EDMDenoiser, Motion, Pointwise, edm_loss, lit_box, posterior_mean, sigma_data_of
+from config import ModelSettings, WorldSettings
+from model import (
+    Attention,
+    EDMDenoiser,
+    Motion,
+    Pointwise,
+    edm_loss,
+    largest_divisor,
+    lit_box,
+    posterior_mean,
+    sigma_data_of,
+)
+from ranges import to_model_range, to_unit_range
 
 
 def network(**settings) -> EDMDenoiser:
     torch.manual_seed(0)
     small = dict(channels=[16, 16], blocks=1, attention=[1], head_channels=8) | settings
-    net = make_denoiser(record(WorldSettings()) | record(ModelSettings(**small)), 0.4).eval()
+    net = make_denoiser(WorldSettings(), ModelSettings(**small), 0.4).eval()
     for parameter in net.parameters():  # zero-initialised layers would hide mistakes
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.05)
@@ -34,11 +45,65 @@ def test_shapes(settings):
     assert net(x, torch.tensor([0.1, 1.0, 10.0]), cond).shape == (3, 1, 32, 32)
 
 
+@pytest.mark.parametrize(
+    "channels",
+    [[1], [2], [3], [5, 7], [48, 96], [37, 53], [12, 20, 36], [66, 130], [144, 24], [1, 2, 3, 4]],
+    ids=str,
+)
+@pytest.mark.parametrize("head_channels", [1, 20, 64])
+def test_networks_of_any_widths_can_be_trained(channels, head_channels):
+    """Every layer has a finite gradient, and the noise level and the condition reach the output."""
+    attention = list(range(len(channels)))
+    net = network(
+        channels=channels,
+        attention=attention,
+        head_channels=head_channels,
+        patch_size=4,
+        class_labels=True,
+    ).requires_grad_()
+    x = torch.randn(2, 1, 32, 32)
+    cond = torch.rand(2, 1, 32, 32)
+    labels = torch.tensor([1, 2])
+    out = net(x, torch.tensor([0.1, 10.0]), cond, labels)
+    assert out.shape == x.shape and out.isfinite().all()
+    out.square().sum().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    with torch.no_grad():
+        inputs = torch.cat([x, cond], 1)
+        low, _, _ = net.unet(inputs, torch.full((2,), -1.0), labels)
+        high, _, _ = net.unet(inputs, torch.full((2,), 1.0), labels)
+        assert not torch.allclose(low, high)
+
+
+@pytest.mark.parametrize("head_channels", [1, 8, 64, 100])
+def test_groups_and_heads_divide_every_width_and_stay_where_they_did(head_channels):
+    """Networks of widths that the former rules could divide keep their groups and heads."""
+    for channels in (*range(1, 65), 66, 96, 100, 128, 144, 192, 256, 384):
+        with torch.device("meta"):
+            layer = Attention(channels, head_channels)
+        groups = layer.norm.num_groups
+        assert channels % groups == 0 and groups <= max(1, channels // 4)
+        former = min(32, channels // 4)
+        if former and channels % former == 0:
+            assert groups == former
+        assert channels % layer.heads == 0
+        assert layer.heads == 1 or channels // layer.heads >= head_channels
+        former = max(1, channels // head_channels)
+        if channels % former == 0:
+            assert layer.heads == former
+
+
+def test_the_largest_divisor_is_the_largest():
+    for number in range(1, 60):
+        for limit in range(-1, 70):
+            divisors = [d for d in range(1, limit + 1) if number % d == 0]
+            assert largest_divisor(number, limit) == max(divisors, default=1)
+
+
 def test_a_pointwise_convolution_is_a_convolution():
-    x, layer = (
-        torch.randn(2, 6, 5, 4).contiguous(memory_format=torch.channels_last),
-        Pointwise(6, 3),
-    )
+    x = torch.randn(2, 6, 5, 4).contiguous(memory_format=torch.channels_last)
+    layer = Pointwise(6, 3)
     torch.testing.assert_close(layer(x), torch.nn.functional.conv2d(x, layer.weight, layer.bias))
 
 
@@ -53,11 +118,15 @@ def test_the_box_is_where_any_frame_is_lit():
 
 @pytest.mark.parametrize("settings", [{}, dict(patch_size=4, motion=4)])
 def test_a_cropped_network_works_in_its_box_and_leaves_the_rest_black(settings):
-    net, (x, cond) = network(**settings), (torch.randn(3, 1, 32, 32), torch.rand(3, 1, 32, 32))
-    sigma, inside = torch.tensor([0.1, 1.0, 10.0]), (..., slice(8, 24), slice(0, 16))
+    net = network(**settings)
+    x = torch.randn(3, 1, 32, 32)
+    cond = torch.rand(3, 1, 32, 32)
+    sigma = torch.tensor([0.1, 1.0, 10.0])
+    inside = (..., slice(8, 24), slice(0, 16))
     expected = net(x[inside], sigma, cond[inside])
     net.box = (8, 24, 0, 16)
-    cropped, bound = net(x, sigma, cond), net.bind(cond)(x[:, None], torch.tensor(1.0))[:, 0]
+    cropped = net(x, sigma, cond)
+    bound = net.bind(cond)(x[:, None], torch.tensor(1.0))[:, 0]
     torch.testing.assert_close(cropped[inside], expected)
     torch.testing.assert_close(bound[1], cropped[1], rtol=1e-4, atol=1e-5)
     outside = torch.ones(32, 32, dtype=torch.bool)
@@ -67,18 +136,19 @@ def test_a_cropped_network_works_in_its_box_and_leaves_the_rest_black(settings):
 
 @pytest.mark.parametrize("settings", [{}, dict(patch_size=4, motion=4)])
 def test_single_precision_agrees_with_double(settings):
-    net, (x, cond) = network(**settings), (torch.randn(3, 1, 32, 32), torch.rand(3, 1, 32, 32))
+    net = network(**settings)
+    x = torch.randn(3, 1, 32, 32)
+    cond = torch.rand(3, 1, 32, 32)
     sigma = torch.tensor([0.1, 1.0, 10.0])
-    single, double = net(x, sigma, cond), net.double()(x, sigma, cond)
+    single = net(x, sigma, cond)
+    double = net.double()(x, sigma, cond)
     assert double.dtype == torch.float64
     torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-5)
 
 
 def test_untrained_network_is_the_best_guess_without_one():
     """With F = 0, D = c_skip x: the posterior mean of N(0, sigma_data^2) data."""
-    net = make_denoiser(
-        record(WorldSettings()) | record(ModelSettings(channels=[16], attention=[])), 0.4
-    )
+    net = make_denoiser(WorldSettings(), ModelSettings(channels=[16], attention=[]), 0.4)
     x = torch.randn(2, 1, 32, 32)
     for sigma in (0.01, 1.0, 50.0):
         expected = x * 0.4**2 / (0.4**2 + sigma**2)
@@ -122,7 +192,7 @@ def test_loss_of_the_untrained_network_is_one_at_every_noise_level():
 
 
 def test_posterior_mean_is_the_score_of_the_mixture():
-    """Tweedie's formula with autograd: D = x + sigma^2 grad log p(x; sigma), sets and prior included."""
+    """Tweedie's formula with autograd, D = x + sigma^2 grad log p(x; sigma), for sets, a prior."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 5, 1, 3, 3, generator=generator, dtype=torch.float64)
     prior = torch.tensor([0.5, 0.2, 0.1, 0.1, 0.1], dtype=torch.float64)
@@ -146,7 +216,7 @@ def test_posterior_mean_takes_a_sigma_per_row():
 
 
 def test_posterior_mean_at_the_ends_of_the_schedule():
-    images = torch.rand(1, 3, 1, 8, 8) * 2 - 1
+    images = to_model_range(torch.rand(1, 3, 1, 8, 8))
     near = images[:, 1:2] + 0.002 * torch.randn(1, 1, 1, 8, 8)
     torch.testing.assert_close(posterior_mean(near, torch.tensor(0.002), images), images[:, 1:2])
     far = 1e6 * torch.randn(1, 1, 1, 8, 8)
@@ -195,8 +265,9 @@ def shifted(frame, dy, dx):
 
 def test_one_weight_per_displacement_moves_the_frame(motion):
     """Logits that single out one displacement everywhere give the frame moved by it, each once."""
-    frame = 2 * torch.rand(1, 1, 16, 16) - 1
-    moved, seen = motion.moved(frame), []
+    frame = to_model_range(torch.rand(1, 1, 16, 16))
+    moved = motion.moved(frame)
+    seen = []
     for d in range(motion.displacements):
         torch.nn.init.zeros_(motion.logits.weight)
         with torch.no_grad():
@@ -214,17 +285,17 @@ def test_one_weight_per_displacement_moves_the_frame(motion):
 
 
 def test_fit_is_largest_where_the_frame_went(motion):
-    """The sum over patches is the inner product with the moved frame: largest for the true displacement."""
+    """The sum over patches is the inner product with the moved frame, largest for the true one."""
     generator = torch.Generator().manual_seed(0)
     frame = torch.full((1, 1, 16, 16), -1.0)
-    frame[0, 0, 4:12, 4:12] = torch.rand(8, 8, generator=generator).mul(2).sub(1)
+    frame[0, 0, 4:12, 4:12] = to_model_range(torch.rand(8, 8, generator=generator))
     moved = motion.moved(frame)
     for dy, dx in ((0, 0), (2, -1), (-2, 2)):
         there = shifted(frame[0, 0], dy, dx)
         fit = motion.fit(moved, there[None, None])
         inner = torch.stack(
             [
-                ((shifted(frame[0, 0], *motion_of(d, moved, frame)) + 1) / 2 * there).sum()
+                (to_unit_range(shifted(frame[0, 0], *motion_of(d, moved, frame))) * there).sum()
                 for d in range(motion.displacements)
             ]
         )
@@ -236,7 +307,8 @@ def test_fit_is_largest_where_the_frame_went(motion):
 
 def motion_of(d, moved, frame):
     """The displacement that is the d-th of `moved` (N, T, D, P), read off the frame itself."""
-    patches = moved[0, :, d].reshape(4, 4, 4, 4).permute(0, 2, 1, 3).reshape(16, 16) * 2 - 1
+    patches = moved[0, :, d].reshape(4, 4, 4, 4).permute(0, 2, 1, 3).reshape(16, 16)
+    patches = to_model_range(patches)
     return next(
         (dy, dx)
         for dy in range(-2, 3)
@@ -247,6 +319,7 @@ def motion_of(d, moved, frame):
 
 def test_gradients_reach_the_noisy_frame_through_motion():
     net = network(patch_size=4, motion=4)
-    x, cond = torch.randn(2, 1, 32, 32, requires_grad=True), torch.rand(2, 1, 32, 32) * 2 - 1
+    x = torch.randn(2, 1, 32, 32, requires_grad=True)
+    cond = to_model_range(torch.rand(2, 1, 32, 32))
     (grad,) = torch.autograd.grad(net(x, torch.tensor(2.0), cond).square().sum(), x)
     assert grad.isfinite().all() and (grad != 0).float().mean() > 0.9
