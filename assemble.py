@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Mapping, Sequence
 
-from command_line import Parser, given, make_parser, print_config
+from command_line import Parser, asks_for_config, given, make_parser, print_config
 from config import (
     EvaluationSettings,
     ExperimentSettings,
@@ -58,7 +58,8 @@ def parse(argv: Sequence[str] | None) -> tuple[EvaluationSettings, Path | None]:
     """
     parser = evaluation_parser()
     values = given(parser, argv)
-    print_config(parser, argv, defaults_below(values)[0])
+    if asks_for_config(argv):
+        print_config(parser, argv, defaults_below(values)[0])
     return complete(values)
 
 

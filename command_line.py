@@ -184,13 +184,18 @@ def without_flags(argv: Sequence[str], *names: str) -> list[str]:
     return kept
 
 
+def asks_for_config(argv: Sequence[str] | None) -> bool:
+    """Whether a command line has --print_config."""
+    argv = sys.argv[1:] if argv is None else argv
+    return any(arg.startswith("--print_config") for arg in argv)
+
+
 def print_config(parser: Parser, argv: Sequence[str] | None, defaults: Mapping[str, Any]) -> None:
     """Where argv asks for it, print the configuration that repeats this command, and exit.
 
     `defaults` are values below the flags and files, such as those of a checkpoint.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    if any(arg.startswith("--print_config") for arg in argv):
+    if asks_for_config(argv):
         parser.set_defaults(dict(defaults))
         parser.parse_args(argv)
 

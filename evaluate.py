@@ -21,6 +21,7 @@ import experiments
 import records
 import tracking
 from command_line import (
+    asks_for_config,
     claim,
     fail,
     given,
@@ -197,7 +198,7 @@ def main(argv: list[str] | None = None) -> None:
                     "a flag; a --config file describes one evaluation",
                 )
             print_config(parser, argv, {})
-        else:
+        elif asks_for_config(argv):
             print_config(parser, argv, assemble.defaults_below(values)[0])
     except (SettingError, FileNotFoundError, ValueError) as error:
         fail(str(error))

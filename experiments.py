@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any, Iterator, Sequence
 
 import yaml
-from tqdm import tqdm
 
 import assemble
 from command_line import as_flags, given
@@ -128,6 +127,8 @@ def run_cell(settings: EvaluationSettings, checkpoint: Path | None, outdir: Path
 @functools.cache
 def _say_once(notice: str) -> None:
     """Print a notice to stderr, unless another cell has brought it."""
+    from tqdm import tqdm
+
     tqdm.write(f"evaluate.py: {notice}", file=sys.stderr)
 
 
@@ -153,6 +154,8 @@ def run(
     Raises SettingError before anything runs if a cell cannot run, or if the folder holds another
     experiment.
     """
+    from tqdm import tqdm
+
     recipe = load(name)
     rank = int(os.environ.get("RANK", 0))
     ranks = int(os.environ.get("WORLD_SIZE", 1))
