@@ -194,7 +194,7 @@ def prior(rows: Sequence[dict], title: str = "") -> Figure:
     figure = new_figure(5.6, 3.8)
     axis = figure.subplots()
     axis.plot([0.4, 1], [0.4, 1], color=GREY, lw=1, ls=":", label="the prior itself: p̂ = p")
-    offsets = ((-7, 5), (2, -13), (7, 5))  # of the values from their points, in points
+    offsets = ((-7, 5), (-4, -13), (7, 5))  # of the values from their points, in points
     for index, sampler in enumerate(samplers):
         shares = [
             row["result"]["mode_frequencies"][0]
@@ -221,7 +221,7 @@ def prior(rows: Sequence[dict], title: str = "") -> Figure:
                 (at, mean),
                 xytext=offsets[index % 3],
                 textcoords="offset points",
-                ha="right" if index % 3 == 0 else "left",
+                ha="left" if index % 3 == 2 else "right",
                 fontsize=7.5,
                 color=colour,
             )

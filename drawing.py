@@ -109,3 +109,11 @@ def save(picture: Figure | FuncAnimation, path: Path | str, dpi: int = 110) -> N
         picture.save(path, writer=PillowWriter(fps=6), dpi=dpi)
     else:
         picture.savefig(path, dpi=dpi, bbox_inches="tight")
+
+
+def write(picture: Figure | FuncAnimation | str, path: Path) -> None:
+    """Write a figure, an animation, or the text of an HTML page. Raises OSError."""
+    if isinstance(picture, str):
+        path.write_text(picture, encoding="utf-8")
+    else:
+        save(picture, path)

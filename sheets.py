@@ -119,6 +119,12 @@ def judging_metric(result: dict) -> str:
     return "quality" if result["quality"] else "confidence"
 
 
+def notes_title(result: dict) -> str:
+    """What stands beside each set: the modes found, where there are modes, and a metric."""
+    name = METRICS[judging_metric(result)].title
+    return f"found, {name}" if result["modes_found"] else name
+
+
 def result_sheet(arrays: dict[str, Tensor], result: dict, title: str | None = None) -> Figure:
     """The sample sheet of an evaluation.
 
@@ -133,13 +139,11 @@ def result_sheet(arrays: dict[str, Tensor], result: dict, title: str | None = No
     key = judging_metric(result)
     name = METRICS[key].title
     notes = [f"{value:.2f}" for value in result[key]["per_set"]]
-    notes_title = name
     found = ""
     if modes is not None:
         total = result["modes_total"]
         counts = result["modes_found"]["per_set"]
         notes = [f"{count:.0f} of {total}, {note}" for count, note in zip(counts, notes)]
-        notes_title = f"found, {name}"
         found = f"{result['modes_found']['mean']:.2f} of {total} found, "
     if title is None:
         title = f"{result['dataset']}, {method_of(result['settings'])}: "
@@ -151,7 +155,7 @@ def result_sheet(arrays: dict[str, Tensor], result: dict, title: str | None = No
         title=title,
         modes=modes,
         notes=notes,
-        notes_title=notes_title,
+        notes_title=notes_title(result),
     )
 
 

@@ -1,26 +1,27 @@
 #!/usr/bin/env python3
-"""Draw what train.py and evaluate.py work with.
+"""Draw worlds, schedules, and what evaluate.py found.
 
     python visualize.py samples runs/NAME                  # the sets of an evaluation
-    python visualize.py trajectory runs/NAME --set 0       # x_n and D(x_n) over its denoising steps
-    python visualize.py animation runs/NAME runs/OTHER     # one set of each as a film, a GIF
-    python visualize.py dataset --dataset horizontal       # what a world looks like
-    python visualize.py schedule --rho [3,4,7]             # noise levels over the steps
-    python visualize.py heatmap runs/e5-quick --threshold 7.5    # what an experiment found; also prior, frontier
-    python visualize.py norms runs/e3-quick                # its sets, sampled again; also strip, mean, umap
-    python visualize.py report runs/NAME runs/OTHER        # all of one or several evaluations, an HTML file
+    python visualize.py trajectory runs/NAME --set 0       # x_n and D(x_n) over the denoising steps
+    python visualize.py animation runs/NAME runs/OTHER     # one set of each over the steps, a GIF
+    python visualize.py report runs/NAME runs/OTHER        # settings, metrics and sets, as HTML
+    python visualize.py dataset --dataset horizontal       # sequences of a world
+    python visualize.py schedule --rho 3,4,7               # noise levels over the steps
+    python visualize.py heatmap runs/e5-quick --threshold 7.5    # a metric over an experiment
 
-Each command writes one file, a PNG where nothing else is said, to --out or where it says.
+`prior` and `frontier` draw the results of other experiments; `norms`, `strip`, `mean` and `umap`
+sample their sets again. Each command writes one file, a PNG unless stated otherwise, and prints its
+path; --out chooses another path.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Optional
+from typing import TYPE_CHECKING, Callable, Literal, Optional
 
 from jsonargparse import Namespace
-from tqdm import tqdm
 
 from command_line import HelpFormatter, Parser, fail, make_parser, run_program
 from config import (
@@ -36,7 +37,12 @@ from config import (
     build,
     reject,
 )
-from records import experiment_of, finished, label, named, rows_of, run_file
+from names import named
+
+if TYPE_CHECKING:
+    from gallery import Picture
+
+# ---------------------------------------------------------------- settings
 
 
 @dataclass
@@ -44,7 +50,8 @@ class Output:
     """Output"""
 
     out: Optional[str] = None
-    """file to write (null: a name that says what it is, in the run's folder or here)"""
+    """file to write (null: a name that says what it shows, in the folder of the run; for several
+    runs, or for none, in the working directory)"""
 
 
 @dataclass
@@ -52,7 +59,7 @@ class Rows:
     """Rows"""
 
     num_sequences: Count = 6
-    """sequences to draw"""
+    """number of sequences to draw"""
     seed: Seed = 0
     """seed of everything random"""
 
@@ -62,7 +69,7 @@ class OneSet:
     """One set"""
 
     set: CountOrZero = 0
-    """which set of the run, from 0"""
+    """number of the set within its run, from 0"""
 
 
 @dataclass
@@ -70,9 +77,9 @@ class Cells:
     """Cells"""
 
     value: Literal["modes_found", "quality", "confidence", "hm_iou"] = "modes_found"
-    """what to show"""
+    """metric to show"""
     threshold: Optional[float] = None
-    """frame the cells that are this good or better, in units of value"""
+    """draw a frame around cells that are at least this good, in the unit of value (null: none)"""
 
 
 @dataclass
@@ -80,7 +87,7 @@ class Sets:
     """Sets"""
 
     num_each: Count = 3
-    """sets of each kind"""
+    """number of sets of each kind"""
 
 
 @dataclass
@@ -88,7 +95,7 @@ class Map:
     """Map"""
 
     num_digits: Count = 2000
-    """real test digits to fit it on"""
+    """number of real test digits to which the map is fitted, 16 or more"""
 
 
 @dataclass
@@ -96,7 +103,7 @@ class Particles:
     """Particles"""
 
     num_particles: Count = 3
-    """how many of its particles, from the first"""
+    """number of particles of the set to draw, from the first"""
 
 
 @dataclass
@@ -108,110 +115,76 @@ class Schedules:
     num_steps: Count = SamplerSettings.num_steps
     """steps from sigma_max to 0"""
     sigma_min: Positive = SamplerSettings.sigma_min
-    """last noise level before 0: a standard deviation, of images in [-1, 1]"""
+    """last noise level before 0, the standard deviation of the noise on images in [-1, 1]"""
     sigma_max: Positive = SamplerSettings.sigma_max
-    """first noise level, likewise"""
+    """first noise level, the standard deviation of the noise on images in [-1, 1]"""
     p_mean: Many[float] = (-1.2, 0.8)
     """means of ln sigma in training to compare"""
     p_std: Positive = 1.2
     """standard deviation of ln sigma in training"""
 
 
-def samples(args: Namespace):
-    """samples.png again, from samples.npz and metrics.json"""
-    from sheets import result_sheet
+# ---------------------------------------------------------------- commands
 
-    return result_sheet(*finished(args.run)), Path(args.run) / "samples.png"
-
-
-def trajectory(args: Namespace):
-    """x_n and D(x_n) of one set over the denoising steps, sampled again as the run did"""
-    import torch
-
-    from sheets import trajectory as draw
-
-    job = again(args.run, args.set)
-    if job.world.dataset == "mixture":
-        reject("run", args.run, "a run in a world of frames; particles in the plane have none")
-    steps: list[dict] = []
-    job.sample_all(sets=torch.tensor([args.set]), callback=steps.append)
-    shown = slice(0, args.num_particles)
-    x, denoised = (
-        torch.stack([step[key][0, shown, 0] for step in steps]).cpu()
-        for key in ("x_hat", "denoised")
-    )
-    sigmas = torch.stack([step["sigma_hat"] for step in steps])
-    return (
-        draw(x, denoised, sigmas, title=f"set {args.set} of {args.run}"),
-        Path(args.run) / f"trajectory-{args.set}.png",
-    )
+# A docstring is what --help says of a command. What draws is imported only once it is needed, so
+# that --help and mistakes answer at once.
 
 
-def animation(args: Namespace):
-    """x_n and D(x_n) of one set of each evaluation over the denoising steps, a GIF (sampled again, without redraws)"""
-    import torch
+def samples(args: Namespace) -> Picture:
+    """draw samples.png again, from samples.npz and metrics.json"""
+    import gallery
 
-    from sheets import DenoisedSet, denoising
-
-    sets = []
-    for run in args.run:
-        job = again(run, args.set)
-        if job.world.dataset == "mixture":
-            reject("run", run, "a run in a world of frames; particles in the plane have none")
-        trace = job.trace(torch.tensor([args.set]))
-        alike = trace["samples"].expand(
-            job.evaluate.num_sets, -1, -1, -1
-        )  # a judge wants a sample of every set
-        modes = job.judge(alike)[1]
-        found = (
-            "" if modes is None else f": {len(modes[args.set].unique())} of {job.world.modes_total}"
-        )
-        given = job.cond[args.set, -1] if job.cond.shape[1] else None
-        own = None if modes is None else modes[args.set]
-        sets.append(DenoisedSet(Path(run).resolve().name + found, given, trace, own))
-    return denoising(sets), Path(args.run[0] if len(args.run) == 1 else "") / "animation.gif"
+    return gallery.samples(args.run)
 
 
-def dataset(args: Namespace):
-    """sequences of a world, with the way of each digit and the frames of random choices"""
-    from data_loader import load_digits, make_world
-    from frame_files import Frames, load_frames
+def trajectory(args: Namespace) -> Picture:
+    """draw x_n and D(x_n) of one set over the denoising steps; samples the set again"""
+    import gallery
+
+    return gallery.trajectory(args.run, args.set, args.num_particles)
+
+
+def animation(args: Namespace) -> Picture:
+    """animate x_n and D(x_n) of one set of each run, a GIF; samples again, without redraws"""
+    import gallery
+
+    return gallery.animation(args.run, args.set)
+
+
+def report(args: Namespace) -> Picture:
+    """write an HTML report of one or several runs: settings, metrics, all sets, the steps of one"""
+    import gallery
+
+    return gallery.report_page(args.run, args.set)
+
+
+def dataset(args: Namespace) -> Picture:
+    """draw sequences of a world, with the steps of each digit and the frames of random choices"""
+    from data_loader import load_world
     from noise import set_generator
     from sheets import world_sheet
-    from worlds import World
 
-    settings, digits = build(WorldSettings, args), build(DigitSettings, args)
+    settings = build(WorldSettings, args)
+    digits = build(DigitSettings, args)
     if digits.digits == "both":
         reject("digits", "both", "auto, mnist or embedded for a picture")
     if settings.dataset == "mixture":
         reject("dataset", "mixture", "a world of frames")
-    world: World | Frames = (
-        load_frames(settings, "train")
-        if settings.dataset == "frames"
-        else make_world(
-            settings,
-            load_digits(
-                digits.digits,
-                "train",
-                size=settings.digit_size,
-                data_root=digits.data_root,
-                timeout=digits.download_timeout,
-            ),
-        )
-    )
+    world = load_world(settings, digits, "train")
     batch = world.sequences(args.num_sequences, set_generator(args.seed, 0))
+    source = named(settings.dataset, world.source or "")
     figure = world_sheet(
         batch.frames,
         batch.positions,
         batch.choices,
         digit_size=settings.digit_size,
-        title=f"{settings.dataset} ({named(settings.dataset, world.source)}); orange: a random choice",
+        title=f"{settings.dataset} ({source}); orange: a random choice",
     )
     return figure, Path(f"dataset-{settings.dataset}.png")
 
 
-def schedule(args: Namespace):
-    """noise levels over the steps for several rho, and those of the training"""
+def schedule(args: Namespace) -> Picture:
+    """draw the noise levels over the steps for several rho, and their densities in training"""
     from charts import schedules
     from sampler import karras_sigmas
 
@@ -223,188 +196,62 @@ def schedule(args: Namespace):
     return schedules(curves, densities), Path("schedule.png")
 
 
-def heatmap(args: Namespace):
-    """a number over the grid of an experiment, one panel per kernel or model"""
-    from charts import heatmap as draw
+def heatmap(args: Namespace) -> Picture:
+    """draw a metric over the grid of an experiment, a panel per kernel or model"""
+    import gallery
 
-    rows, title = experiment_of(args.run)
-    if len(rows[0]["cell"]) < 2:
-        reject("run", args.run, "an experiment with two axes or more")
-    if not all(row["result"].get(args.value) for row in rows):
-        reject("value", args.value, "a number that every cell of this experiment has")
-    return draw(rows, args.value, args.threshold, title), Path(
-        args.run
-    ) / f"heatmap-{args.value}.png"
+    return gallery.heatmap(args.run, args.value, args.threshold)
 
 
-def prior(args: Namespace):
-    """shares of samples that go right against the priors of the training (e8)"""
-    from charts import prior as draw
+def prior(args: Namespace) -> Picture:
+    """draw the shares of samples that go right against the priors of the training (e8)"""
+    import gallery
 
-    rows, title = experiment_of(args.run)
-    if rows[0]["result"]["dataset"] != "horizontal" or "sampler" not in rows[0]["cell"]:
-        reject("run", args.run, "an experiment in horizontal with an axis sampler, such as e8")
-    return draw(rows, title), Path(args.run) / "prior.png"
+    return gallery.prior(args.run)
 
 
-def frontier(args: Namespace):
-    """modes found against quality, a curve per method (e10)"""
-    from charts import frontier as draw
+def frontier(args: Namespace) -> Picture:
+    """draw modes found against quality, a curve per method (e10)"""
+    import gallery
 
-    rows, title = experiment_of(args.run)
-    if "method" not in rows[0]["cell"] or not rows[0]["result"]["quality"]:
-        reject("run", args.run, "an experiment with an axis method and a quality, such as e10")
-    return draw(rows, title), Path(args.run) / "frontier.png"
+    return gallery.frontier(args.run)
 
 
-def norms(args: Namespace):
-    """distances inside a set and its drifts per step, sampled again"""
-    import torch
+def norms(args: Namespace) -> Picture:
+    """draw the distances inside a set and its drifts per step (e3); samples the sets again"""
+    import gallery
 
-    from charts import norms as draw
-    from evaluate import setup
-
-    traces = {}
-    for row in tqdm(rows_of(args.run), unit="cell", disable=None):
-        job = setup(row["flags"])
-        check_set(args.set, args.run, job)
-        traces[label(row) or args.run] = job.trace(torch.tensor([args.set]))
-    return draw(traces), Path(args.run) / "norms.png"
+    return gallery.norms(args.run, args.set)
 
 
-def strip(args: Namespace):
-    """the first set in every cell of an experiment, sampled again, with what the whole cell reached"""
-    import torch
+def strip(args: Namespace) -> Picture:
+    """draw the first set of every cell of an experiment (e6); samples the sets again"""
+    import gallery
 
-    from evaluate import setup
-    from sheets import sample_sheet
-
-    rows, given, sets, modes, notes = rows_of(args.run), [], [], [], []
-    for row in tqdm(rows, unit="cell", disable=None):
-        job = setup([*row["flags"], "--num_sets", "1"])
-        sets.append(job.sample_all(progress=False))
-        given.append(job.cond)
-        found = row["result"]["modes_found"]
-        modes.append(job.judge(sets[-1])[1])
-        judged = row["result"]["quality"] or row["result"]["confidence"]
-        notes.append((f"{found['mean']:.2f} found, " if found else "") + f"{judged['mean']:.2f}")
-    figure = sample_sheet(
-        torch.cat(given),
-        torch.cat(sets),
-        modes=None if modes[0] is None else torch.cat(modes),
-        notes=notes,
-        labels=[label(row) for row in rows],
-        max_sets=len(rows),
-    )
-    return figure, Path(args.run) / "strip.png"
+    return gallery.strip(args.run)
 
 
-def mean(args: Namespace):
-    """means of large sets, determined and not (e4), sampled again"""
-    import torch
+def mean(args: Namespace) -> Picture:
+    """draw means of large sets whose frame is determined, and is not (e4); samples again"""
+    import gallery
 
-    from evaluate import setup
-    from sheets import mean_sheet
-
-    row = rows_of(args.run)[0]
-    job, result = setup(row["flags"]), row["result"]
-    if not job.world.num_cond_frames:
-        reject("run", args.run, "a run whose samples are conditioned on frames")
-    choices = job.sequences.choices[:, -1]
-    chosen: list[int] = []
-    names: list[str] = []
-    for name, mask in (("determined", ~choices), ("random", choices)):
-        some = mask.nonzero()[: args.num_each, 0].tolist()
-        chosen, names = chosen + some, names + [name] * len(some)
-    samples = job.sample_all(sets=torch.tensor(chosen))
-    notes = [
-        f"L2 {result['pairwise_l2']['per_set'][g]:.2f}, spread {result['centroid_spread']['per_set'][g]:.2f} px"
-        for g in chosen
-    ]
-    return mean_sheet(job.cond[chosen], samples, names, notes), Path(args.run) / "mean.png"
+    return gallery.mean(args.run, args.num_each)
 
 
-def umap(args: Namespace):
-    """digits found, on a map of what the judging classifier sees in real ones (e1)"""
-    import numpy as np
-    import torch
+def umap(args: Namespace) -> Picture:
+    """draw the digits found on a UMAP of real ones (e1); samples the sets again, keeps the map"""
+    import gallery
 
-    from charts import umap_map
-    from evaluate import setup
-
-    rows, kept = rows_of(args.run), Path(args.run) / "umap.npz"
-    if rows[0]["result"]["task"] != "unconditional":
-        reject("run", args.run, "an unconditional run, such as e1")
-    if not kept.is_file():
-        from umap import UMAP
-
-        import checkpoint
-        from metrics import recognise, without_background
-        from train_classifier import centred
-
-        judge, sets, modes = checkpoint.load_classifier("judge"), [], []
-        for row in tqdm(rows, unit="cell", desc="sets", disable=None):
-            job = setup(row["flags"])
-            check_set(args.set, args.run, job)
-            sets.append(without_background(job.sample(torch.tensor([args.set])))[0])
-            modes.append(recognise(sets[-1][None], judge)[0][0])
-        digits = job.world.digits
-        some = torch.randperm(len(digits.labels), generator=torch.Generator().manual_seed(0))[
-            : args.num_digits
-        ]
-        frames = torch.cat([centred(digits, job.world.image_size)[some], *sets])
-        with torch.no_grad():
-            features = torch.cat([judge.features(part) for part in frames.split(500)]).numpy()
-        fitted = UMAP(random_state=0, n_jobs=1, tqdm_kwds=dict(disable=None, bar_format=None)).fit(
-            features[: len(some)]
-        )
-        points = fitted.transform(features[len(some) :])
-        np.savez(
-            kept,
-            digits=fitted.embedding_,
-            labels=digits.labels[some].numpy(),
-            particles=points.reshape(len(rows), -1, 2),
-            found=torch.stack(modes).numpy(),
-        )
-    with np.load(kept, allow_pickle=False) as file:
-        digits, labels, particles, found = (
-            torch.from_numpy(file[key]) for key in ("digits", "labels", "particles", "found")
-        )
-    names = [f"{label(row)}\n{len(modes.unique())} of 10" for row, modes in zip(rows, found)]
-    return umap_map(digits, labels, particles, found, names), Path(args.run) / "umap.png"
+    return gallery.umap(args.run, args.num_digits, args.set)
 
 
-def report(args: Namespace):
-    """an HTML file of one or several evaluations: settings, metrics, all sets, the steps of one (sampled again)"""
-    import torch
-
-    from report import gather, page
-
-    runs = []
-    for run in args.run:
-        arrays, result = finished(run)
-        job = again(run, args.set)
-        runs.append(gather(run, result, arrays, job, args.set, job.trace(torch.tensor([args.set]))))
-    return page(runs), Path(args.run[0] if len(args.run) == 1 else "") / "report.html"
-
-
-def again(run: str, number: int):
-    """The evaluation in a folder, set up again to sample its set `number`. Raises SettingError."""
-    from evaluate import setup
-
-    job = setup(["--config", str(run_file(run, "config.yaml"))])
-    check_set(number, run, job)
-    return job
-
-
-def check_set(number: int, run: str, job) -> None:
-    """Raises SettingError if the run has no set of this number."""
-    if number >= job.evaluate.num_sets:
-        reject("set", number, f"0 to {job.evaluate.num_sets - 1}, the sets of {run}")
-
-
-COMMANDS = {
+COMMANDS: dict[Callable[[Namespace], Picture], tuple[type, ...]] = {
     samples: (Output,),
+    trajectory: (OneSet, Particles, Output),
+    animation: (OneSet, Output),
+    report: (OneSet, Output),
+    dataset: (WorldSettings, DigitSettings, Rows, Output),
+    schedule: (Schedules, Output),
     heatmap: (Cells, Output),
     prior: (Output,),
     frontier: (Output,),
@@ -412,19 +259,25 @@ COMMANDS = {
     strip: (Output,),
     mean: (Sets, Output),
     umap: (Map, OneSet, Output),
-    trajectory: (OneSet, Particles, Output),
-    animation: (OneSet, Output),
-    report: (OneSet, Output),
-    dataset: (WorldSettings, DigitSettings, Rows, Output),
-    schedule: (Schedules, Output),
 }
+OF_RUNS = (animation, report)  # take one or several runs
+OF_NO_RUN = (dataset, schedule)
 
-OF_RUNS = (animation, report)  # one or several
-OF_A_RUN = (samples, trajectory, heatmap, prior, frontier, norms, strip, mean, umap, *OF_RUNS)
+# ---------------------------------------------------------------- command line
 
 
-def parse(argv: list[str] | None) -> tuple[str, Namespace]:
-    """(the command's name, its settings)."""
+def command_parser(function: Callable, **options) -> Parser:
+    """The parser of one command; `options` are argparse's."""
+    parser = make_parser(*COMMANDS[function], description=function.__doc__, **options)
+    if function in OF_RUNS:
+        parser.add_argument("run", type=str, nargs="+", help="folders that evaluate.py wrote")
+    elif function not in OF_NO_RUN:
+        parser.add_argument("run", type=str, help="folder that evaluate.py wrote")
+    return parser
+
+
+def whole_parser() -> Parser:
+    """The parser of all commands: for the list of them, completion, and mistakes."""
     parser = Parser(
         description=__doc__.split("\n")[0],
         default_env=False,
@@ -432,39 +285,42 @@ def parse(argv: list[str] | None) -> tuple[str, Namespace]:
         formatter_class=HelpFormatter,
     )
     commands = parser.add_subcommands(required=True, dest="command")
-    for function, groups in COMMANDS.items():
-        command = make_parser(*groups, description=function.__doc__)
-        if function in OF_A_RUN:
-            command.add_argument(
-                "run",
-                type=str,
-                nargs="+" if function in OF_RUNS else None,
-                help="folder that evaluate.py wrote",
-            )
-        commands.add_subcommand(function.__name__, command, help=function.__doc__)
-    args = parser.parse_args(argv)
+    for function in COMMANDS:
+        commands.add_subcommand(function.__name__, command_parser(function), help=function.__doc__)
+    return parser
+
+
+def parse(argv: list[str] | None) -> tuple[str, Namespace]:
+    """(the command's name, its settings)."""
+    argv = sys.argv[1:] if argv is None else argv
+    for function in COMMANDS:
+        # Parsed by its own parser, in which flags win over --config wherever they stand.
+        if argv and argv[0] == function.__name__:
+            prog = f"{Path(sys.argv[0]).name} {function.__name__}"
+            return function.__name__, command_parser(function, prog=prog).parse_args(argv[1:])
+    args = whole_parser().parse_args(argv)
     return args.command, args[args.command]
 
 
 def draw(argv: list[str] | None) -> Path:
-    """Do what a command line asks for; returns the picture's file."""
+    """Do what a command line asks for; returns the path of the picture."""
     name, args = parse(argv)
     try:
-        drawn, path = next(function for function in COMMANDS if function.__name__ == name)(args)
-        path = Path(args.out or path)
-        if isinstance(drawn, str):
-            path.write_text(drawn, encoding="utf-8")
-        else:
-            from drawing import save
+        function = next(function for function in COMMANDS if function.__name__ == name)
+        picture, path = function(args)
+        if args.out is not None:
+            path = Path(args.out)
 
-            save(drawn, path)
+        from drawing import write
+
+        write(picture, path)
     except (SettingError, FileNotFoundError, ValueError, OSError) as error:
         fail(str(error), prog=f"visualize.py {name}")
     return path
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write one file and say where; a mistake ends with one line and exit code 2."""
+    """Write one file and print its path; a mistake ends with one line and exit code 2."""
     print(f"written to {draw(argv)}")
 
 
