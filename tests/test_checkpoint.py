@@ -1,10 +1,13 @@
 import json
+import shutil
 
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import save_file
 
 import checkpoint
+import evaluate
 from config import SettingError
 
 
@@ -57,21 +60,50 @@ def test_optimizer_state_packs_to_tensors_and_back():
 
 
 @pytest.mark.parametrize(
-    "damage", ["missing", "empty", "truncated", "foreign", "other network", "folder"]
+    "damage",
+    ["missing", "empty", "truncated", "foreign", "other network", "other tensors", "directory"],
 )
 def test_what_is_not_a_checkpoint_is_refused_by_name(tiny_model, tmp_path, damage):
-    good, path = tiny_model / "model.safetensors", tmp_path / "bad.safetensors"
+    good = tiny_model / "model.safetensors"
+    path = tmp_path / "bad.safetensors"
     if damage == "empty":
         path.write_bytes(b"")
     elif damage == "truncated":
         path.write_bytes(good.read_bytes()[:-100])
     elif damage == "foreign":
         save_file({"a": torch.ones(1)}, path)
-    elif damage == "folder":
+    elif damage == "directory":
         path.mkdir()
     elif damage == "other network":
         metadata = checkpoint.read_metadata(good)
         metadata["settings"]["channels"] = [24, 24]
         checkpoint.save_tensors(path, checkpoint.read_tensors(good), metadata)
-    with pytest.raises(SettingError, match="bad.safetensors"):
+    elif damage == "other tensors":
+        tensors = checkpoint.read_tensors(tiny_model / "state.safetensors")
+        checkpoint.save_tensors(path, tensors, checkpoint.read_metadata(good))
+    with pytest.raises(SettingError, match="bad.safetensors") as refusal:
+        checkpoint.load_denoiser(path)
+    message = str(refusal.value)
+    assert "\n" not in message and len(message) < 250 + len(str(path))
+
+
+@pytest.mark.parametrize("read", [checkpoint.read_metadata, checkpoint.load_denoiser])
+def test_a_missing_file_says_where_it_was_looked_for(read, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingError, match="not found") as refusal:
+        read("runs/model.safetensors")
+    assert str(tmp_path / "runs" / "model.safetensors") in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "state-previous.safetensors"])
+def test_the_state_of_a_training_names_the_network_beside_it(tiny_model, tmp_path, refused, name):
+    shutil.copy(tiny_model / "state.safetensors", tmp_path / name)
+    line = refused(evaluate.main, ["--checkpoint", str(tmp_path / name)])
+    assert "state of a training" in line and str(tmp_path / "model.safetensors") in line
+    assert len(line) < 150 + 2 * len(str(tmp_path / name))
+
+
+def test_a_classifier_is_not_a_denoiser():
+    path = ROOT / "checkpoints" / "classifier_judge.safetensors"
+    with pytest.raises(SettingError, match="not a denoiser"):
         checkpoint.load_denoiser(path)
