@@ -26,7 +26,7 @@ from drawing import (
 )
 from names import AXES, METRICS
 
-NO_INTERVAL = "single sets have no intervals"
+NO_INTERVAL = "no interval: a single set, or values that are not finite"
 QUALITY_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 2, 3, 5, 7, 10, 20)
 
 
@@ -126,9 +126,10 @@ def heatmap(
     expected = rows[0]["result"]["modes_expected_iid"] if value == "modes_found" else None
 
     shown = means if expected is None else [*means, expected]
-    norm = Normalize(min(shown), max(shown))
+    finite = [number for number in shown if math.isfinite(number)] or [0.0]
+    norm = Normalize(min(finite), max(finite))
     colours = colormaps["viridis_r" if metric.less_is_better else "viridis"]
-    decimals = 2 if max(means) >= 1 else 3
+    decimals = 2 if max(finite) >= 1 else 3
     figure, axes = grid_of_axes(
         1,
         len(panels),
@@ -323,8 +324,8 @@ def norms(traces: dict[str, dict[str, Tensor]], title: str = "") -> Figure:
         below.set_xlabel(r"noise level $\sigma$")
         below.grid(alpha=0.3)
     axes[0, 0].invert_xaxis()
-    axes[0, 0].set_ylabel("norm of the distances in the set")
-    axes[1, 0].set_ylabel("norm of the drift of a particle")
+    axes[0, 0].set_ylabel("norm of distances")
+    axes[1, 0].set_ylabel("norm of drift, per particle")
     axes[1, -1].legend(frameon=False, fontsize=8)
     add_title(figure, title)
     return figure

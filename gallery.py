@@ -92,7 +92,9 @@ def trajectory(run: str, set_number: int = 0, num_particles: int = 3) -> Picture
     x = torch.stack([step["x_hat"][0, :num_particles, 0] for step in steps])
     denoised = torch.stack([step["denoised"][0, :num_particles, 0] for step in steps])
     sigmas = torch.stack([step["sigma_hat"] for step in steps])
-    figure = sheets.trajectory(x.cpu(), denoised.cpu(), sigmas, title=f"set {set_number} of {run}")
+    figure = sheets.trajectory(
+        x.cpu(), denoised.cpu(), sigmas, title=f"set {set_number} of {Path(run).resolve().name}"
+    )
     return figure, Path(run) / f"trajectory-{set_number}.png"
 
 
@@ -163,7 +165,9 @@ def norms(run: str, set_number: int = 0) -> Picture:
     for row in tqdm(rows_of(run), unit="cell", disable=None):
         evaluation = assemble.evaluation(row["flags"])
         check_set(evaluation, set_number, run)
-        traces[label(row) or run] = evaluation.sampler.trace(torch.tensor([set_number]))
+        traces[label(row) or Path(run).resolve().name] = evaluation.sampler.trace(
+            torch.tensor([set_number])
+        )
     return charts.norms(traces), Path(run) / "norms.png"
 
 

@@ -1,0 +1,83 @@
+"""Pictures are drawn whatever matplotlib is set to, and leave it as it is."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+MISSING = "module://matplotlib_inline.backend_inline"  # as notebooks set it; often not installed
+QUICK = ["--denoiser", "exact", "--digits", "embedded", "--num_sets", "1", "--num_steps", "3"]
+
+DRAW = """
+import os, sys
+import torch
+import drawing, sheets
+drawing.save(sheets.sample_sheet(torch.rand(1, 1, 8, 8), torch.rand(1, 2, 8, 8)), sys.argv[1])
+import matplotlib
+print(os.environ.get("MPLBACKEND"), "matplotlib.pyplot" in sys.modules)
+print(matplotlib.get_backend(auto_select=False))
+"""
+
+
+def run(argv, backend, **options):
+    """A Python process in which MPLBACKEND names a backend (None: nothing)."""
+    environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}
+    if backend is not None:
+        environment["MPLBACKEND"] = backend
+    return subprocess.run(
+        [sys.executable, *argv],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("backend", [None, "", MISSING, "no_such_backend", "TkAgg"])
+def test_any_backend_in_the_environment(backend, tmp_path):
+    """It is drawn, the environment stays, and what pyplot will use is what was asked for."""
+    done = run(["-c", DRAW, str(tmp_path / "s.png")], backend)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "s.png").stat().st_size > 100
+    said, chosen = done.stdout.splitlines()
+    assert said == f"{backend} False"
+    accepted = backend if backend in (MISSING, "TkAgg") else "None"
+    assert chosen.lower() == accepted.lower()
+
+
+def test_the_pyplot_of_a_program_is_left_alone(tmp_path):
+    """Its backend, its open figures and its current figure."""
+    program = """
+import sys
+import matplotlib
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+mine = plt.figure()
+import torch, charts, drawing
+drawing.save(charts.schedules(dict(a=torch.tensor([2.0, 1.0, 0.0])), {}), sys.argv[1])
+assert matplotlib.get_backend() == "svg" and plt.get_fignums() == [1] and plt.gcf() is mine
+"""
+    done = run(["-c", program, str(tmp_path / "s.png")], None)
+    assert done.returncode == 0, done.stderr
+
+
+def test_evaluations_and_pictures_with_a_missing_backend(tmp_path):
+    out = tmp_path / "run"
+    done = run(["evaluate.py", *QUICK, "--device", "cpu", "--outdir", str(out)], MISSING)
+    assert done.returncode == 0, done.stderr
+    assert {"metrics.json", "samples.npz", "config.yaml", "samples.png"} <= set(os.listdir(out))
+    done = run(["visualize.py", "samples", str(out), "--out", str(tmp_path / "s.png")], MISSING)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "s.png").is_file()
+
+
+def test_trainings_with_a_missing_backend(tmp_path):
+    tiny = ["--channels", "[8]", "--blocks", "1", "--attention", "[]", "--head_channels", "8"]
+    short = ["--iterations", "2", "--batch_size", "2", "--patch_size", "8", "--digits", "embedded"]
+    out = tmp_path / "run"
+    done = run(["train.py", *tiny, *short, "--device", "cpu", "--outdir", str(out)], MISSING)
+    assert done.returncode == 0, done.stderr
+    assert {"model.safetensors", "samples-0000002.png"} <= set(os.listdir(out))
