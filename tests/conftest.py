@@ -14,6 +14,11 @@ from config import DigitSettings, WorldSettings  # noqa: E402
 from data_loader import load_digits, load_world  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
+# Flags of a training of a few seconds.
+SMALL = (
+    "--digits embedded --channels [16] --blocks 1 --attention [] --patch_size 4 --batch_size 8 "
+    "--warmup 2 --log_every 1 --sample_every 0 --device cpu"
+).split()
 MOST_WORKERS = 8  # each imports torch, which takes seconds and some hundred megabytes
 
 
@@ -21,14 +26,17 @@ MOST_WORKERS = 8  # each imports torch, which takes seconds and some hundred meg
 def pytest_cmdline_main(config):
     """Spread the tests over the cores where the whole suite was asked for: `pytest` without a path.
 
-    `pytest tests/test_x.py` stays one process, and a `-n` on the command line wins.
+    `pytest tests/test_x.py` stays one process, and a `-n` on the command line wins. So does --cov,
+    which has to know of workers before this is called: `pytest --cov -n logical`.
     """
     whole_suite = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     in_worker = hasattr(config, "workerinput")
     option = config.option
     if not whole_suite or in_worker or not config.pluginmanager.hasplugin("xdist"):
         return
-    if option.numprocesses is not None or option.usepdb or option.collectonly:
+    if option.numprocesses is not None or getattr(option, "cov_source", None):
+        return
+    if option.usepdb or option.collectonly:
         return
     option.numprocesses = min(os.cpu_count() or 1, MOST_WORKERS)
     option.dist = "worksteal"
