@@ -8,6 +8,7 @@ from metrics import mixture_modes, mode_metrics
 from model import posterior_mean
 from noise import SetNoise
 from potentials import POTENTIALS, RBF, Bandwidth
+from ranges import to_model_range
 from sampler import edm_sampler, karras_sigmas
 
 KERNELS = sorted(POTENTIALS)
@@ -15,16 +16,13 @@ KERNELS = sorted(POTENTIALS)
 
 def exact(k: int = 8, d: int = 6, seed: int = 0):
     """An exact denoiser of k images (1, k, 1, d, d), and the images."""
-    images = (
-        torch.rand(
-            1, k, 1, d, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-        )
-        * 2
-        - 1
-    )
-    return (
-        lambda x, sigma: posterior_mean(x, sigma, images.expand(len(x), -1, -1, -1, -1))
-    ), images
+    generator = torch.Generator().manual_seed(seed)
+    images = to_model_range(torch.rand(1, k, 1, d, d, generator=generator, dtype=torch.float64))
+
+    def denoise(x, sigma):
+        return posterior_mean(x, sigma, images.expand(len(x), -1, -1, -1, -1))
+
+    return denoise, images
 
 
 def pg(denoise, kernel="rbf", **settings):
@@ -34,10 +32,8 @@ def pg(denoise, kernel="rbf", **settings):
 
 def test_factor_zero_one_particle_and_other_noise_levels_leave_the_denoiser_alone():
     denoise, _ = exact()
-    x, sigma = (
-        torch.randn(2, 4, 1, 6, 6, dtype=torch.float64),
-        torch.tensor(2.0, dtype=torch.float64),
-    )
+    x = torch.randn(2, 4, 1, 6, 6, dtype=torch.float64)
+    sigma = torch.tensor(2.0, dtype=torch.float64)
     plain = denoise(x, sigma)
     assert torch.equal(pg(denoise, factor=0.0)(x, sigma), plain)
     assert torch.equal(pg(denoise, sigma_min=3.0)(x, sigma), plain)
@@ -66,10 +62,8 @@ def test_jacobian_space_is_autograd_of_the_energy_of_the_denoised_set(kernel):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_drift_strength_is_the_stated_share_of_the_drift(kernel, space):
     denoise, _ = exact()
-    x, sigma = (
-        5 * torch.randn(2, 4, 1, 6, 6, dtype=torch.float64),
-        torch.tensor(5.0, dtype=torch.float64),
-    )
+    x = 5 * torch.randn(2, 4, 1, 6, 6, dtype=torch.float64)
+    sigma = torch.tensor(5.0, dtype=torch.float64)
     guided = pg(denoise, kernel, space=space, strength="drift", factor=0.5)(x, sigma)
     push = (guided - denoise(x, sigma)) / sigma
     drift = (x - denoise(x, sigma)) / sigma
@@ -115,14 +109,13 @@ def test_the_plus_sign_covers_modes_and_the_minus_sign_does_not():
 
 def test_annealed_strength_and_cap():
     denoise, _ = exact()
-    x, sigma = (
-        5 * torch.randn(1, 4, 1, 6, 6, dtype=torch.float64),
-        torch.tensor(5.0, dtype=torch.float64),
-    )
+    x = 5 * torch.randn(1, 4, 1, 6, 6, dtype=torch.float64)
+    sigma = torch.tensor(5.0, dtype=torch.float64)
     plain = denoise(x, sigma)
-    push = lambda **settings: (
-        pg(denoise, strength="drift", factor=2.0, **settings)(x, sigma) - plain
-    )
+
+    def push(**settings):
+        return pg(denoise, strength="drift", factor=2.0, **settings)(x, sigma) - plain
+
     half = push(anneal=True, sigma_min=0.5, sigma_max=50.0)  # sigma is half way in ln sigma
     torch.testing.assert_close(half, push() / 2)
     drift = ((x - plain) / sigma).square().mean().sqrt()
@@ -163,13 +156,14 @@ def test_features_are_differentiated(space):
     torch.testing.assert_close(guided, (denoised - sigma**2 * force).detach())
 
 
-# ---------------------------------------------------------------- rivals
+# ---------------------------------------------------------------- other methods
 
 
 def test_spell_pushes_pairs_just_out_of_each_others_radius():
-    """One step moves two particles within r apart by their whole shortfall each (SPELL, equation 4)."""
+    """One step moves two particles within r apart by their whole shortfall each (equation 4)."""
     x = torch.zeros(1, 3, 1, 1, 2, dtype=torch.float64)
-    x[0, 1, 0, 0, 0], x[0, 2, 0, 0, 1] = 1.0, 100.0
+    x[0, 1, 0, 0, 0] = 1.0
+    x[0, 2, 0, 0, 1] = 100.0
     moved = Spell(lambda x, sigma: x, radius=3.0)(x, torch.tensor(1.0))
     assert moved[0, :2, 0, 0].tolist() == [[-2.0, 0.0], [3.0, 0.0]]
     assert torch.equal(moved[0, 2], x[0, 2])
@@ -186,7 +180,8 @@ def test_spell_memory_repels_and_stays():
 
 
 def test_cads_noises_the_condition_only_early():
-    cond, seen = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0)), []
+    cond = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    seen = []
 
     def bind(c):
         seen.append(c)
@@ -219,7 +214,8 @@ def test_the_references_form_climbs_the_potential_it_should_descend():
         pairs = torch.stack([torch.pdist(each.flatten(1)) for each in y])
         return (-pairs / pairs.median(1, keepdim=True).values * math.log(5)).exp().sum(1)
 
-    plain, guided = denoise(x, sigma), Reference(denoise, factor=0.02)(x, sigma)
+    plain = denoise(x, sigma)
+    guided = Reference(denoise, factor=0.02)(x, sigma)
     assert (potential(guided) > potential(plain)).all()
     assert (potential(2 * plain - guided) < potential(plain)).all()
     assert torch.equal(Reference(denoise, factor=0.0)(x, sigma), plain)

@@ -11,11 +11,9 @@ KERNELS = sorted(POTENTIALS)
 
 
 def images_of(case: str, B: int, d: int = 12) -> torch.Tensor:
-    """(2, B, d) float64: two sets, unlike each other."""
-    y = (
-        torch.rand(2, B, d, dtype=torch.float64, generator=torch.Generator().manual_seed(B)) * 1.8
-        - 0.9
-    )
+    """Two sets of images in (-1, 1) that differ from each other, (2, B, d) float64."""
+    generator = torch.Generator().manual_seed(B)
+    y = torch.rand(2, B, d, dtype=torch.float64, generator=generator) * 1.8 - 0.9
     if case == "duplicates" and B > 1:
         y[:, 1] = y[:, 0]
     if case == "ties":
@@ -35,7 +33,8 @@ BANDWIDTHS = [
 @pytest.mark.parametrize("B", [1, 2, 3, 64])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_gradient_is_that_of_the_energy(kernel, B, bandwidth):
-    potential, y = POTENTIALS[kernel](bandwidth), images_of("random", B).requires_grad_()
+    potential = POTENTIALS[kernel](bandwidth)
+    y = images_of("random", B).requires_grad_()
     (expected,) = torch.autograd.grad(potential.energy(y, 1.7).sum(), y)
     torch.testing.assert_close(potential.grad(y.detach(), 1.7), expected, rtol=1e-6, atol=1e-9)
 
@@ -44,8 +43,10 @@ def test_gradient_is_that_of_the_energy(kernel, B, bandwidth):
 @pytest.mark.parametrize("B", [2, 3, 64])
 @pytest.mark.parametrize("kernel", sorted(set(KERNELS) - {"iou", "rbf_unsquared"}))
 def test_gradient_at_ties_and_duplicates_is_that_of_central_differences(kernel, B, case):
-    potential, y = POTENTIALS[kernel](Bandwidth("fixed", 0.7)), images_of(case, B)
-    grad, eps = potential.grad(y), 1e-6
+    potential = POTENTIALS[kernel](Bandwidth("fixed", 0.7))
+    y = images_of(case, B)
+    grad = potential.grad(y)
+    eps = 1e-6
     for index in ((0, 0, 0), (1, B - 1, 4), (0, 1, 7)):
         up, down = y.clone(), y.clone()
         up[index] += eps
@@ -62,7 +63,8 @@ def test_iou_has_subgradient_zero_at_ties():
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_going_down_the_gradient_moves_particles_apart(kernel):
-    potential, y = POTENTIALS[kernel](Bandwidth("fixed", 0.7)), images_of("random", 6)
+    potential = POTENTIALS[kernel](Bandwidth("fixed", 0.7))
+    y = images_of("random", 6)
     step = potential.grad(y)
     moved = y - 1e-2 * step / step.norm()
     apart = lambda y: torch.stack([torch.pdist(each).mean() for each in y])
@@ -71,7 +73,8 @@ def test_going_down_the_gradient_moves_particles_apart(kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_sets_do_not_feel_each_other_and_order_does_not_matter(kernel):
-    potential, y = POTENTIALS[kernel](), images_of("random", 5)
+    potential = POTENTIALS[kernel]()
+    y = images_of("random", 5)
     torch.testing.assert_close(potential.grad(y)[1:], potential.grad(y[1:]))
     order = torch.tensor([3, 0, 4, 1, 2])
     torch.testing.assert_close(potential.grad(y[:, order]), potential.grad(y)[:, order])

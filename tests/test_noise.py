@@ -1,0 +1,115 @@
+import pytest
+import torch
+from scipy import stats
+
+from model import posterior_mean
+from noise import (
+    SetNoise,
+    Stream,
+    antithetic,
+    leading_directions,
+    set_generator,
+    simplex,
+    stratified,
+)
+
+
+def test_noise_of_a_set_does_not_depend_on_its_neighbours():
+    together = SetNoise(7, range(5), (3, 1, 4, 4))
+    alone = SetNoise(7, [3], (3, 1, 4, 4))
+    for _ in range(3):
+        assert torch.equal(together()[3], alone()[0])
+
+
+def test_streams_differ():
+    """All streams, and what later draws for the same set take of them."""
+    streams = [stream.turn(turn) for stream in Stream for turn in range(4)]
+    draws = [
+        torch.randn(8, generator=set_generator(seed, index, stream))
+        for seed in range(3)
+        for index in range(3)
+        for stream in streams
+    ]
+    assert len({tuple(draw.tolist()) for draw in draws}) == len(draws) == 9 * 4 * len(Stream)
+
+
+def test_the_first_turn_is_the_stream_itself():
+    assert all(stream.turn(0) == stream for stream in Stream)
+
+
+# ---------------------------------------------------------------- coupled noise
+
+
+def generators(sets: int) -> list[torch.Generator]:
+    return [set_generator(0, g, Stream.QUANTILES) for g in range(sets)]
+
+
+def axis_of(d: int) -> torch.Tensor:
+    v = torch.randn(d, generator=torch.Generator().manual_seed(3))
+    return v / v.norm()
+
+
+@pytest.mark.parametrize("B", [2, 5, 8])
+@pytest.mark.parametrize("coupling", ["antithetic", "simplex", "stratified"])
+def test_every_particle_of_coupled_noise_is_standard_normal(coupling, B):
+    """Coupling leaves marginals as they are: moments and a Kolmogorov-Smirnov test of each."""
+    G = 20000
+    d = 3
+    noise = torch.randn(G, B, 1, 1, d, generator=torch.Generator().manual_seed(1))
+    u = axis_of(d)
+    if coupling == "stratified":
+        out = stratified(noise, u.view(1, 1, 1, 1, d).expand(G, 1, 1, 1, d), generators(G))
+    else:
+        out = {"antithetic": antithetic, "simplex": simplex}[coupling](noise)
+    assert out.shape == noise.shape
+    for b in range(B):
+        particle = out[:, b].flatten(1).double()
+        torch.testing.assert_close(
+            particle.mean(0), torch.zeros(d, dtype=torch.float64), atol=0.04, rtol=0
+        )
+        torch.testing.assert_close(
+            particle.T.cov(), torch.eye(d, dtype=torch.float64), atol=0.05, rtol=0
+        )
+        assert stats.kstest((particle @ u.double()).numpy(), "norm").pvalue > 1e-4
+
+
+def test_simplex_particles_are_as_anticorrelated_as_they_can_be():
+    out = simplex(torch.randn(4000, 5, 1, 4, 4, generator=torch.Generator().manual_seed(1)))
+    correlation = (out[:, 0] * out[:, 1]).mean().item()
+    assert correlation == pytest.approx(-1 / 4, abs=0.01)
+    assert out.sum(1).abs().max() < 1e-4
+
+
+def test_antithetic_pairs_cancel_and_an_odd_one_stays():
+    noise = torch.randn(2, 5, 1, 2, 2)
+    out = antithetic(noise)
+    assert torch.equal(out[:, :2], -out[:, 2:4]) and torch.equal(out[:, 4], noise[:, 4])
+
+
+def test_stratified_sets_hold_the_right_share_below_every_quantile():
+    G = 50
+    B = 10
+    d = 6
+    axis = axis_of(d)
+    directions = axis.view(1, 1, 1, 1, d).expand(G, 1, 1, 1, d)
+    noise = torch.randn(G, B, 1, 1, d, generator=torch.Generator().manual_seed(1))
+    out = stratified(noise, directions, generators(G))
+    component = (out.flatten(2) @ axis).numpy()
+    for quantile, numbers in ((0.1, {1}), (0.33, {3, 4}), (0.7, {7})):
+        below = (component < stats.norm.ppf(quantile)).sum(1)
+        assert set(below) == numbers
+
+    def across(x):
+        """x (G, B, 1, 1, d) without its component along the axis."""
+        return x - (x @ axis)[..., None] * axis
+
+    torch.testing.assert_close(across(out), across(noise), atol=1e-5, rtol=0)
+
+
+def test_leading_direction_of_two_answers_is_the_line_between_them():
+    images = torch.rand(3, 2, 1, 4, 4, generator=torch.Generator().manual_seed(2))
+    denoise = lambda x, sigma: posterior_mean(x, sigma, images)
+    v = leading_directions(denoise, torch.tensor(10.0), (1, 4, 4), 1, generators(3))
+    line = torch.nn.functional.normalize((images[:, 0] - images[:, 1]).flatten(1), dim=1)
+    cosine = (v[:, 0].flatten(1) * line).sum(1)
+    torch.testing.assert_close(cosine.abs(), torch.ones(3), atol=1e-4, rtol=0)
