@@ -22,6 +22,13 @@ SMALL = (
 MOST_WORKERS = 8  # each imports torch, which takes seconds and some hundred megabytes
 
 
+def slow_but(quick, values) -> list:
+    """`values` as parameters of a test. All but those in `quick` are marked slow."""
+    return [
+        value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values
+    ]
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
     """Spread the tests over the cores where the whole suite was asked for: `pytest` without a path.

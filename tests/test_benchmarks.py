@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, slow_but
 
 import experiments
 
@@ -25,11 +25,6 @@ def load(name: str):
         sys.path.remove(str(ROOT / "benchmarks"))
 
 
-def one_of(names, quick: str) -> list:
-    """All of `names` to be parameters of a test, each but `quick` marked slow."""
-    return [name if name == quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
-
-
 NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "measure")
 
 
@@ -40,7 +35,7 @@ def test_every_benchmark_explains_itself(name, capsys):
     assert stop.value.code == 0 and "--outdir" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", one_of(NAMES, "potentials"))
+@pytest.mark.parametrize("name", slow_but(["potentials"], NAMES))
 def test_every_benchmark_is_a_program(name, tmp_path):
     """It finds the modules of the project from any folder."""
     out = subprocess.run(
@@ -63,7 +58,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", one_of(SMALL, "worlds"))
+@pytest.mark.parametrize("name", slow_but(["worlds"], SMALL))
 def test_every_benchmark_of_speed_measures(name, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     benchmark = load(name)

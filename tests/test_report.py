@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import slow_but
 
 import evaluate
 import visualize
@@ -144,13 +145,16 @@ def picture(image) -> np.ndarray:
     )
 
 
-@pytest.mark.parametrize("run", KINDS)
+@pytest.mark.parametrize("run", slow_but([ODD, FRAMES], KINDS))
 def test_numbers_are_those_of_the_run(show, folder, run):
     page, result = show(run), json.loads((folder / run / "metrics.json").read_text())
     assert page.locator("h2").inner_text() == run
     for key, metric in result.items():
         if isinstance(metric, dict) and "ci95" in metric:
-            assert values(page.locator(f"[data-metric={key}]")) == [metric["mean"], *(metric["ci95"] or [])]
+            assert values(page.locator(f"[data-metric={key}]")) == [
+                metric["mean"],
+                *(metric["ci95"] or []),
+            ]
     page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
     for key, value in result["settings"].items():
         if key != "outdir":
@@ -248,7 +252,7 @@ def test_two_runs_stand_side_by_side(show):
     assert [each.inner_text() for each in page.locator("output").all()] == ["1 of 6, σ = 80.0"] * 2
 
 
-@pytest.mark.parametrize("run", ["", *KINDS])
+@pytest.mark.parametrize("run", slow_but(["", PLANE], ["", *KINDS]))
 def test_a_phone_does_not_scroll_sideways(show, run):
     page = show(run, 360)
     page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")

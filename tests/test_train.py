@@ -5,33 +5,10 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, SMALL, slow_but
 
 import checkpoint
 import train
-
-SMALL = [
-    "--digits",
-    "embedded",
-    "--channels",
-    "[16]",
-    "--blocks",
-    "1",
-    "--attention",
-    "[]",
-    "--patch_size",
-    "4",
-    "--batch_size",
-    "8",
-    "--warmup",
-    "2",
-    "--log_every",
-    "1",
-    "--sample_every",
-    "0",
-    "--device",
-    "cpu",
-]
 
 
 def test_a_run_leaves_what_it_promises(tiny_model):
@@ -53,17 +30,21 @@ def test_a_run_leaves_what_it_promises(tiny_model):
 
 @pytest.mark.parametrize(
     "extra",
-    [
-        ["--optimizer", "muon"],
-        ["--dataset", "free"],
-        ["--dataset", "centered", "--crop", "true"],
-        ["--dataset", "horizontal", "--class_labels", "true"],
-        ["--target", "posterior"],
-    ],
-    ids=" ".join,
+    slow_but(
+        ["--dataset horizontal --class_labels true", "--optimizer muon"],
+        [
+            "--optimizer muon",
+            "--dataset free",
+            "--dataset centered --crop true",
+            "--dataset horizontal --class_labels true",
+            "--target posterior",
+        ],
+    ),
 )
 def test_every_kind_of_run_learns(extra, tmp_path):
-    train.main(SMALL + extra + ["--iterations", "40", "--lr", "0.003", "--outdir", str(tmp_path)])
+    train.main(
+        [*SMALL, *extra.split(), "--iterations", "40", "--lr", "0.003", "--outdir", str(tmp_path)]
+    )
     losses = [
         json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
     ]
@@ -71,7 +52,7 @@ def test_every_kind_of_run_learns(extra, tmp_path):
 
 
 def test_resuming_gives_the_weights_of_an_uninterrupted_run(tmp_path):
-    argv = SMALL + ["--optimizer", "muon", "--iterations", "12", "--save_every", "5"]
+    argv = [*SMALL, "--optimizer", "muon", "--iterations", "12", "--save_every", "5"]
     train.main(argv + ["--outdir", str(tmp_path / "whole")])
     training, outdir, everything = train.setup(argv + ["--outdir", str(tmp_path / "cut")])
     steps = iter(training)
@@ -90,8 +71,8 @@ def test_posterior_targets_are_the_mean_of_the_drawn_ones(tmp_path):
     targets = {}
     for target in ("drawn", "posterior"):
         training, _, _ = train.setup(
-            SMALL
-            + [
+            [
+                *SMALL,
                 "--target",
                 target,
                 "--batch_size",
@@ -113,7 +94,7 @@ def test_posterior_targets_are_the_mean_of_the_drawn_ones(tmp_path):
 
 def test_two_processes_train_like_one(tmp_path):
     """DDP over gloo: the same global batch gives the same weights."""
-    argv = SMALL + ["--iterations", "4"]
+    argv = [*SMALL, "--iterations", "4"]
     train.main(argv + ["--outdir", str(tmp_path / "one")])
     subprocess.run(
         [
