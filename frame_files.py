@@ -14,6 +14,7 @@ in the test split and never trained on.
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -256,11 +257,12 @@ def find(given: str) -> Path:
     the directory of the code. Raises SettingError, with the paths that were tried, if it is in
     neither.
     """
-    candidates = [Path.cwd() / Path(given).expanduser(), Path(__file__).resolve().parent / given]
+    expanded = os.path.expanduser(given)
+    candidates = [Path.cwd() / expanded, Path(__file__).resolve().parent / expanded]
     for path in candidates:
         if path.exists():
             return path
-    tried = " or ".join(dict.fromkeys(map(str, candidates)))
+    tried = ", ".join(dict.fromkeys(map(str, candidates)))
     reject("frames", given, f"{ACCEPTED}; not found: {tried}")
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong while a training or an experiment runs, done to real processes and real files."""
+"""What can go wrong while a training or an experiment runs, with real processes and real files."""
 
 import json
 import os
@@ -12,34 +12,11 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, SMALL
 
 import checkpoint
 import evaluate
 import train
-
-SMALL = [
-    "--digits",
-    "embedded",
-    "--channels",
-    "[16]",
-    "--blocks",
-    "1",
-    "--attention",
-    "[]",
-    "--patch_size",
-    "4",
-    "--batch_size",
-    "8",
-    "--warmup",
-    "2",
-    "--log_every",
-    "1",
-    "--sample_every",
-    "0",
-    "--device",
-    "cpu",
-]
 
 
 def start(script: str, *argv, **options) -> subprocess.Popen:
@@ -185,7 +162,9 @@ def test_a_damaged_checkpoint_is_never_used(how, times, whole, tmp_path, capsys)
         assert train.last_state(run) == run / "state-previous.safetensors"
         err = capsys.readouterr().err.strip().splitlines()
         assert (
-            len(err) == 1 and str(run / "state.safetensors") in err[0] and "continuing from" in err[0]
+            len(err) == 1
+            and str(run / "state.safetensors") in err[0]
+            and "continuing from" in err[0]
         )
         damaged(run / "state-previous.safetensors", how, generator)
         with pytest.raises(train.SettingError, match="state-previous"):

@@ -1,4 +1,4 @@
-"""Frames of one's own, from an .npz and from folders of PNGs."""
+"""A user's own frames, from an .npz file and from directories of PNGs."""
 
 import json
 
@@ -8,6 +8,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
+import assemble
 import evaluate
 import train
 from config import SettingError, WorldSettings
@@ -23,7 +24,7 @@ def settings(path, **more) -> WorldSettings:
 
 @pytest.fixture
 def videos(tmp_path, generator):
-    """Seven sequences of five to eleven frames as PNGs, every pixel with a grey level of its own."""
+    """Seven sequences of five to eleven frames as PNGs, each pixel with a grey level of its own."""
     truth = []
     for i in range(7):
         frames = torch.randint(256, (5 + i, 8, 12), generator=generator, dtype=torch.uint8).numpy()
@@ -105,6 +106,7 @@ def spoil(tmp_path, how: str):
         "floats": dict(frames=frames + 1.5),
         "nan": dict(frames=frames * float("nan")),
         "words": dict(frames=frames.astype(str)),
+        "negative": dict(frames=frames.astype(np.int16) - 1),
         "short": dict(frames=frames[:, :1]),
     }
     if how == "text":
@@ -131,6 +133,15 @@ def spoil(tmp_path, how: str):
     elif how == "empty folder":
         (tmp_path / "f").mkdir()
         return tmp_path / "f"
+    elif how in ("other counts", "other sizes"):
+        for i in range(5):
+            answers = tmp_path / "f" / str(i) / "answers"
+            answers.mkdir(parents=True)
+            Image.fromarray(frames[0, 0]).save(answers.parent / "a.png")
+            Image.fromarray(frames[0, 0]).save(answers / "a.png")
+        odd = answers / "b.png" if how == "other counts" else answers.parent / "b.png"
+        Image.fromarray(frames[0, 0, :4] if how == "other sizes" else frames[0, 0]).save(odd)
+        return tmp_path / "f"
     else:
         np.savez(path, **arrays[how])
     return path
@@ -139,22 +150,28 @@ def spoil(tmp_path, how: str):
 @pytest.mark.parametrize(
     "how, why",
     [
-        ("nowhere", "an .npz file, or a folder"),
+        ("nowhere", "not found: "),
         ("text", "can be read"),
         ("empty", "can be read"),
         ("flipped", "can be read"),
         ("npy", "can be read"),
-        ("no frames", "`frames` (N, T, H, W)"),
+        ("no frames", "`frames` (N, T, H, W); the arrays found are `images`"),
         ("flat", "shape (N, ., H, W)"),
-        ("few", "5 sequences"),
-        ("sizes", "one size"),
+        ("few", "5 sequences or more; found 4"),
+        ("sizes", "one size; found 8 x 4 and 8 x 8 px"),
         ("counts", "N = 6"),
         ("floats", "largest here is 1.5"),
-        ("nan", "floats from 0 to 1"),
-        ("words", "whole numbers"),
+        ("nan", "floats from 0 to 1; found NaN"),
+        ("words", "integers >= 0, or floats from 0 to 1; found values of type <U"),
         ("short", "has 1 frames"),
         ("pngs", "a PNG that can be read"),
-        ("empty folder", "5 sequences"),
+        ("empty folder", "5 sequences or more; found 0"),
+        (
+            "other counts",
+            "equally many PNGs in the subdirectory `answers` of each sequence; found 1 and 2",
+        ),
+        ("other sizes", "PNGs of one size; found 4 x 8 and 8 x 8 px"),
+        ("negative", "found -1"),
     ],
 )
 def test_other_files_are_refused_in_one_line(how, why, tmp_path, refused):
@@ -173,7 +190,7 @@ def test_other_files_are_refused_in_one_line(how, why, tmp_path, refused):
                 str(tmp_path / "run"),
             ],
         )
-        assert why in line and "got" in line
+        assert why in line and "got" in line and str(path.parent) in line
     assert not (tmp_path / "run").exists()
 
 
@@ -242,7 +259,7 @@ def test_guided_sets_hold_more_of_the_answers_on_the_exact_denoiser():
         "cpu",
     ]
     alone, guided = (
-        evaluate.run(evaluate.setup([*argv, *extra]), progress=False)[2]
+        assemble.evaluation([*argv, *extra]).run(progress=False)[2]
         for extra in ([], ["--pg_factor", "1", "--redraws", "0"])
     )
     assert alone["hm_iou"]["ci95"][1] < 0.95 and guided["hm_iou"]["mean"] > 0.99
@@ -253,7 +270,7 @@ def test_guided_sets_hold_more_of_the_answers_on_the_exact_denoiser():
 def test_the_shipped_network_holds_more_of_the_answers_when_guided():
     argv = ["--checkpoint", "blobs", "--batch_size", "4", "--num_sets", "16", "--device", "cpu"]
     alone, guided = (
-        evaluate.run(evaluate.setup([*argv, *extra]), progress=False)[2]
+        assemble.evaluation([*argv, *extra]).run(progress=False)[2]
         for extra in ([], ["--pg_factor", "1", "--redraws", "0"])
     )
     assert guided["hm_iou"]["ci95"][0] > alone["hm_iou"]["ci95"][1]
@@ -318,20 +335,39 @@ def test_a_model_of_ones_own_videos_from_start_to_end(videos, tmp_path, capsys):
 
 
 def test_frames_imply_their_world():
-    assert train.parse(["--frames", str(BLOBS)])[0][0].dataset == "frames"
-    for checkpoint in ([], ["--checkpoint", "blobs"]):
-        argv = [*checkpoint, "--frames", str(BLOBS)] + (
-            [] if checkpoint else ["--denoiser", "exact"]
-        )
-        settings, _ = evaluate.parse(argv)
-        assert (settings[WorldSettings].dataset, settings[WorldSettings].frames) == (
-            "frames",
-            str(BLOBS),
-        )
+    settings, _ = train.parse(["--frames", str(BLOBS)])
+    assert settings.world.dataset == "frames"
+    for denoiser in (["--denoiser", "exact"], ["--checkpoint", "blobs"]):
+        evaluation, _ = assemble.parse([*denoiser, "--frames", str(BLOBS)])
+        assert evaluation.world.dataset == "frames"
+        assert evaluation.world.frames == str(BLOBS)
 
 
 def test_a_path_that_is_not_here_is_looked_for_beside_the_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert len(load_frames(settings("examples/blobs.npz"), "test")) == 600
-    with pytest.raises(SettingError, match="got 'examples/none.npz'"):
-        load_frames(settings("examples/none.npz"), "test")
+
+
+@pytest.mark.parametrize(
+    "given, tried",
+    [
+        ("none.npz", ["{here}/none.npz", "{code}/none.npz"]),
+        ("some/none.npz", ["{here}/some/none.npz", "{code}/some/none.npz"]),
+        ("~/none.npz", ["{home}/none.npz"]),
+        (
+            "~no-such-user/none.npz",
+            ["{here}/~no-such-user/none.npz", "{code}/~no-such-user/none.npz"],
+        ),
+        ("/none.npz", ["/none.npz"]),
+    ],
+)
+def test_a_path_that_is_not_found_is_reported_with_all_places(given, tried, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with pytest.raises(SettingError) as error:
+        load_frames(settings(given), "test")
+    places = dict(here=tmp_path / "here", home=tmp_path / "home", code=ROOT)
+    expected = ", ".join(place.format(**places) for place in tried)
+    assert str(error.value).startswith(f"frames: got {given!r}; accepted: an .npz file")
+    assert str(error.value).endswith(f"not found: {expected}")

@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, SMALL
 
 import checkpoint
 import evaluate
@@ -19,28 +19,6 @@ import tracking
 import train
 from config import TrackingSettings
 
-SMALL = [
-    "--digits",
-    "embedded",
-    "--channels",
-    "[16]",
-    "--blocks",
-    "1",
-    "--attention",
-    "[]",
-    "--patch_size",
-    "4",
-    "--batch_size",
-    "8",
-    "--warmup",
-    "2",
-    "--log_every",
-    "1",
-    "--sample_every",
-    "0",
-    "--device",
-    "cpu",
-]
 EXACT = [
     "--denoiser",
     "exact",
@@ -56,8 +34,11 @@ EXACT = [
 
 
 def records(folder):
-    """The records of every offline run in a folder, oldest run first. A .wandb file is a LevelDB log: 7 bytes, then
-    blocks of 32 KiB with pieces of records: checksum, length, and 1 whole, 2 first, 3 middle or 4 last."""
+    """The records of every offline run in a folder, oldest run first.
+
+    A .wandb file is a LevelDB log: 7 bytes, then blocks of 32 KiB with pieces of records: checksum,
+    length, and 1 whole, 2 first, 3 middle or 4 last.
+    """
     from wandb.proto.wandb_internal_pb2 import Record
 
     for path in sorted((folder / "wandb").glob("offline-run-*/*.wandb")):

@@ -34,7 +34,7 @@ def test_training_learns_and_the_file_says_what_it_measured(tmp_path, digits, ca
 
 
 def test_distortion_moves_little_and_keeps_the_range(digits):
-    frames = train_classifier.centred(digits, 32)[:64, None]
+    frames = digits.centred(32)[:64, None]
     out = train_classifier.distort(frames, torch.Generator().manual_seed(0))
     assert out.shape == frames.shape and out.min() >= 0 and out.max() <= 1
     change = (out - frames).flatten(1).norm(dim=1) / frames.flatten(1).norm(dim=1)
@@ -54,7 +54,7 @@ def test_shipped_classifiers_are_two_different_ones():
 
 
 def test_background_goes_and_the_digit_stays(digits):
-    frames = train_classifier.centred(digits, 32)[:20]
+    frames = digits.centred(32)[:20]
     grey = 0.1 + 0.9 * frames
     clean = without_background(grey[None])[0]
     assert (clean[frames == 0] == 0).all() and torch.equal(clean[frames > 0.8], grey[frames > 0.8])
@@ -64,7 +64,7 @@ def test_background_goes_and_the_digit_stays(digits):
 
 
 def test_recognise_returns_what_the_classifier_says():
-    """A classifier that answers by where the light is: its digits and confidences come back in place."""
+    """A classifier that answers by where the light is: digits and confidence come back in place."""
     frames = torch.zeros(2, 3, 8, 8)
     places = torch.tensor([[1, 4, 2], [7, 0, 3]])
     for g in range(2):

@@ -1,0 +1,225 @@
+"""The worlds: what they draw, what is known of it, and the protocol that all of them follow."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from scipy import stats
+
+from config import DigitSettings, WorldSettings
+from data_loader import load_world
+from metrics import centroid
+from ranges import to_model_range
+from worlds import DIRECTIONS, Digits, Mixture, World, render
+
+WORLDS = [
+    dict(dataset="centered"),
+    dict(dataset="free"),
+    dict(dataset="free", deterministic=False),
+    dict(dataset="circle_jumping"),
+    dict(dataset="circle_jumping", seq_len=9),
+    dict(dataset="horizontal"),
+    dict(dataset="free", image_size=64, num_digits=2, deterministic=False),
+]
+
+
+# One world of each kind, and the frames of a user.
+ALL_WORLDS = [
+    dict(dataset="centered"),
+    dict(dataset="free", deterministic=False, num_digits=2),
+    dict(dataset="circle_jumping", num_directions=4, p=0.7),
+    dict(dataset="horizontal", p=0.9),
+    dict(dataset="mixture"),
+    dict(dataset="frames", frames=str(ROOT / "examples" / "blobs.npz")),
+]
+every_world = pytest.mark.parametrize("settings", ALL_WORLDS, ids=lambda s: s["dataset"])
+
+
+@every_world
+def test_every_world_follows_the_protocol(settings, generator):
+    """The members are there, and hold what the protocol says of them."""
+    world = load_world(WorldSettings(**settings), DigitSettings("embedded"), "test")
+    assert isinstance(world, World)
+    assert world.dataset == settings["dataset"]
+    assert (world.source is None) == (world.dataset == "mixture")
+    assert world.directed == (world.dataset in ("circle_jumping", "horizontal"))
+    assert world.to("cpu") is world
+
+    K = settings.get("num_digits", 1)
+    assert world.num_digits == K
+    T = world.num_cond_frames + 1
+    windows = world.windows(20, generator)
+    assert windows.frames.shape == (20, T, *world.frame_shape)
+    assert windows.frames.dtype == torch.float32
+    assert windows.labels.shape == (20, K) and windows.labels.dtype == torch.int64
+    assert windows.positions.shape[:2] == (20, T) and windows.positions.dtype == torch.int64
+    assert windows.choices.shape == (20, T) and windows.choices.dtype == torch.bool
+    sequences = world.sequences(20, generator)
+    assert sequences.frames.shape[2:] == world.frame_shape and len(sequences.frames) == 20
+
+    probabilities = world.mode_probabilities
+    if probabilities is None:
+        assert world.modes_total is None
+    else:
+        assert probabilities.dtype == torch.float64
+        assert probabilities.sum().item() == pytest.approx(1)
+        assert world.modes_total in (None, len(probabilities))
+
+
+@every_world
+def test_a_window_can_be_chosen_in_every_world(settings):
+    """The same `which` shows the same digits, frames or Gaussian, whatever else is drawn."""
+    world = load_world(WorldSettings(**settings), DigitSettings("embedded"), "test")
+    which = torch.tensor([3, 0, 7, 7])
+    if world.dataset not in ("frames", "mixture"):
+        which = which[:, None].expand(-1, world.num_digits)
+    one, two = (
+        world.windows(4, torch.Generator().manual_seed(seed), which=which) for seed in (1, 2)
+    )
+    assert torch.equal(one.labels, two.labels)
+    assert torch.equal(one.labels[2], one.labels[3])
+    if world.dataset == "frames":
+        assert torch.equal(one.frames[:, 0], two.frames[:, 0])
+
+
+def test_what_lacks_a_member_is_no_world():
+    class WithoutWindows:
+        dataset, source, frame_shape, num_cond_frames, num_digits = "x", None, (1, 2), 0, 1
+        directed, modes_total, mode_probabilities = False, None, None
+        to = sequences = print
+
+    class Complete(WithoutWindows):
+        windows = print
+
+    assert isinstance(Complete(), World)
+    assert not isinstance(WithoutWindows(), World)
+
+
+def test_points_of_the_mixture_are_normal_around_their_centres(generator):
+    mixture = Mixture()
+    drawn = mixture.windows(20_000, generator)
+    points = to_model_range(drawn.frames)[:, 0, 0].double()
+    which = drawn.labels[:, 0]
+    assert stats.chisquare(np.bincount(which, minlength=10)).pvalue > 1e-3
+    assert mixture.centres.norm(dim=1).allclose(torch.tensor(1.0))
+    offsets = (points - mixture.centres[which]) / mixture.sd
+    for axis in (0, 1):
+        assert stats.kstest(offsets[:, axis], "norm").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("size", [16, 17, 32])
+def test_centred_digits_are_what_the_world_of_that_name_shows(size, generator):
+    images = torch.rand(6, 16, 16, generator=generator)
+    centred = Digits(images, torch.arange(6), "made up").centred(size)
+    world = load_world(
+        WorldSettings(dataset="centered", image_size=size), DigitSettings("embedded"), "test"
+    )
+    world.digits = Digits(images, torch.arange(6), "made up")
+    shown = world.windows(6, generator, which=torch.arange(6)[:, None])
+    assert torch.equal(shown.frames[:, 0], centred)
+
+
+@pytest.mark.parametrize("settings", WORLDS, ids=str)
+def test_frames_show_the_digits_where_the_positions_say(world, generator, settings):
+    batch = world(**settings).sequences(32, generator)
+    assert batch.frames.min() >= 0 and batch.frames.max() <= 1
+    room = batch.frames.shape[-1] - 16
+    assert batch.positions.min() >= 0 and batch.positions.max() <= room
+    outside = batch.frames.clone()
+    for n in range(32):
+        for t in range(outside.shape[1]):
+            for y, x in batch.positions[n, t].tolist():
+                outside[n, t, y : y + 16, x : x + 16] = 0
+    assert not outside.any()
+
+
+@pytest.mark.parametrize("settings", [s for s in WORLDS if "num_digits" not in s], ids=str)
+def test_a_digit_moves_without_changing(world, generator, settings):
+    """The centroid moves exactly as the position does, and no brightness is lost."""
+    batch = world(**settings).sequences(32, generator)
+    moved = centroid(batch.frames) - centroid(batch.frames[:, :1])
+    torch.testing.assert_close(
+        moved, (batch.positions - batch.positions[:, :1])[:, :, 0].double(), rtol=0, atol=1e-4
+    )
+    brightness = batch.frames.sum((2, 3))
+    torch.testing.assert_close(brightness, brightness[:, :1].expand_as(brightness))
+
+
+def test_circle_jumps_from_the_centre_in_even_frames(world, generator):
+    circle = world(seq_len=7, num_directions=4)
+    batch = circle.sequences(500, generator)
+    assert (batch.positions[:, ::2] == circle.centre).all()
+    jumps = (batch.positions[:, 1::2, 0] - circle.centre).reshape(-1, 2)
+    assert {tuple(j) for j in jumps.tolist()} == set(DIRECTIONS[:4])
+    assert batch.choices[:, 1::2].all() and not batch.choices[:, ::2].any()
+
+
+@pytest.mark.parametrize("p", [None, 0.5, 0.9])
+def test_first_direction_has_probability_p(world, generator, p):
+    circle = world(p=p)
+    batch = circle.sequences(20000, generator)
+    first = (
+        (batch.positions[:, 1, 0] - circle.centre == torch.tensor(DIRECTIONS[0]))
+        .all(-1)
+        .float()
+        .mean()
+    )
+    assert first.item() == pytest.approx(1 / 8 if p is None else p, abs=0.015)
+
+
+@pytest.mark.parametrize("p", [0.5, 0.7, 0.9])
+def test_horizontal_draws_only_at_the_centre_and_right_with_p(world, generator, p):
+    horizontal = world(dataset="horizontal", p=p)
+    batch = horizontal.sequences(4000, generator)
+    x = batch.positions[:, :, 0, 1]
+    assert (batch.positions[:, :, 0, 0] == horizontal.centre).all() and (
+        x.diff(dim=1).abs() == 2
+    ).all()
+    assert torch.equal(batch.choices[:, 1:], x[:, :-1] == horizontal.centre)
+    turned = x.diff(dim=1)[:, 1:] != x.diff(dim=1)[:, :-1]
+    at_border = (x[:, 1:-1] == 0) | (x[:, 1:-1] == horizontal.room)
+    assert not (turned & ~at_border & ~batch.choices[:, 2:]).any()  # turns are bounces or draws
+    right = x.diff(dim=1)[batch.choices[:, 1:]] > 0
+    assert right.float().mean().item() == pytest.approx(p, abs=0.02)
+
+
+def test_horizontal_windows_end_at_a_choice_when_asked(world, generator):
+    windows = world(dataset="horizontal", end_at_choice=True).windows(200, generator)
+    assert windows.frames.shape == (200, 4, 32, 32)
+    assert windows.choices[:, -1].float().mean() > 0.95  # some sequences have no late enough choice
+
+
+def test_free_reflects_or_draws_at_walls(world, generator):
+    reflecting = world(dataset="free").sequences(300, generator)
+    assert not reflecting.choices.any()
+    drawing = world(dataset="free", deterministic=False).sequences(300, generator)
+    assert drawing.choices.any()
+    steps = drawing.positions[:, :, 0].diff(dim=1)
+    changed = (steps[:, 1:] != steps[:, :-1]).any(-1)
+    # without a choice a digit keeps its velocity, except where the wall cut a step short
+    room = 16
+    at_wall = ((drawing.positions[:, 2:, 0] == 0) | (drawing.positions[:, 2:, 0] == room)).any(-1)
+    assert not (changed & ~drawing.choices[:, 2:] & ~at_wall).any()
+
+
+def test_futures_are_the_frames_that_could_have_come(world, generator):
+    for settings in (dict(), dict(dataset="horizontal", end_at_choice=True)):
+        some = world(**settings)
+        batch = some.windows(64, generator, at_choice=True)
+        futures = some.futures(batch)
+        same = (futures == batch.frames[:, -1:]).flatten(2).all(-1)  # (N, k)
+        assert (same.sum(1) == 1)[batch.choices[:, -1]].all()
+
+
+def test_everything_follows_from_the_generator(world):
+    for settings in WORLDS:
+        one, two = (
+            world(**settings).windows(8, torch.Generator().manual_seed(5)) for _ in range(2)
+        )
+        assert torch.equal(one.frames, two.frames)
+
+
+def test_overlapping_digits_keep_the_brighter_one():
+    images = torch.stack([torch.full((4, 4), 0.3), torch.full((4, 4), 0.8)])[None]
+    frames = render(images, torch.tensor([[[[0, 0], [2, 2]]]]), 8)
+    assert frames[0, 0, 1, 1] == pytest.approx(0.3) and frames[0, 0, 3, 3] == pytest.approx(0.8)
