@@ -50,10 +50,12 @@ def _one_line(message: str) -> str:
     if missing:
         return f"{key}: {missing.group(1)} was not found; accepted: a YAML file"
     if "Expected a <class 'list'>" in text:
-        given_value = text.split("Given value:")[-1].strip()
+        given_value = re.split("(?:Given|Got) value:", text)[-1].strip()
         return f"{key}: got {given_value!r}; accepted: a list of numbers, 3,5 or [3,5]"
-    if "Expected a <class 'bool'>" in text:
-        return f"{key}: got {text.split('Got value:')[-1].strip()}; accepted: true, false"
+    builtin = re.search(r"Expected a <class '(bool|int|float)'>\. Got value: (.*)", text)
+    if builtin:
+        words = dict(bool="true, false", int="a whole number", float="a number")
+        return f"{key}: got {builtin.group(2)}; accepted: {words[builtin.group(1)]}"
     choices = re.search(r"Literal\[(.*?)\]", text)
     kinds = list(dict.fromkeys(re.findall(r"Not of type (\w+)", text)))
     if not choices and not kinds:

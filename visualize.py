@@ -39,7 +39,9 @@ from config import (
 )
 from names import named
 
-if TYPE_CHECKING:
+if not TYPE_CHECKING:  # jsonargparse runs the body of `if TYPE_CHECKING`, which imports torch
+    Picture = object
+else:
     from gallery import Picture
 
 # ---------------------------------------------------------------- settings

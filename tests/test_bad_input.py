@@ -1,4 +1,4 @@
-"""Whatever is typed: a run, or one line that says what is wrong and exit code 2. Never a traceback."""
+"""Whatever is typed: a run, or one line that says what is wrong, and exit code 2."""
 
 import contextlib
 import io
@@ -14,9 +14,11 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import assemble
 import evaluate
 import train
 import visualize
+from config import EvaluationSettings, TrainingSettings
 
 ODD = st.sampled_from(
     [
@@ -108,7 +110,10 @@ LEFT = {
 }
 FLAGS = {
     main: sorted({f.name for group in groups for f in fields(group)} - LEFT)
-    for main, groups in ((evaluate.main, evaluate.GROUPS), (train.main, train.GROUPS))
+    for main, groups in (
+        (evaluate.main, EvaluationSettings.groups()),
+        (train.main, TrainingSettings.groups()),
+    )
 }
 # Sizes at which a run that is accepted ends at once, and values that a run may well have.
 TINY = {
@@ -150,7 +155,7 @@ def outcome(main, argv: list[str]) -> tuple[int, list[str]]:
     return code, [line for line in err.getvalue().splitlines() if line.strip()]
 
 
-# The largest sizes for which what is accepted is run too: a billion sets are no mistake, but no test either.
+# What is accepted is run, up to these sizes: a billion sets are no mistake, but no test either.
 LIMITS = dict(
     num_sets=20,
     batch_size=50,
@@ -172,16 +177,11 @@ LIMITS = dict(
 
 
 def quick(main, argv: list[str]) -> bool:
-    """Whether a run that is accepted ends at once. False too for what is not accepted by its settings alone."""
-    module = evaluate if main is evaluate.main else train
-    accepted = module.parse(argv)[0]
-    values = {
-        f.name: getattr(group, f.name)
-        for group in (accepted.values() if isinstance(accepted, dict) else accepted)
-        for f in fields(group)
-    }
+    """Whether a run that is accepted ends at once. False too for what its settings alone forbid."""
+    settings = (assemble if main is evaluate.main else train).parse(argv)[0]
+    values = settings.record()
     return (
-        not values.get("compile")
+        not values["compile"]
         and sum(values.get("channels", ())) <= 64
         and all(values.get(key, 0) <= limit for key, limit in LIMITS.items())
     )

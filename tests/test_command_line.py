@@ -1,4 +1,4 @@
-"""The command lines as programs: help, completion, configurations, exit codes, and who sees what."""
+"""The command lines as programs: help, completion, configurations, exit codes, output."""
 
 import fcntl
 import os
@@ -17,9 +17,14 @@ import pytest
 import yaml
 from conftest import ROOT
 
+import assemble
 import evaluate
 import train
 import visualize
+from command_line import ArgumentParser, as_flags, given, make_parser, without_flags
+from config import DigitSettings, TrainingSettings, WorldSettings
+from examples.blobs import BlobSettings
+from train_classifier import ClassifierSettings
 
 SCRIPTS = ["train.py", "evaluate.py", "visualize.py"]
 EXACT = [
@@ -94,9 +99,10 @@ def test_bash_completes_flags_and_values(script, flag, tmp_path):
     assert subprocess.run(["bash", "-n", tmp_path / "completion.sh"]).returncode == 0
     before = "trajectory " if script == "visualize.py" else ""
     words = f"./{script} {before}{flag[:-2]}".split()
+    function = f"$(complete -p {script} | sed 's/.*-F \\([^ ]*\\).*/\\1/')"
     ask = (
         f"source completion.sh; COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}\n"
-        f"$(complete -p {script} | sed 's/.*-F \\([^ ]*\\).*/\\1/') {script} {words[-1]}; echo ${{COMPREPLY[@]}}"
+        f"{function} {script} {words[-1]}; echo ${{COMPREPLY[@]}}"
     )
     done = subprocess.run(["bash", "-c", ask], cwd=tmp_path, capture_output=True, text=True)
     assert flag in done.stdout.split(), done.stderr
@@ -138,7 +144,7 @@ def test_a_printed_configuration_is_the_same_evaluation(tmp_path, capsys):
 )
 def test_a_printed_configuration_has_the_defaults_of_the_checkpoint(argv, tmp_path, capsys):
     (tmp_path / "c.yaml").write_text(printed(capsys, evaluate.main, [*argv, "--print_config"]))
-    assert evaluate.parse(["--config", str(tmp_path / "c.yaml")]) == evaluate.parse(argv)
+    assert assemble.parse(["--config", str(tmp_path / "c.yaml")]) == assemble.parse(argv)
 
 
 def test_a_printed_configuration_is_the_same_training(tiny_model, tmp_path, capsys):
@@ -162,6 +168,173 @@ def test_a_printed_configuration_is_the_same_picture(tmp_path, capsys):
 def test_a_configuration_describes_one_evaluation(tmp_path, refused):
     (tmp_path / "c.yaml").write_text("experiment: e9\n")
     assert "experiment: got 'e9'" in refused(evaluate.main, ["--config", str(tmp_path / "c.yaml")])
+
+
+# ---------------------------------------------------------------- what may be typed
+
+PARSERS = {
+    "evaluate": assemble.evaluation_parser(),
+    "train": make_parser(*TrainingSettings.groups(), description=""),
+    "train_classifier": make_parser(ClassifierSettings, DigitSettings, description=""),
+    "schedule": make_parser(visualize.Schedules, description=""),
+    "dataset": make_parser(WorldSettings, DigitSettings, visualize.Rows, description=""),
+    "blobs": make_parser(BlobSettings, description=""),
+}
+every_parser = pytest.mark.parametrize("parser", PARSERS.values(), ids=PARSERS)
+
+
+def flags_of_kind(parser, *kinds: str) -> list[str]:
+    """The flags of a parser whose type is one of `kinds`, by a word of its name."""
+    return [
+        action.option_strings[0]
+        for action in parser._actions
+        if any(kind in str(getattr(action, "_typehint", "")) for kind in kinds)
+    ]
+
+
+@pytest.mark.parametrize("joined", [False, True], ids=["--config FILE", "--config=FILE"])
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize(
+    "name, flags",
+    [
+        ("evaluate", dict(num_steps=7, seed=5)),
+        ("train", dict(iterations=7, seed=5)),
+        ("train_classifier", dict(epochs=7, seed=5)),
+        ("schedule", dict(num_steps=7, p_std=0.5)),
+        ("dataset", dict(num_digits=7, seed=5)),
+        ("blobs", dict(out="here.npz", num_pictures=7)),
+    ],
+)
+def test_flags_win_over_config_files_wherever_they_stand(name, flags, place, joined, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump({key: otherwise(value) for key, value in flags.items()}))
+    typed = [[f"--{key}", str(value)] for key, value in flags.items()]
+    typed.insert(place, [f"--config={path}"] if joined else ["--config", str(path)])
+    argv = [word for words in typed for word in words]
+    assert given(PARSERS[name], argv) == flags
+    values = PARSERS[name].parse_args(argv).as_dict()
+    assert flags.items() <= values.items()
+
+
+def otherwise(value):
+    """What the file says where a flag says `value`."""
+    return f"not {value}" if isinstance(value, str) else value + 1
+
+
+def test_flags_win_over_the_file_in_whole_commands(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("num_steps: 9\nbatch_size: 3\n")
+    evaluate.main([*EXACT, "--config", str(tmp_path / "c.yaml"), "--outdir", str(tmp_path / "run")])
+    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (written["num_steps"], written["batch_size"]) == (4, 3)
+    (tmp_path / "t.yaml").write_text("iterations: 9\nlr: 0.5\n")
+    settings, _ = train.parse(["--iterations", "2", "--config", str(tmp_path / "t.yaml")])
+    assert (settings.train.iterations, settings.train.lr) == (2, 0.5)
+    (tmp_path / "s.yaml").write_text("rho: [5]\nnum_steps: 9\n")
+    argv = ["schedule", "--num_steps", "4", "--config", str(tmp_path / "s.yaml")]
+    _, args = visualize.parse(argv)
+    assert (args.num_steps, args.rho) == (4, [5.0])
+
+
+def test_later_config_files_win_over_earlier_ones(tmp_path):
+    for name, seed in (("a", 1), ("b", 2)):
+        (tmp_path / f"{name}.yaml").write_text(f"seed: {seed}\n")
+    files = [f"--config={tmp_path / 'a.yaml'}", f"--config={tmp_path / 'b.yaml'}"]
+    assert given(PARSERS["evaluate"], [files[0], "--num_sets", "3", files[1]]) == dict(
+        seed=2, num_sets=3
+    )
+
+
+@every_parser
+@pytest.mark.parametrize("value", ["-1e-1", "-.5", "-1", "-1E+2", "-inf", "-0.5e3"])
+def test_negative_numbers_are_values_in_any_notation(parser, value, capsys):
+    """Accepted, or refused by the setting that they were meant for."""
+    numbers = flags_of_kind(
+        parser, "Count", "Seed", "Sigma", "Positive", "Negative", "Unit", "float"
+    )
+    for flag in numbers:
+        try:
+            values = given(parser, [flag, value])
+        except SystemExit:
+            assert f"error: {flag[2:]}: got " in capsys.readouterr().err
+        else:
+            (accepted,) = values.values()
+            assert accepted in (float(value), [float(value)])
+
+
+def test_a_mean_of_ln_sigma_may_be_negative():
+    assert given(PARSERS["train"], ["--p_mean", "-1e-1", "--seed", "3"]) == dict(
+        p_mean=-0.1, seed=3
+    )
+
+
+@pytest.mark.parametrize("name", ["evaluate", "train", "train_classifier", "schedule", "dataset"])
+def test_lists_are_written_with_or_without_brackets(name, refused):
+    parser = PARSERS[name]
+    flags = flags_of_kind(parser, "List")
+    assert flags
+    for flag in flags:
+        key = flag[2:]
+        for typed in ("3,4", "[3,4]", "[3, 4]"):
+            assert (
+                given(parser, [flag, typed]) == given(parser, [f"{flag}={typed}"]) == {key: [3, 4]}
+            )
+        assert given(parser, [flag, "3"]) == {key: [3]}
+        for words in (["3", "4"], ["3,", "4"], ["[3", "4]"]):
+            line = refused(parser.parse_args, [flag, *words])
+            assert f"{key}: got '{' '.join(words)}'" in line and "[3,4]" in line
+        for typed in ("3;4", "a,b", "3 4"):
+            line = refused(parser.parse_args, [flag, typed])
+            assert f"{key}: got '{typed}'" in line and "[3,5]" in line
+
+
+def test_missing_files_say_that_they_were_not_found_and_where(refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for main, argv, missing in [
+        (evaluate.main, ["--config", "no/such.yaml"], "no/such.yaml"),
+        (train.main, ["--config", "no/such.yaml"], "no/such.yaml"),
+        (evaluate.main, ["--checkpoint", "no/such.safetensors"], "no/such.safetensors"),
+        (evaluate.main, ["--checkpoint", "such"], "such"),
+        (visualize.main, ["samples", "no/run"], "no/run/metrics.json"),
+        (visualize.main, ["heatmap", "empty"], "empty/results.json"),
+        (visualize.main, ["trajectory", "empty"], "empty/config.yaml"),
+    ]:
+        line = refused(main, argv)
+        assert f"{tmp_path / missing} was not found" in line
+
+
+def test_a_checkpoint_that_is_missing_names_the_shipped_ones(refused):
+    for name in ("no/such/path.safetensors", "such", "/no/such"):
+        line = refused(evaluate.main, ["--checkpoint", name])
+        assert f"checkpoint: got '{name}'; accepted: a file that train.py wrote, or one of" in line
+        assert "blobs, centered, circle_jumping, " in line and "classifier" not in line
+    line = refused(evaluate.main, ["--dataset", "horizontal", "--p", "0.3"])
+    assert "checkpoint: got 'horizontal_p30'" in line and "none is shipped" in line
+    assert "is a directory" in refused(evaluate.main, ["--checkpoint", str(ROOT / "checkpoints")])
+
+
+def test_flags_of_values_are_the_same_values():
+    values = dict(classes=[1, 2], p=0.7, deterministic=False, seq_len=None, frames="a b.npz")
+    values |= dict(s_max=float("inf"), pg_sigma_min=1e-05, num_sets=3)
+    assert given(PARSERS["evaluate"], as_flags(values)) == values
+    argv = ["--outdir", "a", "--seed=3", "--outdir=b", "--p", "0.5"]
+    assert without_flags(argv, "--outdir", "--p") == ["--seed=3"]
+
+
+@pytest.mark.parametrize("experiment", [False, True])
+def test_a_command_line_is_parsed_once(experiment, tmp_path, monkeypatch):
+    parsed: list[list[str]] = []
+    parse_args = ArgumentParser.parse_args
+
+    def noted(parser, args, **options):
+        parsed.append(args)
+        return parse_args(parser, args, **options)
+
+    monkeypatch.setattr(ArgumentParser, "parse_args", noted)
+    whole = ["--experiment", "e6", "--redraws", "0"] if experiment else []
+    evaluate.main([*EXACT, *whole, "--outdir", str(tmp_path / "run")])
+    assert len([args for args in parsed if f"--outdir={tmp_path / 'run'}" in args]) == 1
+    assert experiment or len(parsed) == 1
 
 
 # ---------------------------------------------------------------- who sees what
@@ -264,8 +437,8 @@ def test_an_experiment_that_is_told_to_stop_keeps_its_cells_and_says_how_to_go_o
     (line,) = err.strip().splitlines()
     assert process.returncode == 128 + number and not (tmp_path / "results.json").exists()
     assert line == (
-        f"evaluate.py: stopped by {number.name}; {len(done)} finished cells are kept in {tmp_path}, "
-        "the same command goes on"
+        f"evaluate.py: stopped by {number.name}; {len(done)} finished cells are kept in "
+        f"{tmp_path}, the same command goes on"
     )
 
 

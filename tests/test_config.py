@@ -9,7 +9,16 @@ import evaluate
 import train
 import visualize
 from command_line import make_parser
-from config import GuidanceSettings, SettingError, WorldSettings, build, record
+from config import (
+    EvaluationSettings,
+    GuidanceSettings,
+    SettingError,
+    TrainingSettings,
+    WorldSettings,
+    as_yaml,
+    build,
+    record,
+)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +118,30 @@ def test_record_is_plain_yaml_and_repeats_the_settings():
     assert build(WorldSettings, values) == settings
 
 
+@pytest.mark.parametrize("kind", [EvaluationSettings, TrainingSettings])
+def test_settings_of_a_run_are_the_same_after_their_record(kind):
+    chosen = dict(dataset="horizontal", p=0.7, seed=3, digits="embedded", classes=[1, 2])
+    settings = kind.from_values(chosen | dict(experiment="e5"))
+    values = yaml.safe_load(as_yaml(settings.record()))
+    assert chosen.items() <= values.items() and "experiment" not in values
+    assert kind.from_values(values).record() == settings.record()
+    assert kind.from_values({}) == kind()
+
+
+@pytest.mark.parametrize(
+    "values, key",
+    [
+        (dict(pg_sigma_min=9.0, pg_sigma_max=2.0), "pg_sigma_min"),
+        (dict(sigma_min=90.0), "sigma_min"),
+        (dict(num_sets=None), "num_sets"),
+        (dict(dataset="free", seq_len=2), "seq_len"),
+    ],
+)
+def test_settings_of_a_run_check_every_group(values, key):
+    with pytest.raises(SettingError, match=f"^{key}: got"):
+        EvaluationSettings.from_values(values)
+
+
 def test_settings_raise_by_name():
     with pytest.raises(SettingError, match="^pg_sigma_min: got 9"):
         GuidanceSettings(pg_sigma_min=9.0, pg_sigma_max=2.0)
@@ -116,12 +149,13 @@ def test_settings_raise_by_name():
 
 def test_every_training_config_is_accepted():
     for path in (ROOT / "configs").glob("circle*.yaml"):
-        args = make_parser(*train.GROUPS, description="").parse_args(["--config", str(path)])
-        for group in train.GROUPS:
-            build(group, args)
+        settings, _ = train.parse(["--config", str(path)])
+        assert settings.world.dataset == "circle_jumping"
 
 
-@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "visualize.py"])
+@pytest.mark.parametrize(
+    "script", ["train.py", "evaluate.py", "visualize.py", "train_classifier.py"]
+)
 def test_help_does_not_import_torch(script):
     """--help must answer at once."""
     code = (

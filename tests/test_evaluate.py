@@ -11,18 +11,19 @@ import torch
 import yaml
 from conftest import ROOT
 
+import assemble
 import evaluate
 import set_sampler
 
 EXACT = ["--denoiser", "exact", "--digits", "embedded", "--device", "cpu"]
 
 
-def job(*argv: str) -> set_sampler.Evaluation:
-    return evaluate.setup([*EXACT, *map(str, argv)])
+def exact(*argv) -> assemble.Evaluation:
+    return assemble.evaluation([*EXACT, *map(str, argv)])
 
 
-def result_of(*argv: str) -> dict:
-    return evaluate.run(job(*argv))[2]
+def result_of(*argv) -> dict:
+    return exact(*argv).run()[2]
 
 
 # ---------------------------------------------------------------- the figures on the exact denoiser
@@ -136,12 +137,11 @@ def test_mixture_of_the_shipped_config():
 )
 def test_a_set_does_not_depend_on_its_neighbours_or_chunks(argv, seed):
     argv = [*argv, "--seed", seed]
-    together = job("--num_sets", 5, *argv)
-    all_of_them = together.sample(torch.arange(5))
+    all_of_them = exact("--num_sets", 5, *argv).sampler.sample(torch.arange(5))
     for sets in ([3], [4, 0]):
-        alone = job("--num_sets", 5, *argv).sample(torch.tensor(sets))
+        alone = exact("--num_sets", 5, *argv).sampler.sample(torch.tensor(sets))
         torch.testing.assert_close(alone, all_of_them[sets], atol=1e-4, rtol=0)
-    more = job("--num_sets", 9, *argv).sample(torch.arange(2))
+    more = exact("--num_sets", 9, *argv).sampler.sample(torch.arange(2))
     torch.testing.assert_close(more, all_of_them[:2], atol=1e-4, rtol=0)
 
 
@@ -164,9 +164,11 @@ def test_little_memory_means_more_calls_and_the_same_sets(tiny_model, monkeypatc
         "--device",
         "cpu",
     ]
-    run = evaluate.setup(argv)
+    run = assemble.evaluation(argv).sampler
     together, calls = run.sample_all(progress=False), run.particles_per_call()
-    each = set_sampler.kept_bytes(run.bind(torch.tensor([0])), torch.zeros(1, 1, *run.shape))
+    each = set_sampler.kept_bytes(
+        run.denoiser(torch.tensor([0])), torch.zeros(1, 1, *run.particle_shape)
+    )
     assert calls >= 20 and each > 100_000  # all sets at once; a dozen feature maps
     monkeypatch.setattr(set_sampler, "free_memory", lambda device: 12 * each)
     assert 4 <= run.particles_per_call() < 20
@@ -207,7 +209,7 @@ def test_bfloat16_and_compilation_leave_the_samples_alone(tiny_model, monkeypatc
         "cpu",
     ]
     plain, bfloat16, fast = (
-        evaluate.setup([*argv, *extra]).sample(torch.arange(2))
+        assemble.evaluation([*argv, *extra]).sampler.sample(torch.arange(2))
         for extra in ([], ["--precision", "bfloat16"], ["--compile", "true"])
     )
     assert len(compiled) == 1 and not torch.equal(plain, bfloat16)
@@ -299,9 +301,9 @@ def test_it_needs_no_home_no_locale_and_no_particular_folder(tmp_path):
 
 
 def test_a_repository_that_cannot_be_written_to(tmp_path):
-    """Results go under the folder that one is in; in the repository itself one line says what is missing."""
+    """Results go to the working directory; in the repository itself one line says why not."""
     code = tmp_path / "code"
-    for name in ("checkpoints", "configs"):
+    for name in ("checkpoints", "configs", "guidance"):
         shutil.copytree(ROOT / name, code / name)
     for path in ROOT.glob("*.py"):
         shutil.copy(path, code)
@@ -352,7 +354,7 @@ def test_a_folder_with_another_run_in_it_is_left_alone(tmp_path, refused, capsys
 
 def test_world_settings_come_from_the_checkpoint(tiny_model, refused):
     argv = ["--checkpoint", str(tiny_model / "model.safetensors"), "--digits", "embedded"]
-    assert evaluate.setup(argv).world.num_directions == 8
+    assert assemble.evaluation(argv).settings.world.num_directions == 8
     assert "circle_jumping" in refused(evaluate.main, [*argv, "--dataset", "free"])
 
 
@@ -370,7 +372,7 @@ def test_cads_runs_on_a_trained_network(tiny_model):
         "3",
     ]
     plain, cads = (
-        evaluate.setup([*argv, *extra]).sample(torch.arange(2))
+        assemble.evaluation([*argv, *extra]).sampler.sample(torch.arange(2))
         for extra in ([], ["--guidance", "cads"])
     )
     assert cads.shape == plain.shape and not torch.allclose(plain, cads)
@@ -417,7 +419,7 @@ def test_free_world_is_judged_by_spread(tmp_path):
         "--num_steps",
         "3",
     ]
-    result = evaluate.run(evaluate.setup(argv))[2]
+    result = assemble.evaluation(argv).run()[2]
     assert (
         result["modes_total"] is None
         and result["unimode"]["num_sets"] + result["multimode"]["num_sets"] == 40
@@ -433,22 +435,20 @@ def test_free_world_is_judged_by_spread(tmp_path):
 def test_shipped_checkpoint_finds_nearly_all_directions(digits, request):
     if digits == "mnist":
         request.getfixturevalue("mnist_root")
-    result = evaluate.run(
-        evaluate.setup(
-            [
-                "--digits",
-                digits,
-                "--data_root",
-                str(ROOT / "data"),
-                "--num_sets",
-                "12",
-                "--pg_factor",
-                "1.7",
-                "--device",
-                "cpu",
-            ]
-        )
-    )[2]
+    result = assemble.evaluation(
+        [
+            "--digits",
+            digits,
+            "--data_root",
+            str(ROOT / "data"),
+            "--num_sets",
+            "12",
+            "--pg_factor",
+            "1.7",
+            "--device",
+            "cpu",
+        ]
+    ).run()[2]
     # 7.98, 0.02 and 0.997 on 200 digits (README)
     assert result["modes_found"]["mean"] >= 7.7 and result["quality"]["mean"] <= 0.1
     assert result["hm_iou"]["mean"] >= 0.95
@@ -481,7 +481,7 @@ def test_features_of_a_classifier_find_more_digits_than_independent_draws():
         "--redraws",
         "12",
     ]
-    plain, guided = (evaluate.run(evaluate.setup([*argv, *extra]))[2] for extra in ([], features))
+    plain, guided = (assemble.evaluation([*argv, *extra]).run()[2] for extra in ([], features))
     # 9.25 and 6.25 over 20 sets with 20 redraws (README)
     assert guided["modes_found"]["mean"] >= max(8.2, plain["modes_found"]["mean"] + 1)
     assert (
@@ -490,23 +490,21 @@ def test_features_of_a_classifier_find_more_digits_than_independent_draws():
 
 
 def test_shipped_horizontal_keeps_its_prior():
-    result = evaluate.run(
-        evaluate.setup(
-            [
-                *SHIPPED,
-                "--dataset",
-                "horizontal",
-                "--p",
-                "0.9",
-                "--num_sets",
-                "20",
-                "--batch_size",
-                "20",
-                "--num_steps",
-                "12",
-            ]
-        )
-    )[2]
+    result = assemble.evaluation(
+        [
+            *SHIPPED,
+            "--dataset",
+            "horizontal",
+            "--p",
+            "0.9",
+            "--num_sets",
+            "20",
+            "--batch_size",
+            "20",
+            "--num_steps",
+            "12",
+        ]
+    ).run()[2]
     # 0.897 over 5,000 samples (docs/results.md); 400 leave a margin for chance
     assert (
         result["mode_frequencies"][0]["mean"] == pytest.approx(0.9, abs=0.07)
@@ -515,30 +513,29 @@ def test_shipped_horizontal_keeps_its_prior():
 
 
 def test_shipped_free_knows_what_is_determined():
-    result = evaluate.run(
-        evaluate.setup(
-            [
-                *SHIPPED,
-                "--dataset",
-                "free",
-                "--num_sets",
-                "20",
-                "--batch_size",
-                "8",
-                "--num_steps",
-                "12",
-            ]
-        )
-    )[2]
+    result = assemble.evaluation(
+        [
+            *SHIPPED,
+            "--dataset",
+            "free",
+            "--num_sets",
+            "20",
+            "--batch_size",
+            "8",
+            "--num_steps",
+            "12",
+        ]
+    ).run()[2]
     assert result["unimode"]["num_sets"] > 5 and result["multimode"]["num_sets"] > 0
     assert result["unimode"]["pairwise_l2"]["mean"] < result["multimode"]["pairwise_l2"]["mean"] / 3
 
 
 def test_a_trace_adds_up_to_the_drift():
     """ode + guidance is the drift of the sampler, and guidance acts in its interval only."""
-    traced = job("--num_sets", 2, "--pg_factor", 1.0, "--num_steps", 8, "--redraws", 0)
-    trace, steps = traced.trace(torch.tensor([1])), []
-    traced.draw(torch.tensor([1]), 8, callback=steps.append)
+    traced = exact("--num_sets", 2, "--pg_factor", 1.0, "--num_steps", 8, "--redraws", 0).sampler
+    trace = traced.trace(torch.tensor([1]))
+    steps = []
+    traced.sample_once(torch.tensor([1]), 8, callback=steps.append)
     inside = (trace["sigmas"] >= 3) & (trace["sigmas"] <= 40)
     assert ((trace["guidance"].sum(1) > 1e-6) == inside).all() and inside.any()
     drift = torch.stack([step["d"].flatten(2).norm(dim=-1)[0] for step in steps])
