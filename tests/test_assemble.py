@@ -1,0 +1,169 @@
+"""How settings are layered, and how an evaluation is put together from them."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+
+import assemble
+import checkpoint
+import evaluate
+import tasks
+from config import EvaluationSettings, SettingError
+from frame_files import load_frames
+
+EXACT = ["--denoiser", "exact", "--digits", "embedded", "--device", "cpu", "--num_steps", "2"]
+
+
+# ---------------------------------------------------------------- layers
+
+
+@pytest.mark.parametrize(
+    "given, dataset",
+    [
+        ({}, "circle_jumping"),
+        (dict(task="unconditional"), "centered"),
+        (dict(frames="examples/blobs.npz", checkpoint="blobs"), "frames"),
+        (dict(checkpoint="blobs"), "frames"),
+        (dict(checkpoint="free"), "free"),
+        (dict(dataset="horizontal"), "horizontal"),
+        (dict(dataset="mixture", denoiser="exact"), "mixture"),
+        (dict(frames="examples/blobs.npz", denoiser="exact"), "frames"),
+    ],
+)
+def test_the_dataset_follows_from_what_is_given(given, dataset, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    before = copy.deepcopy(given)
+    settings, path = assemble.complete(given)
+    assert settings.world.dataset == dataset and given == before
+    assert (path is None) == (settings.evaluate.denoiser == "exact")
+    assert settings.evaluate.task == ("unconditional" if dataset == "centered" else "conditional")
+
+
+def test_layers_win_in_their_order(tmp_path):
+    """Defaults < what is implied < what the checkpoint was trained with < what is given."""
+    shipped = ROOT / "checkpoints" / "horizontal_p70.safetensors"
+    metadata = checkpoint.read_metadata(shipped)
+    metadata["settings"] |= dict(seq_len=9, pg_factor=5.0)
+    path = tmp_path / "model.safetensors"
+    checkpoint.save_tensors(path, checkpoint.read_tensors(shipped), metadata)
+    settings, found = assemble.complete(dict(checkpoint=str(path)))
+    assert found == path and settings.world.dataset == "horizontal"
+    assert (settings.world.p, settings.world.seq_len) == (0.7, 9)
+    assert settings.guidance.pg_factor == 0.0  # only the world comes from a checkpoint
+    settings, _ = assemble.complete(dict(checkpoint=str(path), seq_len=12, p=None))
+    assert (settings.world.p, settings.world.seq_len) == (None, 12)
+    with pytest.raises(SettingError, match="^dataset: got 'free'.*'horizontal', which"):
+        assemble.complete(dict(checkpoint=str(path), dataset="free"))
+
+
+def test_a_record_is_its_own_completion():
+    """config.yaml repeats a run whatever the defaults of checkpoints become."""
+    settings, _ = assemble.complete(dict(dataset="horizontal", p=0.9, pg_factor=2.0))
+    again, _ = assemble.complete(settings.record())
+    assert again.record() == settings.record()
+
+
+def test_setting_up_leaves_the_settings_alone():
+    settings = EvaluationSettings.from_values(dict(denoiser="exact", digits="auto", num_sets=10**6))
+    settings.evaluate.task = "conditional"
+    settings.digits.digits = "embedded"
+    before = settings.record()
+    evaluation = assemble.set_up(settings, None)
+    assert settings.record() == before
+    assert evaluation.record()["num_sets"] < 10**6
+
+
+# ---------------------------------------------------------------- as many sets as conditions
+
+
+@pytest.fixture
+def frames_file(tmp_path):
+    """Ten sequences of a frame and two answers, of which two are for testing."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / "frames.npz"
+    np.savez(path, frames=rng.random((10, 1, 8, 8)), answers=rng.random((10, 2, 8, 8)))
+    return str(path)
+
+
+def test_more_sets_than_test_conditions_are_not_repeated(frames_file, tmp_path, capsys):
+    one_class = ["--classes", "3"]
+    threes = assemble.evaluation([*EXACT, *one_class]).task.world.digits
+    for flags, most in [
+        (one_class, len(threes.labels)),
+        ([*one_class, "--dataset", "horizontal"], len(threes.labels)),
+        (["--frames", frames_file], 2),
+    ]:
+        outdir = tmp_path / str(most) / flags[-1].replace("/", "-")
+        argv = [*EXACT, *flags, "--batch_size", "2"]
+        evaluate.main([*argv, "--num_sets", str(most + 7), "--outdir", str(outdir)])
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert f"num_sets: {most + 7} are more than the {most} test conditions" in line
+        arrays, result = evaluate.records.finished(str(outdir))
+        config = yaml.safe_load((outdir / "config.yaml").read_text())
+        assert result["num_sets"] == config["num_sets"] == len(arrays["samples"]) == most
+        assert len(result["quality"]["per_set"]) == most
+        # As many as there are: no word, and the same run as the one that asked for more.
+        evaluate.main([*argv, "--num_sets", str(most), "--outdir", str(outdir)])
+        assert capsys.readouterr().err == ""
+
+
+def test_conditions_of_all_sets_differ_up_to_the_cap(frames_file):
+    for flags in (["--classes", "3"], ["--frames", frames_file]):
+        task = assemble.evaluation([*EXACT, *flags, "--num_sets", "1000"]).task
+        assert len(task.cond.flatten(1).unique(dim=0)) == task.num_sets < 1000
+
+
+def test_two_digits_in_a_frame_are_two_test_digits():
+    world = assemble.evaluation([*EXACT]).task.world
+    digits = len(world.digits.labels)
+    assert tasks.NextFrame.most_sets(world) == digits
+    world.num_digits = 2
+    assert tasks.NextFrame.most_sets(world) == digits // 2
+
+
+def test_sets_without_a_condition_are_as_many_as_one_likes():
+    for flags in (
+        ["--dataset", "mixture", "--denoiser", "exact"],
+        ["--task", "unconditional", "--digits", "embedded", "--classes", "3"],
+    ):
+        evaluation = assemble.evaluation([*flags, "--num_sets", "500", "--device", "cpu"])
+        assert evaluation.settings.evaluate.num_sets == evaluation.task.num_sets == 500
+        assert evaluation.notices == []
+
+
+# ---------------------------------------------------------------- tasks
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [*EXACT],
+        [*EXACT, "--dataset", "horizontal"],
+        ["--dataset", "mixture", *EXACT],
+        ["--dataset", "frames", "--frames", str(ROOT / "examples" / "blobs.npz"), *EXACT],
+        ["--dataset", "free", "--digits", "embedded", "--num_steps", "2", "--device", "cpu"],
+        ["--task", "unconditional", "--digits", "embedded", "--num_steps", "2", "--device", "cpu"],
+    ],
+    ids=["circle_jumping", "horizontal", "mixture", "frames", "free", "unconditional"],
+)
+def test_modes_of_some_sets_are_those_of_all(flags):
+    evaluation = assemble.evaluation([*flags, "--num_sets", "5", "--batch_size", "3"])
+    samples = evaluation.sampler.sample_all(progress=False)
+    _, modes = evaluation.task.measure(samples)
+    some = torch.tensor([3, 1])
+    found = evaluation.task.modes(samples[some], some)
+    assert found is None if modes is None else torch.equal(found, modes[some])
+    x = evaluation.task.to_model(samples, evaluation.sampler.device)
+    torch.testing.assert_close(evaluation.task.to_samples(x), samples)
+
+
+def test_each_set_of_frames_is_asked_for_another_window(frames_file):
+    evaluation = assemble.evaluation([*EXACT, "--frames", frames_file, "--num_sets", "2"])
+    world = load_frames(evaluation.settings.world, "test")
+    right = world.right_answers(torch.arange(2)).flatten(1).sum(1)
+    asked = evaluation.task.truth()["answers"].flatten(1).sum(1)
+    torch.testing.assert_close(asked.sort().values, right.sort().values)
