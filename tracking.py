@@ -1,7 +1,8 @@
-"""Experiment tracking, where it is asked for: Weights & Biases, TensorBoard, both or none behind one interface.
+"""Experiment tracking by Weights & Biases, TensorBoard, both or neither, behind one interface.
 
-A run tells a `Tracker`; the services that it passes this on to are imported when they start. One that fails
-later is left out with a warning: tracking neither ends a run nor changes it.
+A run reports to a `Tracker`, which passes the report on to each service. Services are imported when
+they start. One that fails later is dropped with a warning: tracking neither ends a run nor changes
+it.
 """
 
 from __future__ import annotations
@@ -13,25 +14,31 @@ from typing import Any, Callable, Literal, TypeVar
 
 import yaml
 
-from config import TrackingSettings, reject
+from config import SettingError, TrackingSettings, reject
 
 T = TypeVar("T")
 
 
 class Tracker:
-    """What a run tells of itself; used as a context, it is told the run's end too."""
+    """Passes what a run reports on to some services; as a context it also reports the run's end.
+
+    Arguments:
+        services: those that are tracked with; none is fine
+    """
 
     def __init__(self, *services: WandB | TensorBoard):
         self.services = list(services)
 
     def _each(self, tell: Callable[[Any], None]) -> None:
+        """Call `tell` with every service; one that fails is dropped with a warning."""
         for service in list(self.services):
             try:
                 tell(service)
             except Exception as error:  # of whatever kind: the run matters more
                 self.services.remove(service)
                 print(
-                    f"WARNING: {type(service).__name__} failed ({_brief(error)}); going on without it",
+                    f"WARNING: {type(service).__name__} failed ({_brief(error)}); continuing "
+                    "without it",
                     file=sys.stderr,
                 )
 
@@ -44,32 +51,38 @@ class Tracker:
         self._each(lambda service: service.picture(path, step))
 
     def table(self, rows: list[dict[str, Any]], text: str) -> None:
-        """The cells of an experiment, a row of named values for each, and the same as Markdown."""
+        """The cells of an experiment: one row of named values each, and the table as Markdown."""
         self._each(lambda service: service.table(rows, text))
 
     def results(self, values: dict[str, float]) -> None:
-        """The numbers that a run ends with."""
+        """The numbers that a run ends with, by name."""
         self._each(lambda service: service.results(values))
 
     def model(self, path: Path, metadata: dict) -> None:
-        """The trained network, a file."""
+        """The file of the trained network, and what it says of itself."""
         self._each(lambda service: service.model(path, metadata))
 
     def __enter__(self) -> Tracker:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        code = (
-            error.code
-            if isinstance(error, SystemExit) and isinstance(error.code, int)
-            else int(kind is not None)
-        )
+        if isinstance(error, SystemExit) and isinstance(error.code, int):
+            code = error.code
+        else:
+            code = int(kind is not None)
         self._each(lambda service: service.close(code))
 
 
 class WandB:
-    """A run of Weights & Biases, with its files in outdir/wandb. A `continued` one goes on with the run whose id is
-    there; what it was told before, up to step `told`, is not told again."""
+    """A run of Weights & Biases, with its files in outdir/wandb.
+
+    Arguments:
+        mode: online, offline or disabled
+        outdir: the folder of the run
+        config: the record of the run's settings
+        continued: continue the tracked run whose id is in outdir/wandb
+        told: the step up to which a continued run has reported before; these are not repeated
+    """
 
     def __init__(
         self,
@@ -81,9 +94,8 @@ class WandB:
     ):
         import wandb
 
-        wandb.setup(
-            settings=wandb.Settings(silent=True)
-        )  # or it talks in colours, and asks for keys
+        # Without this it prints in colours and asks for keys.
+        wandb.setup(settings=wandb.Settings(silent=True))
         known = outdir / "wandb" / "run.yaml"
         before = yaml.safe_load(known.read_text()) if continued and known.is_file() else None
         self.run = wandb.init(
@@ -91,13 +103,14 @@ class WandB:
             name=outdir.resolve().name,
             dir=outdir,
             mode=mode,
-            id=before and before["id"],
+            id=before["id"] if before else None,
             resume="allow" if before else None,
             config=config,
             allow_val_change=True,
             settings=wandb.Settings(silent=True, console="off"),
         )
-        self.library, self.told = wandb, max(told, before["told"]) if before else -1
+        self.library = wandb
+        self.told = max(told, before["told"]) if before else -1
         known.write_text(yaml.safe_dump(dict(id=self.run.id, told=self.told)))
         where = self.run.settings.sync_dir if mode == "offline" else self.run.url
         print(f"tracked by Weights & Biases: {where}", file=sys.stderr)
@@ -113,10 +126,8 @@ class WandB:
     def table(self, rows: list[dict], text: str) -> None:
         columns = list(dict.fromkeys(key for row in rows for key in row))
         cells = [[row.get(key) for key in columns] for row in rows]
-        self.run.log(
-            {"cells": self.library.Table(columns=columns, data=cells, allow_mixed_types=True)},
-            step=0,
-        )
+        table = self.library.Table(columns=columns, data=cells, allow_mixed_types=True)
+        self.run.log({"cells": table}, step=0)
 
     def results(self, values: dict[str, float]) -> None:
         self.run.summary.update(values)
@@ -137,16 +148,21 @@ class WandB:
 
 
 class TensorBoard:
-    """Event files in outdir. Whatever earlier ones hold from step `begin` on is void."""
+    """Event files of TensorBoard in outdir.
+
+    Arguments:
+        outdir: the folder of the run
+        config: the record of the run's settings
+        begin: the first step; what earlier files hold from this step on is void
+    """
 
     def __init__(self, outdir: Path, config: dict, begin: int):
         from torch.utils.tensorboard import SummaryWriter
 
         self.config = config
         self.writer = SummaryWriter(str(outdir), purge_step=begin)
-        self.writer.add_text(
-            "config", f"```yaml\n{yaml.safe_dump(config, sort_keys=False)}```", begin
-        )
+        text = yaml.safe_dump(config, sort_keys=False)
+        self.writer.add_text("config", f"```yaml\n{text}```", begin)
 
     def curve(self, values: dict[str, float], step: int) -> None:
         for key, value in values.items():
@@ -170,23 +186,30 @@ class TensorBoard:
         )
 
     def model(self, path: Path, metadata: dict) -> None:
-        """TensorBoard keeps no files."""
+        """Nothing: TensorBoard keeps no files."""
 
     def close(self, code: int) -> None:
         self.writer.close()
 
 
 def _brief(error: Exception) -> str:
+    """The first line of an error's message, or its name where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _started(key: str, value: Any, start: Callable[[], T]) -> T:
+def _started(library: str, value: Any, start: Callable[[], T]) -> T:
+    """What `start` returns. Raises SettingError where the library is not installed or cannot start.
+
+    `library` is also the name of the setting, `value` its value.
+    """
     try:
         return start()
     except ImportError as error:
-        reject(key, value, f"that where it is installed, `pip install {key}` ({_brief(error)})")
+        if error.name is None or error.name.split(".")[0] == library:
+            raise SettingError(f"{library} is not installed; run `pip install {library}`") from None
+        reject(library, value, f"this where {library} can be imported ({_brief(error)})")
     except Exception as error:
-        reject(key, value, f"that where it can start ({_brief(error)})")
+        reject(library, value, f"this where {library} can start ({_brief(error)})")
 
 
 def start(
@@ -198,9 +221,18 @@ def start(
     begin: int = 0,
     told: int = 0,
 ) -> Tracker:
-    """The Tracker of a run that writes to `outdir`; of torchrun's processes the first one's only tracks.
-    `config` is the record of its settings. A `continued` run goes on from step `begin` on, after it had told its
-    curves up to step `told` already. Raises SettingError where a service cannot start."""
+    """The Tracker of a run; of the processes of torchrun only the first one tracks.
+
+    Arguments:
+        settings: what to track with
+        outdir: the folder that the run writes to
+        config: the record of the run's settings
+        continued: whether the run continues one that may have been tracked
+        begin: the first step that it reports
+        told: the step up to which it has reported its curves before
+
+    Raises SettingError where a service is not installed or cannot start.
+    """
     if int(os.environ.get("RANK", 0)) > 0:
         return Tracker()
     services: list[WandB | TensorBoard] = []

@@ -3,20 +3,22 @@
     pip install -r requirements-bench.txt
     python examples/diffusers_pipeline.py
 
-A tiny UNet2DModel learns eight images, a blob at one of eight places, by DDPM's loss; there the modes can be counted.
-It goes into a DDIMPipeline, which is then asked for sets of eight
+A tiny UNet2DModel learns eight images, a blob at one of eight places, by DDPM's loss, so the modes
+can be counted. Sets of eight are then sampled in three ways:
 
-    plain     as it is,
-    replaced  with `pipe.unet` replaced by a `GuidedUNet`, so that the pipeline itself returns sets that repel,
-    wrapped   not at all: `EpsilonDenoiser` makes the U-Net a denoiser, for `edm_sampler` and any guidance here.
+    plain     by a DDIMPipeline as it is
+    replaced  by the pipeline with `pipe.unet` replaced by a `GuidedUNet`: its sets repel
+    wrapped   by `edm_sampler`: `EpsilonDenoiser` makes the U-Net a denoiser, for any guidance here
 
-Both routes rest on one change of variables (Karras et al. 2022, arXiv 2206.00364, section 5.1 and Table 1; Song et
-al. 2020, arXiv 2010.02502). A DDPM network predicts the noise in x_t = sqrt(abar) y + sqrt(1 - abar) eps, so
+Both routes use one change of variables (Karras et al. 2022, arXiv 2206.00364, section 5.1 and Table
+1; Song et al. 2020, arXiv 2010.02502). A DDPM network predicts the noise in x_t = sqrt(abar) y +
+sqrt(1 - abar) eps, so
 
     x = x_t / sqrt(abar) = y + s eps,   s = sqrt((1 - abar) / abar),   D(x; s) = x - s eps(x_t, t).
 
-For a pipeline of your own: `pipe.unet = GuidedUNet(pipe.unet, pipe.scheduler, guide, particles=...)`, where `guide`
-wraps a denoiser. Noise levels, and so `sigma_min` and `sigma_max`, count in units of the data, here [-1, 1].
+For your own pipeline: `pipe.unet = GuidedUNet(pipe.unet, pipe.scheduler, guide, particles=...)`,
+where `guide` wraps a denoiser. Noise levels, including `sigma_min` and `sigma_max`, are in units of
+the data, here [-1, 1].
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from command_line import make_parser, run_folder  # noqa: E402
 from config import Count, NonNegative, Seed, Sigma, build  # noqa: E402
 from guidance import Denoiser, ParticleGuidance  # noqa: E402
 from potentials import LogDet  # noqa: E402
+from ranges import to_model_range, to_unit_range  # noqa: E402
 from sampler import edm_sampler, karras_sigmas  # noqa: E402
 
 SIDE = 8
@@ -72,12 +75,14 @@ class ExampleSettings:
 
 
 class EpsilonDenoiser:
-    """A DDPM network as a denoiser: (x (G, B, C, H, W) = y + sigma * noise, sigma scalar) -> D(x; sigma), like x.
+    """A DDPM network as a denoiser: (x (G, B, C, H, W), sigma scalar) -> D(x; sigma) like x.
 
-    unet        predicts eps: (x_t (N, C, H, W), t scalar) -> an object with `sample`, like x_t
-    scheduler   with the noise levels of its training; a sigma between two of them gets a t between theirs
+    Arguments:
+        unet: predicts eps: (x_t (N, C, H, W), t scalar) -> an object with `sample`, like x_t
+        scheduler: holds the noise levels of its training; a sigma between two of them gets a t
+            between theirs
 
-    Raises ValueError where the scheduler says that the network predicts something else than eps.
+    Raises ValueError where the scheduler says that the network does not predict eps.
     """
 
     def __init__(self, unet: Callable, scheduler):
@@ -90,24 +95,28 @@ class EpsilonDenoiser:
         self.log_sigmas = ((1 - abar) / abar).log().numpy() / 2  # (T,), rising
 
     def timestep(self, sigma: float) -> float:
-        """The t at which training had this noise level, the first or last one beyond its ends."""
+        """The t at which training had this noise level; outside its range, the first or last t."""
         return float(np.interp(math.log(sigma), self.log_sigmas, np.arange(len(self.log_sigmas))))
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        s, flat = float(sigma), x.flatten(0, 1)
+        s = float(sigma)
+        flat = x.flatten(0, 1)
         t = torch.tensor(self.timestep(s), device=x.device)
         eps = self.unet(flat / math.sqrt(1 + s * s), t).sample  # sqrt(abar) = 1 / sqrt(1 + s^2)
         return (flat - s * eps).view_as(x)
 
 
 class GuidedUNet(nn.Module):
-    """Stands in for the unet of a pipeline; each `particles` images in a row of a batch are a set that repels.
+    """Replaces the U-Net of a pipeline; consecutive images of a batch form a set that repels.
 
-    unet, scheduler   those of the pipeline
-    guide             denoiser -> guided denoiser, such as a ParticleGuidance with all but `denoise` given
+    Arguments:
+        unet: that of the pipeline
+        scheduler: that of the pipeline
+        guide: denoiser -> guided denoiser, such as ParticleGuidance with all but `denoise` given
+        particles: images in a set
 
-    Raises ValueError for a scheduler that clips: D is not an image while particles are pushed, and DDIM's noise would
-    keep the push that its clipped image has lost, with the sign turned.
+    Raises ValueError for a scheduler that clips: while particles are pushed D is not an image, and
+    DDIM's noise would keep the push that the clipped image has lost, with the opposite sign.
     """
 
     unet: UNet2DModel
@@ -119,46 +128,62 @@ class GuidedUNet(nn.Module):
         for clips in ("clip_sample", "thresholding"):
             if scheduler.config.get(clips):
                 raise ValueError(f"{clips}: got True; accepted: a scheduler with {clips}=False")
-        self.unet, self.config, self.particles = unet, unet.config, particles
+        self.unet = unet
+        self.config = unet.config
+        self.particles = particles
         denoiser = EpsilonDenoiser(unet, scheduler)
-        self.sigmas, self.guided = np.exp(denoiser.log_sigmas), guide(denoiser)
+        self.sigmas = np.exp(denoiser.log_sigmas)
+        self.guided = guide(denoiser)
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which the pipeline draws its noise."""
+        """The type of the noise that the pipeline draws."""
         return self.unet.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where it does."""
+        """The device on which the pipeline draws its noise."""
         return self.unet.device
 
     def forward(self, sample: Tensor, timestep: Tensor) -> UNet2DOutput:
         """x_t (N, C, H, W), t scalar -> the eps that makes the scheduler step to the guided D."""
         sigma = torch.tensor(self.sigmas[int(timestep)])
         x = (sample * (1 + sigma**2).sqrt()).unflatten(0, (-1, self.particles))
-        return UNet2DOutput(sample=((x - self.guided(x, sigma)) / sigma).view_as(sample))
+        eps = (x - self.guided(x, sigma)) / sigma
+        return UNet2DOutput(sample=eps.view_as(sample))
 
 
 # ---------------------------------------------------------------- something to learn, and to count
 
 
 def blobs() -> Tensor:
-    """The data: (8, 1, SIDE, SIDE) in [-1, 1], a Gaussian blob of 1.2 px at eight places on a circle of 2.5 px."""
-    angle, pixel = torch.arange(8) * math.pi / 4, torch.arange(SIDE) - (SIDE - 1) / 2
-    y, x = 2.5 * angle.sin()[:, None, None], 2.5 * angle.cos()[:, None, None]
-    return 2 * (-((pixel[:, None] - y) ** 2 + (pixel - x) ** 2) / (2 * 1.2**2)).exp()[:, None] - 1
+    """The data, (8, 1, SIDE, SIDE) in [-1, 1]: a Gaussian blob at eight places on a circle.
+
+    Its standard deviation is 1.2 px, the circle's radius 2.5 px.
+    """
+    angle = torch.arange(8) * math.pi / 4
+    pixel = torch.arange(SIDE) - (SIDE - 1) / 2
+    y = 2.5 * angle.sin()[:, None, None]
+    x = 2.5 * angle.cos()[:, None, None]
+    squared_distance = (pixel[:, None] - y) ** 2 + (pixel - x) ** 2  # (8, SIDE, SIDE)
+    return to_model_range((-squared_distance / (2 * 1.2**2)).exp()[:, None])
 
 
 def modes_of(samples: Tensor, images: Tensor) -> Tensor:
-    """Which image each sample shows, -1 for none: (G, B, 1, H, W), (k, 1, H, W) -> (G, B) int64. Shown is
-    what is nearer than a third of the way from one image to the next."""
+    """Which image each sample shows: (G, B, 1, H, W), (k, 1, H, W) -> (G, B) int64, -1 for none.
+
+    A sample shows an image that is nearer than a third of the smallest distance between images.
+    """
     distance, mode = torch.cdist(samples.flatten(2), images.flatten(1)).min(-1)
-    return torch.where(distance < torch.pdist(images.flatten(1)).min() / 3, mode, -1)
+    limit = torch.pdist(images.flatten(1)).min() / 3
+    return torch.where(distance < limit, mode, -1)
 
 
 def train(images: Tensor, iterations: int, batch_size: int = 32) -> DDIMPipeline:
-    """A pipeline that draws one of `images` (k, 1, H, W), by DDPM's loss. The noise levels are Stable Diffusion's."""
+    """Train a pipeline that draws one of `images` (k, 1, H, W), by DDPM's loss.
+
+    The noise levels are those of Stable Diffusion.
+    """
     unet = UNet2DModel(
         sample_size=SIDE,
         in_channels=1,
@@ -180,11 +205,10 @@ def train(images: Tensor, iterations: int, batch_size: int = 32) -> DDIMPipeline
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=iterations)
     for _ in range(iterations):
         clean = images[torch.randint(len(images), (batch_size,))]
-        noise, t = (
-            torch.randn_like(clean),
-            torch.randint(scheduler.config.num_train_timesteps, (batch_size,)),
-        )
-        loss = (unet(scheduler.add_noise(clean, noise, t), t).sample - noise).square().mean()
+        noise = torch.randn_like(clean)
+        t = torch.randint(scheduler.config.num_train_timesteps, (batch_size,))
+        predicted = unet(scheduler.add_noise(clean, noise, t), t).sample
+        loss = (predicted - noise).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -202,13 +226,12 @@ def draw(pipe: DDIMPipeline, settings: ExampleSettings) -> Tensor:
         generator=torch.Generator().manual_seed(settings.seed),
         output_type="np",
     ).images
-    return (
-        torch.as_tensor(images).permute(0, 3, 1, 2).unflatten(0, (-1, settings.particles)) * 2 - 1
-    )
+    sets = torch.as_tensor(images).permute(0, 3, 1, 2).unflatten(0, (-1, settings.particles))
+    return to_model_range(sets)
 
 
 def run(settings: ExampleSettings, pipe: DDIMPipeline) -> dict[str, Tensor]:
-    """The sets of every route, from the same pipeline and seed."""
+    """The sets of every route, from the same pipeline and seed: {route: (G, B, 1, H, W)}."""
 
     def guide(denoise: Denoiser) -> Denoiser:
         return ParticleGuidance(
@@ -219,7 +242,8 @@ def run(settings: ExampleSettings, pipe: DDIMPipeline) -> dict[str, Tensor]:
             sigma_max=settings.sigma_max,
         )
 
-    unet, sets = pipe.unet, {"plain": draw(pipe, settings)}
+    unet = pipe.unet
+    sets = {"plain": draw(pipe, settings)}
     pipe.unet = GuidedUNet(unet, pipe.scheduler, guide, particles=settings.particles)
     sets["replaced"] = draw(pipe, settings)
     pipe.unet = unet
@@ -227,25 +251,17 @@ def run(settings: ExampleSettings, pipe: DDIMPipeline) -> dict[str, Tensor]:
     denoise = EpsilonDenoiser(unet, pipe.scheduler)
     low, high = np.exp(denoise.log_sigmas[[0, -1]])
     sigmas = karras_sigmas(math.ceil(settings.num_steps / 2), low, high, rho=7.0)
-    noise = (
-        torch.randn(
-            settings.num_sets,
-            settings.particles,
-            1,
-            SIDE,
-            SIDE,
-            generator=torch.Generator().manual_seed(settings.seed),
-        )
-        * sigmas[0]
-    )
+    shape = (settings.num_sets, settings.particles, 1, SIDE, SIDE)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(settings.seed))
+    start = noise * sigmas[0]
     with torch.no_grad():
-        sets["wrapped, unguided"] = edm_sampler(denoise, noise, sigmas)
-        sets["wrapped"] = edm_sampler(guide(denoise), noise, sigmas)
+        sets["wrapped, unguided"] = edm_sampler(denoise, start, sigmas)
+        sets["wrapped"] = edm_sampler(guide(denoise), start, sigmas)
     return sets
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train, sample by every route, print how many of the eight places each set shows, draw three sets of each."""
+    """Train, sample by every route, print how many places the sets show, and draw three of each."""
     from drawing import save
     from metrics import expected_modes_iid, mean_interval
     from sheets import sample_sheet
@@ -258,7 +274,8 @@ def main(argv: list[str] | None = None) -> None:
     modes = {name: modes_of(samples, images) for name, samples in sets.items()}
     expected = expected_modes_iid(torch.full((8,), 1 / 8), settings.particles)
     print(
-        f"{settings.num_sets} sets of {settings.particles}; independent draws find {expected:.2f} of 8 places\n"
+        f"{settings.num_sets} sets of {settings.particles}; independent draws find {expected:.2f} "
+        "of 8 places\n"
     )
     for name, each in modes.items():
         places = mean_interval(torch.stack([(each == k).any(1) for k in range(8)]).sum(0))
@@ -276,7 +293,7 @@ def main(argv: list[str] | None = None) -> None:
     names, samples, found = zip(*rows)
     sheet = sample_sheet(
         torch.empty(len(rows), 0, SIDE, SIDE),
-        (torch.stack(samples) + 1) / 2,
+        to_unit_range(torch.stack(samples)),
         modes=torch.stack(found),
         labels=names,
     )

@@ -25,7 +25,7 @@ def scheduler(**settings):
 
 
 class Exact(nn.Module):
-    """The eps network that a perfect training would end with; `mean`: (x_t (N, C, H, W), abar) -> E[y | x_t]."""
+    """The eps network of a perfect training; `mean`: (x_t (N, C, H, W), abar) -> E[y | x_t]."""
 
     config = SimpleNamespace(sample_size=example.SIDE, in_channels=1)
     dtype, device = torch.float32, torch.device("cpu")
@@ -61,8 +61,11 @@ def places(sets):
 
 @pytest.mark.parametrize("sigma", [0.03, 0.2, 1.0, 4.4, 14.6])
 def test_an_epsilon_network_becomes_the_denoiser_of_its_data(sigma):
-    """Data N(m, sd^2): E[y | x_t] = m + sqrt(abar) sd^2 (x_t - sqrt(abar) m) / (abar sd^2 + 1 - abar) in DDPM's
-    variables, D(x; s) = (sd^2 x + s^2 m) / (sd^2 + s^2) in EDM's."""
+    """For data N(m, sd^2) the posterior mean is known in the variables of both.
+
+    DDPM: E[y | x_t] = m + sqrt(abar) sd^2 (x_t - sqrt(abar) m) / (abar sd^2 + 1 - abar)
+    EDM: D(x; s) = (sd^2 x + s^2 m) / (sd^2 + s^2)
+    """
     m, sd, schedule = 0.3, 0.6, scheduler()
     exact = Exact(
         schedule.alphas_cumprod,

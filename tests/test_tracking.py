@@ -287,7 +287,7 @@ def test_libraries_are_imported_only_when_asked_for(tmp_path):
         text=True,
         check=True,
     )
-    assert out.stdout == "False False\n"
+    assert out.stdout.splitlines()[-1] == "False False"
 
 
 def test_only_the_first_process_tracks(tmp_path, monkeypatch):
@@ -314,7 +314,7 @@ def test_a_library_that_is_missing_is_named(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, library, None)
     line = refused(main, [*argv, *flags, "--outdir", str(tmp_path)])
-    assert f"{library}: got" in line and f"pip install {library}" in line
+    assert line.endswith(f"{library} is not installed; run `pip install {library}`")
 
 
 def test_wandb_that_cannot_start_is_one_line(tmp_path):
@@ -353,7 +353,9 @@ def test_a_service_that_fails_later_is_left_out(tmp_path, capsys):
     with tracking.Tracker(broken, whole) as tracker:
         for step in (1, 2):
             tracker.curve(dict(loss=1.0), step)
-    assert capsys.readouterr().err.count("WARNING: Broken failed (gone); going on without it") == 1
+    assert (
+        capsys.readouterr().err.count("WARNING: Broken failed (gone); continuing without it") == 1
+    )
     assert steps(events(tmp_path / "b"), "loss") == [1, 2]
 
 
