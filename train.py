@@ -460,9 +460,8 @@ def summary(settings: TrainingSettings, outdir: Path) -> str:
     finite = [loss for loss in losses if loss is not None][-AVERAGED_RECORDS:]
     parts = [f"written to {outdir}"]
     if finite:
-        parts.append(
-            f"loss {statistics.fmean(finite):.4f} (mean of the last {len(finite)} records)"
-        )
+        averaged = f" (mean of the last {len(finite)} records)" if len(finite) > 1 else ""
+        parts.append(f"loss {statistics.fmean(finite):.4f}{averaged}")
     command = sampling_command(settings, outdir)
     if command is not None:
         parts.append(f"sample with: {command}")
