@@ -145,7 +145,7 @@ class ModelSettings:
     attention: Many[CountOrZero] = (1,)
     """resolutions with self-attention, as indices into channels"""
     head_channels: Count = 64
-    """channels of an attention head"""
+    """smallest number of channels of an attention head; heads share the width equally"""
     patch_size: Literal[1, 2, 4, 8] = 1
     """space-to-depth: side of the squares of pixels that become one position, px"""
     motion: CountOrZero = 0
@@ -395,6 +395,11 @@ class _Groups:
     def groups(cls) -> tuple[type, ...]:
         """The classes of the groups, in the order of the fields."""
         return tuple(f.default_factory for f in fields(cls))  # type: ignore[arg-type, misc]
+
+    @classmethod
+    def keys(cls) -> list[str]:
+        """The names of all settings."""
+        return [f.name for group in cls.groups() for f in fields(group)]
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Self:

@@ -40,7 +40,7 @@ def table(result: dict[str, Any]) -> str:
     """The metrics that a reader wants first, as text: result as in metrics.json."""
     settings = result["settings"]
     what = [
-        f"{result['num_sets']} sets of {result['batch_size']}",
+        f"{result['num_sets']} set{'s' * (result['num_sets'] != 1)} of {result['batch_size']}",
         method_of(settings),
         source_of(result),
         f"{settings['denoiser']} denoiser",
@@ -144,10 +144,8 @@ def run_experiment(values: dict[str, Any], flags: list[str]) -> None:
     """
     name = values["experiment"]
     preset = values.get("preset", "quick")
-    of_evaluations = {key for group in EvaluationSettings.groups() for key in group.__annotations__}
-    shared = {
-        key: value for key, value in values.items() if key in of_evaluations and key != "outdir"
-    }
+    own = [key for key in EvaluationSettings.keys() if key != "outdir"]
+    shared = {key: values[key] for key in values if key in own}
     try:
         figure = experiments.load(name)["figure"]
         outdir = run_folder(values.get("outdir") or f"runs/{name}-{preset}", "")

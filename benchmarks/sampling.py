@@ -265,8 +265,11 @@ def precision(args) -> tuple[str, dict]:
         dtype=torch.float64,
     )
 
+    net = set_sampler.network
+    assert net is not None  # the shipped one
+
     def sample(state: torch.dtype, network: torch.dtype, bf16: bool):
-        set_sampler.network.to(network).autocast = bf16
+        net.to(network).autocast = bf16
         denoise = set_sampler.denoiser(sets)
         with torch.no_grad():
             return edm_sampler(

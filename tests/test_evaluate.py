@@ -331,6 +331,54 @@ def test_a_repository_that_cannot_be_written_to(tmp_path):
     code.chmod(0o755)
 
 
+def test_results_are_written_before_anything_is_drawn(tmp_path, monkeypatch):
+    def fails(*arguments):
+        raise RuntimeError("no picture")
+
+    monkeypatch.setattr(evaluate, "draw_samples", fails)
+    with pytest.raises(RuntimeError, match="no picture"):
+        evaluate.main([*EXACT, "--num_sets", "1", "--num_steps", "2", "--outdir", str(tmp_path)])
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"metrics.json", "samples.npz", "config.yaml", ".lock"}
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["settings"] == yaml.safe_load((tmp_path / "config.yaml").read_text())
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
+def test_any_backend_in_the_environment_ends_with_the_picture(backend, tmp_path):
+    """Notebooks name a backend that other environments lack."""
+    argv = [*EXACT, "--num_sets", "1", "--num_steps", "2", "--outdir", str(tmp_path)]
+    out = subprocess.run(
+        [sys.executable, str(ROOT / "evaluate.py"), *argv],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"MPLBACKEND": backend},
+    )
+    assert out.returncode == 0, out.stderr
+    assert {"metrics.json", "samples.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "flags, method",
+    [
+        ([], "independent"),
+        (["--guidance", "none"], "independent"),
+        (["--pg_factor", "1.7"], "particle guidance, factor 1.7"),
+        (["--guidance", "spell", "--noise", "simplex"], "SPELL, radius 10, simplex noise"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_is_printed_names_the_method_and_says_where_there_is_no_interval(flags, method):
+    few = ["--num_steps", 2, "--batch_size", 2, *flags]
+    one = evaluate.table(result_of("--num_sets", 1, *few)).splitlines()
+    assert f"1 set of 2, {method}, embedded digits (test split), exact denoiser" in one[0]
+    assert sum("one set, no interval" in line for line in one) == 3
+    three = evaluate.table(result_of("--num_sets", 3, *few)).splitlines()
+    assert not any("no interval" in line for line in three)
+    names = [line[2:30].strip() for line in three[2:]]
+    assert names[0] == "modes found, of 8" and "quality (less is better)" in names
+
+
 def test_a_folder_with_another_run_in_it_is_left_alone(tmp_path, refused, capsys):
     argv = [
         "--denoiser",
