@@ -1,8 +1,9 @@
-"""The figures that this project promises, each measured by the command beside it.
+"""The published figures, each measured by the command beside it.
 
-    python benchmarks/figures.py         # about 15 minutes on two cores
+    python benchmarks/figures.py
 
-A finished figure is kept in --outdir and never measured again. Writes figures.json and figures.md there.
+A finished figure is kept in --outdir and not measured again. Writes figures.json and figures.md
+there.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A whole experiment over two processes against one, with half the cores for each of the two.
 
-    python benchmarks/grid.py                        # e5, quick: 108 cells twice, about 8 minutes on two cores
+    python benchmarks/grid.py         # e5, preset quick, twice
 
-Also what starting up costs: the time until --help and a mistake are answered.
+It also measures start-up: the time until --help and a mistake are answered.
 """
 
 from __future__ import annotations

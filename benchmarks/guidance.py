@@ -1,10 +1,10 @@
-"""Every guidance on one model, the same test digits and the same noise: what it finds, at what cost.
+"""All guidance methods on one model, the same test digits and the same noise.
 
-    python benchmarks/guidance.py                      # 200 digits, exact and trained: an hour on two cores
+    python benchmarks/guidance.py                      # 200 digits, exact and trained denoiser
     python benchmarks/guidance.py --num_sets 16        # a first look
 
-It is experiment e10 (configs/experiments/e10.yaml); a finished cell is kept in --outdir and never run again.
-Writes guidance.json, guidance.md and guidance.png there.
+This is experiment e10 (configs/experiments/e10.yaml); a finished cell is kept in --outdir and not
+run again. Writes guidance.json, guidance.md and guidance.png there.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def markdown(rows: list[dict]) -> str:
     for denoiser in dict.fromkeys(row["cell"]["denoiser"] for row in rows):
         mine = [row for row in rows if row["cell"]["denoiser"] == denoiser]
         first = {row["cell"]["method"]: row for row in reversed(mine)}
-        what = "{num_sets} {digits_source} test digits, sets of 8, 8 directions, 22 steps, {device}".format(
-            **mine[0]["result"]
-        )
+        what = (
+            "{num_sets} {digits_source} test digits, sets of 8, 8 directions, 22 steps, {device}"
+        ).format(**mine[0]["result"])
         lines += [
             f"**{denoiser.capitalize()} denoiser**, {what}; independent draws find "
             f"{mine[0]['result']['modes_expected_iid']:.2f} in theory.",

@@ -1,7 +1,7 @@
-"""How the benchmarks measure: interleaved repetitions, ratios inside each one, and a record of the machine.
+"""How the benchmarks measure: interleaved repetitions, ratios, and a record of the machine.
 
-Whatever slows the machine down for a while meets all candidates alike, and ratios are taken repetition by
-repetition, so that they can be trusted where seconds cannot.
+Whatever slows the machine down for a while affects all candidates alike. Ratios are taken within
+each repetition, so they can be trusted where seconds cannot.
 """
 
 from __future__ import annotations
@@ -64,7 +64,10 @@ def launch(script: Path | str, ranks: int) -> list[str]:
 
 
 def shown(value: dict[str, float], digits: int = 2) -> str:
-    return f"{value['median']:.{digits}f} ({value['lowest']:.{digits}f} to {value['highest']:.{digits}f})"
+    median, lowest, highest = (
+        f"{value[key]:.{digits}f}" for key in ("median", "lowest", "highest")
+    )
+    return f"{median} ({lowest} to {highest})"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

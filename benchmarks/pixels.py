@@ -1,10 +1,11 @@
-"""How many digit classes diversity among pixels can find at all: the most diverse ten of many real test digits.
+"""How many digit classes the most diverse ten of many real test digits show, in pixel space.
 
     python benchmarks/pixels.py --data_root data
 
-No sampler, no network: whoever makes ten samples as different as possible in their pixels, aims at these sets. Three
-ways to choose, in raw and in pooled pixels: greedily by the determinant of the RBF kernel (what `--pg_kernel logdet`
-descends), by farthest points, and medoids.
+There is no sampler and no network: this bounds what a method that makes ten samples as different as
+possible in their pixels can find. Three ways to choose, on raw and on pooled pixels: greedily by
+the determinant of the RBF kernel (what `--pg_kernel logdet` descends), by farthest points, and
+medoids.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class PixelBenchmarkSettings:
 
 
 def determinant(images, count: int) -> list[int]:
-    """Greedily the largest determinant of the RBF kernel, its bandwidth that of a set of `count`."""
+    """Greedily the largest determinant of the RBF kernel, with the bandwidth of a set of `count`."""
     import math
 
     import torch

@@ -49,7 +49,7 @@ def peak_memory() -> int:
 
 
 def alone(kernel: str, B: int, d: int, repetitions: int) -> dict:
-    """Seconds and extra bytes of a gradient, and seconds of the two matrix products that it cannot do without."""
+    """Seconds and extra bytes of a gradient, and seconds of the two matrix products that it needs."""
     import torch
 
     from potentials import POTENTIALS, Bandwidth

@@ -3,8 +3,9 @@
     pip install -r requirements-bench.txt
     python benchmarks/sampling.py
 
-Three tables: whole runs of evaluate.py over the same network calls bare; samplers on one network, and on a
-network that costs nothing, where only the sampler is left; and how far float32 is from float64.
+Three tables: whole runs of evaluate.py over the same network calls alone; samplers on one network,
+and on a network that costs nothing, where only the sampler is left; and how far float32 is from
+float64.
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ class SamplingBenchmarkSettings:
 
 
 def bare(set_sampler, sets, backward: bool):
-    """The network calls of a run and nothing else; with `backward`, where guidance acts, one gradient to the input."""
+    """The network calls of a run and nothing else.
+
+    With `backward`, calls at which guidance acts include one gradient to the input.
+    """
     import torch
 
     denoise = set_sampler.denoiser(sets)
@@ -115,7 +119,7 @@ def overhead(args) -> tuple[str, dict]:
 
 
 def samplers(net, cond, num_steps: int) -> dict:
-    """name -> (function of starting noise, network calls), all by Heun's method on Karras' noise levels."""
+    """name -> (function of starting noise, network calls): Heun's method, Karras' noise levels."""
     import torch
     from azula.denoise import Denoiser, DiracPosterior
     from azula.noise import Schedule
@@ -178,7 +182,7 @@ def samplers(net, cond, num_steps: int) -> dict:
 
 
 def peers(args) -> tuple[str, dict]:
-    """Time per network call, over the bare call, on a small U-Net and on one that only multiplies."""
+    """Time per network call over the bare call, on a small U-Net and on one that only multiplies."""
     import torch
 
     import checkpoint
@@ -238,7 +242,7 @@ def peers(args) -> tuple[str, dict]:
 
 
 def precision(args) -> tuple[str, dict]:
-    """The shipped network's samples in float32, and with a float64 state around it, against all of it in float64."""
+    """The included network's samples in float32, and with a float64 state, against float64."""
     import torch
 
     import assemble

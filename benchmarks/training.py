@@ -1,7 +1,9 @@
-"""How fast a network trains, where the time of an update goes, and that splitting a batch changes nothing.
+"""Training speed, where the time of an update goes, and that splitting a batch changes nothing.
 
-python benchmarks/training.py                                     # the shipped circle_jumping network
-python benchmarks/training.py --network configs/circle_jumping.yaml --device cuda   # the reference scale
+    python benchmarks/training.py
+    python benchmarks/training.py --network configs/circle_jumping.yaml --device cuda
+
+The first measures the included circle_jumping network, the second one of the thesis's size.
 """
 
 from __future__ import annotations

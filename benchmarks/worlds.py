@@ -60,7 +60,7 @@ def one_by_one(world, n: int, generator) -> None:
 
 
 def share_of_a_step(name: Dataset, args) -> dict:
-    """Drawing a training batch over the whole update that it is for, with the shipped network's own config."""
+    """Time to draw a training batch over the whole update, with the included network's config."""
     import torch
 
     import train

@@ -101,7 +101,7 @@ def browser():
 
 @pytest.fixture
 def show(browser, folder):
-    """show(run, width): the page of a run ("" for two of them). Errors and requests fail the test."""
+    """show(run, width): the page of a run, "" for two of them. Errors and requests fail the test."""
     seen, context = [], browser.new_context(offline=True)
     page = context.new_page()
     page.on("console", lambda message: seen.append(message.text))
@@ -140,7 +140,8 @@ def picture(image) -> np.ndarray:
         [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
         const context = canvas.getContext("2d");
         context.drawImage(image, 0, 0);
-        return [...context.getImageData(0, 0, canvas.width, canvas.height).data].filter((_, i) => i % 4 == 0);
+        const {data} = context.getImageData(0, 0, canvas.width, canvas.height);
+        return [...data].filter((_, i) => i % 4 == 0);
     }""")
     )
 
@@ -196,7 +197,7 @@ def test_sets_are_those_of_the_run(show, folder, run):
 
 
 def test_the_slider_shows_the_steps(show, folder):
-    """From the keyboard; the last D(x), which the guidance does not touch, is the sample, up to sigma_min."""
+    """From the keyboard. The last D(x), which is not guided, is the sample up to sigma_min."""
     page = show(GUIDED)
     slider, read, marker = (
         page.locator(each) for each in ("input[type=range]", ".steps output", ".marker")
