@@ -41,7 +41,7 @@ class PixelBenchmarkSettings:
 
 
 def determinant(images, count: int) -> list[int]:
-    """Greedily the largest determinant of the RBF kernel, with the bandwidth of a set of `count`."""
+    """Greedily the largest determinant of the RBF kernel, bandwidth as for `count`."""
     import math
 
     import torch

@@ -49,7 +49,7 @@ def peak_memory() -> int:
 
 
 def alone(kernel: str, B: int, d: int, repetitions: int) -> dict:
-    """Seconds and extra bytes of a gradient, and seconds of the two matrix products that it needs."""
+    """Seconds and extra bytes of a gradient; seconds of the two matrix products it needs."""
     import torch
 
     from potentials import POTENTIALS, Bandwidth

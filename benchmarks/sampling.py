@@ -182,7 +182,7 @@ def samplers(net, cond, num_steps: int) -> dict:
 
 
 def peers(args) -> tuple[str, dict]:
-    """Time per network call over the bare call, on a small U-Net and on one that only multiplies."""
+    """Time per network call over a bare call, on a small U-Net and on one that only multiplies."""
     import torch
 
     import checkpoint

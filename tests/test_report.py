@@ -101,7 +101,7 @@ def browser():
 
 @pytest.fixture
 def show(browser, folder):
-    """show(run, width): the page of a run, "" for two of them. Errors and requests fail the test."""
+    """show(run, width): the page of a run, "" for two of them. Errors and requests fail it."""
     seen, context = [], browser.new_context(offline=True)
     page = context.new_page()
     page.on("console", lambda message: seen.append(message.text))
