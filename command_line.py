@@ -108,7 +108,10 @@ class Parser(ArgumentParser):
     def parse_args(self, args=None, *more, **options):
         """Parse arguments as jsonargparse does, after putting them into a form that it accepts."""
         arranged = self._arranged(sys.argv[1:] if args is None else args)
-        return super().parse_args(arranged, *more, **options)
+        try:
+            return super().parse_args(arranged, *more, **options)
+        except UnicodeDecodeError as error:
+            self.error(f"config: not a text file ({error}); accepted: a YAML file in UTF-8")
 
     def _arranged(self, args: Sequence[str]) -> list[str]:
         """The arguments with every --config first and each flag joined with its value."""

@@ -25,6 +25,7 @@ from command_line import ArgumentParser, as_flags, given, make_parser, without_f
 from config import DigitSettings, TrainingSettings, WorldSettings
 from examples.blobs import BlobSettings
 from train_classifier import ClassifierSettings
+from train_classifier import main as classify
 
 SCRIPTS = ["train.py", "evaluate.py", "visualize.py"]
 EXACT = [
@@ -301,6 +302,18 @@ def test_missing_files_say_that_they_were_not_found_and_where(refused, tmp_path,
     ]:
         line = refused(main, argv)
         assert f"{tmp_path / missing} was not found" in line
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x80", b"seed: \xff", b"\x00", b"[", b"- 1", b"3", b"{a: [}"]
+)
+@pytest.mark.parametrize(
+    "main, argv",
+    [(evaluate.main, []), (train.main, []), (visualize.main, ["schedule"]), (classify, [])],
+)
+def test_a_config_file_that_is_no_yaml_is_refused(main, argv, content, tmp_path, refused):
+    (tmp_path / "c.yaml").write_bytes(content)
+    assert "config" in refused(main, [*argv, "--config", str(tmp_path / "c.yaml")])
 
 
 def test_a_checkpoint_that_is_missing_names_the_shipped_ones(refused):
