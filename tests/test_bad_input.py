@@ -207,6 +207,7 @@ def flags_of(values: dict) -> list[str]:
     return [f"--{key}={value}" for key, value in values.items()]
 
 
+@pytest.mark.slow
 @settings(FEW, max_examples=250)
 @given(st.data())
 def test_any_flags(data):
@@ -216,6 +217,7 @@ def test_any_flags(data):
         check(main, flags_of(TINY[main] | odd), Path(folder, "run"))
 
 
+@pytest.mark.slow
 @settings(FEW, max_examples=150)
 @given(st.data())
 def test_any_yaml(data):
@@ -238,6 +240,7 @@ def test_any_yaml(data):
         check(main, ["--config", str(path)], Path(folder, "run"))
 
 
+@pytest.mark.slow
 @settings(FEW, max_examples=50)
 @given(st.binary(max_size=60))
 def test_any_file_as_config(content):
@@ -251,6 +254,7 @@ def test_any_file_as_config(content):
         )
 
 
+@pytest.mark.slow
 @settings(FEW, max_examples=60)
 @given(st.sampled_from(["dataset", "schedule", "samples", "heatmap", "nonsense"]), st.data())
 def test_any_flags_of_visualize(command, data):

@@ -376,6 +376,7 @@ def on_a_terminal(*argv, **env) -> str:
     return out.decode()
 
 
+@pytest.mark.slow
 def test_bars_are_for_terminals(tmp_path):
     piped = run("evaluate.py", *EXACT, "--outdir", tmp_path / "piped")
     assert piped.returncode == 0 and piped.stderr == ""
@@ -388,6 +389,7 @@ def test_bars_are_for_terminals(tmp_path):
     assert re.search(r"2 sets of 8: +100%.*4/4 \[\d\d:\d\d<\d\d:\d\d", shown)  # elapsed<left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}], ids=["plain", "NO_COLOR"])
 def test_nothing_is_coloured(env, tmp_path):
     """Not even what wandb, jsonargparse and tqdm write."""

@@ -12,12 +12,13 @@ QUICK = ["--denoiser", "exact", "--digits", "embedded", "--num_sets", "1", "--nu
 
 DRAW = """
 import os, sys
-import torch
-import drawing, sheets
-drawing.save(sheets.sample_sheet(torch.rand(1, 1, 8, 8), torch.rand(1, 2, 8, 8)), sys.argv[1])
+import drawing
+figure, axes = drawing.grid_of_axes(1, 2, 2, 1)
+drawing.add_title(figure, "a title")
+drawing.save(figure, sys.argv[1])
 import matplotlib
 print(os.environ.get("MPLBACKEND"), "matplotlib.pyplot" in sys.modules)
-print(matplotlib.get_backend(auto_select=False))
+print(dict.__getitem__(matplotlib.rcParams, "backend"))
 """
 
 
@@ -36,16 +37,16 @@ def run(argv, backend, **options):
     )
 
 
-@pytest.mark.parametrize("backend", [None, "", MISSING, "no_such_backend", "TkAgg"])
+@pytest.mark.parametrize("backend", [None, "", MISSING, "no_such_backend", "module://my", "TkAgg"])
 def test_any_backend_in_the_environment(backend, tmp_path):
-    """It is drawn, the environment stays, and what pyplot will use is what was asked for."""
+    """It is drawn, the environment stays, and pyplot will use what was asked for, if it can."""
     done = run(["-c", DRAW, str(tmp_path / "s.png")], backend)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "s.png").stat().st_size > 100
     said, chosen = done.stdout.splitlines()
     assert said == f"{backend} False"
-    accepted = backend if backend in (MISSING, "TkAgg") else "None"
-    assert chosen.lower() == accepted.lower()
+    if backend in ("module://my", "TkAgg"):
+        assert chosen == backend
 
 
 def test_the_pyplot_of_a_program_is_left_alone(tmp_path):
@@ -56,14 +57,16 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 mine = plt.figure()
-import torch, charts, drawing
-drawing.save(charts.schedules(dict(a=torch.tensor([2.0, 1.0, 0.0])), {}), sys.argv[1])
+import drawing
+figure, axes = drawing.grid_of_axes(1, 2, 2, 1)
+drawing.save(figure, sys.argv[1])
 assert matplotlib.get_backend() == "svg" and plt.get_fignums() == [1] and plt.gcf() is mine
 """
     done = run(["-c", program, str(tmp_path / "s.png")], None)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_evaluations_and_pictures_with_a_missing_backend(tmp_path):
     out = tmp_path / "run"
     done = run(["evaluate.py", *QUICK, "--device", "cpu", "--outdir", str(out)], MISSING)

@@ -177,6 +177,7 @@ def test_little_memory_means_more_calls_and_the_same_sets(tiny_model, monkeypatc
     assert run.particles_per_call() == 1
 
 
+@pytest.mark.slow
 def test_bfloat16_and_compilation_leave_the_samples_alone(tiny_model, monkeypatch):
     from model import EDMDenoiser
 
@@ -273,6 +274,7 @@ def test_a_run_writes_what_it_promises_and_its_config_repeats_it(tiny_model, tmp
     assert yaml.safe_load((tmp_path / "one" / "config.yaml").read_text()) == first["settings"]
 
 
+@pytest.mark.slow
 def test_it_needs_no_home_no_locale_and_no_particular_folder(tmp_path):
     """Started from a folder with a space in its name; results go under it."""
     here = tmp_path / "a folder"
@@ -344,7 +346,10 @@ def test_results_are_written_before_anything_is_drawn(tmp_path, monkeypatch):
     assert metrics["settings"] == yaml.safe_load((tmp_path / "config.yaml").read_text())
 
 
-@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
+@pytest.mark.parametrize(
+    "backend",
+    ["module://matplotlib_inline.backend_inline", pytest.param("nonsense", marks=pytest.mark.slow)],
+)
 def test_any_backend_in_the_environment_ends_with_the_picture(backend, tmp_path):
     """Notebooks name a backend that other environments lack."""
     argv = [*EXACT, "--num_sets", "1", "--num_steps", "2", "--outdir", str(tmp_path)]
@@ -479,7 +484,7 @@ def test_free_world_is_judged_by_spread(tmp_path):
 # ---------------------------------------------------------------- the shipped checkpoint
 
 
-@pytest.mark.parametrize("digits", ["embedded", "mnist"])
+@pytest.mark.parametrize("digits", ["embedded", pytest.param("mnist", marks=pytest.mark.slow)])
 def test_shipped_checkpoint_finds_nearly_all_directions(digits, request):
     if digits == "mnist":
         request.getfixturevalue("mnist_root")
@@ -505,6 +510,7 @@ def test_shipped_checkpoint_finds_nearly_all_directions(digits, request):
 SHIPPED = ["--digits", "embedded", "--device", "cpu"]
 
 
+@pytest.mark.slow
 def test_features_of_a_classifier_find_more_digits_than_independent_draws():
     argv = [
         *SHIPPED,
@@ -537,6 +543,7 @@ def test_features_of_a_classifier_find_more_digits_than_independent_draws():
     )
 
 
+@pytest.mark.slow
 def test_shipped_horizontal_keeps_its_prior():
     result = assemble.evaluation(
         [
@@ -560,6 +567,7 @@ def test_shipped_horizontal_keeps_its_prior():
     )
 
 
+@pytest.mark.slow
 def test_shipped_free_knows_what_is_determined():
     result = assemble.evaluation(
         [

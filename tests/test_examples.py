@@ -117,6 +117,7 @@ def test_what_cannot_be_guided_is_refused():
         example.EpsilonDenoiser(None, scheduler(prediction_type="v_prediction"))
 
 
+@pytest.mark.slow
 def test_the_example_as_it_is_with_a_short_training(tmp_path, capsys, monkeypatch):
     kept = {}
     run = example.run

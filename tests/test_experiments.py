@@ -190,7 +190,13 @@ def finished(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "name, picture",
-    [("e1", "umap"), ("e3", "norms"), ("e4", "mean"), ("e6", "strip"), ("e8", "prior")],
+    [
+        pytest.param("e1", "umap", marks=pytest.mark.slow),
+        ("e3", "norms"),
+        ("e4", "mean"),
+        pytest.param("e6", "strip", marks=pytest.mark.slow),
+        ("e8", "prior"),
+    ],
 )
 def test_experiments_end_with_their_picture(name, picture, finished):
     assert drawn(finished(name) / f"{picture}.png") > 0.02

@@ -96,6 +96,7 @@ def test_a_training_killed_twenty_times_ends_with_the_same_weights(whole, tmp_pa
     assert_same_training(expected, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_training_that_is_told_to_stop_saves_first(number, whole, tmp_path):
     flags, expected = whole
@@ -112,6 +113,7 @@ def test_a_training_that_is_told_to_stop_saves_first(number, whole, tmp_path):
     assert_same_training(expected, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_an_experiment_that_is_killed_keeps_its_finished_cells(tmp_path):
     argv = ["--experiment", "e9", "--num_sets", "2", "--outdir", tmp_path]
     times, generator = {}, random.Random(0)

@@ -169,6 +169,7 @@ def test_tracking_does_not_change_a_training(trained, tmp_path):
     assert not (tmp_path / "wandb").exists() and not list(tmp_path.glob("events*"))
 
 
+@pytest.mark.slow
 def test_resuming_goes_on_with_the_same_run_and_tells_nothing_twice(tmp_path):
     """Killed after 7 updates of which 4 were saved: 5, 6 and 7 are done again, not told again."""
     argv = [
@@ -359,6 +360,7 @@ def test_a_service_that_fails_later_is_left_out(tmp_path, capsys):
     assert steps(events(tmp_path / "b"), "loss") == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_training_outlives_the_process_that_tracks_it(tmp_path):
     """wandb's own process is killed under a training that goes on to its end."""
     code = (

@@ -41,6 +41,7 @@ def test_distortion_moves_little_and_keeps_the_range(digits):
     assert change.min() > 0.01 and change.mean() < 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["judge", "guide"])
 def test_shipped_classifiers_reach_their_figure(role, mnist_root):
     """On all 10,000 test digits, 16 px in frames of 32."""
