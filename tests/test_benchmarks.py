@@ -58,6 +58,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(["worlds"], SMALL))
 def test_every_benchmark_of_speed_measures(name, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)

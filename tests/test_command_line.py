@@ -437,6 +437,7 @@ def test_an_evaluation_that_is_told_to_stop_ends_with_one_line(number, tmp_path)
     assert err.strip() == f"evaluate.py: stopped by {number.name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_experiment_that_is_told_to_stop_keeps_its_cells_and_says_how_to_go_on(number, tmp_path):
     argv = ["--experiment", "e9", "--num_sets", "1", "--num_steps", "20", "--outdir", str(tmp_path)]

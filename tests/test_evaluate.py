@@ -302,6 +302,7 @@ def test_it_needs_no_home_no_locale_and_no_particular_folder(tmp_path):
     assert {"metrics.json", "samples.png"} <= {path.name for path in run.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_repository_that_cannot_be_written_to(tmp_path):
     """Results go to the working directory; in the repository itself one line says why not."""
     code = tmp_path / "code"

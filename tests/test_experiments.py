@@ -106,6 +106,7 @@ def test_unknown_experiments_are_refused(refused):
     )
 
 
+@pytest.mark.slow
 def test_ranks_share_the_cells_and_agree_with_one_process(tmp_path):
     """Two processes as torchrun starts them, without a common folder."""
     flags = [
@@ -202,6 +203,7 @@ def test_experiments_end_with_their_picture(name, picture, finished):
     assert drawn(finished(name) / f"{picture}.png") > 0.02
 
 
+@pytest.mark.slow
 def test_the_map_is_fitted_once_and_the_same_again(finished):
     folder = finished("e1")
     before = (folder / "umap.npz").stat().st_mtime_ns

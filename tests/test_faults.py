@@ -148,6 +148,7 @@ def damaged(path, how: str, generator: random.Random) -> None:
         path.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how, times", [("truncated", 25), ("flipped", 50), ("empty", 1), ("a folder", 1)]
 )
@@ -186,6 +187,7 @@ def test_a_checkpoint_of_another_kind_is_refused(whole, tmp_path, refused):
     assert "a training" in refused(train.main, ["--resume", str(tmp_path / "nowhere")])
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_checkpoint_as_it_was(tmp_path):
     """A limit on the size of files stands in for a disk that is full."""
     flags = [*SMALL, "--iterations", "8", "--save_every", "4"]
@@ -210,6 +212,7 @@ def test_a_full_disk_leaves_the_checkpoint_as_it_was(tmp_path):
     assert checkpoint.read_metadata(tmp_path / "state.safetensors")["iteration"] == 8
 
 
+@pytest.mark.slow
 def test_two_runs_never_share_a_folder(tmp_path, refused, capsys):
     flags = [*SMALL, "--iterations", "100000", "--outdir", tmp_path / "run"]
     process = start("train.py", *flags)

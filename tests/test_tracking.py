@@ -318,6 +318,7 @@ def test_a_library_that_is_missing_is_named(
     assert line.endswith(f"{library} is not installed; run `pip install {library}`")
 
 
+@pytest.mark.slow
 def test_wandb_that_cannot_start_is_one_line(tmp_path):
     """Without a key, and without a folder to write to."""
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
@@ -398,6 +399,7 @@ def test_a_training_outlives_the_process_that_tracks_it(tmp_path):
     assert checkpoint.read_metadata(tmp_path / "state.safetensors")["iteration"] == 400
 
 
+@pytest.mark.slow
 def test_a_training_that_is_stopped_ends_its_run_as_such(tmp_path):
     process = subprocess.Popen(
         [

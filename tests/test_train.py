@@ -228,6 +228,7 @@ def test_posterior_targets_are_the_mean_of_the_drawn_ones(tmp_path):
     assert targets["posterior"].var(0).sum() < 0.9 * targets["drawn"].var(0).sum()
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one(tmp_path):
     """DDP over gloo: the same global batch gives the same weights."""
     argv = [*SMALL, "--iterations", "4"]
@@ -329,6 +330,7 @@ def test_a_log_of_an_earlier_version_becomes_json_when_it_is_continued(tmp_path)
 # ---------------------------------------------------------------- results before pictures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "backend", slow_but(["module://not_installed"], ["module://not_installed", "nonsense"])
 )

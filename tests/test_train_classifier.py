@@ -7,6 +7,7 @@ from data_loader import load_digits
 from metrics import recognise, without_background
 
 
+@pytest.mark.slow
 def test_training_learns_and_the_file_says_what_it_measured(tmp_path, digits, capsys):
     path = tmp_path / "small.safetensors"
     train_classifier.main(

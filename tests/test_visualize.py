@@ -92,6 +92,7 @@ def test_every_world_of_frames_has_a_sheet(tmp_path, refused, capsys):
     assert "dataset: got 'mixture'" in refused(visualize.main, ["dataset", "--dataset", "mixture"])
 
 
+@pytest.mark.slow
 def test_the_animation_ends_with_the_samples(finished, tmp_path):
     """Every step of the sampler, then the samples, framed in colours that the steps do not have."""
     visualize.main(
