@@ -477,8 +477,7 @@ def sampling_command(settings: TrainingSettings, outdir: Path) -> str | None:
     if world.num_cond_frames == 0 and world.dataset != "centered":
         return None
     script = CODE / "evaluate.py"
-    here = Path.cwd().resolve()
-    words = ["python", script.name if here == CODE else str(script)]
+    words = ["python", script.name if Path(script.name).is_file() else str(script)]
     words += ["--checkpoint", str(outdir / "model.safetensors")]
     if world.dataset != "frames":
         if settings.digits.digits in ("mnist", "embedded"):
