@@ -92,7 +92,7 @@ def speed(args, outdir: str) -> tuple[str, dict]:
     times = measure.interleaved(
         {name: updates(name) for name in variants}, args.repetitions, args.device
     )
-    n, result, rows = args.updates * trainings["float32"].settings.batch_size, {}, []
+    n, result, rows = args.updates * trainings["float32"].settings.train.batch_size, {}, []
     for name in variants:
         rate = measure.spread([n / t for t in times[name]])
         faster = measure.ratio(times, "float32", name)
