@@ -84,17 +84,26 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    sync_api = pytest.importorskip(
+        "playwright.sync_api",
+        reason="the report's tests in a browser need playwright: pip install playwright",
+    )
     path = next(
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
     )
     if path is None:
-        pytest.skip("no chromium, chromium-browser or google-chrome on this machine")
+        pytest.skip(
+            "the report's tests in a browser need Chromium: PATH has no chromium, chromium-browser "
+            "or google-chrome"
+        )
     with sync_api.sync_playwright() as playwright:
         try:
             browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         except sync_api.Error as error:  # a launcher without its browser, as Ubuntu's without snap
-            pytest.skip(f"{path} does not start: {str(error).splitlines()[0]}")
+            pytest.skip(
+                "the report's tests in a browser need Chromium: "
+                f"{path} does not start: {str(error).splitlines()[0]}"
+            )
         yield browser
         browser.close()
 
@@ -283,6 +292,27 @@ def test_nothing_is_fetched_and_nothing_unescaped(folder, run):
     assert not re.search(r"https?://|@import|url\(|<link|<script[^>]+src", html)
     assert all(source.startswith("data:image/") for source in re.findall(r'src="([^"]*)"', html))
     assert "<b>&" not in html
+
+
+def test_a_single_set_has_no_interval_and_the_report_says_so(folder):
+    """Without a browser: the metrics of one set, against those of two."""
+    single = (folder / NOTHING / "report.html").read_text(encoding="utf-8")
+    several = (folder / GUIDED / "report.html").read_text(encoding="utf-8")
+    result = json.loads((folder / NOTHING / "metrics.json").read_text())
+    assert result["num_sets"] == 1 and result["confidence"]["ci95"] is None
+    row = re.search(r'<tr data-metric="confidence">.*?</tr>', single, flags=re.S)
+    assert row and "one set, no interval" in row[0] and row[0].count("<data") == 1
+    row = re.search(r'<tr data-metric="quality">.*?</tr>', several, flags=re.S)
+    assert row and "no interval" not in row[0] and row[0].count("<data") == 3
+
+
+def test_a_report_names_the_method_and_the_metrics(folder):
+    html = (folder / GUIDED / "report.html").read_text(encoding="utf-8")
+    assert "circle_jumping, particle guidance, factor 1.7, no redraws" in html
+    assert "circle_jumping, independent" in (folder / ODD / "report.html").read_text("utf-8")
+    for key, name in (("modes_found", "Modes found"), ("hm_iou", "HM IoU*"), ("ged", "GED")):
+        row = re.search(rf'<tr data-metric="{key}"><th scope="row">(.*?)</th>', html, flags=re.S)
+        assert row and name in row[1]
 
 
 def test_a_damaged_run_is_refused(folder, tmp_path, refused, capsys):

@@ -1,9 +1,14 @@
+import shutil
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from matplotlib.image import imread
 from PIL import Image
 
 import evaluate
+import gallery
 import visualize
 
 EXACT = [
@@ -107,3 +112,143 @@ def test_the_animation_ends_with_the_samples(finished, tmp_path):
     with Image.open(tmp_path / "a.gif") as gif:
         assert gif.n_frames >= 7  # six steps; the same frame again may be stored once
         assert coloured(gif, gif.n_frames - 1) > 100 and coloured(gif, 2) == 0
+
+
+# ---------------------------------------------------------------- folders that share a name
+
+
+@pytest.mark.parametrize(
+    "runs, names",
+    [
+        (["/x/run"], ["run"]),
+        (["/x/a", "/x/b"], ["a", "b"]),
+        (["/x/a/run", "/x/b/run"], ["a/run", "b/run"]),
+        (["/x/a/run", "/x/b/run", "/x/other"], ["a/run", "b/run", "x/other"]),
+        (["/a/same/run", "/b/same/run"], ["a/same/run", "b/same/run"]),
+        (["/x/run/run", "/x/run"], ["run/run", "x/run"]),
+        (["/x/run", "/x/../x/run"], ["run", "run"]),  # one folder, written in two ways
+    ],
+)
+def test_names_tell_folders_apart(runs, names):
+    assert gallery.short_names(runs) == names
+
+
+def test_runs_of_folders_with_the_same_name_are_all_drawn(finished, tmp_path, monkeypatch):
+    """In an animation and in a report, each under a name of its own."""
+    runs = [str(tmp_path / parent / "run") for parent in ("a", "b")]
+    for run in runs:
+        shutil.copytree(finished, run)
+    filmed = []
+    monkeypatch.setattr(
+        gallery.sheets, "denoising", lambda sets: filmed.extend(one.title for one in sets) or "film"
+    )
+    visualize.main(["animation", *runs, "--out", str(tmp_path / "film")])
+    assert [title.split(":")[0] for title in filmed] == ["a/run", "b/run"]
+    visualize.main(["report", *runs, "--out", str(tmp_path / "report.html")])
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert html.count("<h2 ") == 2 and ">a/run</h2>" in html and ">b/run</h2>" in html
+
+
+def test_the_first_set_of_frames_of_the_users_own(tmp_path):
+    """They have neither a quality nor a confidence."""
+    blobs = ["--dataset", "frames", "--frames", "examples/blobs.npz", "--outdir", str(tmp_path)]
+    evaluate.main([*EXACT, *blobs])
+    visualize.main(["strip", str(tmp_path)])
+    assert drawn(tmp_path / "strip.png") > 0.2
+
+
+# ---------------------------------------------------------------- the map of umap
+
+
+@pytest.fixture(scope="module")
+def unconditional(tmp_path_factory):
+    outdir = tmp_path_factory.mktemp("unconditional")
+    few = ["--num_sets", "2", "--batch_size", "3", "--num_steps", "2"]
+    evaluate.main(
+        ["--task", "unconditional", "--digits", "embedded", *few, "--device", "cpu"]
+        + ["--outdir", str(outdir)]
+    )
+    return outdir
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    """A stand-in for umap-learn, whose fit takes long: how many digits each fit has seen."""
+    seen = []
+
+    class UMAP:
+        def __init__(self, **settings):
+            pass
+
+        def fit(self, features):
+            seen.append(len(features))
+            self.embedding_ = features[:, :2]
+            return self
+
+        def transform(self, features):
+            return features[:, :2]
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=UMAP))
+    return seen
+
+
+@pytest.mark.parametrize("changed", [["--num_digits", "300"], ["--set", "1"]])
+def test_a_map_of_other_settings_is_drawn_anew(unconditional, fits, tmp_path, changed):
+    """What was kept is used where all is the same, and only there."""
+    run = tmp_path / "run"
+    shutil.copytree(unconditional, run)
+    pictures = []
+    for flags in (["--num_digits", "60"], ["--num_digits", "60"], ["--num_digits", "60", *changed]):
+        visualize.main(["umap", str(run), *flags])
+        pictures.append((run / "umap.png").read_bytes())
+    assert pictures[0] == pictures[1] != pictures[2]
+    assert fits == [60, 300 if changed[0] == "--num_digits" else 60]
+    visualize.main(["umap", str(run), "--num_digits", "60", *changed])
+    assert len(fits) == 2
+    assert sorted(path.name for path in run.glob("umap*")) == ["umap.npz", "umap.png"]
+
+
+def test_a_map_of_another_run_is_drawn_anew(unconditional, fits, tmp_path):
+    """The results of the folder have changed since it was kept."""
+    run = tmp_path / "run"
+    shutil.copytree(unconditional, run)
+    visualize.main(["umap", str(run), "--num_digits", "60"])
+    text = (run / "metrics.json").read_text()
+    assert '"checkpoint_sha256": "' in text
+    (run / "metrics.json").write_text(
+        text.replace('"checkpoint_sha256": "', '"checkpoint_sha256": "0')
+    )
+    visualize.main(["umap", str(run), "--num_digits", "60"])
+    assert fits == [60, 60]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip file", b"PK\x03\x04 cut off"])
+def test_a_damaged_map_is_drawn_anew(unconditional, fits, tmp_path, content):
+    run = tmp_path / "run"
+    shutil.copytree(unconditional, run)
+    (run / "umap.npz").write_bytes(content)
+    visualize.main(["umap", str(run), "--num_digits", "60"])
+    assert fits == [60] and drawn(run / "umap.png") > 0.01
+
+
+@pytest.mark.parametrize("number", [1, 5, 15])
+def test_too_few_digits_for_a_map_are_refused(unconditional, fits, refused, capsys, number):
+    capsys.readouterr()
+    line = refused(visualize.main, ["umap", str(unconditional), "--num_digits", str(number)])
+    assert f"num_digits: got {number}; accepted: 16 or more" in line and not fits
+
+
+def test_the_fewest_digits_of_a_map_and_more_than_there_are(unconditional, fits, tmp_path):
+    for number in ("16", "1000000"):
+        out = tmp_path / f"{number}.png"
+        visualize.main(["umap", str(unconditional), "--num_digits", number, "--out", str(out)])
+        assert drawn(out) > 0.01
+    assert fits[0] == 16 < fits[1] < 1000000
+
+
+def test_flags_of_a_command_win_over_its_config_file(tmp_path):
+    (tmp_path / "c.yaml").write_text("num_steps: 9\nrho: [5]\n")
+    argv = ["schedule", "--num_steps", "4", "--config", str(tmp_path / "c.yaml")]
+    name, args = visualize.parse(argv)
+    assert name == "schedule" and args.num_steps == 4 and list(args.rho) == [5]
+    assert list(visualize.parse(["schedule", "--rho", "3,4,7"])[1].rho) == [3, 4, 7]
