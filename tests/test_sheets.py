@@ -35,21 +35,20 @@ def test_only_the_first_particle_of_a_mode_is_coloured():
 
 def test_sets_of_the_same_title_are_all_animated(tmp_path):
     heights = []
-    for number in (1, 2, 3):
+    for number in (1, 2):
         film = sheets.denoising([denoised_set("run") for _ in range(number)], hold=1)
-        save(film, tmp_path / "a.gif", dpi=40)
+        save(film, tmp_path / "a.gif", dpi=20)
         with Image.open(tmp_path / "a.gif") as gif:
             heights.append(gif.height)
             assert gif.n_frames == 4
         assert titles(film._fig)[1:] == ["run"] * number  # after the last frame
     assert heights[1] == pytest.approx(2 * heights[0], abs=2)
-    assert heights[2] == pytest.approx(3 * heights[0], abs=2)
 
 
 def test_sets_of_different_kinds_are_animated_together(tmp_path):
     """Other numbers of steps and particles, with and without a frame that is given."""
     film = sheets.denoising([denoised_set("a", 5, 3), denoised_set("b", 2, 1, given=False)], hold=1)
-    save(film, tmp_path / "a.gif", dpi=40)
+    save(film, tmp_path / "a.gif", dpi=20)
     with Image.open(tmp_path / "a.gif") as gif:
         assert gif.n_frames == 6
 
