@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import assemble  # noqa: E402
 from command_line import make_parser  # noqa: E402
 from experiments import run_cell  # noqa: E402
+from names import METRICS  # noqa: E402
 
 TRAINED, EXACT = "--num_sets 200 --digits mnist", "--denoiser exact --num_sets 200 --digits mnist"
 HORIZONTAL = (
@@ -126,17 +127,6 @@ FIGURES = [
         ["hm_iou", "ged", "mean_iou"],
     ),
 ]
-NAMES = dict(
-    modes_found="modes found",
-    confidence="confidence",
-    quality="quality",
-    hm_iou="HM IoU*",
-    ged="GED",
-    mean_iou="mean IoU",
-    within_3_sd="within 3 sd",
-    p_right="p(right)",
-    count_variance_ratio="variance of counts over binomial",
-)
 
 
 @dataclass
@@ -153,7 +143,7 @@ def show(key: str, result: dict) -> str:
     """One number with its interval."""
     value = result["mode_frequencies"][0] if key == "p_right" else result[key]
     digits = 2 if key == "modes_found" else 3
-    name = NAMES[key] + (f" of {result['modes_total']}" if key == "modes_found" else "")
+    name = METRICS[key].title + (f" of {result['modes_total']}" if key == "modes_found" else "")
     if not isinstance(value, dict):
         return f"{name}: {value:.{digits}f}"
     mean = f"{name}: {value['mean']:.{digits}f}"
