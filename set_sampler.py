@@ -7,6 +7,8 @@ sets are sampled beside it and in whichever chunks.
 from __future__ import annotations
 
 import math
+import sys
+from contextlib import nullcontext
 from functools import partial
 from typing import Callable
 
@@ -70,9 +72,12 @@ def kept_bytes(denoise: Denoiser, x: Tensor) -> int:
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
+    # A compiled network is measured uncompiled. Where torch._dynamo was never imported, which takes
+    # seconds, there is none.
+    compiled = "torch._dynamo" in sys.modules
     with (
         torch.enable_grad(),
-        torch.compiler.set_stance("force_eager"),
+        torch.compiler.set_stance("force_eager") if compiled else nullcontext(),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
     ):
         # Kept alive until everything is counted, or freed memory would be counted twice.

@@ -138,7 +138,7 @@ TINY = {
         device="cpu",
     ),
 }
-FEW = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+REPEATABLE = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 def outcome(main, argv: list[str]) -> tuple[int, list[str]]:
@@ -207,20 +207,14 @@ def flags_of(values: dict) -> list[str]:
     return [f"--{key}={value}" for key, value in values.items()]
 
 
-@pytest.mark.slow
-@settings(FEW, max_examples=250)
-@given(st.data())
-def test_any_flags(data):
+def any_flags(data):
     main = data.draw(st.sampled_from([evaluate.main, train.main]))
     odd = data.draw(st.dictionaries(st.sampled_from(FLAGS[main]), ANY, min_size=1, max_size=3))
     with tempfile.TemporaryDirectory() as folder:
         check(main, flags_of(TINY[main] | odd), Path(folder, "run"))
 
 
-@pytest.mark.slow
-@settings(FEW, max_examples=150)
-@given(st.data())
-def test_any_yaml(data):
+def any_yaml(data):
     main = data.draw(st.sampled_from([evaluate.main, train.main]))
     anything = st.recursive(
         st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), NAMES),
@@ -240,10 +234,7 @@ def test_any_yaml(data):
         check(main, ["--config", str(path)], Path(folder, "run"))
 
 
-@pytest.mark.slow
-@settings(FEW, max_examples=50)
-@given(st.binary(max_size=60))
-def test_any_file_as_config(content):
+def any_file_as_config(content):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "c.yaml")
         path.write_bytes(content)
@@ -254,10 +245,7 @@ def test_any_file_as_config(content):
         )
 
 
-@pytest.mark.slow
-@settings(FEW, max_examples=60)
-@given(st.sampled_from(["dataset", "schedule", "samples", "heatmap", "nonsense"]), st.data())
-def test_any_flags_of_visualize(command, data):
+def any_flags_of_visualize(command, data):
     odd = data.draw(
         st.dictionaries(
             st.sampled_from(
@@ -289,6 +277,30 @@ def test_any_flags_of_visualize(command, data):
             if code == 0
             else len(lines) == 1 and "error: " in lines[0]
         )
+
+
+COMMANDS = st.sampled_from(["dataset", "schedule", "samples", "heatmap", "nonsense"])
+# (what is checked, its input, how often by default, how often in all)
+PROPERTIES = [
+    (any_flags, [st.data()], 12, 250),
+    (any_yaml, [st.data()], 8, 150),
+    (any_file_as_config, [st.binary(max_size=60)], 5, 50),
+    (any_flags_of_visualize, [COMMANDS, st.data()], 6, 60),
+]
+every_property = pytest.mark.parametrize(
+    "check, inputs, few, many", PROPERTIES, ids=[check.__name__ for check, *_ in PROPERTIES]
+)
+
+
+@every_property
+def test_some_odd_input(check, inputs, few, many):
+    settings(REPEATABLE, max_examples=few)(given(*inputs)(check))()
+
+
+@pytest.mark.slow
+@every_property
+def test_much_odd_input(check, inputs, few, many):
+    settings(REPEATABLE, max_examples=many)(given(*inputs)(check))()
 
 
 def test_sizes_that_the_network_cannot_halve_are_named(refused, tmp_path):
