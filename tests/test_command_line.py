@@ -15,7 +15,7 @@ import time
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, slow_but
 
 import assemble
 import evaluate
@@ -419,7 +419,7 @@ def test_a_pipe_that_nobody_reads_is_no_traceback(argv, tmp_path):
 # ---------------------------------------------------------------- ends
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", slow_but([signal.SIGTERM], [signal.SIGINT, signal.SIGTERM]))
 def test_an_evaluation_that_is_told_to_stop_ends_with_one_line(number, tmp_path):
     flags = ["--num_steps", "1000000"]
     process = subprocess.Popen(

@@ -77,6 +77,7 @@ def test_evaluations_and_pictures_with_a_missing_backend(tmp_path):
     assert (tmp_path / "s.png").is_file()
 
 
+@pytest.mark.slow
 def test_trainings_with_a_missing_backend(tmp_path):
     tiny = ["--channels", "[8]", "--blocks", "1", "--attention", "[]", "--head_channels", "8"]
     short = ["--iterations", "2", "--batch_size", "2", "--patch_size", "8", "--digits", "embedded"]

@@ -496,7 +496,7 @@ def test_shipped_checkpoint_finds_nearly_all_directions(digits, request):
             "--data_root",
             str(ROOT / "data"),
             "--num_sets",
-            "12",
+            "12" if digits == "mnist" else "6",
             "--pg_factor",
             "1.7",
             "--device",

@@ -96,7 +96,6 @@ def test_nothing_needs_the_optional_libraries_until_they_are_asked_for(tmp_path)
         ("evaluate", [*exact, "--outdir", run]),
         ("train", [*tiny, "--iterations", "2", "--batch_size", "2", "--outdir", model]),
         ("visualize", ["samples", run]),
-        ("visualize", ["trajectory", run]),
         ("visualize", ["report", run]),
     )
     assert out.stdout.endswith("all done\n")

@@ -276,6 +276,7 @@ def test_an_experiment_is_held_as_one_table(tmp_path):
     assert len(accumulated.Images("samples")) == 1
 
 
+@pytest.mark.slow
 def test_libraries_are_imported_only_when_asked_for(tmp_path):
     code = (
         "import sys, train; train.main(sys.argv[1:])\n"
