@@ -5,13 +5,9 @@ from pathlib import Path
 
 import pytest
 
-# Set before torch is imported, which reads it: each test process computes on one core.
+# Set before torch is imported, which reads it: each test process computes on one core. Nothing here
+# imports torch by itself, since the process that only hands out the tests would wait for it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-import torch  # noqa: E402
-
-from config import DigitSettings, WorldSettings  # noqa: E402
-from data_loader import load_digits, load_world  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 # Flags of a training of a few seconds.
@@ -52,6 +48,8 @@ def pytest_cmdline_main(config):
 @pytest.fixture(scope="session")
 def digits():
     """Test digits that are always there."""
+    from data_loader import load_digits
+
     return load_digits("embedded", "test", size=16, data_root="data")
 
 
@@ -66,6 +64,9 @@ def mnist_root():
 @pytest.fixture
 def world():
     """world(dataset=..., ...): a world of embedded test digits, other settings as by default."""
+    from config import DigitSettings, WorldSettings
+    from data_loader import load_world
+
     return lambda **settings: load_world(
         WorldSettings(**settings), DigitSettings("embedded"), "test"
     )
@@ -73,6 +74,8 @@ def world():
 
 @pytest.fixture
 def generator():
+    import torch
+
     return torch.Generator().manual_seed(0)
 
 

@@ -398,7 +398,11 @@ def test_nothing_is_coloured(env, tmp_path):
     assert "tracked by" in shown and not re.search("\x1b\\[[0-9;]*m", shown)
 
 
-@pytest.mark.parametrize("argv", [["--help"], EXACT], ids=["help", "results"])
+@pytest.mark.parametrize(
+    "argv",
+    [["--help"], pytest.param(EXACT, marks=pytest.mark.slow)],
+    ids=["help", "results"],
+)
 def test_a_pipe_that_nobody_reads_is_no_traceback(argv, tmp_path):
     read, write = os.pipe()
     os.close(read)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, slow_but
 
 import assemble
 import evaluate
@@ -36,7 +36,7 @@ def test_independent_sampling_finds_what_theory_says():
     assert result["network_calls"] == 2 * 22 - 1 and result["backward_calls"] == 0
 
 
-@pytest.mark.parametrize("num_steps", [12, 22, 40])
+@pytest.mark.parametrize("num_steps", slow_but([22], [12, 22, 40]))
 def test_guided_sets_find_all_directions(num_steps):
     result = result_of("--num_sets", 60, "--pg_factor", 1.7, "--num_steps", num_steps)
     # 7.95 over 200 digits (README); 60 leave a margin for chance
@@ -86,7 +86,7 @@ def test_rivals_beat_independent_draws(argv):
 
 
 def test_the_references_form_does_not():
-    result = result_of("--num_sets", 100, "--guidance", "reference", "--pg_factor", 1)
+    result = result_of("--num_sets", 30, "--guidance", "reference", "--pg_factor", 1)
     assert result["modes_found"]["mean"] < result["modes_expected_iid"]
 
 
@@ -124,7 +124,7 @@ def test_mixture_of_the_shipped_config():
 # ---------------------------------------------------------------- repeatability
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", slow_but([0], [0, 1, 2]))
 @pytest.mark.parametrize(
     "argv",
     [
@@ -347,10 +347,8 @@ def test_results_are_written_before_anything_is_drawn(tmp_path, monkeypatch):
     assert metrics["settings"] == yaml.safe_load((tmp_path / "config.yaml").read_text())
 
 
-@pytest.mark.parametrize(
-    "backend",
-    ["module://matplotlib_inline.backend_inline", pytest.param("nonsense", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow  # test_drawing.py does the same with one
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
 def test_any_backend_in_the_environment_ends_with_the_picture(backend, tmp_path):
     """Notebooks name a backend that other environments lack."""
     argv = [*EXACT, "--num_sets", "1", "--num_steps", "2", "--outdir", str(tmp_path)]

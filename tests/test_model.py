@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from conftest import slow_but
 
 from checkpoint import make_denoiser
 from config import ModelSettings, WorldSettings
@@ -50,7 +51,7 @@ def test_shapes(settings):
     [[1], [2], [3], [5, 7], [48, 96], [37, 53], [12, 20, 36], [66, 130], [144, 24], [1, 2, 3, 4]],
     ids=str,
 )
-@pytest.mark.parametrize("head_channels", [1, 20, 64])
+@pytest.mark.parametrize("head_channels", slow_but([20], [1, 20, 64]))
 def test_networks_of_any_widths_can_be_trained(channels, head_channels):
     """Every layer has a finite gradient, and the noise level and the condition reach the output."""
     attention = list(range(len(channels)))

@@ -90,7 +90,7 @@ def without_optional(*commands, check=True) -> subprocess.CompletedProcess:
 def test_nothing_needs_the_optional_libraries_until_they_are_asked_for(tmp_path):
     run, model = str(tmp_path / "run"), str(tmp_path / "model")
     common = ["--digits", "embedded", "--device", "cpu"]
-    exact = [*common, "--denoiser", "exact", "--num_sets", "2", "--num_steps", "4"]
+    exact = [*common, "--denoiser", "exact", "--num_sets", "1", "--num_steps", "2"]
     tiny = [*common, "--channels", "[8]", "--attention", "[]", "--patch_size", "8"]
     out = without_optional(
         ("evaluate", [*exact, "--outdir", run]),

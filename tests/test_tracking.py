@@ -233,6 +233,7 @@ def test_an_evaluation_is_held_by_both(tmp_path):
     assert not (tmp_path / "again" / "wandb").exists()
 
 
+@pytest.mark.slow
 def test_an_experiment_is_held_as_one_table(tmp_path):
     argv = [
         "--experiment",

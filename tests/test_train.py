@@ -62,7 +62,7 @@ def test_a_run_leaves_what_it_promises(tiny_model):
 @pytest.mark.parametrize(
     "extra",
     slow_but(
-        ["--dataset horizontal --class_labels true", "--optimizer muon"],
+        ["--dataset horizontal --class_labels true"],
         [
             "--optimizer muon",
             "--dataset free",
@@ -160,6 +160,7 @@ def test_a_finished_training_can_be_resumed_and_prolonged(tmp_path, capsys):
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["iterations"] == 6
 
 
+@pytest.mark.slow
 def test_a_training_that_has_no_state_yet_starts_again_with_its_settings(tmp_path, capsys):
     argv = [*SMALL, "--iterations", "3", "--lr", "0.002"]
     train.main([*argv, "--outdir", str(tmp_path / "whole")])
@@ -312,6 +313,7 @@ def test_a_line_of_the_log_holds_the_number_or_null(value):
     assert read["loss"] == (value if np.isfinite(value) else None)
 
 
+@pytest.mark.slow
 def test_a_log_of_an_earlier_version_becomes_json_when_it_is_continued(tmp_path):
     train.main([*SMALL, "--iterations", "3", "--outdir", str(tmp_path)])
     log = tmp_path / "metrics.jsonl"

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import slow_but
 from matplotlib.image import imread
 from PIL import Image
 
@@ -47,7 +48,9 @@ def test_trajectory_of_a_set(finished):
     assert drawn(finished / "trajectory-1.png") > 0.5
 
 
-@pytest.mark.parametrize("dataset", ["centered", "free", "circle_jumping", "horizontal"])
+@pytest.mark.parametrize(
+    "dataset", slow_but(["centered"], ["centered", "free", "circle_jumping", "horizontal"])
+)
 def test_dataset_of_every_world(dataset, tmp_path):
     visualize.main(
         ["dataset", "--dataset", dataset, "--digits", "embedded", "--out", str(tmp_path / "d.png")]
