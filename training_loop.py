@@ -21,6 +21,7 @@ import checkpoint
 from config import OptimizationSettings, TrainingSettings, reject
 from devices import machine_name, use_bfloat16
 from model import edm_loss, inside, lit_box, posterior_mean, sigma_data_of
+from muon import Muon
 from noise import Stream, set_generator
 from ranges import to_model_range
 from worlds import MovingDigits, World
@@ -40,7 +41,7 @@ class Diverged(RuntimeError):
 class Optimizer:
     """AdamW, or Muon for the hidden weight matrices and AdamW for the rest.
 
-    Muon: Jordan et al. 2024, torch.optim.Muon. A convolution's kernel counts as one matrix, out x
+    Muon: `muon.py`. A convolution's kernel counts as one matrix, out x
     (in * k * k).
 
     Arguments:
@@ -70,7 +71,7 @@ class Optimizer:
             if parameter.ndim >= 2 and not name.startswith(ends)
         ]
         self.hidden = hidden if muon else []
-        # torch.optim.Muon takes matrices only: give it views that share the kernels' memory.
+        # Muon takes matrices only: give it views that share the kernels' memory.
         self.matrices = [self._matrix(parameter.detach()) for parameter in self.hidden]
         taken = {id(parameter) for parameter in self.hidden}
         rest = [parameter for parameter in model.parameters() if id(parameter) not in taken]
@@ -80,9 +81,7 @@ class Optimizer:
             )
         }
         if self.hidden:
-            self.parts["muon"] = torch.optim.Muon(
-                self.matrices, lr=muon_lr, weight_decay=weight_decay
-            )
+            self.parts["muon"] = Muon(self.matrices, lr=muon_lr, weight_decay=weight_decay)
         self.base = {name: part.param_groups[0]["lr"] for name, part in self.parts.items()}
 
     @staticmethod
