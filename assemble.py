@@ -8,15 +8,19 @@ layers are dictionaries, and what they add up to is checked by the settings' own
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Mapping, Sequence
 
 from command_line import Parser, asks_for_config, given, make_parser, print_config
 from config import (
+    DigitSettings,
     EvaluationSettings,
     ExperimentSettings,
+    SamplerSettings,
     TrackingSettings,
     WorldSettings,
     build,
@@ -25,8 +29,11 @@ from config import (
 )
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
+    from decisions import Decisions
+    from model import EDMDenoiser
     from set_sampler import SetSampler
     from tasks import Task
 
@@ -80,8 +87,32 @@ def complete(values: Mapping[str, Any]) -> tuple[EvaluationSettings, Path | None
     offered = "conditional" if settings.world.num_cond_frames else "unconditional"
     if settings.evaluate.task is None:
         settings.evaluate.task = offered
+    _choose(settings)
     _check(settings, offered, defaults if path else {})
     return settings, path
+
+
+def _choose(settings: EvaluationSettings) -> None:
+    """Fill in what is left to the task and to each other among the settings."""
+    guidance = settings.guidance
+    sampler = settings.sampler
+    if guidance.pg_features is None:
+        digits = settings.evaluate.task == "unconditional" and settings.world.dataset == "centered"
+        guidance.pg_features = "classifier" if digits else "pixels"
+    if sampler.sampler is None:
+        together = settings.evaluate.batch_size * guidance.medoids_of * guidance.sequential > 1
+        repelled = guidance.guidance == "pg" and guidance.pg_factor > 0 and together
+        edms = sampler.s_churn > 0 or sampler.second_stage != "next"
+        sampler.sampler = "window" if repelled and not edms else "edm"
+
+
+def needs_decisions(settings: EvaluationSettings) -> bool:
+    """Whether something is left to a pilot: where it is decided what a sample shows."""
+    sampler = settings.sampler
+    guidance = settings.guidance
+    window = sampler.sampler == "window" and None in (sampler.window_min, sampler.window_max)
+    repelled = guidance.guidance == "pg" and guidance.pg_factor > 0
+    return window or (repelled and None in (guidance.pg_sigma_min, guidance.pg_sigma_max))
 
 
 def defaults_below(values: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
@@ -175,8 +206,6 @@ def _check(settings: EvaluationSettings, offered: str, trained: Mapping[str, Any
             "trained for this world; exact needs circle_jumping or horizontal with one digit, "
             "frames, or mixture",
         )
-    if guidance.guidance == "kmedoids" and guidance.sequential > 1:
-        reject("sequential", guidance.sequential, "1 with --guidance kmedoids, which has no memory")
     if guidance.guidance == "cads" and (exact or offered == "unconditional"):
         reject(
             "guidance",
@@ -199,6 +228,8 @@ class Evaluation:
         task: conditions, right answers and metrics
         sampler: makes the sets
         checkpoint: the trained network's file, None with the exact denoiser
+        pilot_calls: network calls of the pilot, all of its particles together; 0 where it was read
+            from beside the checkpoint, or where there is none
         notices: what a user should know before it runs, a sentence each
     """
 
@@ -206,11 +237,21 @@ class Evaluation:
     task: Task
     sampler: SetSampler
     checkpoint: Path | None = None
+    pilot_calls: int = 0
     notices: list[str] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
         """The settings that repeat it, wherever its results are written to."""
         return self.settings.record() | dict(outdir=None)
+
+    def _decided(self) -> dict[str, Any]:
+        """The window and the curve that it was measured from, for metrics.json."""
+        held: dict[str, Any] = {}
+        if self.settings.sampler.sampler == "window":
+            held["window"] = self.sampler.window()
+        if self.sampler.decisions is not None:
+            held["decisions"] = asdict(self.sampler.decisions)
+        return held
 
     def run(self, progress: bool = True) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
         """Sample all sets and measure them.
@@ -234,6 +275,8 @@ class Evaluation:
             seconds=round(seconds, 3),
             network_calls=self.sampler.calls.forward / particles,
             backward_calls=self.sampler.calls.backward / particles,
+            pilot_calls=self.pilot_calls / particles,
+            **self._decided(),
             digits_source=self.task.world.source,
             settings=self.record(),
             device=str(self.sampler.device),
@@ -298,5 +341,66 @@ def set_up(settings: EvaluationSettings, path: Path | None) -> Evaluation:
     feature_classifier = None
     if settings.guidance.pg_features == "classifier" and settings.world.dataset != "mixture":
         feature_classifier = checkpoint.load_classifier("guide", device)
-    sampler = SetSampler(task, settings, device, network, feature_classifier)
-    return Evaluation(settings, task, sampler, path, notices)
+    curve = None
+    pilot_calls = 0
+    if needs_decisions(settings):
+        curve, pilot_calls = decisions_of(settings, kind, world, network, path, device)
+    sampler = SetSampler(task, settings, device, network, feature_classifier, curve)
+    return Evaluation(settings, task, sampler, path, pilot_calls, notices)
+
+
+PILOT = (4, 4)  # sets, and particles in each: their calls are 1 of 16 of what 32 sets of 8 cost
+
+
+def decisions_of(
+    settings: EvaluationSettings,
+    kind: type[Task],
+    world: Any,
+    network: EDMDenoiser | None,
+    path: Path | None,
+    device: torch.device,
+) -> tuple[Decisions, int]:
+    """Where it is decided what a sample shows, measured by a pilot of a few independent sets.
+
+    It is kept beside the checkpoint, and read from there the next time. It depends on the network,
+    the world and the range of noise levels, not on the seed or the sets of the evaluation.
+
+    Arguments:
+        settings, path: as for `set_up`
+        kind: the class of the task
+        world: the test split of the world
+        network: the trained denoiser, None for the exact one
+        device: where it computes
+
+    Returns (the curve, the network calls that it took, of all particles together).
+    """
+    import decisions
+    from records import sha256_of
+    from set_sampler import SetSampler
+
+    sets, particles = PILOT
+    most = kind.most_sets(world)
+    sampler = settings.sampler
+    pilot = EvaluationSettings(
+        evaluate=copy.copy(settings.evaluate),
+        world=settings.world,
+        digits=settings.digits,
+        sampler=SamplerSettings(
+            sampler="edm",
+            sigma_min=sampler.sigma_min,
+            sigma_max=sampler.sigma_max,
+            rho=sampler.rho,
+        ),
+    )
+    described = record(pilot.world, DigitSettings(settings.digits.digits), pilot.sampler)
+    name = hashlib.sha256(json.dumps([PILOT, described], sort_keys=True).encode()).hexdigest()[:16]
+    if path is not None:
+        held = decisions.cached(path, sha256_of(path), name)
+        if held is not None:
+            return held, 0
+    task = kind(world, sets if most is None else min(sets, most), 0)
+    unguided = SetSampler(task, pilot, device, network)
+    curve = unguided.measure_decisions(particles)
+    if path is not None:
+        decisions.keep(path, sha256_of(path), name, curve)
+    return curve, unguided.calls.forward

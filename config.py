@@ -238,10 +238,14 @@ class TaskSettings:
 
 @dataclass
 class SamplerSettings:
-    """Sampler (EDM, algorithm 2)"""
+    """Sampler"""
 
+    sampler: Optional[Literal["edm", "window"]] = None
+    """edm: EDM's noise levels and steps (its algorithm 2); window: most steps between the noise
+    levels at which it is decided what a sample shows, noise added back at each of them (null:
+    window where particle guidance acts and s_churn is 0, else edm)"""
     num_steps: Count = 22
-    """steps of the sampler from sigma_max to 0"""
+    """steps of edm from sigma_max to 0; window makes as many network calls, 2 num_steps - 1"""
     sigma_min: Sigma = 0.002
     """last noise level before 0, a standard deviation for images in [-1, 1]"""
     sigma_max: Sigma = 80.0
@@ -249,31 +253,64 @@ class SamplerSettings:
     rho: Positive = 7.0
     """exponent of the schedule; a larger one means more steps at low noise"""
     s_churn: NonNegative = 0.0
-    """amount of noise that is added back, over all steps (0: a deterministic sampler)"""
+    """edm: amount of noise that is added back, over all steps (0: a deterministic sampler)"""
     s_min: NonNegative = 0.0
-    """smallest noise level with churn"""
+    """edm: smallest noise level with churn"""
     s_max: NonNegativeFloat = math.inf
-    """largest noise level with churn"""
+    """edm: largest noise level with churn"""
     s_noise: Positive = 1.0
-    """factor on the standard deviation of the noise that churn adds (1: as in theory)"""
+    """factor on the standard deviation of the noise that is added back (1: as in theory)"""
+    window_min: Optional[Sigma] = None
+    """window: its smallest noise level (null: measured by a pilot of a few independent sets)"""
+    window_max: Optional[Sigma] = None
+    """window: its largest noise level (null: measured)"""
+    window_churn: ClosedUnitInterval = 0.3
+    """window: noise added back at each step, in units of its noise level (gamma in EDM)"""
+    second_stage: Literal["next", "here"] = "next"
+    """edm: where Heun's correction evaluates the denoiser: next, at the result of the Euler step;
+    here, where the Euler step began and without guidance, as in the reference thesis's code"""
+    initial_scale: Positive = 1.0
+    """factor on the starting noise (0.1 in the reference thesis's code)"""
 
     def __post_init__(self):
         if self.sigma_min >= self.sigma_max:
             reject("sigma_min", self.sigma_min, f"less than sigma_max = {self.sigma_max}")
         if self.num_steps < 2:
             reject("num_steps", self.num_steps, "2 or more")
+        low, high = self.window_min, self.window_max
+        if low is not None and not self.sigma_min < low < (high or self.sigma_max):
+            reject(
+                "window_min",
+                low,
+                f"more than sigma_min = {self.sigma_min} and less than "
+                + (f"window_max = {high}" if high else f"sigma_max = {self.sigma_max}"),
+            )
+        if high is not None and not self.sigma_min < high < self.sigma_max:
+            reject(
+                "window_max",
+                high,
+                f"between sigma_min = {self.sigma_min} and sigma_max = {self.sigma_max}",
+            )
+        if self.sampler == "window":
+            for key, default in (("s_churn", 0.0), ("second_stage", "next")):
+                if getattr(self, key) != default:
+                    reject(
+                        key, getattr(self, key), f"{default} with sampler window, or sampler edm"
+                    )
 
 
 @dataclass
 class GuidanceSettings:
     """Guidance"""
 
-    guidance: Literal["pg", "spell", "cads", "kmedoids", "reference", "none"] = "pg"
-    """what makes a set diverse: pg, particle guidance; spell, cads or kmedoids, other methods;
-    reference, the thesis's form with its sign error"""
+    guidance: Literal["pg", "spell", "cads", "reference", "none"] = "pg"
+    """what makes a set diverse: pg, particle guidance; spell or cads, other methods; reference, the
+    thesis's form with its sign error"""
     noise: Literal["iid", "antithetic", "simplex", "stratified"] = "iid"
     """initial noise of a set: independent (iid) or coupled; each particle's own noise is always
     standard normal"""
+    medoids_of: Count = 1
+    """sample so many times the particles, guided or not, and keep the medoids (1: keep all)"""
     pg_factor: NonNegative = 0.0
     """strength of pg and reference, in the unit that pg_strength names (0: independent
     samples)"""
@@ -283,38 +320,29 @@ class GuidanceSettings:
     pg_space: Literal["x", "denoised", "jacobian"] = "jacobian"
     """where the potential acts: x, the noisy images; denoised, D(x); jacobian, D(x) with the
     gradient taken through the denoiser"""
-    pg_features: Literal["pixels", "classifier"] = "pixels"
+    pg_features: Optional[Literal["pixels", "classifier"]] = None
     """what the potential compares: pixels, or features of a digit classifier other than the one
-    that measures the result"""
+    that measures the result (null: classifier for unconditional digits, else pixels)"""
     pg_pool: Count = 1
     """side of the squares over which images are averaged before they are compared, px (1: no
     averaging)"""
-    pg_strength: Literal["constant", "sigma", "drift"] = "drift"
-    """unit of pg_factor: constant, a drift of pg_factor * grad U; sigma, the same times sigma
-    (alpha in the paper); drift, relative to the denoiser's drift"""
+    pg_strength: Literal["joint", "sigma", "constant", "drift"] = "joint"
+    """unit of pg_factor: joint, the joint density of a set of B is that of independent particles
+    times Phi^(B pg_factor); sigma, a drift of pg_factor * sigma * grad U (alpha in the paper);
+    constant, a drift of pg_factor * grad U; drift, relative to the denoiser's drift"""
     pg_bandwidth: Literal["median", "fixed", "sigma"] = "median"
     """bandwidth h of the kernel: the median heuristic, a constant, or proportional to sigma"""
-    pg_bandwidth_value: Positive = 1.0
+    pg_bandwidth_value: Positive = 2.0
     """h itself if fixed, else the factor on the median heuristic or on sigma"""
-    pg_sigma_min: Sigma = 3.0
-    """smallest noise level at which particle guidance acts"""
-    pg_sigma_max: Sigma = 40.0
-    """largest noise level at which particle guidance acts"""
+    pg_sigma_min: Optional[Sigma] = None
+    """smallest noise level at which particle guidance acts (null: it fades as decisions are made,
+    measured by a pilot of a few independent sets)"""
+    pg_sigma_max: Optional[Sigma] = None
+    """largest noise level at which particle guidance acts (null: measured)"""
     pg_anneal: Literal["none", "strength", "bandwidth", "both"] = "none"
     """what falls to 0 from pg_sigma_max to pg_sigma_min, as half a cosine in ln sigma"""
     pg_cap: PositiveFloat = math.inf
     """largest push on one particle, as a multiple of the denoiser's drift per pixel"""
-    redraws: CountOrZero = 6
-    """pg: maximum rounds in which a duplicate or doubtful particle is resampled, repelled by the
-    rest of its set"""
-    most_alike: ClosedUnitInterval = 0.25
-    """pg: similarity above which two particles count as duplicates: IoU of images or, with
-    pg_features classifier, the probability that both show the same digit"""
-    most_doubt: PositiveFloat = 1.6
-    """pg: a particle is doubtful if the denoiser moves it by more than this times the median of
-    its set"""
-    doubt_sigma: Sigma = 1.5
-    """pg: noise that is added to a sample to measure how far the denoiser moves it"""
     sequential: Count = 1
     """batches that are sampled one after the other for each condition, each repelled by those
     before it and measured together with them"""
@@ -329,18 +357,19 @@ class GuidanceSettings:
     """cads: position in the schedule above which the conditioning is only noise"""
     cads_mixing: ClosedUnitInterval = 1.0
     """cads: share of the noised conditioning that is rescaled to its former mean and deviation"""
-    kmedoids_pool: Count = 4
-    """kmedoids: independent samples for each particle that is kept"""
     stratified_rank: Count = 1
     """stratified: number of leading directions of the posterior along which noise is spread"""
     stratified_sigma: Sigma = 20.0
     """stratified: noise level at which these directions are measured"""
 
     def __post_init__(self):
-        if self.pg_sigma_min >= self.pg_sigma_max:
-            reject(
-                "pg_sigma_min", self.pg_sigma_min, f"less than pg_sigma_max = {self.pg_sigma_max}"
-            )
+        low, high = self.pg_sigma_min, self.pg_sigma_max
+        if low is not None and high is not None and low >= high:
+            reject("pg_sigma_min", low, f"less than pg_sigma_max = {high}")
+        if self.pg_anneal != "none" and (low is None or high is None):
+            reject("pg_anneal", self.pg_anneal, "none, or give pg_sigma_min and pg_sigma_max")
+        if self.medoids_of > 1 and self.sequential > 1:
+            reject("sequential", self.sequential, "1 with medoids_of, which has no memory")
         if self.cads_tau1 >= self.cads_tau2:
             reject("cads_tau1", self.cads_tau1, f"less than cads_tau2 = {self.cads_tau2}")
 

@@ -99,7 +99,7 @@ def trajectory(run: str, set_number: int = 0, num_particles: int = 3) -> Picture
 
 
 def animation(runs: Sequence[str], set_number: int = 0) -> Picture:
-    """x_n and D(x_n) of one set of each evaluation over the denoising steps, without redraws."""
+    """x_n and D(x_n) of one set of each evaluation over the denoising steps."""
     sets = []
     for run, title in zip(runs, short_names(runs)):
         evaluation = set_up_again(run, set_number)

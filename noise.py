@@ -14,6 +14,7 @@ import math
 from enum import IntEnum
 from typing import Sequence
 
+import numpy
 import torch
 from scipy import stats
 from torch import Tensor
@@ -34,7 +35,7 @@ class Stream(IntEnum):
     CONDITIONING = 4  # CADS's noise on the conditioning
     QUANTILES = 5  # stratified noise: shifts and permutations
     DIRECTIONS = 6  # stratified noise: starting points of the power iteration
-    DOUBT = 7  # noise added to a finished sample to ask the denoiser about it
+    PILOT = 7  # starting noise of the sets on which `decisions` are measured
 
     def turn(self, turn: int) -> int:
         """The number of this stream in a later draw for the same set; turn 0 is the first draw."""
@@ -57,35 +58,45 @@ def set_generator(
     return torch.Generator(device).manual_seed(mixed % 2**63)
 
 
-class SetNoise:
-    """A source of standard normal noise in which every set has its own stream.
+class ParticleNoise:
+    """A source of standard normal noise in which every particle of every set has its own stream.
 
-    What set g gets depends on the seed and on its index alone: not on the sets beside it, on how
-    sets are split into chunks, or on the device. A call draws the next noise, (G, *shape) float32
-    on `device`.
+    What a particle gets depends on the seed, its set and its number in the set alone: not on how
+    many particles or sets there are beside it, on how they are split into chunks, or on the device.
+    A call draws the next noise, (G, B, *shape) float32 on `device`.
 
     Arguments:
         seed: the seed of the run
-        sets: indices of the G sets
-        shape: shape of one set's noise, (B, C, H, W)
+        sets: numbers of the G sets
+        particles: numbers of the B particles of each set
+        shape: shape of one particle's noise, (C, H, W)
         device: where the noise is returned; it is always drawn on the CPU
-        stream: what the numbers are for, as in `set_generator`
+        stream: what the numbers are for
     """
 
     def __init__(
         self,
         seed: int,
         sets: Sequence[int],
+        particles: Sequence[int],
         shape: tuple[int, ...],
         device: torch.device | str = "cpu",
         stream: int = Stream.SAMPLING,
     ):
-        self.generators = [set_generator(seed, int(index), stream) for index in sets]
-        self.shape = shape
+        # numpy hashes the whole key into its generator's state; torch's CPU generator would take 32
+        # bits of it, too few for as many streams as there are particles.
+        self.generators = [
+            numpy.random.default_rng([seed, stream, int(index), int(particle)])
+            for index in sets
+            for particle in particles
+        ]
+        self.shape = (len(sets), len(particles), *shape)
         self.device = device
 
     def __call__(self) -> Tensor:
-        noise = torch.stack([torch.randn(self.shape, generator=g) for g in self.generators])
+        noise = torch.empty(self.shape)
+        for generator, out in zip(self.generators, noise.flatten(0, 1).numpy()):
+            generator.standard_normal(dtype=numpy.float32, out=out)
         return noise.to(self.device, non_blocking=True)
 
 

@@ -189,7 +189,7 @@ class LogDet:
         jitter: what is added to the diagonal of K, which bounds U for copies
     """
 
-    def __init__(self, bandwidth: Bandwidth = Bandwidth(), jitter: float = 1e-3):
+    def __init__(self, bandwidth: Bandwidth = Bandwidth(), jitter: float = 2e-3):
         self.rbf = RBF(bandwidth)
         self.jitter = jitter
 

@@ -74,8 +74,13 @@ def provenance(checkpoint: Path | None) -> dict[str, Any]:
             python=platform.python_version(), torch=torch.__version__, numpy=numpy.__version__
         ),
         commit=commit_of_the_code(),
-        checkpoint_sha256=checkpoint and hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        checkpoint_sha256=checkpoint and sha256_of(checkpoint),
     )
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @lru_cache

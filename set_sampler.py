@@ -1,30 +1,30 @@
-"""Sampling of sets: denoiser -> guidance -> sampler -> redraws, in chunks that fit into memory.
+"""Sampling of sets: denoiser -> guidance -> sampler -> medoids, in chunks that fit into memory.
 
-Set g is always the same: its condition and its noise follow from (seed, g) alone, whatever other
-sets are sampled beside it and in whichever chunks.
+The condition of set g follows from (seed, g) alone, and the noise of its particle i from (seed, g,
+i): neither depends on what is sampled beside it, nor on the chunks.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 from contextlib import nullcontext
 from functools import partial
-from typing import Callable
+from typing import Callable, Sequence
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from classifier import Classifier
-from config import EvaluationSettings
+from config import EvaluationSettings, SamplerSettings
+from decisions import Decisions, measure
 from denoiser import Denoiser
 from devices import free_memory
 from guidance import Cads, ParticleGuidance, Reference, Spell
-from metrics import iou, without_background
+from metrics import iou
 from model import EDMDenoiser
 from noise import (
-    SetNoise,
+    ParticleNoise,
     Stream,
     antithetic,
     leading_directions,
@@ -34,8 +34,8 @@ from noise import (
 )
 from potentials import POTENTIALS, Bandwidth, IoU
 from ranges import to_model_range, to_unit_range
-from sampler import edm_sampler, karras_sigmas
-from selection import kmedoids, redraw_faulty
+from sampler import Schedule, edm_schedule, integrate, karras_sigmas, window_schedule
+from selection import kmedoids
 from tasks import Task
 
 # At most, in one network call. On a CPU, larger calls are no faster.
@@ -97,9 +97,11 @@ class SetSampler:
         device: where the denoiser computes
         network: the trained denoiser; None for the exact one, the mean over the right answers
         feature_classifier: the classifier whose features are compared, where guidance asks for it
+        decisions: where it is decided what a sample shows; None where the settings do not ask for
+            it (`needs_decisions`)
 
     Attributes:
-        sigmas: (N + 1,) float64, the noise levels of the sampler, the last one 0
+        schedule: the steps of the sampler
         particle_shape: (C, H, W)
         calls: what sampling has cost so far
     """
@@ -111,6 +113,7 @@ class SetSampler:
         device: torch.device,
         network: EDMDenoiser | None = None,
         feature_classifier: Classifier | None = None,
+        decisions: Decisions | None = None,
     ):
         self.task = task
         self.settings = settings
@@ -119,11 +122,56 @@ class SetSampler:
         self.feature_classifier = feature_classifier
         self.seed = settings.run.seed
         self.batch_size = settings.evaluate.batch_size
-        s = settings.sampler
-        self.sigmas = karras_sigmas(s.num_steps, s.sigma_min, s.sigma_max, s.rho)
+        self.decisions = decisions
+        self.schedule = self.make_schedule()
         self.particle_shape = (1, *task.world.frame_shape)
         self.calls = CallCounter()
         self.progress: tqdm | None = None  # while sets are sampled
+
+    # ------------------------------------------------------------ schedule
+    def make_schedule(self) -> Schedule:
+        """The steps that the settings ask for."""
+        s = self.settings.sampler
+        if s.sampler == "window":
+            return window_schedule(
+                2 * s.num_steps - 1,
+                self.window(),
+                s.window_churn,
+                sigma_min=s.sigma_min,
+                sigma_max=s.sigma_max,
+                rho=s.rho,
+            )
+        sigmas = karras_sigmas(s.num_steps, s.sigma_min, s.sigma_max, s.rho)
+        return edm_schedule(sigmas, s.s_churn, s.s_min, s.s_max)
+
+    def window(self) -> tuple[float, float]:
+        """The (smallest, largest) noise level of the window: given, or measured."""
+        s = self.settings.sampler
+        low, high = s.window_min, s.window_max
+        if low is None or high is None:
+            assert self.decisions is not None  # needs_decisions says so
+            measured_low, measured_high = self.decisions.window()
+            high = high or min(measured_high, 0.99 * s.sigma_max)
+            low = low or max(measured_low, 1.01 * s.sigma_min)
+            low = min(low, 0.99 * high)
+        return low, high
+
+    def measure_decisions(self, particles: int) -> Decisions:
+        """Sample all sets of the task, `particles` in each, without guidance, for what is decided
+        where."""
+        s = self.settings.sampler
+        sets = torch.arange(self.task.num_sets)
+        noise = self.noise(sets, range(particles), Stream.PILOT)
+        sigmas = karras_sigmas(SamplerSettings.num_steps, s.sigma_min, s.sigma_max, s.rho)
+        with torch.no_grad():
+            denoise = self.calls.counted(self.denoiser(sets))
+            return measure(denoise, noise() * sigmas[0], sigmas)
+
+    def noise(self, sets: Tensor, particles: Sequence[int], stream: int) -> ParticleNoise:
+        """A source of noise for some particles of some sets (G,) int64."""
+        return ParticleNoise(
+            self.seed, sets.tolist(), particles, self.particle_shape, self.device, stream
+        )
 
     # ------------------------------------------------------------ denoisers
     def denoiser(self, sets: Tensor, cond: Tensor | None = None) -> Denoiser:
@@ -143,53 +191,32 @@ class SetSampler:
         return self.network.bind(cond, labels)
 
     def guided_denoiser(
-        self, sets: Tensor, batch_size: int, stream: int, memory: Tensor | None = None
+        self, sets: Tensor, particles: Sequence[int], memory: Tensor | None = None
     ) -> Denoiser:
         """The denoiser of some sets with the guidance that the settings describe, counted.
 
         Arguments:
             sets: (G,) int64, their numbers
-            batch_size: particles in each of them, B
-            stream: of the noise that they are sampled from; it tells apart what else is random
+            particles: the numbers of the B particles in each of them
             memory: (G, M, C, H, W) in [-1, 1], images that repel the particles too
         """
         g = self.settings.guidance
         denoise = self.calls.counted(self.denoiser(sets))
         if g.guidance == "pg" and g.pg_factor > 0:
-            sigma_max = g.pg_sigma_max
-            if memory is not None:
-                # What memory repels from has to be decided from the start.
-                sigma_max = max(sigma_max, self.settings.sampler.sigma_max)
-            anneal_bandwidth = g.pg_anneal in ("bandwidth", "both")
-            bandwidth = Bandwidth(
-                g.pg_bandwidth,
-                g.pg_bandwidth_value,
-                anneal=(g.pg_sigma_min, sigma_max) if anneal_bandwidth else None,
-            )
-            return ParticleGuidance(
-                denoise,
-                POTENTIALS[g.pg_kernel](bandwidth),
-                factor=g.pg_factor,
-                space=g.pg_space,
-                strength=g.pg_strength,
-                sigma_min=g.pg_sigma_min,
-                sigma_max=sigma_max,
-                anneal=g.pg_anneal in ("strength", "both"),
-                cap=g.pg_cap,
-                features=self.features(),
-                memory=memory,
-            )
+            return self.particle_guidance(denoise, memory)
         if g.guidance == "spell":
             return Spell(denoise, radius=g.spell_radius, memory=memory)
         if g.guidance == "reference":
             return Reference(denoise, factor=g.pg_factor)
         if g.guidance == "cads":
-            shape = (batch_size, *self.task.cond.shape[1:])
-            conditioning = Stream.CONDITIONING.turn(stream)
+            cond = to_model_range(self.task.cond[sets]).to(self.device)
+            shape = tuple(cond.shape[1:])
             return Cads(
                 lambda cond: self.calls.counted(self.denoiser(sets, cond)),
-                to_model_range(self.task.cond[sets]).to(self.device),
-                SetNoise(self.seed, sets.tolist(), shape, self.device, conditioning),
+                cond,
+                ParticleNoise(
+                    self.seed, sets.tolist(), particles, shape, self.device, Stream.CONDITIONING
+                ),
                 self.schedule_position,
                 tau1=g.cads_tau1,
                 tau2=g.cads_tau2,
@@ -197,6 +224,44 @@ class SetSampler:
                 mixing=g.cads_mixing,
             )
         return denoise
+
+    def particle_guidance(self, denoise: Denoiser, memory: Tensor | None) -> ParticleGuidance:
+        """Particle guidance as the settings describe it, around a denoiser.
+
+        memory is as in `guided_denoiser`.
+        """
+        g = self.settings.guidance
+        s = self.settings.sampler
+        low, high, fade = g.pg_sigma_min, g.pg_sigma_max, None
+        if low is None or high is None:
+            assert self.decisions is not None  # needs_decisions says so
+            if high is None:
+                # Noise is added back at the window's largest level too, before D is called.
+                high = self.decisions.window()[1] * (1 + s.window_churn)
+            if low is None:
+                low, fade = 0.0, self.decisions.undecided
+        if memory is not None:
+            high = max(
+                high, s.sigma_max
+            )  # what memory repels from has to be decided from the start
+        anneal_bandwidth = g.pg_anneal in ("bandwidth", "both")
+        bandwidth = Bandwidth(
+            g.pg_bandwidth, g.pg_bandwidth_value, anneal=(low, high) if anneal_bandwidth else None
+        )
+        return ParticleGuidance(
+            denoise,
+            POTENTIALS[g.pg_kernel](bandwidth),
+            factor=g.pg_factor,
+            space=g.pg_space,
+            strength=g.pg_strength,
+            sigma_min=low,
+            sigma_max=high,
+            fade=fade,
+            anneal=g.pg_anneal in ("strength", "both"),
+            cap=g.pg_cap,
+            features=self.features(),
+            memory=memory,
+        )
 
     def features(self) -> Callable[[Tensor], Tensor] | None:
         """What particles are compared by: images (N, 1, H, W) in [-1, 1] -> (N, ...).
@@ -220,13 +285,13 @@ class SetSampler:
         return min(max(position, 0.0), 1.0)
 
     # ------------------------------------------------------------ sampling
-    def initial_noise(self, sets: Tensor, noise: SetNoise, stream: int) -> Tensor:
+    def initial_noise(self, sets: Tensor, noise: ParticleNoise, turn: int) -> Tensor:
         """Noise of standard deviation sigma_max, coupled in each set if the settings ask for it.
 
         Arguments:
             sets: (G,) int64
             noise: source of independent noise
-            stream: of that noise; it tells apart what else is random
+            turn: how many batches of these sets went before
 
         Returns (G, B, C, H, W).
         """
@@ -242,11 +307,11 @@ class SetSampler:
                 torch.tensor(g.stratified_sigma),
                 self.particle_shape,
                 g.stratified_rank,
-                self._generators(sets, Stream.DIRECTIONS.turn(stream)),
+                self._generators(sets, Stream.DIRECTIONS.turn(turn)),
                 device=self.device,
             )
-            z = stratified(z, axes, self._generators(sets, Stream.QUANTILES.turn(stream)))
-        return z * self.sigmas[0]
+            z = stratified(z, axes, self._generators(sets, Stream.QUANTILES.turn(turn)))
+        return z * (self.schedule.sigmas[0] * self.settings.sampler.initial_scale)
 
     def _generators(self, sets: Tensor, stream: int) -> list[torch.Generator]:
         return [set_generator(self.seed, g, stream) for g in sets.tolist()]
@@ -265,17 +330,20 @@ class SetSampler:
         Arguments:
             sets: (G,) int64, their numbers
             batch_size: new particles for each, B
-            turn: how many runs for these sets went before; each has noise of its own
+            turn: how many batches of these sets went before; their particles have other numbers
             memory: (G, M, C, H, W) in [-1, 1], images that repel the particles too
             callback: sees every step
 
         Returns samples (G, B, H, W).
         """
-        s = self.settings.sampler
-        stream = Stream.SAMPLING.turn(turn)
-        shape = (batch_size, *self.particle_shape)
-        noise = SetNoise(self.seed, sets.tolist(), shape, self.device, stream)
-        denoise = self.guided_denoiser(sets, batch_size, stream, memory)
+        particles = range(turn * batch_size, (turn + 1) * batch_size)
+        noise = self.noise(sets, particles, Stream.SAMPLING)
+        correction = None
+        if self.settings.sampler.second_stage == "here":
+            plain = self.calls.counted(self.denoiser(sets))
+
+            def correction(x_hat: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+                return plain(x_hat, sigma)
 
         def after_step(step: dict) -> None:
             if self.progress is not None:
@@ -284,15 +352,13 @@ class SetSampler:
                 callback(step)
 
         with torch.no_grad():
-            x = edm_sampler(
-                denoise,
-                self.initial_noise(sets, noise, stream),
-                self.sigmas,
-                s_churn=s.s_churn,
-                s_min=s.s_min,
-                s_max=s.s_max,
-                s_noise=s.s_noise,
+            x = integrate(
+                self.guided_denoiser(sets, particles, memory),
+                self.initial_noise(sets, noise, turn),
+                self.schedule,
+                s_noise=self.settings.sampler.s_noise,
                 noise=noise,
+                correction=correction,
                 callback=after_step,
             )
         return self.task.to_samples(x)
@@ -307,27 +373,16 @@ class SetSampler:
         Returns samples (G, sequential * batch_size, H, W).
         """
         g = self.settings.guidance
-        if g.guidance == "kmedoids":
-            pool = self.sample_once(sets, self.batch_size * g.kmedoids_pool, callback=callback)
-            chosen = kmedoids(pool, self.batch_size)
-            return pool[torch.arange(len(pool))[:, None], chosen]
-        samples = self.sample_once(sets, self.batch_size, callback=callback)
+        samples = self.sample_once(sets, self.batch_size * g.medoids_of, callback=callback)
+        if g.medoids_of > 1:
+            chosen = kmedoids(samples, self.batch_size)
+            return samples[torch.arange(len(samples))[:, None], chosen]
         for turn in range(1, g.sequential):
             memory = self.task.to_model(samples, self.device)
             more = self.sample_once(
                 sets, self.batch_size, turn=turn, memory=memory, callback=callback
             )
             samples = torch.cat([samples, more], 1)
-        if g.guidance == "pg" and g.pg_factor > 0:
-            samples, _ = redraw_faulty(
-                samples,
-                partial(self.resample, sets),
-                partial(self.doubt, sets),
-                alike=self.similarity,
-                rounds=g.redraws,
-                most_alike=g.most_alike,
-                most_doubt=g.most_doubt,
-            )
         return samples
 
     def sample_all(
@@ -348,12 +403,9 @@ class SetSampler:
         g = self.settings.guidance
         if sets is None:
             sets = torch.arange(self.task.num_sets)
-        particles = self.batch_size
-        if g.guidance == "kmedoids":
-            particles *= g.kmedoids_pool
-        chunks = sets.split(max(1, self.particles_per_call() // particles))
+        chunks = sets.split(max(1, self.particles_per_call() // (self.batch_size * g.medoids_of)))
         with tqdm(
-            total=len(chunks) * g.sequential * self.settings.sampler.num_steps,
+            total=len(chunks) * g.sequential * self.schedule.num_steps,
             unit="step",
             desc=f"{len(sets)} sets of {self.batch_size}",
             disable=None if progress else True,
@@ -377,68 +429,9 @@ class SetSampler:
         fit = free_memory(self.device) // 2 // bytes_per_particle
         return max(1, min(PARTICLES_PER_CALL[self.device.type], fit))
 
-    # ------------------------------------------------------------ redraws
-    def resample(self, sets: Tensor, rows: Tensor, turn: int, others: Tensor) -> Tensor:
-        """One new particle for some of `sets`, repelled by the others of its set.
-
-        Arguments:
-            sets: (G,) int64, numbers of the sets of a chunk
-            rows: (M,) int64, which of them get a new particle
-            turn: round of redraws, from 0
-            others: (M, B - 1, H, W), the other particles of each
-
-        Returns (M, H, W).
-        """
-        if self.progress is not None:
-            self.progress.total += self.settings.sampler.num_steps
-        turn += self.settings.guidance.sequential
-        memory = self.task.to_model(others, self.device)
-        return self.sample_once(sets[rows], 1, turn=turn, memory=memory)[:, 0]
-
-    def doubt(self, sets: Tensor, rows: Tensor, samples: Tensor) -> Tensor:
-        """How little the model believes in samples: (M, P, H, W) of sets[rows] -> (M, P).
-
-        The L2 distance by which the denoiser moves a sample once it is noised to `doubt_sigma`:
-        answers that the model believes in come back as they were. With the features of a
-        classifier, 1 minus its largest class probability.
-        """
-        g = self.settings.guidance
-        if g.most_doubt == math.inf:
-            return torch.zeros(samples.shape[:2])
-        if self.feature_classifier is not None:
-            return 1 - self.class_probabilities(samples).amax(-1)
-        sigma = torch.tensor(g.doubt_sigma, dtype=torch.float64)
-        shape = (samples.shape[1], *self.particle_shape)
-        noise = SetNoise(self.seed, sets[rows].tolist(), shape, self.device, Stream.DOUBT)
-        x = self.task.to_model(samples, self.device)
-        with torch.no_grad():
-            denoise = self.calls.counted(self.denoiser(sets[rows]))
-            denoised = denoise(x + sigma * noise(), sigma)
-        return (denoised - x).flatten(2).norm(dim=-1).cpu()
-
-    def similarity(self, a: Tensor, b: Tensor) -> Tensor:
-        """Similarity of samples from 0 to 1: (G, A, H, W), (G, B, H, W) -> (G, A, B).
-
-        The task's own or, with the features of a classifier, the probability that both show the
-        same digit.
-        """
-        if self.feature_classifier is None:
-            return self.task.similarity(a, b)
-        of_a = self.class_probabilities(a)
-        of_b = of_a if b is a else self.class_probabilities(b)
-        return of_a @ of_b.transpose(1, 2)
-
-    def class_probabilities(self, samples: Tensor) -> Tensor:
-        """What the feature classifier sees in samples: (G, B, H, W) -> (G, B, 10)."""
-        assert self.feature_classifier is not None  # callers have checked
-        frames = without_background(samples).flatten(0, 1).to(self.device)
-        with torch.no_grad():
-            probabilities = self.feature_classifier(frames).softmax(-1).cpu()
-        return probabilities.unflatten(0, samples.shape[:2])
-
     # ------------------------------------------------------------ a closer look
     def trace(self, sets: Tensor) -> dict[str, Tensor]:
-        """What happens to one set, sets[0], at each of the N steps of the sampler, without redraws.
+        """What happens to one set, sets[0], at each of the N steps of the sampler.
 
         Returns {
             sigmas (N,),

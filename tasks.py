@@ -23,7 +23,6 @@ from frame_files import OwnFrames
 from metrics import (
     answer_metrics,
     displacement,
-    iou,
     iou_distance,
     mean_interval,
     mixture_modes,
@@ -91,10 +90,6 @@ class Task:
     def to_model(self, samples: Tensor, device: torch.device) -> Tensor:
         """The inverse of `to_samples`: (G', B, H, W) -> (G', B, 1, H, W) on the device."""
         return to_model_range(samples[:, :, None]).to(device)
-
-    def similarity(self, a: Tensor, b: Tensor) -> Tensor:
-        """Similarity of samples, 1 for copies: (G', A, H, W), (G', B, H, W) -> (G', A, B)."""
-        return iou(a, b)
 
     def modes(self, samples: Tensor, sets: Tensor) -> Tensor | None:
         """The mode of each particle of some sets, -1 for none: (G', B) int64. None without modes.
@@ -229,11 +224,6 @@ class MixtureTask(Task):
 
     def to_model(self, samples, device):
         return samples[:, :, None].to(device)
-
-    def similarity(self, a, b):
-        """exp(-d^2 / (6 sd)^2): 1 for the same point, 0.02 for neighbouring centres."""
-        distance = torch.cdist(a.flatten(2), b.flatten(2))
-        return (-distance.square() / (6 * self.world.sd) ** 2).exp()
 
     def _nearest(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         centres = self.world.centres

@@ -410,7 +410,7 @@ def draw_samples(training: Training, path: Path) -> None:
     import torch
 
     from drawing import save
-    from noise import SetNoise, set_generator
+    from noise import ParticleNoise, set_generator
     from ranges import to_model_range, to_unit_range
     from sampler import edm_sampler, karras_sigmas
     from sheets import sample_sheet
@@ -418,7 +418,8 @@ def draw_samples(training: Training, path: Path) -> None:
     world = training.world
     windows = world.windows(4, set_generator(training.seed, 0, device=training.device))
     cond, _ = windows.split(world.num_cond_frames)
-    noise = SetNoise(training.seed, range(4), (8, 1, *world.frame_shape), training.device)
+    shape = (1, *world.frame_shape)
+    noise = ParticleNoise(training.seed, range(4), range(8), shape, training.device)
     sigmas = karras_sigmas(18, 0.002, 80.0, 7.0)
     with torch.no_grad():
         denoise = training.ema.bind(to_model_range(cond) if world.num_cond_frames else None)

@@ -147,7 +147,7 @@ def trajectory(args: Namespace) -> Picture:
 
 
 def animation(args: Namespace) -> Picture:
-    """animate x_n and D(x_n) of one set of each run, a GIF; samples again, without redraws"""
+    """animate x_n and D(x_n) of one set of each run, a GIF; samples again"""
     import gallery
 
     return gallery.animation(args.run, args.set)

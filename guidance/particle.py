@@ -40,8 +40,10 @@ class ParticleGuidance:
         space: where U acts. "x": on the noisy particles; "denoised": on D(x), its gradient taken as
             if it were one in x; "jacobian": on D(x), differentiated through the denoiser (a
             vector-Jacobian product, which costs a little more than one network call)
-        strength: unit of `factor`. "constant": a drift of factor * grad U; "sigma": a drift of
-            factor * s * grad U, so that factor 1 is the joint density of the paper; "drift": a
+        strength: unit of `factor`. "joint": a drift of factor * B * s * grad U, so that the joint
+            density of a set of B is that of independent particles times Phi^(B factor), memory
+            counted in B; "constant": a drift of factor * grad U; "sigma": a drift of
+            factor * s * grad U, alpha in the paper; "drift": a
             drift whose root mean square over the set is factor * sqrt(2) times that of (x - D) / s
             per pixel, so that factor 1 is one standard deviation of the difference of two
             particles' noise along one direction
@@ -51,6 +53,7 @@ class ParticleGuidance:
             half cosine in ln s
         cap: largest norm of the push on one particle, as a multiple of the root mean square of
             (x - D) / s over the pixels of the set
+        fade: noise level -> factor on the strength in [0, 1]; None: 1 everywhere
         features: phi: images (N, C, H, W) -> (N, ...); U acts on phi of what `space` names, and its
             gradient is taken through phi. None: on the images themselves
         memory: (G, M, C, H, W) images that repel and do not move, such as samples made before
@@ -63,9 +66,10 @@ class ParticleGuidance:
         *,
         factor: float,
         space: str = "jacobian",
-        strength: str = "drift",
+        strength: str = "joint",
         sigma_min: float = 0.0,
         sigma_max: float = math.inf,
+        fade: Callable[[float], float] | None = None,
         anneal: bool = False,
         cap: float = math.inf,
         features: Callable[[Tensor], Tensor] | None = None,
@@ -78,6 +82,7 @@ class ParticleGuidance:
         self.strength = strength
         self.sigma_min = sigma_min
         self.sigma_max = sigma_max
+        self.fade = fade
         self.anneal = anneal
         self.cap = cap
         self.features = features
@@ -87,8 +92,11 @@ class ParticleGuidance:
         alone = x.shape[1] == 1 and self.memory is None
         if self.factor == 0 or alone or not self.sigma_min <= sigma <= self.sigma_max:
             return self.denoise(x, sigma)
+        share = 1.0 if self.fade is None else self.fade(float(sigma))
+        if share == 0:
+            return self.denoise(x, sigma)
         denoised, grad = self._denoised_and_gradient(x, sigma)
-        return finite(denoised - sigma * self._push(x, denoised, grad, sigma))
+        return finite(denoised - sigma * share * self._push(x, denoised, grad, sigma))
 
     def _denoised_and_gradient(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """D(x) and the gradient of U with respect to x, both (G, B, C, H, W)."""
@@ -118,6 +126,10 @@ class ParticleGuidance:
             (grad,) = torch.autograd.grad(y, everyone, at_features)
         return grad[:, :B]
 
+    def _particles(self, x: Tensor) -> int:
+        """How many repel each other: those of x (G, B, C, H, W), and memory."""
+        return x.shape[1] + (0 if self.memory is None else self.memory.shape[1])
+
     def _push(self, x: Tensor, denoised: Tensor, grad: Tensor, sigma: Tensor) -> Tensor:
         """The drift s alpha(s) grad U that guidance adds, (G, B, C, H, W)."""
         drift = ((x - denoised) / sigma).square().mean((1, 2, 3, 4), keepdim=True).sqrt()
@@ -128,7 +140,8 @@ class ParticleGuidance:
             size = grad.flatten(2).square().sum(-1).mean(1).sqrt()[:, None, None, None, None]
             push = self.factor * math.sqrt(2) * drift / size.clamp_min(tiny) * grad
         else:
-            push = self.factor * (sigma if self.strength == "sigma" else 1.0) * grad
+            unit = dict(joint=self._particles(x) * sigma, sigma=sigma, constant=1.0)[self.strength]
+            push = self.factor * unit * grad
         if self.anneal:
             push = push * cosine_share(float(sigma), self.sigma_min, self.sigma_max)
         if self.cap < math.inf:
