@@ -4,7 +4,7 @@ from scipy import stats
 
 from model import posterior_mean
 from noise import (
-    SetNoise,
+    ParticleNoise,
     Stream,
     antithetic,
     leading_directions,
@@ -14,11 +14,33 @@ from noise import (
 )
 
 
-def test_noise_of_a_set_does_not_depend_on_its_neighbours():
-    together = SetNoise(7, range(5), (3, 1, 4, 4))
-    alone = SetNoise(7, [3], (3, 1, 4, 4))
+@pytest.mark.parametrize(
+    "sets, particles, chosen",
+    [([3], range(3), (3, slice(3))), (range(5), [1], (slice(5), slice(1, 2))), ([2], [2, 0], None)],
+    ids=["one set", "one particle", "in another order"],
+)
+def test_noise_of_a_particle_depends_on_its_set_and_number_alone(sets, particles, chosen):
+    """Not on the sets or particles beside it, on their order, or on how many draws went before."""
+    together = ParticleNoise(7, range(5), range(3), (1, 4, 4))
+    some = ParticleNoise(7, sets, particles, (1, 4, 4))
     for _ in range(3):
-        assert torch.equal(together()[3], alone()[0])
+        everyone, few = together(), some()
+        expected = everyone[2, [2, 0]] if chosen is None else everyone[chosen]
+        assert torch.equal(few.flatten(0, 1), expected.reshape(few.flatten(0, 1).shape))
+
+
+def test_noise_of_all_particles_differs_and_is_standard_normal():
+    draws = [
+        ParticleNoise(seed, range(6), range(5), (1, 16, 16), stream=stream)
+        for seed in range(2)
+        for stream in (Stream.SAMPLING, Stream.PILOT)
+    ]
+    noise = torch.stack([draw() for draw in draws for _ in range(2)]).flatten(0, 2).flatten(1)
+    assert noise.dtype == torch.float32 and noise.shape == (240, 256)
+    correlation = noise.double().corrcoef() - torch.eye(240, dtype=torch.float64)
+    # Of 28,680 pairs the largest is about 4.1 / sqrt(256) = 0.26 by chance.
+    assert correlation.abs().max() < 0.4
+    assert stats.kstest(noise.flatten().numpy(), "norm").pvalue > 1e-3
 
 
 def test_streams_differ():

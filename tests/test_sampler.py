@@ -4,8 +4,15 @@ import pytest
 import torch
 
 from model import posterior_mean
-from noise import SetNoise
-from sampler import edm_sampler, karras_sigmas
+from noise import ParticleNoise
+from sampler import (
+    Schedule,
+    edm_sampler,
+    edm_schedule,
+    integrate,
+    karras_sigmas,
+    window_schedule,
+)
 
 
 def gaussian_denoiser(mean: float, sd: float):
@@ -104,7 +111,7 @@ def test_last_step_is_the_denoised_image():
 
 def test_churn_keeps_the_marginal_of_a_gaussian():
     """The stochastic sampler samples the same distribution as the ODE: its variance is sd^2."""
-    noise = SetNoise(0, range(4), (2000, 1, 2, 2))
+    noise = ParticleNoise(0, range(4), range(1000), (1, 2, 2))
     x = edm_sampler(
         gaussian_denoiser(0.3, 0.5),
         80 * noise(),
@@ -118,7 +125,7 @@ def test_churn_keeps_the_marginal_of_a_gaussian():
 
 def test_churn_acts_only_inside_its_window():
     seen = []
-    noise = SetNoise(0, range(1), (2, 1, 2, 2))
+    noise = ParticleNoise(0, range(1), range(2), (1, 2, 2))
     sigmas = karras_sigmas(12, 0.002, 80.0, 7.0)
     edm_sampler(
         gaussian_denoiser(0.0, 0.5),
@@ -135,10 +142,132 @@ def test_churn_acts_only_inside_its_window():
 
 
 def test_churn_without_noise_is_an_error():
-    with pytest.raises(ValueError, match="s_churn"):
-        edm_sampler(
-            gaussian_denoiser(0, 1),
-            torch.ones(1, 1, 1, 2, 2),
-            karras_sigmas(4, 0.1, 1.0, 7.0),
-            s_churn=1.0,
-        )
+    x = torch.ones(1, 1, 1, 2, 2)
+    with pytest.raises(ValueError, match="^churn: 0.25 needs a source of noise"):
+        edm_sampler(gaussian_denoiser(0, 1), x, karras_sigmas(4, 0.1, 1.0, 7.0), s_churn=1.0)
+    with pytest.raises(ValueError, match="^churn: 0.3 needs"):
+        integrate(gaussian_denoiser(0, 1), x, window(15))
+    integrate(gaussian_denoiser(0, 1), x, window(15, churn=0.0))  # needs none
+
+
+def test_edms_schedule_is_its_algorithm_2():
+    """Written out once more: the schedule, and what `integrate` makes of it."""
+    sigmas = karras_sigmas(9, 0.02, 80.0, 7.0)
+    churned = edm_schedule(sigmas, s_churn=4.0, s_min=0.1, s_max=20.0)
+    assert churned.num_steps == 9 and churned.calls == 17
+    denoise = gaussian_denoiser(0.2, 0.5)
+
+    def noise():
+        return ParticleNoise(3, range(2), range(3), (1, 4, 4))
+
+    x = 80 * noise()().double()
+    draw = noise()
+    by_hand = x
+    for i in range(9):
+        t, t_next = sigmas[i], sigmas[i + 1]
+        gamma = min(4 / 9, math.sqrt(2) - 1) if 0.1 <= t <= 20 else 0
+        t_hat = t + gamma * t
+        if gamma:
+            by_hand = by_hand + (t_hat**2 - t**2).sqrt() * draw()
+        d = (by_hand - denoise(by_hand, t_hat)) / t_hat
+        after = by_hand + (t_next - t_hat) * d
+        if t_next:
+            d_next = (after - denoise(after, t_next)) / t_next
+            after = by_hand + (t_next - t_hat) * (d + d_next) / 2
+        by_hand = after
+    of_schedule = integrate(denoise, x, churned, noise=noise())
+    torch.testing.assert_close(of_schedule, by_hand)
+    of_sampler = edm_sampler(denoise, x, sigmas, s_churn=4.0, s_min=0.1, s_max=20.0, noise=noise())
+    assert torch.equal(of_sampler, of_schedule)
+
+
+# ---------------------------------------------------------------- the window
+
+
+def window(calls, low=2.0, high=20.0, churn=0.3) -> Schedule:
+    return window_schedule(calls, (low, high), churn, sigma_min=0.002, sigma_max=80.0, rho=7.0)
+
+
+@pytest.mark.parametrize("low, high", [(2.0, 20.0), (0.01, 79.0), (0.0021, 0.003), (19.0, 20.0)])
+def test_a_window_costs_what_edms_schedule_costs_and_goes_down(low, high):
+    for num_steps in (*range(2, 60), 100, 1000):
+        schedule = window(2 * num_steps - 1, low, high)
+        assert schedule.calls == 2 * num_steps - 1
+        assert schedule.calls == edm_schedule(karras_sigmas(num_steps, 0.002, 80.0, 7.0)).calls
+        assert schedule.sigmas[0] == 80 and schedule.sigmas[-1] == 0
+        assert (schedule.sigmas.diff() < 0).all() and schedule.sigmas.dtype == torch.float64
+        assert not schedule.corrected[-1]  # where the next noise level is 0
+        assert schedule.churn.shape == schedule.corrected.shape == (schedule.num_steps,)
+        # A step is either guided and noisy, or exact to second order.
+        inside = schedule.churn > 0
+        assert not (inside & schedule.corrected).any()
+        levels = schedule.sigmas[:-1][inside]
+        assert (low <= levels).all() and (levels <= high).all()
+        below = schedule.sigmas[:-1][~inside][1:]  # all but the first step
+        assert (below <= low * (1 + 1e-12)).all()
+
+
+def test_most_calls_are_in_the_window():
+    """Inside steps are geometric and not corrected."""
+    for num_steps in (11, 22, 40):
+        schedule = window(2 * num_steps - 1)
+        inside = int((schedule.churn > 0).sum())
+        assert inside > 0.6 * schedule.calls
+        steps = schedule.sigmas[1 : inside + 2]
+        ratio = steps[1:] / steps[:-1]
+        torch.testing.assert_close(ratio, ratio[:1].expand(inside))  # geometric
+
+
+def test_a_window_without_noise_converges_to_the_exact_solution():
+    """x(sigma) - m scales with sqrt(sd^2 + sigma^2); first order, as Euler's steps are."""
+    sd, mean = 0.5, 0.2
+    x = 80 * torch.randn(
+        2, 3, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
+    denoise = gaussian_denoiser(mean, sd)
+    # The first step, from sigma_max into the window, stays as long however many there are.
+    high = 20.0
+    start = x + (high - 80) * (x - denoise(x, torch.tensor(80.0))) / 80
+    exact = mean + (start - mean) * sd / math.sqrt(sd**2 + high**2)
+    errors = [
+        (integrate(denoise, x, window(2 * n - 1, high=high, churn=0.0)) - exact).abs().max()
+        for n in (40, 80, 160)
+    ]
+    assert errors[2] < 0.02 * exact.abs().max()
+    assert errors[0] / errors[1] > 1.8 and errors[1] / errors[2] > 1.8
+
+
+def test_a_window_keeps_the_marginal_of_a_gaussian():
+    noise = ParticleNoise(0, range(4), range(1000), (1, 2, 2))
+    x = integrate(gaussian_denoiser(0.3, 0.5), 80 * noise(), window(99), noise=noise)
+    assert x.mean().item() == pytest.approx(0.3, abs=0.02)
+    assert x.std().item() == pytest.approx(0.5, rel=0.03)
+
+
+def test_a_particle_is_the_same_beside_any_others_under_churn():
+    schedule = window(21)
+
+    def sampled(sets, particles):
+        noise = ParticleNoise(5, sets, particles, (1, 4, 4))
+        return integrate(gaussian_denoiser(0.1, 0.5), 80 * noise(), schedule, noise=noise)
+
+    everyone = sampled(range(4), range(8))
+    torch.testing.assert_close(sampled(range(4), range(3)), everyone[:, :3], rtol=0, atol=1e-6)
+    torch.testing.assert_close(sampled([2], [7, 1]), everyone[2:3, [7, 1]], rtol=0, atol=1e-6)
+
+
+def test_a_correction_of_ones_own_takes_the_place_of_heuns():
+    """It sees x before and after Euler's step; with D there, the result is EDM's."""
+    denoise = gaussian_denoiser(0.1, 0.5)
+    schedule = edm_schedule(karras_sigmas(6, 0.002, 80.0, 7.0))
+    x = 80 * ParticleNoise(0, range(1), range(2), (1, 2, 2))()
+    seen = []
+
+    def correction(x_hat, after, sigma):
+        seen.append((x_hat, float(sigma)))
+        return denoise(after, sigma)
+
+    out = integrate(denoise, x, schedule, correction=correction)
+    assert torch.equal(out, integrate(denoise, x, schedule))
+    assert torch.equal(seen[0][0], x)
+    assert [sigma for _, sigma in seen] == schedule.sigmas[1:-1].tolist()
