@@ -105,9 +105,7 @@ def measure(denoise: Denoiser, x: Tensor, sigmas: Tensor) -> Decisions:
     samples = integrate(denoise, x, edm_schedule(sigmas), callback=keep)
     final = _variance(samples)
     if not final > 0 or not math.isfinite(final):
-        raise ValueError(
-            f"samples: their variance is {final}; accepted: sets that differ"
-        )
+        raise ValueError(f"samples: their variance is {final}; accepted: sets that differ")
     shares = torch.tensor(variances) / final
     rising = shares.clamp(0, 1).cummax(0).values
     # Rounded, so that a curve that is read again is the one that was measured.
@@ -155,7 +153,7 @@ def keep(checkpoint: Path, sha256: str, pilot: str, curve: Decisions) -> None:
     try:
         held = json.loads(path.read_text())
         if held["checkpoint_sha256"] == sha256:
-            curves = held["curves"]
+            curves = dict(held["curves"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
     text = json.dumps(dict(checkpoint_sha256=sha256, curves=curves | {pilot: asdict(curve)}))

@@ -1,0 +1,266 @@
+"""Where it is decided what a sample shows: the curve, the window, the file beside a checkpoint."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+import assemble
+import decisions
+from config import SettingError
+from decisions import Decisions
+from noise import ParticleNoise, Stream
+from ranges import to_model_range
+from sampler import karras_sigmas
+
+SIGMAS = karras_sigmas(22, 0.002, 80.0, 7.0)
+PILOTS_CALLS = 43 * assemble.PILOT[0] * assemble.PILOT[1]
+
+
+def evaluation(**values) -> assemble.Evaluation:
+    """A guided evaluation of two sets of four particles, of the exact denoiser if not told."""
+    if "checkpoint" not in values:
+        values = dict(denoiser="exact") | values
+    few = dict(pg_factor=3.0, num_sets=2, batch_size=4, num_steps=4)
+    settings, path = assemble.complete(dict(digits="embedded", device="cpu") | few | values)
+    return assemble.set_up(settings, path)
+
+
+# ---------------------------------------------------------------- the curve
+
+
+def test_the_curve_of_a_gaussian_is_known():
+    """D of N(m, sd^2) at x of variance sd^2 + s^2 has sd^2 / (sd^2 + s^2) of the variance of y."""
+    sd = 0.5
+    x = 80 * ParticleNoise(0, range(3), range(300), (1, 4, 4))()
+    curve = decisions.measure(
+        lambda x, sigma: 0.2 + (x - 0.2) * sd**2 / (sd**2 + sigma**2),
+        x,
+        karras_sigmas(80, 0.002, 80.0, 7.0),
+    )
+    expected = [sd**2 / (sd**2 + sigma**2) for sigma in curve.sigmas]
+    assert curve.shares == pytest.approx(expected, abs=0.02)
+    assert curve.sigma(0.5) == pytest.approx(sd, rel=0.05)
+
+
+def test_the_curve_of_the_exact_circle_is_that_of_its_answers():
+    """V where x is an answer and noise, as it is in theory on every trajectory, without a sampler.
+
+    It rises once, from none to all.
+    """
+    sampler = evaluation(num_sets=32).sampler
+    measured = sampler.measure_decisions(16)
+    every = torch.arange(32)
+    y = to_model_range(sampler.task.answers[:, torch.arange(64) % 8])[:, :, None]
+    noise = ParticleNoise(1, range(32), range(64), y.shape[2:])
+    denoise = sampler.denoiser(every)
+    for sigma in (30.0, 10.0, 6.0, 4.0, 2.0, 1.0):
+        denoised = denoise(y + sigma * noise(), torch.tensor(sigma, dtype=torch.float64))
+        variance, of_all = (images.flatten(2).var(1).sum().item() for images in (denoised, y))
+        assert measured.share(sigma) == pytest.approx(variance / of_all, abs=0.04)
+    pilot = sampler.decisions  # of four sets of four
+    for curve in (measured, pilot):
+        assert list(curve.shares) == sorted(curve.shares)
+        assert curve.shares[0] < 0.02 and curve.shares[-1] > 0.99
+        assert curve.window() == pytest.approx((2.3, 24), rel=0.15)
+        assert curve.sigma(0.5) == pytest.approx(6.7, rel=0.1)
+
+
+def test_half_of_where_a_digit_of_mnist_goes_is_decided_between_4_and_5(mnist_root):
+    curve = evaluation(digits="mnist", data_root=mnist_root).sampler.decisions
+    assert 4 < curve.sigma(0.5) < 5.5
+    assert curve.window() == pytest.approx((2, 20), rel=0.3)
+
+
+def test_the_pilot_does_not_depend_on_the_sets_of_the_evaluation():
+    one, other = (evaluation(num_sets=n, seed=n, batch_size=n).sampler for n in (2, 3))
+    assert one.decisions == other.decisions
+
+
+def test_places_on_a_curve():
+    curve = Decisions([100.0, 10.0, 1.0, 0.1], [0.0, 0.0, 0.5, 1.0])
+    for sigma, share in ((1000, 0), (100, 0), (31, 0), (10, 0), (1, 0.5), (0.1, 1), (0.001, 1)):
+        assert curve.share(sigma) == pytest.approx(share)
+    assert curve.share(10**0.5) == pytest.approx(0.25)  # half way in ln sigma
+    for share in (0.1, 0.25, 0.5, 0.75, 0.999):
+        assert curve.share(curve.sigma(share)) == pytest.approx(share)
+    levels = [curve.sigma(share / 100) for share in range(1, 100)]
+    assert levels == sorted(levels, reverse=True)
+    low, high = curve.window()
+    assert 0.1 < low < high < 10
+    # All of the guidance until half is decided, none of it at the end, and no jump between.
+    strengths = [curve.undecided(10 ** (exponent / 50)) for exponent in range(100, -100, -1)]
+    assert strengths == sorted(strengths, reverse=True)
+    assert strengths[0] == strengths[100] == 1 and strengths[-1] == 0
+    assert max(a - b for a, b in zip(strengths, strengths[1:])) < 0.05
+    # Decided from the start: the largest noise level that was measured.
+    assert Decisions([10.0, 1.0], [0.9, 1.0]).sigma(0.5) == 10.0
+    assert Decisions([10.0, 1.0], [0.1, 0.8]).sigma(0.9) == 1.0  # and never: the smallest
+
+
+@pytest.mark.parametrize("value", [0.3, float("nan"), float("inf")])
+def test_samples_that_are_all_alike_are_an_error(value):
+    x = 80 * ParticleNoise(0, range(2), range(3), (1, 2, 2))()
+    with pytest.raises(ValueError, match="^samples: their variance is"):
+        decisions.measure(lambda x, sigma: torch.full_like(x, value), x, SIGMAS)
+
+
+# ---------------------------------------------------------------- beside a checkpoint
+
+
+@pytest.fixture
+def path(tiny_model, tmp_path):
+    """A checkpoint in a folder of its own."""
+    return Path(shutil.copy(tiny_model / "model.safetensors", tmp_path / "net.safetensors"))
+
+
+def test_a_curve_is_measured_once_for_each_checkpoint_and_world(path):
+    first = evaluation(checkpoint=str(path))
+    assert first.pilot_calls == PILOTS_CALLS
+    assert decisions.cache_of(path) == path.parent / "net.decisions.json"
+    kept = json.loads(decisions.cache_of(path).read_text())
+    assert len(kept["curves"]) == 1
+    again = evaluation(checkpoint=str(path), seed=5, num_steps=6, batch_size=3)
+    assert again.pilot_calls == 0 and again.sampler.decisions == first.sampler.decisions
+    other = evaluation(checkpoint=str(path), num_directions=4)
+    assert other.pilot_calls == PILOTS_CALLS
+    assert len(json.loads(decisions.cache_of(path).read_text())["curves"]) == 2
+    assert evaluation(checkpoint=str(path)).pilot_calls == 0
+    assert {file.name for file in path.parent.iterdir()} == {path.name, "net.decisions.json"}
+    # What it took is reported, for each particle that was asked for.
+    assert first.run(progress=False)[2]["pilot_calls"] == PILOTS_CALLS / 8
+    record = again.run(progress=False)[2]
+    assert record["pilot_calls"] == 0
+    assert record["decisions"]["shares"] == first.sampler.decisions.shares
+    assert tuple(record["window"]) == again.sampler.window()
+
+
+DAMAGES = {
+    "hash of another": lambda held: json.dumps(held | dict(checkpoint_sha256="0" * 64)).encode(),
+    "no hash": lambda held: json.dumps(dict(curves=held["curves"])).encode(),
+    "no curve": lambda held: json.dumps(held | dict(curves={})).encode(),
+    "no curves": lambda held: json.dumps(held | dict(curves=None)).encode(),
+    "no shares": lambda held: json.dumps(
+        held | dict(curves={name: dict(sigmas=[1.0]) for name in held["curves"]})
+    ).encode(),
+    "a list": lambda held: json.dumps([held]).encode(),
+    "cut": lambda held: json.dumps(held).encode()[:-40],
+    "empty": lambda held: b"",
+    "bytes": lambda held: b"\xff\xfe\x00",
+}
+
+
+def test_a_file_that_is_damaged_or_of_another_checkpoint_is_measured_again(path):
+    first = evaluation(checkpoint=str(path))
+    cache = decisions.cache_of(path)
+    content = cache.read_bytes()
+    for name, damage in DAMAGES.items():
+        cache.write_bytes(damage(json.loads(content)))
+        again = evaluation(checkpoint=str(path))
+        assert again.pilot_calls == PILOTS_CALLS, name
+        assert again.sampler.decisions == first.sampler.decisions
+        assert json.loads(cache.read_bytes()) == json.loads(content), name  # and it is mended
+    cache.unlink()
+    cache.mkdir()
+    assert evaluation(checkpoint=str(path)).pilot_calls == PILOTS_CALLS
+    assert not any(cache.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_to_does_no_harm(path, monkeypatch):
+    """Root may write anywhere, so the folder's permissions are not what is tried."""
+
+    def denied(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.write_text", denied)
+    assert evaluation(checkpoint=str(path)).pilot_calls == PILOTS_CALLS
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+# ---------------------------------------------------------------- when there is a pilot
+
+
+WINDOW = dict(window_min=1.0, window_max=9.0)
+ACTS = dict(pg_sigma_min=2.0, pg_sigma_max=30.0)
+
+
+@pytest.mark.parametrize(
+    "given, pilot",
+    [
+        ({}, True),
+        (WINDOW, True),
+        (ACTS, True),
+        (ACTS | dict(window_min=1.0), True),
+        (ACTS | WINDOW, False),
+        (dict(sampler="edm"), True),
+        (ACTS | dict(sampler="edm"), False),
+        (dict(pg_factor=0.0), False),
+        (dict(pg_factor=0.0, sampler="window"), True),
+        (WINDOW | dict(pg_factor=0.0, sampler="window"), False),
+        (dict(guidance="spell"), False),
+    ],
+    ids=lambda value: str(value) if isinstance(value, bool) else " ".join(map(str, value.values())),
+)
+def test_a_pilot_runs_where_something_is_left_to_it(given, pilot, monkeypatch):
+    if not pilot:
+        monkeypatch.setattr("set_sampler.measure", None)
+    made = evaluation(**given)
+    assert (made.pilot_calls > 0) == pilot == (made.sampler.decisions is not None)
+    assert made.run(progress=False)[2]["pilot_calls"] == (PILOTS_CALLS / 8 if pilot else 0)
+
+
+def test_a_window_that_is_given_overrides_the_curve():
+    low, high = evaluation().sampler.window()
+    assert evaluation(**WINDOW).sampler.window() == (1, 9)
+    assert evaluation(window_min=1.0).sampler.window() == (1, high)
+    assert evaluation(window_max=9.0).sampler.window() == (low, 9)
+    below = evaluation(window_max=0.01).sampler.window()  # all of the curve
+    assert below[0] < below[1] == 0.01
+    assert evaluation(sigma_max=10.0).sampler.window()[1] < 10
+
+
+@pytest.mark.parametrize("given, inside", [({}, (2.3, 30)), (ACTS, (2, 30))], ids=["", "given"])
+def test_guidance_acts_where_it_is_told_or_where_something_is_undecided(given, inside):
+    sampler = evaluation(**given, **WINDOW).sampler
+    one = torch.tensor([0])
+    guided, plain = sampler.guided_denoiser(one, range(4)), sampler.denoiser(one)
+    noise = sampler.noise(one, range(4), Stream.SAMPLING)()
+    for level in (0.3, 1.0, 3.0, 10.0, 25.0, 34.0, 70.0):
+        sigma = torch.tensor(level, dtype=torch.float64)
+        x = sampler.task.answers[one][:, :4, None] + level * noise
+        acts = not torch.equal(guided(x, sigma), plain(x, sigma))
+        assert acts == (inside[0] <= level <= inside[1]), level
+
+
+@pytest.mark.parametrize(
+    "given, key",
+    [
+        (dict(window_min=9.0, window_max=3.0), "window_min"),
+        (dict(window_min=0.001), "window_min"),
+        (dict(window_max=80.0), "window_max"),
+        (dict(sampler="window", s_churn=1.0), "s_churn"),
+        (dict(sampler="window", second_stage="here"), "second_stage"),
+        (dict(pg_anneal="both"), "pg_anneal"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_windows_that_cannot_be_are_refused(given, key):
+    with pytest.raises(SettingError, match=f"^{key}: got"):
+        evaluation(**given)
+
+
+def test_shipped_curves_are_those_of_the_shipped_checkpoints():
+    """A curve in the repository is read, or it is measured each time in a read-only checkout."""
+    from records import sha256_of
+
+    for path in (ROOT / "checkpoints").glob("*.decisions.json"):
+        held = json.loads(path.read_text())
+        checkpoint = path.with_name(path.name.replace(".decisions.json", ".safetensors"))
+        assert held["checkpoint_sha256"] == sha256_of(checkpoint), path
+        for name in held["curves"]:
+            curve = decisions.cached(checkpoint, sha256_of(checkpoint), name)
+            low, high = curve.window()
+            assert 0.002 < low < high <= 80
