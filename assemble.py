@@ -7,6 +7,7 @@ layers are dictionaries, and what they add up to is checked by the settings' own
 
 from __future__ import annotations
 
+import argparse
 import copy
 import hashlib
 import json
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
+# Settings that version 1 had. Its config.yaml files hold them, used or not.
+RETIRED = ("redraws", "most_alike", "most_doubt", "doubt_sigma", "kmedoids_pool")
+
 # ---------------------------------------------------------------- settings
 
 
@@ -48,13 +52,16 @@ def evaluation_parser(description: str | None = None) -> Parser:
     Settings of tracking and of experiments are about runs, not about what they find: no record of a
     result has them.
     """
-    return make_parser(
+    parser = make_parser(
         *EvaluationSettings.groups(),
         ExperimentSettings,
         TrackingSettings,
         description=description,
         usage="%(prog)s [options]",
     )
+    for key in RETIRED:
+        parser.add_argument(f"--{key}", type=float, help=argparse.SUPPRESS)
+    return parser
 
 
 def parse(argv: Sequence[str] | None) -> tuple[EvaluationSettings, Path | None]:
@@ -78,6 +85,7 @@ def complete(values: Mapping[str, Any]) -> tuple[EvaluationSettings, Path | None
 
     Raises SettingError or FileNotFoundError.
     """
+    values = _without_retired(values)
     for group in EvaluationSettings.groups():
         if group is not WorldSettings:
             build(group, values)  # before a checkpoint is looked for: these mistakes answer at once
@@ -90,6 +98,24 @@ def complete(values: Mapping[str, Any]) -> tuple[EvaluationSettings, Path | None
     _choose(settings)
     _check(settings, offered, defaults if path else {})
     return settings, path
+
+
+def _without_retired(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of version 1 without the settings that are gone, with the sampler that it had.
+
+    Raises SettingError where one of them decided what was sampled.
+    """
+    kept = {key: value for key, value in values.items() if key not in RETIRED}
+    if len(kept) < len(values):
+        kept.setdefault("sampler", "edm")
+        guided = kept.get("guidance", "pg") == "pg" and kept.get("pg_factor", 0) > 0
+        if guided and values.get("redraws", 0) > 0:
+            reject(
+                "redraws",
+                values["redraws"],
+                "0; since version 2 no particle is drawn again, guidance alone finds as many modes",
+            )
+    return kept
 
 
 def _choose(settings: EvaluationSettings) -> None:
@@ -199,12 +225,17 @@ def _check(settings: EvaluationSettings, offered: str, trained: Mapping[str, Any
             reject(
                 key, getattr(world, key), f"{trained[key]!r}, which the checkpoint was trained with"
             )
-    if exact and (world.dataset in ("free", "centered") or world.num_digits > 1):
+    uncounted = world.num_digits > 1
+    if exact and uncounted and world.dataset == "circle_jumping":
+        from worlds import MOST_ANSWERS
+
+        uncounted = world.num_directions ** min(world.num_digits, 64) > MOST_ANSWERS
+    if exact and (world.dataset in ("free", "centered") or uncounted):
         reject(
             "denoiser",
             "exact",
-            "trained for this world; exact needs circle_jumping or horizontal with one digit, "
-            "frames, or mixture",
+            "trained for this world; exact needs circle_jumping with at most 4096 "
+            "answers (num_directions ** num_digits), horizontal with one digit, frames, or mixture",
         )
     if guidance.guidance == "cads" and (exact or offered == "unconditional"):
         reject(

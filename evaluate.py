@@ -48,12 +48,13 @@ def table(result: dict[str, Any]) -> str:
     ]
     lines = [
         f"{result['dataset']}: {', '.join(text for text in what if text)}",
+        f"  {sampled(result)}",
         f"  {'':<28}{'mean':>8}   95% interval",
     ]
     lines += _row("modes_found", result["modes_found"], f", of {result['modes_total']}")
     if result["modes_total"]:
         lines.append(f"  {'  independent draws':<28}{result['modes_expected_iid']:8.2f}   expected")
-    if result["dataset"] == "horizontal":
+    if result["dataset"] == "horizontal" and result["modes_total"]:
         lines += _row("p_right", result["mode_frequencies"][0])
     for key in ("quality", "confidence", "hm_iou"):
         lines += _row(key, result.get(key))
@@ -66,6 +67,20 @@ def table(result: dict[str, Any]) -> str:
     lines.append(f"  {'network calls per particle':<28}{result['network_calls']:8.1f}")
     lines.append(f"  {'seconds':<28}{result['seconds']:8.1f}")
     return "\n".join(lines)
+
+
+def sampled(result: dict[str, Any]) -> str:
+    """What was chosen for the sampler and the guidance, in words."""
+    settings = result["settings"]
+    text = f"sampler {settings['sampler']}"
+    if "window" in result:
+        low, high = result["window"]
+        text += f", noise levels {high:.3g} to {low:.3g}"
+    if settings["guidance"] == "pg" and settings["pg_factor"]:
+        text += f"; guided by {settings['pg_features']}"
+        if "decisions" in result:
+            text += " where a pilot found what is undecided"
+    return text
 
 
 def _row(key: str, value: dict[str, Any] | None, after: str = "", before: str = "") -> list[str]:

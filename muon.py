@@ -61,18 +61,18 @@ class Muon(torch.optim.Muon):
 
     def _update(self, group: dict, shape: torch.Size, parameters: list[Tensor]) -> None:
         """Update matrices of one shape."""
-        grads = [parameter.grad for parameter in parameters]
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
         for parameter in parameters:
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
         if group["nesterov"]:
-            updates = torch._foreach_lerp(grads, buffers, group["momentum"])
+            directions = torch.stack(torch._foreach_lerp(grads, buffers, group["momentum"]))
         else:
-            updates = buffers
+            directions = torch.stack(buffers)
         updates = orthogonalised(
-            torch.stack(tuple(updates)), group["ns_coefficients"], group["ns_steps"], group["eps"]
+            directions, group["ns_coefficients"], group["ns_steps"], group["eps"]
         ).to(parameters[0].dtype)
         lr = group["lr"]
         torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])

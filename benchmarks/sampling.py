@@ -22,13 +22,13 @@ import measure  # noqa: E402
 from command_line import make_parser  # noqa: E402
 from config import Count  # noqa: E402
 
-GUIDED = ["--pg_factor", "1.7", "--redraws", "0"]
+GUIDED = ["--pg_factor", "3", "--sampler", "edm"]
 RUNS = {
     "no guidance": [],
     "in D space": [*GUIDED, "--pg_space", "denoised"],
     "in D space, IoU": [*GUIDED, "--pg_space", "denoised", "--pg_kernel", "iou"],
     "through the Jacobian": GUIDED,
-    "through the Jacobian, with redraws (the default)": ["--pg_factor", "1.7"],
+    "through the Jacobian, in the window (the default)": ["--pg_factor", "3"],
 }
 
 
@@ -279,7 +279,7 @@ def precision(args) -> tuple[str, dict]:
             return edm_sampler(
                 lambda x, sigma: denoise(x, sigma).to(state),
                 (80 * noise).to(state),
-                set_sampler.sigmas,
+                set_sampler.schedule.sigmas,
             ).double()
 
     exact, result, rows = sample(torch.float64, torch.float64, False), {}, []

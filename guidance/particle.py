@@ -140,8 +140,8 @@ class ParticleGuidance:
             size = grad.flatten(2).square().sum(-1).mean(1).sqrt()[:, None, None, None, None]
             push = self.factor * math.sqrt(2) * drift / size.clamp_min(tiny) * grad
         else:
-            unit = dict(joint=self._particles(x) * sigma, sigma=sigma, constant=1.0)[self.strength]
-            push = self.factor * unit * grad
+            factor = self.factor * (self._particles(x) if self.strength == "joint" else 1)
+            push = factor * (1.0 if self.strength == "constant" else sigma) * grad
         if self.anneal:
             push = push * cosine_share(float(sigma), self.sigma_min, self.sigma_max)
         if self.cap < math.inf:
