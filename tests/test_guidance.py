@@ -6,7 +6,7 @@ import torch
 from guidance import Cads, ParticleGuidance, Reference, Spell
 from metrics import mixture_modes, mode_metrics
 from model import posterior_mean
-from noise import SetNoise
+from noise import ParticleNoise
 from potentials import POTENTIALS, RBF, Bandwidth
 from ranges import to_model_range
 from sampler import edm_sampler, karras_sigmas
@@ -88,7 +88,7 @@ def test_the_plus_sign_covers_modes_and_the_minus_sign_does_not():
     """The thesis's sign error, shown where the truth is known."""
     k, sets = 6, 40
     denoise, images = exact(k)
-    noise = SetNoise(0, range(sets), (k, 1, 6, 6))
+    noise = ParticleNoise(0, range(sets), range(k), (1, 6, 6))
     x, sigmas = 80 * noise().double(), karras_sigmas(22, 0.002, 80.0, 7.0)
 
     def found(guided):
@@ -105,6 +105,30 @@ def test_the_plus_sign_covers_modes_and_the_minus_sign_does_not():
     assert found(denoise) == pytest.approx(iid, abs=0.45)
     assert found(apart) > iid + 1.0
     assert found(together) < iid - 1.0
+
+
+def test_joint_strength_is_a_power_of_the_potential():
+    """B factor times the drift of "sigma", with memory counted in B."""
+    denoise, images = exact()
+    sigma = torch.tensor(3.0, dtype=torch.float64)
+    for B, memory in ((2, None), (5, None), (2, images[:, :3].expand(2, -1, -1, -1, -1))):
+        x = 3 * torch.randn(2, B, 1, 6, 6, dtype=torch.float64)
+        everyone = B if memory is None else B + 3
+        joint = pg(denoise, strength="joint", factor=0.3, memory=memory)(x, sigma)
+        alpha = pg(denoise, strength="sigma", factor=0.3 * everyone, memory=memory)(x, sigma)
+        torch.testing.assert_close(joint, alpha)
+
+
+def test_fading_guidance_is_that_share_of_it():
+    denoise, _ = exact()
+    sigma = torch.tensor(3.0, dtype=torch.float64)
+    x = 3 * torch.randn(2, 4, 1, 6, 6, dtype=torch.float64)
+    plain, whole = denoise(x, sigma), pg(denoise)(x, sigma)
+    seen = []
+    faded = pg(denoise, fade=lambda level: seen.append(level) or 0.25)(x, sigma)
+    torch.testing.assert_close(faded - plain, 0.25 * (whole - plain))
+    assert seen == [3.0]
+    assert torch.equal(pg(denoise, fade=lambda level: 0.0)(x, sigma), plain)
 
 
 def test_annealed_strength_and_cap():
@@ -187,7 +211,7 @@ def test_cads_noises_the_condition_only_early():
         seen.append(c)
         return lambda x, sigma: x
 
-    noise = SetNoise(0, range(2), (3, 1, 4, 4))
+    noise = ParticleNoise(0, range(2), range(3), (1, 4, 4))
     cads = Cads(
         bind, cond, noise, lambda sigma: sigma / 80, tau1=0.3, tau2=0.8, scale=0.5, mixing=1.0
     )
@@ -203,21 +227,61 @@ def test_cads_noises_the_condition_only_early():
     assert abs(correlation) < 0.6  # at the noisy end nothing of the condition is left
 
 
-def test_the_references_form_climbs_the_potential_it_should_descend():
+def thesis_potential(y: torch.Tensor) -> torch.Tensor:
+    """U of one set y (B, d), as the thesis's code has it: not squared, over a squared median."""
+    pairs = torch.pdist(y)
+    return (-pairs / (pairs.median() ** 2 / math.log(len(y)))).exp().sum()
+
+
+def moved_by_the_reference(B: int, factor: float, sets: int = 40, d: int = 36):
+    """Sets (sets, B, d) in [0, 1], and what one step of the thesis's guidance makes of them."""
+    y = torch.rand(sets, B, d, dtype=torch.float64, generator=torch.Generator().manual_seed(B))
+    images = to_model_range(y).view(sets, B, 1, 6, 6)
+    sigma = torch.tensor(2.0, dtype=torch.float64)
+    moved = Reference(lambda x, sigma: x, factor=factor)(images, sigma)
+    return y, y + (moved - images).view_as(y) / (sigma**2 * factor)
+
+
+@pytest.mark.parametrize("B", [2, 3, 4, 8])
+def test_the_references_form_is_autograd_of_its_formula_with_a_plus(B):
+    """Through the median too: of all B (B - 1) / 2 distances, the lower one of an even number."""
+    y, moved = moved_by_the_reference(B, 0.3)
+    for each, to in zip(y, moved):
+        each = each.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(thesis_potential(each), each)
+        torch.testing.assert_close(to - each, grad, rtol=1e-6, atol=1e-10)
+
+
+@pytest.mark.parametrize("B", [2, 3, 4, 8])
+def test_the_references_form_spreads_sets_but_draws_close_pairs_together(B):
+    """The median that it is divided by grows with the set, whose spread therefore always grows.
+
+    All other pairs attract: two particles only move apart, and of three the closest pair is drawn
+    together.
+    """
+    y, moved = moved_by_the_reference(B, 0.3)
+    along = (moved - y) * 1e-6
+    spread = lambda sets: (sets - sets.mean(1, keepdim=True)).square().sum((1, 2))
+    assert (spread(y + along) > spread(y)).all()
+    before, after = (torch.stack([torch.pdist(each) for each in sets]) for sets in (y, y + along))
+    closer = (after < before).gather(1, before.argsort(1))  # of pairs, the closest first
+    median = (closer.shape[1] - 1) // 2
+    assert not closer[:, median].any()
+    if B == 2:
+        torch.testing.assert_close(moved.sum(1), y.sum(1))  # apart, and not aside
+    elif B == 3:
+        assert closer[:, 0].all()
+    elif B == 8:
+        assert closer.double().mean() > 0.5
+
+
+def test_the_references_form_leaves_alone_what_it_should_and_copies_finite():
     denoise, _ = exact()
     sigma = torch.tensor(2.0, dtype=torch.float64)
-    x = 2 * torch.randn(
-        4, 5, 1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
-    )
-
-    def potential(y):
-        pairs = torch.stack([torch.pdist(each.flatten(1)) for each in y])
-        return (-pairs / pairs.median(1, keepdim=True).values * math.log(5)).exp().sum(1)
-
-    plain = denoise(x, sigma)
-    guided = Reference(denoise, factor=0.02)(x, sigma)
-    assert (potential(guided) > potential(plain)).all()
-    assert (potential(2 * plain - guided) < potential(plain)).all()
-    assert torch.equal(Reference(denoise, factor=0.0)(x, sigma), plain)
+    x = torch.randn(2, 5, 1, 6, 6, dtype=torch.float64)
+    assert torch.equal(Reference(denoise, factor=0.0)(x, sigma), denoise(x, sigma))
+    one = x[:, :1]
+    assert torch.equal(Reference(denoise, factor=3.0)(one, sigma), denoise(one, sigma))
     copies = torch.zeros(1, 3, 1, 6, 6, dtype=torch.float64)
     assert torch.isfinite(Reference(denoise, factor=1.0)(copies, sigma)).all()
+    assert torch.isfinite(Reference(denoise, factor=1e300)(x, sigma)).all()
