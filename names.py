@@ -61,7 +61,9 @@ METRICS: dict[str, Metric] = dict(
 AXES: dict[str, str] = dict(
     pg_factor="strength (pg_factor)",
     pg_kernel="kernel",
-    s_churn="churn",
+    s_churn="churn over all steps (s_churn)",
+    window_churn="noise added back at each step of the window (window_churn)",
+    num_steps="steps",
     rho=r"schedule exponent $\rho$",
     p="p(right) in training",
 )
@@ -72,7 +74,6 @@ METHODS: dict[str, str] = dict(
     pg="particle guidance",
     spell="SPELL",
     cads="CADS",
-    kmedoids="K-medoids",
     reference="the thesis's form",
     iid="independent noise",
     antithetic="antithetic noise",
@@ -85,12 +86,12 @@ METHODS: dict[str, str] = dict(
 COMPARED: dict[str, str] = {
     "independent": METHODS["none"],
     "particle guidance": METHODS["pg"],
-    "no redraws": "particle guidance without redraws",
+    "EDM's sampler": "particle guidance with EDM's sampler",
     "SPELL": METHODS["spell"],
     "CADS": METHODS["cads"],
-    "K-medoids of 4 x 8": "K-medoids out of four times as many",
+    "medoids of independent": "medoids of four times as many",
     "simplex noise": METHODS["simplex"],
-    "reference's form": "the thesis's form, its sign as printed",
+    "the thesis's form": "the thesis's form, its sign as printed",
 }
 
 
@@ -117,16 +118,16 @@ def method_of(settings: dict[str, Any]) -> str:
         parts.append(METHODS.get(guidance, guidance))
     if guidance in ("pg", "reference"):
         parts.append(f"factor {factor:g}")
-    if guidance == "pg" and settings.get("redraws") == 0:
-        parts.append("no redraws")
+    if guidance == "pg" and settings.get("sampler") == "edm":
+        parts.append("EDM's sampler")
     if guidance == "spell" and "spell_radius" in settings:
         parts.append(f"radius {settings['spell_radius']:g}")
     if guidance == "cads" and "cads_scale" in settings:
         parts.append(f"noise of {settings['cads_scale']:g}")
-    if guidance == "kmedoids" and "kmedoids_pool" in settings:
-        parts.append(f"{settings['kmedoids_pool']} samples for each that is kept")
     if guidance != "none" and settings.get("sequential", 1) > 1:
         parts.append(f"{settings['sequential']} draws in sequence")
+    if settings.get("medoids_of", 1) > 1:
+        parts.append(f"medoids of {settings['medoids_of']} times as many")
     if noise != "iid":
         parts.append(METHODS.get(noise, noise))
     return ", ".join(parts) or METHODS["none"]

@@ -20,86 +20,98 @@ from command_line import make_parser  # noqa: E402
 from experiments import run_cell  # noqa: E402
 from names import METRICS  # noqa: E402
 
-TRAINED, EXACT = "--num_sets 200 --digits mnist", "--denoiser exact --num_sets 200 --digits mnist"
+CIRCLE = "--num_sets 200 --digits mnist"
+EXACT = f"{CIRCLE} --denoiser exact"
+UNET = f"{CIRCLE} --checkpoint circle_jumping_unet"
 HORIZONTAL = (
     "--denoiser exact --dataset horizontal --p 0.7 --batch_size 10 --num_sets 1000 --digits mnist"
 )
 BLOBS = "--dataset frames --frames examples/blobs.npz --batch_size 4 --num_sets 200"
 DIGITS = "--task unconditional --batch_size 10 --num_sets 40 --digits mnist"
+MIXTURE = "--denoiser exact --dataset mixture --batch_size 10 --num_sets 200 --num_steps 30"
+PAIRS = "--denoiser exact --num_digits 2 --num_sets 16 --digits mnist"
+GUIDED = "--pg_factor 3"  # in every world
+DIRECTIONS = ["modes_found", "quality", "hm_iou"]
+MASKS = ["hm_iou", "ged", "mean_iou"]
 # What is measured, the flags of evaluate.py, the keys that are shown.
 FIGURES = [
-    ("exact, independent", f"{EXACT}", ["modes_found"]),
+    ("exact, independent", EXACT, ["modes_found"]),
+    ("exact, guided, 22 steps", f"{EXACT} {GUIDED}", ["modes_found", "hm_iou"]),
+    ("exact, guided, 11 steps", f"{EXACT} {GUIDED} --num_steps 11", ["modes_found", "hm_iou"]),
+    ("exact, guided, 8 steps", f"{EXACT} {GUIDED} --num_steps 8", ["modes_found", "hm_iou"]),
     (
-        "exact, guided, 12 steps",
-        f"{EXACT} --pg_factor 1.7 --num_steps 12",
+        "exact, guided with EDM's sampler, 22 steps",
+        f"{EXACT} {GUIDED} --sampler edm",
         ["modes_found", "hm_iou"],
-    ),
-    ("exact, guided, 22 steps", f"{EXACT} --pg_factor 1.7", ["modes_found", "hm_iou"]),
-    (
-        "exact, guided, 40 steps",
-        f"{EXACT} --pg_factor 1.7 --num_steps 40",
-        ["modes_found", "hm_iou"],
-    ),
-    (
-        "exact, guided, 4 directions",
-        f"{EXACT} --pg_factor 1.7 --num_directions 4 --batch_size 4",
-        ["modes_found"],
-    ),
-    (
-        "exact, guided, 2 directions",
-        f"{EXACT} --pg_factor 1.7 --num_directions 2 --batch_size 2",
-        ["modes_found"],
     ),
     (
         "exact, guided, one direction has p = 0.5",
-        f"{EXACT} --pg_factor 1.7 --p 0.5",
+        f"{EXACT} {GUIDED} --p 0.5",
+        ["modes_found"],
+    ),
+    (
+        "exact, guided, sets of 16, 8 steps",
+        f"{EXACT} {GUIDED} --batch_size 16 --num_steps 8",
+        ["modes_found"],
+    ),
+    (
+        "exact, guided, 4 directions, 8 steps",
+        f"{EXACT} {GUIDED} --num_directions 4 --batch_size 4 --num_steps 8",
+        ["modes_found"],
+    ),
+    (
+        "exact, guided, 2 directions, 8 steps",
+        f"{EXACT} {GUIDED} --num_directions 2 --batch_size 2 --num_steps 8",
         ["modes_found"],
     ),
     (
         "exact, two sequential sets of 4",
-        f"{EXACT} --pg_factor 1.7 --batch_size 4 --sequential 2",
+        f"{EXACT} {GUIDED} --batch_size 4 --sequential 2",
         ["modes_found"],
     ),
-    ("trained, independent", TRAINED, ["modes_found", "quality", "hm_iou"]),
-    ("trained, guided", f"{TRAINED} --pg_factor 1.7", ["modes_found", "quality", "hm_iou"]),
+    ("exact, 64 modes, independent", f"{PAIRS} --batch_size 64", ["modes_found"]),
+    ("exact, 64 modes, guided", f"{PAIRS} --batch_size 64 {GUIDED}", ["modes_found"]),
+    ("plain U-Net, independent", UNET, DIRECTIONS),
+    ("plain U-Net, independent, 11 steps", f"{UNET} --num_steps 11", DIRECTIONS),
+    ("plain U-Net, guided", f"{UNET} {GUIDED}", DIRECTIONS),
+    ("plain U-Net, guided, 11 steps", f"{UNET} {GUIDED} --num_steps 11", DIRECTIONS),
+    ("plain U-Net, guided on D(x)", f"{UNET} {GUIDED} --pg_space denoised", DIRECTIONS),
+    ("plain U-Net, guided with EDM's sampler", f"{UNET} {GUIDED} --sampler edm", DIRECTIONS),
+    ("plain U-Net, medoids of four times as many", f"{UNET} --medoids_of 4", DIRECTIONS),
+    ("network that copies, independent", CIRCLE, DIRECTIONS),
+    ("network that copies, guided", f"{CIRCLE} {GUIDED}", DIRECTIONS),
+    ("network that copies, guided, 11 steps", f"{CIRCLE} {GUIDED} --num_steps 11", DIRECTIONS),
     (
-        "trained, embedded digits, independent",
+        "network that copies, embedded digits, independent",
         "--num_sets 100 --digits embedded",
-        ["modes_found", "quality", "hm_iou"],
+        DIRECTIONS,
     ),
     (
-        "trained, embedded digits, guided",
-        "--num_sets 100 --digits embedded --pg_factor 1.7",
-        ["modes_found", "quality", "hm_iou"],
+        "network that copies, embedded digits, guided",
+        f"--num_sets 100 --digits embedded {GUIDED}",
+        DIRECTIONS,
     ),
     ("unconditional digits, independent", DIGITS, ["modes_found", "confidence"]),
     (
+        "unconditional digits, independent, noise in the window",
+        f"{DIGITS} --sampler window",
+        ["modes_found", "confidence"],
+    ),
+    ("unconditional digits, guided", f"{DIGITS} {GUIDED}", ["modes_found", "confidence"]),
+    (
         "unconditional digits, guided by pixels",
-        f"{DIGITS} --pg_factor 3 --redraws 0",
+        f"{DIGITS} {GUIDED} --pg_features pixels",
         ["modes_found", "confidence"],
     ),
     (
         "unconditional digits, medoids of ten times as many",
-        f"{DIGITS} --guidance kmedoids --kmedoids_pool 10",
+        f"{DIGITS} --medoids_of 10",
         ["modes_found", "confidence"],
     ),
-    (
-        "unconditional digits, guided by features",
-        f"{DIGITS} --pg_factor 1 --pg_features classifier --pg_sigma_min 1 --redraws 20",
-        ["modes_found", "confidence"],
-    ),
-    (
-        "mixture, independent",
-        "--denoiser exact --dataset mixture --batch_size 10 --num_sets 100",
-        ["modes_found", "within_3_sd"],
-    ),
-    ("mixture, guided", "--config configs/mixture.yaml", ["modes_found", "within_3_sd"]),
+    ("mixture, independent", MIXTURE, ["modes_found", "within_3_sd"]),
+    ("mixture, guided", f"{MIXTURE} {GUIDED}", ["modes_found", "within_3_sd"]),
     ("horizontal, independent", HORIZONTAL, ["p_right", "count_variance_ratio"]),
-    (
-        "horizontal, guided",
-        f"{HORIZONTAL} --pg_factor 1.7 --redraws 0",
-        ["p_right", "count_variance_ratio"],
-    ),
+    ("horizontal, guided", f"{HORIZONTAL} {GUIDED}", ["p_right", "count_variance_ratio"]),
     (
         "horizontal, simplex noise",
         f"{HORIZONTAL} --noise simplex",
@@ -110,22 +122,10 @@ FIGURES = [
         f"{HORIZONTAL} --noise stratified --sigma_max 300",
         ["p_right", "count_variance_ratio"],
     ),
-    (
-        "masks of four experts, exact, independent",
-        f"{BLOBS} --denoiser exact",
-        ["hm_iou", "ged", "mean_iou"],
-    ),
-    (
-        "masks, exact, guided",
-        f"{BLOBS} --denoiser exact --pg_factor 1 --redraws 0",
-        ["hm_iou", "ged", "mean_iou"],
-    ),
-    ("masks, trained, independent", f"{BLOBS} --checkpoint blobs", ["hm_iou", "ged", "mean_iou"]),
-    (
-        "masks, trained, guided",
-        f"{BLOBS} --checkpoint blobs --pg_factor 1 --redraws 0",
-        ["hm_iou", "ged", "mean_iou"],
-    ),
+    ("masks of four experts, exact, independent", f"{BLOBS} --denoiser exact", MASKS),
+    ("masks, exact, guided", f"{BLOBS} --denoiser exact {GUIDED}", MASKS),
+    ("masks, trained, independent", f"{BLOBS} --checkpoint blobs", MASKS),
+    ("masks, trained, guided", f"{BLOBS} --checkpoint blobs {GUIDED}", MASKS),
 ]
 
 

@@ -22,7 +22,7 @@ import measure  # noqa: E402
 from command_line import make_parser  # noqa: E402
 from config import Count  # noqa: E402
 
-GUIDED = ["--pg_factor", "3", "--sampler", "edm"]
+GUIDED = "--pg_factor 3 --sampler edm --pg_sigma_min 3 --pg_sigma_max 40".split()
 RUNS = {
     "no guidance": [],
     "in D space": [*GUIDED, "--pg_space", "denoised"],
@@ -59,7 +59,8 @@ def bare(set_sampler, sets, backward: bool):
     x = torch.randn(len(sets), set_sampler.batch_size, *set_sampler.particle_shape)
     guidance = set_sampler.settings.guidance
     low, high = guidance.pg_sigma_min, guidance.pg_sigma_max
-    sigmas = [set_sampler.sigmas[0], *set_sampler.sigmas[1:-1].repeat_interleave(2)]
+    levels = set_sampler.schedule.sigmas
+    sigmas = [levels[0], *levels[1:-1].repeat_interleave(2)]
 
     def calls() -> None:
         for sigma in sigmas:
