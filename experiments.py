@@ -11,8 +11,8 @@ Each experiment is one YAML file in configs/experiments, its recipe; add your ow
     except: combinations of points that are left out
 
 An axis is a list of values of the flag that it is named after, or a mapping from labels to flags.
-In such a mapping a flag with a list of values makes one cell for each. A flag's value may be
-written {quick: ..., full: ...}; --preset picks one.
+In such a mapping a flag with a list of values makes one cell for each. A flag's value, or a whole
+axis, may be written {quick: ..., full: ...}; --preset picks one.
 
 A finished cell is kept in outdir/cells and never run again; one that is interrupted leaves nothing.
 """
@@ -61,6 +61,8 @@ Point = tuple[dict[str, Any], dict[str, Any]]  # (labels by axis, settings) of o
 
 def _points_of_axis(axis: str, values: Any, preset: str) -> list[Point]:
     """The points of one axis, as the recipe's `grid` describes it."""
+    if isinstance(values, dict) and set(values) == {"quick", "full"}:
+        values = values[preset]
     if isinstance(values, list):
         return [({axis: value}, {axis: value}) for value in values]
     points: list[Point] = []
@@ -236,7 +238,7 @@ def shown_metrics(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What a table shows of an evaluation: {heading: {mean, ci95, ...}}."""
     keys = ["modes_found", "quality", "hm_iou", "confidence"]
     values = {key: result.get(key) for key in keys}
-    if result["dataset"] == "horizontal":
+    if result["dataset"] == "horizontal" and result["modes_total"]:
         values = dict(p_right=result["mode_frequencies"][0], quality=result["quality"])
     shown = {METRICS[key].title: value for key, value in values.items()}
     for kind in ("unimode", "multimode"):

@@ -159,6 +159,18 @@ def binarise(images: Tensor) -> Tensor:
     return (images > 0.5).float()
 
 
+def mask_iou(a: Tensor, b: Tensor) -> Tensor:
+    """`iou` of masks, which only hold 0.0 and 1.0: the same, from one matrix product.
+
+    a (G, A, H, W), b (G, B, H, W) -> (G, A, B) in [0, 1].
+    """
+    u = a.flatten(2)
+    v = b.flatten(2)
+    both = u @ v.transpose(1, 2)  # whole numbers, which float32 holds exactly
+    either = u.sum(-1)[:, :, None] + v.sum(-1)[:, None, :] - both
+    return torch.where(either > 0, both / either.clamp_min(1), 1.0)
+
+
 def hm_iou(samples: Tensor, answers: Tensor) -> Tensor:
     """HM IoU*: the mean IoU of the distinct right answers and the samples matched to them.
 
@@ -166,14 +178,12 @@ def hm_iou(samples: Tensor, answers: Tensor) -> Tensor:
     IoU (Gerard & Sullivan 2026, arXiv 2603.20188). Of B samples and k answers, the smaller number
     is matched. samples (G, B, H, W), answers (G, k, H, W) -> (G,) in [0, 1].
     """
-    masks = binarise(answers)
-    flat = masks.flatten(2)
-    equal = (flat[:, :, None] == flat[:, None]).all(-1)  # (G, k, k)
-    repeated = equal.tril(-1).any(-1)  # (G, k): like an answer before it
     means = []
-    for ious, again in zip(iou(masks, binarise(samples)).double().numpy(), repeated.numpy()):
-        distinct = ious[~again]  # (distinct answers, B)
-        means.append(distinct[linear_sum_assignment(distinct, maximize=True)].mean())
+    for own, masks in zip(binarise(samples), binarise(answers)):  # (B, H, W), (k, H, W)
+        # Set by set, and without comparing all pairs of answers, of which there may be millions.
+        distinct = masks.unique(dim=0)
+        ious = mask_iou(distinct[None], own[None])[0].double().numpy()  # (distinct answers, B)
+        means.append(ious[linear_sum_assignment(ious, maximize=True)].mean())
     return torch.tensor(means)
 
 
@@ -186,14 +196,15 @@ def generalised_energy_distance(samples: Tensor, answers: Tensor, probabilities:
     2018, arXiv 1806.05034). samples (G, B, H, W), answers (G, k, H, W) with probabilities (k,)
     -> (G,) in [0, 2].
     """
-    s = binarise(samples)
-    y = binarise(answers)
     p = probabilities.float()
-    between = (1 - iou(s, y)).mean(1) @ p
-    within_set = (1 - iou(s, s)).mean((1, 2))
-    within_truth = (1 - iou(y, y)) @ p @ p
+    squared = []
+    for s, y in zip(binarise(samples)[:, None], binarise(answers)[:, None]):  # a set at a time
+        between = (1 - mask_iou(s, y)).mean(1) @ p
+        within_set = (1 - mask_iou(s, s)).mean((1, 2))
+        within_truth = (1 - mask_iou(y, y)) @ p @ p
+        squared.append(2 * between - within_set - within_truth)
     # It is a squared distance, so rounding alone takes it below 0.
-    return (2 * between - within_set - within_truth).clamp_min(0)
+    return torch.cat(squared).clamp_min(0)
 
 
 def nearest_answer(samples: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,8 +212,21 @@ def nearest_answer(samples: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
 
     samples (G, B, H, W), answers (G, k, H, W) -> (G, B) in [0, 1], (G, B).
     """
-    distance = torch.cdist(samples.clamp(0, 1).flatten(2), answers.flatten(2))
-    return iou(binarise(samples), binarise(answers)).amax(2), distance.amin(2)
+    _, distance = nearest_image(samples, answers)
+    return mask_iou(binarise(samples), binarise(answers)).amax(2), distance
+
+
+def nearest_image(samples: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
+    """The answer with the smallest L2 distance to each sample, and that distance.
+
+    samples (G, B, H, W), answers (G, k, H, W) in [0, 1] -> (G, B) int64, (G, B). Samples that are
+    not finite are nearest to answer 0, at a distance that is not finite.
+    """
+    pixels = samples.clamp(0, 1).flatten(2)
+    # Without the matrix product, which loses the small distances of near copies to rounding.
+    exact = "donot_use_mm_for_euclid_dist"
+    distance, nearest = torch.cdist(pixels, answers.flatten(2), compute_mode=exact).min(-1)
+    return nearest, distance
 
 
 def iou_distance(samples: Tensor) -> Tensor:
@@ -212,7 +236,7 @@ def iou_distance(samples: Tensor) -> Tensor:
     """
     masks = binarise(samples)
     B = samples.shape[1]
-    return (1 - iou(masks, masks)).sum((1, 2)) / max(1, B * (B - 1))
+    return (1 - mask_iou(masks, masks)).sum((1, 2)) / max(1, B * (B - 1))
 
 
 def pairwise_l2(samples: Tensor) -> Tensor:
@@ -363,6 +387,30 @@ def motion_metrics(
                 for key in ("quality", "pairwise_l2", "centroid_spread"):
                     part[key] = _over_some(result[key], which)
             result[name] = part
+    return result, modes
+
+
+def combination_metrics(
+    samples: Tensor, answers: Tensor, probabilities: Tensor
+) -> tuple[dict, Tensor]:
+    """All metrics of next frames whose modes are the right answers themselves, and the modes.
+
+    So it is with several digits, whose answers are the combinations of their directions. The mode
+    of a particle is the answer nearest to it in L2 distance of images in [0, 1], and `quality` the
+    mean of that distance; 0 is a perfect copy. With one digit, `motion_metrics` judges.
+
+    Arguments:
+        samples: (G, B, H, W)
+        answers: (G, k, H, W), the right next frames
+        probabilities: (k,) of the answers
+
+    Returns the metrics, and the answer (G, B) int64 of each particle.
+    """
+    modes, distance = nearest_image(samples, answers)
+    result = mode_metrics(modes, probabilities)
+    result |= _agreement(samples, answers, probabilities)
+    result |= _spread(samples)
+    result["quality"] = mean_interval(distance.mean(1))
     return result, modes
 
 

@@ -22,6 +22,7 @@ from denoiser import Denoiser
 from frame_files import OwnFrames
 from metrics import (
     answer_metrics,
+    combination_metrics,
     displacement,
     iou_distance,
     mean_interval,
@@ -29,6 +30,7 @@ from metrics import (
     mode_metrics,
     motion_metrics,
     nearest_direction,
+    nearest_image,
     pairwise_l2,
     recognise,
 )
@@ -125,7 +127,7 @@ class _DigitTask(Task):
         self.sequences = Sequences.cat(windows)
         self.cond, _ = self.sequences.split(world.num_cond_frames)
         self.labels = self.sequences.labels[:, 0]
-        self.answers = world.futures(self.sequences) if world.directed else None
+        self.answers = world.futures(self.sequences, which[:, 0]) if world.directed else None
 
     def truth(self):
         return dict(
@@ -136,7 +138,13 @@ class _DigitTask(Task):
 
 
 class NextFrame(_DigitTask):
-    """The next frame of a moving digit. Modes are directions, where the world has them."""
+    """The next frame of moving digits. Modes are directions, where the world has them.
+
+    The direction of one digit is that in which its centroid moved. Several digits share a centroid:
+    a particle is then in the mode of the right answer nearest to it, a combination of directions,
+    by L2 distance of images in [0, 1]. A particle between answers counts for the nearest one too;
+    `quality` says how far it is from it.
+    """
 
     @staticmethod
     def most_sets(world: MovingDigits) -> int:
@@ -145,9 +153,15 @@ class NextFrame(_DigitTask):
     def modes(self, samples, sets):
         if not self.world.directed:
             return None
+        if self.world.num_digits > 1:
+            assert self.answers is not None  # of every directed world
+            return nearest_image(samples, self.answers[sets])[0]
         return nearest_direction(displacement(samples, self.cond[sets]), self.world.offsets)
 
     def measure(self, samples):
+        if self.world.directed and self.world.num_digits > 1:
+            assert self.answers is not None and self.world.mode_probabilities is not None
+            return combination_metrics(samples, self.answers, self.world.mode_probabilities)
         return motion_metrics(
             samples,
             self.cond,

@@ -6,7 +6,7 @@ frames is known.
 
     centered        the digit rests in the middle; the modes are the ten classes
     free            constant velocity; a wall reflects it or gives it a new one
-    circle_jumping  even frames: centre; odd frames: one of k offsets
+    circle_jumping  even frames: centre; odd frames: one of k offsets, each digit its own
     horizontal      2 px per frame along the middle row; a new direction at the centre
 
 Everything is a batch on one device, and every draw comes from an explicit `torch.Generator`. Frames
@@ -18,7 +18,10 @@ MovingMNIST: Srivastava et al. 2015, arXiv 1502.04681. Stochastic walls: Denton 
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
+from functools import reduce
 from typing import Protocol, Sequence, runtime_checkable
 
 import torch
@@ -32,6 +35,7 @@ DIRECTIONS = ((0, 4), (0, -4), (4, 0), (-4, 0), (4, 4), (4, -4), (-4, 4), (-4, -
 HORIZONTAL_STEP = 2  # px per frame
 MAX_VELOCITY = 4  # px per frame and axis, in world `free`
 NUM_CLASSES = 10
+MOST_ANSWERS = 4096  # to one window; more are not counted, and would not fit into memory
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ class World(Protocol):
 
     @property
     def directed(self) -> bool:
-        """Whether the modes are directions in which a digit moves on."""
+        """Whether the modes are directions, or combinations of them, in which digits move on."""
 
     @property
     def modes_total(self) -> int | None:
@@ -221,7 +225,6 @@ class MovingDigits:
     """
 
     dataset: str
-    directed = False
 
     def __init__(
         self,
@@ -252,6 +255,11 @@ class MovingDigits:
         return self.image_size, self.image_size
 
     @property
+    def directed(self) -> bool:
+        """Whether the modes are directions, or combinations of them, in which digits move on."""
+        return False
+
+    @property
     def modes_total(self) -> int | None:
         """Number of correct answers to a window, None where they are a continuum."""
         return None
@@ -263,7 +271,7 @@ class MovingDigits:
 
     @property
     def offsets(self) -> Tensor:
-        """(k, 2) int64, displacements (dy, dx) in px of the modes of a directed world."""
+        """(k, 2) int64, displacements (dy, dx) in px of the directions of a directed world."""
         raise ValueError(f"dataset: {self.dataset} has no countable directions")
 
     def to(self, device: torch.device | str) -> MovingDigits:
@@ -339,21 +347,42 @@ class MovingDigits:
         choices = choices[rows, columns]
         return Sequences(render(images, positions, self.image_size), labels, positions, choices)
 
-    def futures(self, batch: Sequences) -> Tensor:
-        """Every frame that could have been the last one: (N, k, H, W), in the order of `offsets`.
+    def futures(self, batch: Sequences, which: Tensor | None = None) -> Tensor:
+        """Every frame that could have been the last one, for windows that end at a choice.
 
-        For windows of a directed world with one digit that end at a choice. Raises ValueError for a
-        world without directions.
+        Each of the K digits goes in any of the k directions of `offsets`: (N, k^K, H, W), in the
+        order of `itertools.product`, the direction of the last digit changing fastest.
+
+        Arguments:
+            batch: windows of a directed world
+            which: (N, K) int64, indices of the digits that the windows show; None takes the digit
+                from the frame before the last one, where it is alone
+
+        Raises ValueError for a world without directions, and for several digits without `which`.
         """
-        S = self.digit_size
-        last = batch.positions[:, -2, 0]  # (N, 2), where the digit is before it moves on
-        pixels = torch.arange(S, device=last.device)
+        offsets = self.offsets
+        if which is None:
+            images = self._lone_digits(batch)
+        else:
+            images = self.digits.images[which]
+        last = batch.positions[:, -2]  # (N, K, 2), where the digits are before they move on
+        choices = list(itertools.product(range(len(offsets)), repeat=self.num_digits))
+        moves = offsets[torch.tensor(choices)].to(last.device)  # (k^K, K, 2)
+        return render(images, last[:, None] + moves, self.image_size)
+
+    def _lone_digits(self, batch: Sequences) -> Tensor:
+        """The digit of each window, cut out of the last frame but one: (N, 1, S, S)."""
+        if self.num_digits > 1:
+            raise ValueError(
+                f"num_digits: {self.num_digits} may overlap; accepted: 1, or pass which="
+            )
+        last = batch.positions[:, -2, 0]  # (N, 2)
+        pixels = torch.arange(self.digit_size, device=last.device)
         rows = last[:, 0, None] + pixels  # (N, S)
         columns = last[:, 1, None] + pixels  # (N, S)
         n = torch.arange(len(last), device=last.device)
-        digit = batch.frames[:, -2][n[:, None, None], rows[:, :, None], columns[:, None, :]]
-        futures = last[:, None] + self.offsets.to(last.device)  # (N, k, 2)
-        return render(digit[:, None], futures[:, :, None], self.image_size)
+        digits = batch.frames[:, -2][n[:, None, None], rows[:, :, None], columns[:, None, :]]
+        return digits[:, None]
 
 
 class Centered(MovingDigits):
@@ -381,34 +410,50 @@ class Centered(MovingDigits):
 
 
 class Directed(MovingDigits):
-    """The base class of worlds whose modes are the directions in which a digit moves on.
+    """The base class of worlds in which a digit moves on in one of k directions.
+
+    The modes are the directions; of several digits, which choose independently, their k^K
+    combinations in the order of `futures`. More than MOST_ANSWERS are not counted.
 
     Arguments:
         p: probability of the first direction, the others share the rest; None: all are equal
         others: as in `MovingDigits`
     """
 
-    directed = True
-
     def __init__(self, digits: Digits, *, p: float | None, **others: int):
         super().__init__(digits, **others)
         self.p = p
 
     @property
-    def modes_total(self) -> int:
-        """The number of directions."""
-        return len(self.offsets)
+    def directed(self) -> bool:
+        """Whether the combinations of directions are few enough to be counted."""
+        return self.num_digits * math.log2(len(self.offsets)) <= math.log2(MOST_ANSWERS)
 
     @property
-    def mode_probabilities(self) -> Tensor:
-        """(k,) float64, the prior of each direction, in the order of `offsets`."""
-        k = self.modes_total
+    def modes_total(self) -> int | None:
+        """The number of directions; of several digits, k^K. None where they are not counted."""
+        return len(self.offsets) ** self.num_digits if self.directed else None
+
+    @property
+    def direction_probabilities(self) -> Tensor:
+        """(k,) float64, the prior of each direction of one digit, in the order of `offsets`."""
+        k = len(self.offsets)
         first = 1 / k if self.p is None else self.p
         return torch.tensor([first] + [(1 - first) / (k - 1)] * (k - 1), dtype=torch.float64)
+
+    @property
+    def mode_probabilities(self) -> Tensor | None:
+        """(k^K,) float64, the prior of each mode, in the order of `futures`. None where they are
+        not counted."""
+        if not self.directed:
+            return None
+        return reduce(torch.kron, [self.direction_probabilities] * self.num_digits)
 
 
 class CircleJumping(Directed):
     """World `circle_jumping`: the centre in even frames, one of k offsets from it in odd frames.
+
+    Several digits all start at the centre and choose independently, so that k^K frames are right.
 
     Arguments:
         num_directions: k, which is 2, 4 or 8
@@ -434,7 +479,7 @@ class CircleJumping(Directed):
         choices = torch.zeros(n, self.seq_len, dtype=torch.bool, device=device)
         odd = slice(1, None, 2)
         jumps = positions[:, odd].shape[1]
-        weights = self.mode_probabilities.float().to(device)
+        weights = self.direction_probabilities.float().to(device)
         drawn = torch.multinomial(weights, n * jumps, replacement=True, generator=generator)
         positions[:, odd] += self.offsets.to(device)[drawn].view(n, jumps, 2)
         choices[:, odd] = True
@@ -450,6 +495,9 @@ class Horizontal(Directed):
     """World `horizontal`: 2 px per frame along the middle row; borders reflect, and a digit that
     leaves the centre draws its direction anew.
 
+    Several digits reach the centre in different frames, and a choice is rarely one of all of them:
+    only the directions of one digit are counted.
+
     Arguments:
         p: probability of going right; None: 0.5
         end_at_choice: windows end right after a direction was drawn
@@ -461,6 +509,11 @@ class Horizontal(Directed):
     def __init__(self, digits: Digits, *, p: float | None, end_at_choice: bool, **others: int):
         super().__init__(digits, p=p, **others)
         self.end_at_choice = end_at_choice
+
+    @property
+    def directed(self) -> bool:
+        """Whether there is one digit."""
+        return self.num_digits == 1
 
     @property
     def offsets(self) -> Tensor:
