@@ -92,6 +92,7 @@ COMPARED: dict[str, str] = {
     "medoids of independent": "medoids of four times as many",
     "simplex noise": METHODS["simplex"],
     "the thesis's form": "the thesis's form, its sign as printed",
+    "the thesis's form as it was run": "the same with the thesis's start and Heun stage",
 }
 
 
