@@ -80,7 +80,10 @@ NAMES = st.sampled_from(
         "none",
         "pg",
         "cads",
-        "kmedoids",
+        "window",
+        "edm",
+        "joint",
+        "here",
         "iid",
         "stratified",
         "rbf",
@@ -123,7 +126,6 @@ TINY = {
         num_sets=1,
         batch_size=2,
         num_steps=2,
-        redraws=1,
         device="cpu",
     ),
     train.main: dict(
@@ -160,9 +162,8 @@ LIMITS = dict(
     num_sets=20,
     batch_size=50,
     sequential=4,
-    kmedoids_pool=20,
+    medoids_of=20,
     num_steps=50,
-    redraws=20,
     image_size=64,
     digit_size=64,
     seq_len=40,
@@ -321,7 +322,8 @@ def test_conflicts_are_named(refused, tiny_model, tmp_path):
         (["--checkpoint", classifier], "checkpoint"),
         ([*trained, "--task", "unconditional"], "task"),
         (["--rho", "0"], "rho"),
-        (["--pg_sigma_min", "50"], "pg_sigma_min"),
+        (["--pg_sigma_min", "50", "--pg_sigma_max", "40"], "pg_sigma_min"),
+        (["--sampler", "window", "--s_churn", "1"], "s_churn"),
     ]:
         assert f"{key}: " in refused(evaluate.main, [*argv, "--outdir", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
@@ -331,7 +333,8 @@ def test_conflicts_are_named(refused, tiny_model, tmp_path):
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--pg_factor", "1e300"],
+        ["--pg_factor", "1e300", "--pg_strength", "drift"],
+        ["--pg_factor", "1e300", "--pg_space", "denoised"],
         ["--pg_factor", "1e30", "--pg_strength", "constant", "--pg_space", "denoised"],
         ["--pg_factor", "1e300", "--pg_space", "x", "--pg_kernel", "iou"],
         ["--guidance", "spell", "--spell_radius", "1e300"],

@@ -344,7 +344,7 @@ def test_a_command_line_is_parsed_once(experiment, tmp_path, monkeypatch):
         return parse_args(parser, args, **options)
 
     monkeypatch.setattr(ArgumentParser, "parse_args", noted)
-    whole = ["--experiment", "e6", "--redraws", "0"] if experiment else []
+    whole = ["--experiment", "e6"] if experiment else []
     evaluate.main([*EXACT, *whole, "--outdir", str(tmp_path / "run")])
     assert len([args for args in parsed if f"--outdir={tmp_path / 'run'}" in args]) == 1
     assert experiment or len(parsed) == 1

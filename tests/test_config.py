@@ -56,7 +56,7 @@ from config import (
         ),
         (
             evaluate.main,
-            ["--denoiser", "exact", "--guidance", "kmedoids", "--sequential", "2"],
+            ["--denoiser", "exact", "--medoids_of", "3", "--sequential", "2"],
             "sequential",
             "2",
             "1 with",

@@ -13,7 +13,9 @@ import evaluate
 import experiments
 import visualize
 
-NAMES = [f"e{i}" for i in range(1, 11)]
+NAMES = sorted(
+    (path.stem for path in experiments.RECIPES.glob("e*.yaml")), key=lambda e: int(e[1:])
+)
 
 
 @pytest.mark.parametrize("preset", slow_but(["quick"], ["quick", "full"]))
@@ -117,8 +119,6 @@ def test_ranks_share_the_cells_and_agree_with_one_process(tmp_path):
         "1",
         "--num_steps",
         "4",
-        "--redraws",
-        "0",
         "--device",
         "cpu",
     ]
@@ -179,8 +179,6 @@ def finished(tmp_path_factory):
                     "6" if name == "e4" else "1",
                     "--batch_size",
                     "5",
-                    "--redraws",
-                    "0",
                     "--device",
                     "cpu",
                 ]

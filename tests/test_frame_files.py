@@ -260,7 +260,7 @@ def test_guided_sets_hold_more_of_the_answers_on_the_exact_denoiser():
     ]
     alone, guided = (
         assemble.evaluation([*argv, *extra]).run(progress=False)[2]
-        for extra in ([], ["--pg_factor", "1", "--redraws", "0"])
+        for extra in ([], ["--pg_factor", "3"])
     )
     assert alone["hm_iou"]["ci95"][1] < 0.95 and guided["hm_iou"]["mean"] > 0.99
     assert guided["mean_iou"]["mean"] > 0.99 and guided["ged"]["mean"] < alone["ged"]["mean"]
@@ -271,7 +271,7 @@ def test_the_shipped_network_holds_more_of_the_answers_when_guided():
     argv = ["--checkpoint", "blobs", "--batch_size", "4", "--num_sets", "16", "--device", "cpu"]
     alone, guided = (
         assemble.evaluation([*argv, *extra]).run(progress=False)[2]
-        for extra in ([], ["--pg_factor", "1", "--redraws", "0"])
+        for extra in ([], ["--pg_factor", "3"])
     )
     assert guided["hm_iou"]["ci95"][0] > alone["hm_iou"]["ci95"][1]
     assert guided["mean_iou"]["mean"] > alone["mean_iou"]["mean"] - 0.02 > 0.9

@@ -50,8 +50,8 @@ def test_names_of_metrics_are_different():
 @pytest.mark.parametrize(
     "settings",
     [
-        dict(guidance="pg", pg_factor=0, noise="iid", redraws=6),
-        dict(guidance="pg", pg_factor=0.0, noise="iid", redraws=0, sequential=2),
+        dict(guidance="pg", pg_factor=0, noise="iid", sampler="window"),
+        dict(guidance="pg", pg_factor=0.0, noise="iid", medoids_of=1, sequential=2),
         dict(guidance="reference", pg_factor=0, noise="iid"),
         dict(guidance="none", pg_factor=3, noise="iid"),
         {},
@@ -64,12 +64,20 @@ def test_sets_that_nothing_acts_on_are_independent(settings):
 @pytest.mark.parametrize(
     "settings, name",
     [
-        (dict(guidance="pg", pg_factor=1.7, redraws=6), "particle guidance, factor 1.7"),
-        (dict(guidance="pg", pg_factor=1, redraws=0), "particle guidance, factor 1, no redraws"),
+        (dict(guidance="pg", pg_factor=1.7), "particle guidance, factor 1.7"),
+        (dict(guidance="pg", pg_factor=3.0, sampler="window"), "particle guidance, factor 3"),
+        (
+            dict(guidance="pg", pg_factor=3, sampler="edm"),
+            "particle guidance, factor 3, EDM's sampler",
+        ),
         (dict(guidance="reference", pg_factor=3.0), "the thesis's form, factor 3"),
         (dict(guidance="spell", pg_factor=0, spell_radius=10.0), "SPELL, radius 10"),
         (dict(guidance="cads", cads_scale=0.25), "CADS, noise of 0.25"),
-        (dict(guidance="kmedoids", kmedoids_pool=4), "K-medoids, 4 samples for each that is kept"),
+        (dict(guidance="pg", medoids_of=4, sampler="edm"), "medoids of 4 times as many"),
+        (
+            dict(guidance="pg", pg_factor=3, medoids_of=2),
+            "particle guidance, factor 3, medoids of 2 times as many",
+        ),
         (dict(guidance="pg", pg_factor=0, noise="simplex"), "simplex noise"),
         (
             dict(guidance="pg", pg_factor=2, noise="antithetic", sequential=2),

@@ -242,8 +242,6 @@ def test_an_experiment_is_held_as_one_table(tmp_path):
         "2",
         "--num_steps",
         "3",
-        "--redraws",
-        "0",
         "--device",
         "cpu",
         "--outdir",

@@ -392,7 +392,7 @@ def test_a_training_ends_with_the_command_that_samples_from_it(
     assert line.startswith(f"written to {folder}; loss {mean:.4f} (mean of the last 2 records); ")
     words = shlex.split(line.partition("sample with: ")[2])
     assert words[:2] == ["python", "evaluate.py"]
-    quick = "--num_sets 2 --batch_size 2 --num_steps 2 --redraws 0 --device cpu".split()
+    quick = "--num_sets 2 --batch_size 2 --num_steps 2 --device cpu".split()
     evaluate.main([*words[2:], *quick, "--outdir", str(tmp_path / "sets")])
     result = json.loads((tmp_path / "sets" / "metrics.json").read_text())
     trained = checkpoint.read_metadata(folder / "model.safetensors")
