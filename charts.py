@@ -8,6 +8,7 @@ An interval that a single set cannot have (`ci95` is None) is left out, and the 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Sequence
 
 import torch
@@ -18,15 +19,19 @@ from drawing import (
     COLOURS,
     GREEN,
     GREY,
+    ORANGE,
+    SKY,
     VERMILION,
     Figure,
     add_title,
     grid_of_axes,
     new_figure,
 )
+from metrics import expected_modes_iid
 from names import AXES, METRICS
 
 NO_INTERVAL = "no interval: a single set, or values that are not finite"
+LINES = (BLUE, VERMILION, GREEN, ORANGE, SKY, *COLOURS[6:])  # of lines beside each other
 QUALITY_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 2, 3, 5, 7, 10, 20)
 
 
@@ -280,6 +285,124 @@ def frontier(rows: Sequence[dict], title: str = "") -> Figure:
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     add_title(figure, with_note_on_intervals(title, [row["result"]["modes_found"] for row in rows]))
+    return figure
+
+
+def scaling(rows: Sequence[dict], title: str = "") -> Figure:
+    """Modes found against the particles of a set, a panel per number of modes k.
+
+    A panel has a line per point of the other axes. Dotted: what B independent draws find in theory;
+    dashed: the most that B particles can find, min(B, k).
+    """
+    totals = different(row["result"]["modes_total"] for row in rows)
+    figure, axes = grid_of_axes(
+        1, len(totals), 3.9 * len(totals), 3.7, gridspec_kw=dict(wspace=0.18)
+    )
+    for axis, total in zip(axes[0], totals):
+        of_panel = [row for row in rows if row["result"]["modes_total"] == total]
+        sizes = sorted(different(row["cell"]["batch_size"] for row in of_panel))
+        every_size = range(sizes[0], sizes[-1] + 1)
+        axis.plot(
+            every_size,
+            [min(size, total) for size in every_size],
+            color=GREY,
+            ls="--",
+            lw=1.2,
+            label="the most that can be found",
+        )
+        for index, (name, line) in enumerate(lines_of(of_panel).items()):
+            line = sorted(line, key=lambda row: row["cell"]["batch_size"])
+            found = [row["result"]["modes_found"] for row in line]
+            axis.errorbar(
+                [row["cell"]["batch_size"] for row in line],
+                [one["mean"] for one in found],
+                yerr=error_bars(found),
+                marker="osD^vP"[index % 6],
+                ms=5,
+                lw=1.5,
+                capsize=3,
+                color=LINES[index % len(LINES)],
+                label=name,
+            )
+        priors = torch.tensor([mode["prior"] for mode in of_panel[0]["result"]["mode_frequencies"]])
+        axis.plot(
+            every_size,
+            [expected_modes_iid(priors, size) for size in every_size],
+            color="black",
+            ls=":",
+            lw=1.5,
+            zorder=3,
+            label="independent draws, theory",
+        )
+        axis.set_xticks(sizes, map(str, sizes))
+        axis.set_ylim(0, 1.05 * total)
+        axis.set_xlabel("particles in a set, B")
+        axis.set_title(f"{total} modes", fontsize=10)
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("modes found")
+    axes[0, 0].legend(frameon=False, fontsize=8.5, loc="lower right")
+    add_title(figure, with_note_on_intervals(title, [row["result"]["modes_found"] for row in rows]))
+    return figure
+
+
+def lines_of(rows: Sequence[dict]) -> dict[str, list[dict]]:
+    """Rows by their places on all axes but `batch_size`, named after the axes on which they differ.
+
+    The only line of rows that differ in nothing else is called `modes found`.
+    """
+    others = [key for key in rows[0]["cell"] if key != "batch_size"]
+    varied = [key for key in others if len(different(row["cell"].get(key) for row in rows)) > 1]
+    lines: dict[str, list[dict]] = {}
+    for row in rows:
+        places = [(key, row["cell"].get(key)) for key in varied]
+        named = [at if isinstance(at, str) else f"{axis_name(key)} {at}" for key, at in places]
+        lines.setdefault(", ".join(named) or METRICS["modes_found"].title, []).append(row)
+    return lines
+
+
+@dataclass(frozen=True)
+class DecisionCurve:
+    """Where it is decided what the samples of an evaluation show, and where it was sampled.
+
+    Arguments:
+        sigmas: decreasing noise levels
+        shares: the share that is decided at each of them, V(sigma) in [0, 1]
+        window: (smallest, largest) noise level of the sampler's window; None without one
+        steps: the noise levels at which the sampler's steps begin
+    """
+
+    sigmas: Sequence[float]
+    shares: Sequence[float]
+    window: tuple[float, float] | None
+    steps: Sequence[float]
+
+
+def decisions(curves: dict[str, DecisionCurve], title: str = "") -> Figure:
+    """The share of what is decided, V(sigma), against the noise level, a line per evaluation.
+
+    Noise falls to the right, as it does while a set is sampled. The window of an evaluation is
+    shaded in the colour of its line, and marks below the curves show its steps.
+    """
+    figure = new_figure(7.2, 3.8)
+    axis = figure.subplots()
+    for index, (name, curve) in enumerate(curves.items()):
+        colour = LINES[index % len(LINES)]
+        label = name
+        if curve.window is not None:
+            low, high = curve.window
+            axis.axvspan(low, high, color=colour, alpha=0.12, lw=0)
+            label += f"\nwindow {high:.2g} to {low:.2g}"
+        axis.semilogx(curve.sigmas, curve.shares, ".-", ms=4, lw=1.5, color=colour, label=label)
+        height = -0.06 * (index + 1)
+        axis.plot(curve.steps, [height] * len(curve.steps), "|", ms=7, color=colour)
+    axis.invert_xaxis()
+    axis.set_ylim(-0.06 * (len(curves) + 1), 1.05)
+    axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axis.set_xlabel(r"noise level $\sigma$ (shaded: the window; marks: steps of the sampler)")
+    axis.set_ylabel(r"share that is decided, $V(\sigma)$")
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1, 0.5))
+    add_title(figure, title)
     return figure
 
 

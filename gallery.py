@@ -24,10 +24,11 @@ import charts
 import checkpoint
 import report
 import sheets
-from config import SettingError, reject
+from config import SamplerSettings, SettingError, build, reject
 from drawing import Figure, FuncAnimation, write
 from metrics import recognise, without_background
 from records import experiment_of, finished, label, rows_of, run_file
+from sampler import karras_sigmas, window_schedule
 
 Picture = tuple[Union[Figure, FuncAnimation, str], Path]
 
@@ -129,6 +130,44 @@ def report_page(runs: Sequence[str], set_number: int = 0) -> Picture:
     return report.page(gathered), beside(runs, "report.html")
 
 
+def decisions(runs: Sequence[str]) -> Picture:
+    """Where it was decided what the samples of each evaluation show, from its metrics.json."""
+    curves = {run: decision_curve(run) for run in runs}
+    named = dict(zip(short_names(list(curves)), curves.values()))
+    return charts.decisions(named), beside(runs, "decisions.png")
+
+
+def decision_curve(run: str) -> charts.DecisionCurve:
+    """The curve of decisions that an evaluation was sampled by, its window and its steps.
+
+    Raises SettingError for an evaluation that needed none.
+    """
+    result = json.loads(run_file(run, "metrics.json").read_text())
+    if not isinstance(result, dict) or "decisions" not in result:
+        reject(
+            "run",
+            run,
+            "an evaluation with decisions in its metrics.json; they are measured where particle "
+            "guidance acts and its noise levels or the window are not given",
+        )
+    s = build(SamplerSettings, result["settings"])
+    window = None
+    if s.sampler == "window":
+        low, high = window = result["window"]
+        schedule = window_schedule(
+            2 * s.num_steps - 1,
+            (low, high),
+            s.window_churn,
+            sigma_min=s.sigma_min,
+            sigma_max=s.sigma_max,
+            rho=s.rho,
+        )
+        sigmas = schedule.sigmas
+    else:
+        sigmas = karras_sigmas(s.num_steps, s.sigma_min, s.sigma_max, s.rho)
+    return charts.DecisionCurve(**result["decisions"], window=window, steps=sigmas[:-1].tolist())
+
+
 # ---------------------------------------------------------------- experiments
 
 
@@ -157,6 +196,14 @@ def frontier(run: str) -> Picture:
     if "method" not in rows[0]["cell"] or not rows[0]["result"]["quality"]:
         reject("run", run, "an experiment with an axis method and a quality, such as e10")
     return charts.frontier(rows, title), Path(run) / "frontier.png"
+
+
+def scaling(run: str) -> Picture:
+    """Modes found against the number of particles (e12)."""
+    rows, title = experiment_of(run)
+    if "batch_size" not in rows[0]["cell"] or not all(row["result"]["modes_found"] for row in rows):
+        reject("run", run, "an experiment with an axis batch_size and counted modes, such as e12")
+    return charts.scaling(rows, title), Path(run) / "scaling.png"
 
 
 def norms(run: str, set_number: int = 0) -> Picture:
@@ -332,6 +379,7 @@ FIGURES: dict[str, Callable[[str], Picture]] = dict(
     heatmap=heatmap,
     prior=prior,
     frontier=frontier,
+    scaling=scaling,
     norms=norms,
     strip=strip,
     mean=mean,

@@ -5,13 +5,14 @@
     python visualize.py trajectory runs/NAME --set 0       # x_n and D(x_n) over the denoising steps
     python visualize.py animation runs/NAME runs/OTHER     # one set of each over the steps, a GIF
     python visualize.py report runs/NAME runs/OTHER        # settings, metrics and sets, as HTML
+    python visualize.py decisions runs/NAME runs/OTHER     # where it is decided what samples show
     python visualize.py dataset --dataset horizontal       # sequences of a world
     python visualize.py schedule --rho 3,4,7               # noise levels over the steps
     python visualize.py heatmap runs/e5-quick --threshold 7.5    # a metric over an experiment
 
-`prior` and `frontier` draw the results of other experiments; `norms`, `strip`, `mean` and `umap`
-sample their sets again. Each command writes one file, a PNG unless stated otherwise, and prints its
-path; --out chooses another path.
+`prior`, `frontier` and `scaling` draw the results of other experiments; `norms`, `strip`, `mean`
+and `umap` sample their sets again. Each command writes one file, a PNG unless stated otherwise, and
+prints its path; --out chooses another path.
 """
 
 from __future__ import annotations
@@ -160,6 +161,13 @@ def report(args: Namespace) -> Picture:
     return gallery.report_page(args.run, args.set)
 
 
+def decisions(args: Namespace) -> Picture:
+    """draw the share of what is decided over the noise levels, and the window, of each run"""
+    import gallery
+
+    return gallery.decisions(args.run)
+
+
 def dataset(args: Namespace) -> Picture:
     """draw sequences of a world, with the steps of each digit and the frames of random choices"""
     from data_loader import load_world
@@ -219,6 +227,13 @@ def frontier(args: Namespace) -> Picture:
     return gallery.frontier(args.run)
 
 
+def scaling(args: Namespace) -> Picture:
+    """draw modes found against the number of particles (e12)"""
+    import gallery
+
+    return gallery.scaling(args.run)
+
+
 def norms(args: Namespace) -> Picture:
     """draw the distances inside a set and its drifts per step (e3); samples the sets again"""
     import gallery
@@ -252,17 +267,19 @@ COMMANDS: dict[Callable[[Namespace], Picture], tuple[type, ...]] = {
     trajectory: (OneSet, Particles, Output),
     animation: (OneSet, Output),
     report: (OneSet, Output),
+    decisions: (Output,),
     dataset: (WorldSettings, DigitSettings, Rows, Output),
     schedule: (Schedules, Output),
     heatmap: (Cells, Output),
     prior: (Output,),
     frontier: (Output,),
+    scaling: (Output,),
     norms: (OneSet, Output),
     strip: (Output,),
     mean: (Sets, Output),
     umap: (Map, OneSet, Output),
 }
-OF_RUNS = (animation, report)  # take one or several runs
+OF_RUNS = (animation, report, decisions)  # take one or several runs
 OF_NO_RUN = (dataset, schedule)
 
 # ---------------------------------------------------------------- command line
