@@ -33,6 +33,7 @@ from names import AXES, METRICS
 NO_INTERVAL = "no interval: a single set, or values that are not finite"
 LINES = (BLUE, VERMILION, GREEN, ORANGE, SKY, *COLOURS[6:])  # of lines beside each other
 QUALITY_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 2, 3, 5, 7, 10, 20)
+COST_TICKS = (10, 20, 40, 80, 160, 320)
 
 
 def axis_name(key: str) -> str:
@@ -239,34 +240,52 @@ def prior(rows: Sequence[dict], title: str = "") -> Figure:
     return figure
 
 
+# A backward pass to the input in units of a forward pass, median of the included networks on a CPU.
+BACKWARD = 1.3
+
+
 def frontier(rows: Sequence[dict], title: str = "") -> Figure:
-    """Modes found against quality on the trained denoiser, a curve per method over its strength."""
+    """Modes found on the trained denoiser, against quality and against cost, a curve per method.
+
+    The cost of a particle is in forward passes of the network; a backward one counts as BACKWARD.
+    """
     trained = [row for row in rows if row["cell"].get("denoiser", "trained") == "trained"]
-    figure = new_figure(7.2, 4.4)
-    axis = figure.subplots()
+    figure, ((left, right),) = grid_of_axes(
+        1, 2, 10.4, 4.4, sharey=True, gridspec_kw=dict(wspace=0.06)
+    )
 
     def strength(row: dict) -> list[float]:
         """Its numbers on the axes of the experiment, weakest first."""
         return [number for number in row["cell"].values() if isinstance(number, (int, float))]
 
+    def cost(row: dict) -> float:
+        return row["result"]["network_calls"] + BACKWARD * row["result"]["backward_calls"]
+
     for index, method in enumerate(different(row["cell"]["method"] for row in trained)):
         curve = sorted((row for row in trained if row["cell"]["method"] == method), key=strength)
         found = [row["result"]["modes_found"] for row in curve]
-        axis.errorbar(
-            [row["result"]["quality"]["mean"] for row in curve],
-            [one["mean"] for one in found],
-            yerr=error_bars(found),
-            marker="osD^vP"[index // 10 * 3 + index % 3],
-            ms=5,
-            lw=1.3,
-            elinewidth=0.8,
-            label=method,
-            color=COLOURS[index] if index < len(COLOURS) else "#333333",
-        )
+        for axis, across in (
+            (left, [row["result"]["quality"]["mean"] for row in curve]),
+            (right, [cost(row) for row in curve]),
+        ):
+            axis.errorbar(
+                across,
+                [one["mean"] for one in found],
+                yerr=error_bars(found),
+                marker="osD^vP"[index // 10 * 3 + index % 3],
+                ms=5,
+                lw=1.3,
+                elinewidth=0.8,
+                label=method,
+                color=COLOURS[index] if index < len(COLOURS) else "#333333",
+            )
 
     expected = trained[0]["result"]["modes_expected_iid"]
-    axis.axhline(expected, color=GREY, ls=":", lw=1)
-    axis.annotate(
+    for axis in (left, right):
+        axis.axhline(expected, color=GREY, ls=":", lw=1)
+        axis.set_xscale("log")
+        axis.grid(alpha=0.3)
+    left.annotate(
         "independent draws, theory",
         (0.99, expected),
         xycoords=("axes fraction", "data"),
@@ -275,15 +294,15 @@ def frontier(rows: Sequence[dict], title: str = "") -> Figure:
         fontsize=8,
         color="#666666",
     )
-    axis.set_xscale("log")
-    low, high = axis.get_xlim()
-    ticks = [tick for tick in QUALITY_TICKS if low <= tick <= high]
-    axis.set_xticks(ticks, map(str, ticks))
-    axis.minorticks_off()
-    axis.set_xlabel("quality score (L2 to the translated digit, less is better)")
-    axis.set_ylabel(f"modes found, of {trained[0]['result']['modes_total']}")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    for axis, marks in ((left, QUALITY_TICKS), (right, COST_TICKS)):
+        low, high = axis.get_xlim()
+        ticks = [tick for tick in marks if low <= tick <= high]
+        axis.set_xticks(ticks, map(str, ticks))
+        axis.minorticks_off()
+    left.set_xlabel("quality score (L2 to the translated digit, less is better)")
+    right.set_xlabel("cost per particle, in forward passes of the network")
+    left.set_ylabel(f"modes found, of {trained[0]['result']['modes_total']}")
+    right.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     add_title(figure, with_note_on_intervals(title, [row["result"]["modes_found"] for row in rows]))
     return figure
 

@@ -22,7 +22,7 @@ from names import METRICS  # noqa: E402
 
 CIRCLE = "--num_sets 200 --digits mnist"
 EXACT = f"{CIRCLE} --denoiser exact"
-UNET = f"{CIRCLE} --checkpoint circle_jumping_unet"
+UNET = "--num_sets 100 --digits mnist --checkpoint circle_jumping_unet"
 HORIZONTAL = (
     "--denoiser exact --dataset horizontal --p 0.7 --batch_size 10 --num_sets 1000 --digits mnist"
 )
@@ -104,8 +104,8 @@ FIGURES = [
         ["modes_found", "confidence"],
     ),
     (
-        "unconditional digits, medoids of ten times as many",
-        f"{DIGITS} --medoids_of 10",
+        "unconditional digits, medoids of four times as many",
+        f"{DIGITS} --medoids_of 4",
         ["modes_found", "confidence"],
     ),
     ("mixture, independent", MIXTURE, ["modes_found", "within_3_sd"]),
