@@ -65,7 +65,7 @@ class Bandwidth:
     """
 
     rule: str = "median"
-    value: float = 1.0
+    value: float = 2.0
     anneal: tuple[float, float] | None = None
 
     def __call__(self, distances: Tensor, sigma: float, order: int) -> Tensor:

@@ -142,6 +142,27 @@ def animate(data_root: str) -> None:
         visualize.main(["animation", *runs, "--set", "2", "--out", gif])
 
 
+def draw_decisions(data_root: str) -> None:
+    """Draw where it is decided what a sample shows, in several worlds."""
+    import evaluate
+    import visualize
+
+    worlds = {
+        "circle, exact": ["--denoiser", "exact"],
+        "circle, plain U-Net": ["--checkpoint", "circle_jumping_unet"],
+        "unconditional digits": ["--task", "unconditional"],
+        "masks": ["--checkpoint", "blobs"],
+        "Gaussians in the plane": ["--dataset", "mixture", "--denoiser", "exact"],
+    }
+    always = ["--pg_factor", "3", "--num_sets", "1", "--num_steps", "8", "--data_root", data_root]
+    with tempfile.TemporaryDirectory() as folder:
+        runs = {f"{folder}/{world}": flags for world, flags in worlds.items()}
+        for run, flags in runs.items():
+            evaluate.main([*flags, *always, "--outdir", run])
+        picture = str(ROOT / "docs" / "pictures" / "decisions.png")
+        visualize.main(["decisions", *runs, "--out", picture])
+
+
 # ---------------------------------------------------------------- tables
 
 
@@ -398,6 +419,7 @@ def main(argv: list[str] | None = None) -> None:
         for name, flags in PICTURES.items():
             draw(name, flags, args.data_root)
         animate(args.data_root)
+        draw_decisions(args.data_root)
     tables = dict(checkpoint=checkpoint_table(), scale=scale_table())
     for name in BENCHMARKS:
         for result in (Path(args.runs) / f"benchmark-{name}").glob(f"{name}.*"):

@@ -59,7 +59,7 @@ class ExampleSettings:
     """particles in a set"""
     num_steps: Count = 30
     """steps of the pipeline; edm_sampler takes half as many, of two network calls each"""
-    factor: NonNegative = 1.0
+    factor: NonNegative = 3.0
     """strength of the guidance"""
     sigma_min: Sigma = 0.7
     """guidance acts from here ..."""
