@@ -200,7 +200,7 @@ def schedule(args: Namespace) -> Picture:
 
     curves = {}
     for rho in args.rho:
-        s = SamplerSettings(args.num_steps, args.sigma_min, args.sigma_max, rho)
+        s = SamplerSettings(None, args.num_steps, args.sigma_min, args.sigma_max, rho)
         curves[rf"$\rho$ = {rho:g}"] = karras_sigmas(s.num_steps, s.sigma_min, s.sigma_max, s.rho)
     densities = {f"N({mean:g}, {args.p_std:g}²)": (mean, args.p_std) for mean in args.p_mean}
     return schedules(curves, densities), Path("schedule.png")
