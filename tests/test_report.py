@@ -4,11 +4,13 @@ import json
 import re
 import shlex
 import shutil
+from html import unescape
 
 import numpy as np
 import pytest
 from conftest import slow_but
 
+import assemble
 import evaluate
 import visualize
 from sampler import karras_sigmas
@@ -26,7 +28,7 @@ EXACT = [
     "6",
 ]
 KINDS = {
-    "guided": [*EXACT, "--pg_factor", "1.7", "--redraws", "0"],
+    "guided": [*EXACT, "--pg_factor", "3", "--sampler", "edm"],  # as many steps as the next
     "a <b>&\"c'd %20": EXACT,
     "plane": [
         "--dataset",
@@ -37,6 +39,8 @@ KINDS = {
         "3",
         "--batch_size",
         "5",
+        "--pg_factor",
+        "3",
         "--num_steps",
         "6",
         "--device",
@@ -236,6 +240,20 @@ def test_the_slider_shows_the_steps(show, folder):
     assert "Particle" not in page.locator(".both").inner_text()  # nothing was drawn again
 
 
+def test_the_slider_of_a_window_names_the_levels_that_the_denoiser_saw(show, folder):
+    """Noise is added back before each of its steps."""
+    page = show(PLANE)
+    argv = ["--config", str(folder / PLANE / "config.yaml")]
+    schedule = assemble.evaluation(argv).sampler.schedule
+    levels = schedule.sigmas[:-1] * (1 + schedule.churn)
+    page.locator("input[type=range]").press("Home")
+    for n, sigma in enumerate(levels.tolist()):
+        read = re.fullmatch(r"(\d+) of (\d+), σ = (.*)", page.locator(".steps output").inner_text())
+        assert (int(read[1]), int(read[2])) == (n + 1, schedule.num_steps)
+        assert float(read[3]) == pytest.approx(sigma, rel=6e-3)
+        page.locator("input[type=range]").press("ArrowRight")
+
+
 def test_the_chart_has_the_norms_of_both_drifts(show):
     page = show(GUIDED)
     page.locator("input[type=range]").press("Home")
@@ -257,7 +275,7 @@ def test_two_runs_stand_side_by_side(show):
     assert [name.inner_text() for name in page.locator("h2").all()] == [GUIDED, ODD]
     assert one["y"] == two["y"] and one["x"] + one["width"] < two["x"]
     differing = {row.get_attribute("data-setting") for row in page.locator("tr:has(mark)").all()}
-    assert differing == {"pg_factor", "redraws"}
+    assert differing == {"pg_factor"}
     page.locator("input[type=range]").first.press("Home")
     assert [each.inner_text() for each in page.locator("output").all()] == ["1 of 6, σ = 80.0"] * 2
 
@@ -307,8 +325,8 @@ def test_a_single_set_has_no_interval_and_the_report_says_so(folder):
 
 
 def test_a_report_names_the_method_and_the_metrics(folder):
-    html = (folder / GUIDED / "report.html").read_text(encoding="utf-8")
-    assert "circle_jumping, particle guidance, factor 1.7, no redraws" in html
+    html = unescape((folder / GUIDED / "report.html").read_text(encoding="utf-8"))
+    assert "circle_jumping, particle guidance, factor 3, EDM's sampler" in html
     assert "circle_jumping, independent" in (folder / ODD / "report.html").read_text("utf-8")
     for key, name in (("modes_found", "Modes found"), ("hm_iou", "HM IoU*"), ("ged", "GED")):
         row = re.search(rf'<tr data-metric="{key}"><th scope="row">(.*?)</th>', html, flags=re.S)

@@ -56,7 +56,14 @@ def records(folder):
 
 
 def content(folder) -> dict:
-    """{config, history: rows, summary, artifacts: {type: metadata}, ids, exits}"""
+    """{config, history: rows, summary, artifacts: {type: metadata}, ids, exits}
+
+    wandb's own process writes the last records, at its leisure, after the run was left.
+    """
+    end = time.monotonic() + 30
+    while not any(record.WhichOneof("record_type") == "exit" for record in records(folder)):
+        assert time.monotonic() < end
+        time.sleep(0.05)
     found = dict(config={}, history=[], summary={}, artifacts={}, ids=[], exits=[])
     items = lambda entries: {
         "/".join(entry.nested_key) or entry.key: json.loads(entry.value_json) for entry in entries
