@@ -6,9 +6,10 @@ samples. The share that is decided,
 
     V(sigma) = variance of D(x; sigma) across the particles of a set, over that of their samples,
 
-summed over pixels and averaged over sets, rises from 0 to 1 once. Guidance can change what is not
-decided yet, so this curve says between which noise levels a set has to be guided, for any world,
-network or space of values, with no number that belongs to one of them.
+summed over pixels and averaged over sets, rises from 0 to 1 once. It is measured relative to its
+value at the largest noise level, which is 0 but for the error of a trained network. Guidance can
+change what is not decided yet, so this curve says between which noise levels a set has to be
+guided, for any world, network or space of values, with no number that belongs to one of them.
 
 Literature on where modes are decided: Raya & Ambrogioni 2023, arXiv 2305.19693; Biroli et al. 2024,
 arXiv 2402.18491; Li & Chen 2024, arXiv 2403.01633.
@@ -42,11 +43,14 @@ class Decisions:
 
     Arguments:
         sigmas: decreasing noise levels, all positive
-        shares: V at each of them, in [0, 1], never falling
+        shares: V at each of them, in [0, 1], never falling, 0 at the largest noise level
+        floor: the share that differs at the largest noise level, where nothing can be decided: the
+            error of a trained network, which `shares` are relative to
     """
 
     sigmas: Sequence[float]
     shares: Sequence[float]
+    floor: float = 0.0
 
     def share(self, sigma: float) -> float:
         """V at a noise level, interpolated in ln sigma; constant outside of what was measured."""
@@ -106,12 +110,14 @@ def measure(denoise: Denoiser, x: Tensor, sigmas: Tensor) -> Decisions:
     final = _variance(samples)
     if not final > 0 or not math.isfinite(final):
         raise ValueError(f"samples: their variance is {final}; accepted: sets that differ")
-    shares = torch.tensor(variances) / final
-    rising = shares.clamp(0, 1).cummax(0).values
+    shares = (torch.tensor(variances) / final).clamp(0, 1)
+    floor = float(shares[0])
+    rising = ((shares - floor) / max(1 - floor, 1e-6)).clamp(0, 1).cummax(0).values
     # Rounded, so that a curve that is read again is the one that was measured.
     return Decisions(
         [float(f"{sigma:.6g}") for sigma in sigmas[:-1].tolist()],
         [round(share, 6) for share in rising.tolist()],
+        round(floor, 6),
     )
 
 

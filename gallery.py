@@ -165,7 +165,10 @@ def decision_curve(run: str) -> charts.DecisionCurve:
         sigmas = schedule.sigmas
     else:
         sigmas = karras_sigmas(s.num_steps, s.sigma_min, s.sigma_max, s.rho)
-    return charts.DecisionCurve(**result["decisions"], window=window, steps=sigmas[:-1].tolist())
+    curve = result["decisions"]
+    return charts.DecisionCurve(
+        curve["sigmas"], curve["shares"], window=window, steps=sigmas[:-1].tolist()
+    )
 
 
 # ---------------------------------------------------------------- experiments

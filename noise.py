@@ -21,8 +21,8 @@ from torch import Tensor
 
 from denoiser import Denoiser
 
-# Distance between the streams of two draws for the same set: more than there are streams.
-LATER_DRAW = 16
+# Distance between the streams of two batches of the same set: more than there are streams.
+LATER_BATCH = 16
 
 
 class Stream(IntEnum):
@@ -38,8 +38,8 @@ class Stream(IntEnum):
     PILOT = 7  # starting noise of the sets on which `decisions` are measured
 
     def turn(self, turn: int) -> int:
-        """The number of this stream in a later draw for the same set; turn 0 is the first draw."""
-        return self + LATER_DRAW * turn
+        """The number of this stream in a later batch of the same set; turn 0 is the first."""
+        return self + LATER_BATCH * turn
 
 
 def set_generator(
@@ -50,7 +50,7 @@ def set_generator(
     Arguments:
         seed: the seed of the run
         index: number of the set or of the iteration
-        stream: what the numbers are for: a `Stream`, or `Stream.X.turn(n)` for a later draw
+        stream: what the numbers are for: a `Stream`, or `Stream.X.turn(n)` for a later batch
         device: where the generator lives
     """
     # splitmix64's multipliers keep neighbouring (seed, index, stream) far apart.

@@ -1,13 +1,19 @@
 """What every test shares: digits, small worlds and the command lines in-process."""
 
+import functools
 import os
 from pathlib import Path
 
+import docstring_parser
 import pytest
 
 # Set before torch is imported, which reads it: each test process computes on one core. Nothing here
 # imports torch by itself, since the process that only hands out the tests would wait for it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The help texts of settings are read out of config.py's source each time that a command line is made,
+# which takes longer than everything else about it. The tests make hundreds in one process.
+docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from_object)
 
 ROOT = Path(__file__).parent.parent
 # Flags of a training of a few seconds.

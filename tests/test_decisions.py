@@ -125,7 +125,9 @@ def test_a_curve_is_measured_once_for_each_checkpoint_and_world(path):
     assert len(kept["curves"]) == 1
     again = evaluation(checkpoint=str(path), seed=5, num_steps=6, batch_size=3)
     assert again.pilot_calls == 0 and again.sampler.decisions == first.sampler.decisions
-    other = evaluation(checkpoint=str(path), num_directions=4)
+    # The network sees no difference, and so there is none.
+    assert evaluation(checkpoint=str(path), num_directions=4).pilot_calls == 0
+    other = evaluation(checkpoint=str(path), sigma_max=40.0)
     assert other.pilot_calls == PILOTS_CALLS
     assert len(json.loads(decisions.cache_of(path).read_text())["curves"]) == 2
     assert evaluation(checkpoint=str(path)).pilot_calls == 0
