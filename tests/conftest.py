@@ -11,8 +11,8 @@ import pytest
 # imports torch by itself, since the process that only hands out the tests would wait for it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# The help texts of settings are read out of config.py's source each time that a command line is made,
-# which takes longer than everything else about it. The tests make hundreds in one process.
+# The help texts of settings are read out of the source of config.py for each command line that is
+# made, which takes longer than all the rest of it. The tests make hundreds in one process.
 docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from_object)
 
 ROOT = Path(__file__).parent.parent
