@@ -1,33 +1,19 @@
 """What can go wrong while a training or an experiment runs, with real processes and real files."""
 
 import json
-import os
 import random
-import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
-from conftest import ROOT, SMALL
+from conftest import SMALL
+from programs import Program
 
 import checkpoint
 import evaluate
 import train
-
-
-def start(script: str, *argv, **options) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / script), *map(str, argv)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        **options,
-    )
 
 
 def logged(folder) -> int:
@@ -65,7 +51,7 @@ def whole(tmp_path_factory):
     """(flags, the folder of an uninterrupted run)"""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the processes that are compared with it
-    flags = [*SMALL, "--iterations", "400", "--save_every", "7"]
+    flags = [*SMALL, "--iterations", "100", "--save_every", "3"]
     folder = tmp_path_factory.mktemp("whole")
     train.main([*flags, "--outdir", str(folder)])
     yield flags, folder
@@ -78,8 +64,8 @@ def test_a_training_killed_twenty_times_ends_with_the_same_weights(whole, tmp_pa
     folder, generator, lost = tmp_path / "run", random.Random(0), []
     for _ in range(20):
         resume = ["--resume", folder] if (folder / "config.yaml").exists() else []
-        before, more = logged(folder), generator.randrange(20)
-        process = start("train.py", *flags, "--outdir", folder, *resume)
+        before, more = logged(folder), generator.randrange(7)
+        process = Program("train.py", *flags, "--outdir", folder, *resume)
         wait_for(lambda: logged(folder) >= before + more, process)
         time.sleep(generator.random() * 0.05)
         process.kill()
@@ -91,34 +77,36 @@ def test_a_training_killed_twenty_times_ends_with_the_same_weights(whole, tmp_pa
             else 0
         )
         lost.append(done - saved)
-    assert max(lost) <= 8  # seven updates between checkpoints, and the one in flight
-    assert start("train.py", *flags, "--outdir", folder, "--resume", folder).wait() == 0
+    assert max(lost) <= 4  # three updates between checkpoints, and the one in flight
+    assert Program("train.py", *flags, "--outdir", folder, "--resume", folder).wait() == 0
     assert_same_training(expected, folder)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_training_that_is_told_to_stop_saves_first(number, whole, tmp_path):
+def test_a_training_that_is_told_to_stop_saves_first(whole, tmp_path):
     flags, expected = whole
-    process = start("train.py", *flags, "--outdir", tmp_path / "run")
-    wait_for(lambda: logged(tmp_path / "run") >= 3, process)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    line = err.strip().splitlines()[-1]
-    assert number.name in line and f"--resume {tmp_path / 'run'}" in line
-    saved = checkpoint.read_metadata(tmp_path / "run" / "state.safetensors")["iteration"]
-    assert saved == logged(tmp_path / "run") >= 3 and f"after {saved} of 400" in line
-    train.main(["--resume", str(tmp_path / "run")])
-    assert_same_training(expected, tmp_path / "run")
+    folder = tmp_path / "run"
+    for number, resume in ((signal.SIGTERM, []), (signal.SIGINT, ["--resume", folder])):
+        before = logged(folder)
+        process = Program("train.py", *flags, "--outdir", folder, *resume)
+        wait_for(lambda: logged(folder) >= before + 3, process)
+        process.send_signal(number)
+        _, err = process.communicate()
+        assert process.returncode == 128 + number
+        line = err.strip().splitlines()[-1]
+        assert number.name in line and f"--resume {folder}" in line
+        saved = checkpoint.read_metadata(folder / "state.safetensors")["iteration"]
+        assert saved == logged(folder) >= before + 3 and f"after {saved} of 100" in line
+    train.main(["--resume", str(folder)])
+    assert_same_training(expected, folder)
 
 
 @pytest.mark.slow
 def test_an_experiment_that_is_killed_keeps_its_finished_cells(tmp_path):
-    argv = ["--experiment", "e9", "--num_sets", "2", "--outdir", tmp_path]
+    argv = ["--experiment", "e9", "--num_sets", "2", "--num_steps", "8", "--outdir", tmp_path]
     times, generator = {}, random.Random(0)
     for _ in range(3):
-        process = start("evaluate.py", *argv)
+        process = Program("evaluate.py", *argv)
         more = len(times) + generator.randrange(1, 6)
         wait_for(lambda: len(list((tmp_path / "cells").glob("*.json"))) >= more, process)
         process.kill()
@@ -127,10 +115,12 @@ def test_an_experiment_that_is_killed_keeps_its_finished_cells(tmp_path):
         assert times.items() <= cells.items() and len(cells) >= more
         times = cells
     assert not (tmp_path / "results.json").exists()
-    assert start("evaluate.py", *argv).wait() == 0
+    assert Program("evaluate.py", *argv).wait() == 0
     cells = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").glob("*.json")}
     assert times.items() <= cells.items()
-    assert len(json.loads((tmp_path / "results.json").read_text())["rows"]) == len(cells) == 28
+    assert (
+        len(json.loads((tmp_path / "results.json").read_text())["rows"]) == len(cells) > len(times)
+    )
 
 
 def damaged(path, how: str, generator: random.Random) -> None:
@@ -209,14 +199,7 @@ def test_a_full_disk_leaves_the_checkpoint_as_it_was(tmp_path):
     train.main([*flags, "--iterations", "4", "--outdir", str(tmp_path)])
     before = (tmp_path / "state.safetensors").read_bytes()
     limit = len(before) // 2
-    process = start(
-        "train.py",
-        "--iterations",
-        "8",
-        "--resume",
-        tmp_path,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
+    process = Program("train.py", "--iterations", "8", "--resume", tmp_path, largest_file=limit)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "cannot be written" in err.splitlines()[-1] and "is as it was" in err.splitlines()[-1]
@@ -230,7 +213,7 @@ def test_a_full_disk_leaves_the_checkpoint_as_it_was(tmp_path):
 @pytest.mark.slow
 def test_two_runs_never_share_a_folder(tmp_path, refused, capsys):
     flags = [*SMALL, "--iterations", "100000", "--outdir", tmp_path / "run"]
-    process = start("train.py", *flags)
+    process = Program("train.py", *flags)
     try:
         wait_for(lambda: logged(tmp_path / "run") >= 1, process)
         assert "no other run" in refused(train.main, [str(flag) for flag in flags])
