@@ -29,7 +29,7 @@ HORIZONTAL = (
 BLOBS = "--dataset frames --frames examples/blobs.npz --batch_size 4 --num_sets 200"
 DIGITS = "--task unconditional --batch_size 10 --num_sets 40 --digits mnist"
 MIXTURE = "--denoiser exact --dataset mixture --batch_size 10 --num_sets 200 --num_steps 30"
-PAIRS = "--denoiser exact --num_digits 2 --num_sets 16 --digits mnist"
+PAIRS = "--denoiser exact --num_digits 2 --num_sets 64 --digits mnist"
 GUIDED = "--pg_factor 3"  # in every world
 DIRECTIONS = ["modes_found", "quality", "hm_iou"]
 MASKS = ["hm_iou", "ged", "mean_iou"]
@@ -75,9 +75,6 @@ FIGURES = [
     ("plain U-Net, independent, 11 steps", f"{UNET} --num_steps 11", DIRECTIONS),
     ("plain U-Net, guided", f"{UNET} {GUIDED}", DIRECTIONS),
     ("plain U-Net, guided, 11 steps", f"{UNET} {GUIDED} --num_steps 11", DIRECTIONS),
-    ("plain U-Net, guided on D(x)", f"{UNET} {GUIDED} --pg_space denoised", DIRECTIONS),
-    ("plain U-Net, guided with EDM's sampler", f"{UNET} {GUIDED} --sampler edm", DIRECTIONS),
-    ("plain U-Net, medoids of four times as many", f"{UNET} --medoids_of 4", DIRECTIONS),
     ("network that copies, independent", CIRCLE, DIRECTIONS),
     ("network that copies, guided", f"{CIRCLE} {GUIDED}", DIRECTIONS),
     ("network that copies, guided, 11 steps", f"{CIRCLE} {GUIDED} --num_steps 11", DIRECTIONS),
