@@ -61,8 +61,8 @@ METRICS: dict[str, Metric] = dict(
 AXES: dict[str, str] = dict(
     pg_factor="strength (pg_factor)",
     pg_kernel="kernel",
-    s_churn="churn over all steps (s_churn)",
-    window_churn="noise added back at each step of the window (window_churn)",
+    s_churn="churn, all steps (s_churn)",
+    window_churn="noise per step (window_churn)",
     num_steps="steps",
     rho=r"schedule exponent $\rho$",
     p="p(right) in training",
@@ -86,6 +86,7 @@ METHODS: dict[str, str] = dict(
 COMPARED: dict[str, str] = {
     "independent": METHODS["none"],
     "particle guidance": METHODS["pg"],
+    "particle guidance, fewer steps": "particle guidance, 11 steps instead of 22",
     "EDM's sampler": "particle guidance with EDM's sampler",
     "SPELL": METHODS["spell"],
     "CADS": METHODS["cads"],

@@ -46,7 +46,7 @@ def markdown(rows: list[dict]) -> str:
     lines = []
     header = [
         "method",
-        "strength",
+        "setting",
         "directions of 8",
         "quality",
         "HM IoU*",
