@@ -7,9 +7,11 @@ from pathlib import Path
 import docstring_parser
 import pytest
 
-# Set before torch is imported, which reads it: each test process computes on one core. Nothing here
-# imports torch by itself, since the process that only hands out the tests would wait for it.
+# Set before torch is imported, which reads it: each test process computes on one core. umap's numba
+# would have torch compute on all of them from then on. Nothing here imports torch by itself, since
+# the process that only hands out the tests would wait for it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 # The help texts of settings are read out of the source of config.py for each command line that is
 # made, which takes longer than all the rest of it. The tests make hundreds in one process.
@@ -99,6 +101,12 @@ def refused(capsys):
         return lines[0]
 
     return call
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Evaluations in this process draw no samples.png, which takes longer than small ones take."""
+    monkeypatch.setattr("evaluate.draw_samples", lambda arrays, result, path: None)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import os
 import resource
 import runpy
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -19,14 +20,17 @@ IMPORTED = [
 ]
 
 
-def _program(script: str, argv: list[str], out: str, err: str, largest_file: int | None) -> None:
-    import sys
-
+def _program(script: str, argv: list[str], out: str, err: str, options: dict) -> None:
+    """What runs in the new process."""
+    if options["cwd"] is not None:
+        os.chdir(options["cwd"])
     for number, path in ((1, out), (2, err)):
-        os.dup2(os.open(path, os.O_WRONLY), number)
-    if largest_file is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    if options["largest_file"] is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (options["largest_file"],) * 2)
+    os.environ.update(options["env"])
     sys.argv = [script, *argv]
+    sys.path.insert(0, os.path.dirname(script))
     runpy.run_path(script, run_name="__main__")
 
 
@@ -41,15 +45,21 @@ class Program:
     """`python SCRIPT ARGV...`, running: the part of subprocess.Popen that the tests use.
 
     Arguments:
-        script: a file of this repository
+        script: a file of this repository, or one in cwd
         argv: its arguments, of any type
+        cwd: where it runs; None: where the server was started
+        env: variables beside those of the server
         largest_file: a limit on the size of files, which stands in for a disk that is full
     """
 
-    def __init__(self, script: str, *argv, largest_file: int | None = None):
-        paths = [tempfile.mkstemp()[1] for _ in range(2)]
-        self.files = [Path(path) for path in paths]
-        arguments = (str(ROOT / script), [str(arg) for arg in argv], *paths, largest_file)
+    def __init__(self, script: str, *argv, cwd=None, env=None, largest_file: int | None = None):
+        self.folder = tempfile.TemporaryDirectory()  # gone with this object
+        self.files = [Path(self.folder.name, name) for name in ("out", "err")]
+        path = ROOT / script
+        if not path.is_file():
+            path = Path(cwd or ".").absolute() / script
+        options = dict(cwd=cwd, env=env or {}, largest_file=largest_file)
+        arguments = (str(path), [str(arg) for arg in argv], *map(str, self.files), options)
         # The server does not take over sys.path, and its threads are those of its environment.
         before = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([before] if before else [])])
@@ -89,7 +99,5 @@ class Program:
     def communicate(self, timeout: float | None = 120) -> tuple[str, str]:
         """What it wrote to stdout and to stderr, once it has ended."""
         self.wait(timeout)
-        texts = [path.read_text() for path in self.files]
-        for path in self.files:
-            path.unlink()
-        return texts[0], texts[1]
+        out, err = (path.read_text() if path.exists() else "" for path in self.files)
+        return out, err

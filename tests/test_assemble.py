@@ -89,7 +89,7 @@ def frames_file(tmp_path):
     return str(path)
 
 
-def test_more_sets_than_test_conditions_are_not_repeated(frames_file, tmp_path, capsys):
+def test_more_sets_than_test_conditions_are_not_repeated(frames_file, tmp_path, capsys, undrawn):
     one_class = ["--classes", "3"]
     threes = assemble.evaluation([*EXACT, *one_class]).task.world.digits
     for flags, most in [

@@ -347,7 +347,7 @@ def test_conflicts_are_named(refused, tiny_model, tmp_path):
     ],
     ids=" ".join,
 )
-def test_absurd_strength_ends_with_finite_images_and_a_warning(flags, tmp_path, capsys):
+def test_absurd_strength_ends_with_finite_images_and_a_warning(flags, tmp_path, capsys, undrawn):
     tiny = TINY[evaluate.main] | dict(num_steps=8, batch_size=3, pg_sigma_min=0.001)
     evaluate.main([*flags_of(tiny), *flags, "--outdir", str(tmp_path)])
     assert "WARNING: samples of up to" in capsys.readouterr().err

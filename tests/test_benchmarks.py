@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from conftest import ROOT, slow_but
 
 import experiments
@@ -47,29 +48,41 @@ def test_every_benchmark_is_a_program(name, tmp_path):
     assert out.returncode == 0 and "--outdir" in out.stdout, out.stderr
 
 
-NETWORK = f"--network {ROOT / 'configs' / 'free.yaml'} --compile false --device cpu"
 SMALL = {
     "sampling": f"--num_sets 1 --num_steps 3 --repetitions 1 --data_root {ROOT / 'data'}",
-    "network": f"{NETWORK} --images 1 --repetitions 1",
+    "network": "--network NETWORK --compile false --device cpu --images 1 --repetitions 1",
     "potentials": "--particles [4] --pixels 16 --repetitions 1",
     "worlds": "--sequences 16 --repetitions 1 --device cpu",
-    "training": f"{NETWORK} --updates 1 --repetitions 1",
+    "training": "--network NETWORK --compile false --device cpu --updates 1 --repetitions 1",
     "grid": "--experiment e9 --num_sets 1 --repetitions 1",
 }
+NETWORK = dict(
+    dataset="free", channels=[16], blocks=1, attention=[], patch_size=4, motion=4, batch_size=8
+)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", slow_but(["worlds"], SMALL))
+@pytest.mark.parametrize("name", SMALL)
 def test_every_benchmark_of_speed_measures(name, tmp_path, monkeypatch):
+    """Each part of it, on something small; processes are few, for each takes seconds to start."""
     monkeypatch.chdir(ROOT)
     benchmark = load(name)
     if name == "network":
         monkeypatch.setattr(benchmark, "MATRIX_SIDE", 64)
         monkeypatch.setattr(benchmark, "COPIED", 2**10)
-    if name == "training":
-        one_of_three = {"both": benchmark.SAME_BATCH["2 processes, accumulate 2"]}
+    elif name == "potentials":
+        monkeypatch.setattr("potentials.POTENTIALS", dict.fromkeys(["iou", "logdet"]))
+    elif name == "training":
+        one_of_three = {"parts": benchmark.SAME_BATCH["accumulate 4"]}
         monkeypatch.setattr(benchmark, "SAME_BATCH", one_of_three)
-    benchmark.main([*SMALL[name].split(), "--outdir", str(tmp_path)])
+    elif name == "grid":
+        monkeypatch.setattr(benchmark, "ANSWERS", benchmark.ANSWERS[-1:])
+        # tests/test_experiments.py shares cells among two.
+        launch = benchmark.measure.launch
+        monkeypatch.setattr(benchmark.measure, "launch", lambda script, ranks: launch(script, 1))
+    (tmp_path / "network.yaml").write_text(yaml.safe_dump(NETWORK))
+    flags = SMALL[name].replace("NETWORK", str(tmp_path / "network.yaml")).split()
+    benchmark.main([*flags, "--outdir", str(tmp_path)])
     result = json.loads((tmp_path / f"{name}.json").read_text())
     assert result["machine"]["threads"] >= 1 and result["machine"]["torch"]
     rows = [
@@ -82,23 +95,27 @@ def test_every_benchmark_of_speed_measures(name, tmp_path, monkeypatch):
 def test_guidance_benchmark_keeps_finished_cells(tmp_path, monkeypatch):
     guidance = load("guidance")
     recipe = experiments.load("e10")
-    few = {
-        name: recipe["grid"]["method"][name]
-        for name in ("independent", "particle guidance", "SPELL", "CADS")
-    }
-    recipe["grid"] = dict(denoiser=["exact", "trained"], method=few)
+    recipe["settings"] |= dict(checkpoint="circle_jumping", num_steps=4)
+    recipe["grid"] = dict(
+        denoiser=["exact", "trained"],
+        method={
+            "independent": {},
+            "particle guidance": dict(pg_factor=[3.0, 1.0]),
+            "CADS": dict(guidance="cads"),
+        },
+    )
     monkeypatch.setattr(experiments, "load", lambda name: recipe)
     argv = ["--num_sets", "1", "--data_root", str(ROOT / "data"), "--outdir", str(tmp_path)]
     guidance.main(argv)
     methods = [
         row["cell"]["method"] for row in json.loads((tmp_path / "guidance.json").read_text())
     ]
-    exact = ["independent"] + 4 * ["particle guidance"] + 3 * ["SPELL"]
-    assert methods == exact + exact + 3 * ["CADS"]
-    assert "| particle guidance | 1.7 |" in (tmp_path / "guidance.md").read_text()
+    exact = ["independent"] + 2 * ["particle guidance"]
+    assert methods == exact + exact + ["CADS"]
+    assert "| particle guidance | 3.0 |" in (tmp_path / "guidance.md").read_text()
     cells = sorted((tmp_path / "cells").iterdir())
     before = [cell.stat().st_mtime_ns for cell in cells]
-    assert len(cells) == 19
+    assert len(cells) == 7
     cells[0].unlink()
     guidance.main(argv)
     after = [cell.stat().st_mtime_ns for cell in cells]

@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, slow_but
+from conftest import ROOT
 from programs import Program
 
 import assemble
@@ -336,7 +336,7 @@ def test_flags_of_values_are_the_same_values():
 
 
 @pytest.mark.parametrize("experiment", [False, True])
-def test_a_command_line_is_parsed_once(experiment, tmp_path, monkeypatch):
+def test_a_command_line_is_parsed_once(experiment, tmp_path, monkeypatch, undrawn):
     parsed: list[list[str]] = []
     parse_args = ArgumentParser.parse_args
 

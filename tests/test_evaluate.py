@@ -539,7 +539,7 @@ def test_what_is_printed_names_the_method_and_says_where_there_is_no_interval(
     assert names[0] == "modes found, of 8" and "quality (less is better)" in names
 
 
-def test_a_folder_with_another_run_in_it_is_left_alone(tmp_path, refused, capsys):
+def test_a_folder_with_another_run_in_it_is_left_alone(tmp_path, refused, capsys, undrawn):
     argv = [
         "--denoiser",
         "exact",

@@ -124,11 +124,11 @@ def test_the_example_as_it_is_with_a_short_training(tmp_path, capsys, monkeypatc
     monkeypatch.setattr(
         example, "run", lambda settings, pipe: kept.setdefault("sets", run(settings, pipe))
     )
-    example.main(["--iterations", "300", "--num_sets", "20", "--outdir", str(tmp_path)])
+    example.main(["--iterations", "120", "--num_sets", "8", "--outdir", str(tmp_path)])
     sets = kept["sets"]
     assert (tmp_path / "sets.png").stat().st_size > 10_000
     assert capsys.readouterr().out.startswith(
-        "20 sets of 8; independent draws find 5.25 of 8 places"
+        "8 sets of 8; independent draws find 5.25 of 8 places"
     )
     assert not torch.allclose(sets["replaced"], sets["plain"], atol=0.1)
     assert places(sets["replaced"]) >= places(sets["plain"])

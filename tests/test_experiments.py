@@ -181,6 +181,7 @@ def finished(tmp_path_factory):
                     "5",
                     "--device",
                     "cpu",
+                    *(["--denoiser", "exact"] if name == "e6" else []),
                 ]
             )
         return folders[name]
@@ -194,7 +195,7 @@ def finished(tmp_path_factory):
         pytest.param("e1", "umap", marks=pytest.mark.slow),
         ("e3", "norms"),
         ("e4", "mean"),
-        pytest.param("e6", "strip", marks=pytest.mark.slow),
+        ("e6", "strip"),
         ("e8", "prior"),
     ],
 )
