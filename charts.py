@@ -490,8 +490,8 @@ def umap_map(
         found: (G, B) int64, the digits found in them
         names: a title for each panel
     """
-    columns = min(4, len(particles))
-    rows = math.ceil(len(particles) / columns)
+    rows = math.ceil(len(particles) / 4)
+    columns = math.ceil(len(particles) / rows)
     figure, axes = grid_of_axes(
         rows, columns, 3.0 * columns, 3.3 * rows, gridspec_kw=dict(wspace=0.06, hspace=0.24)
     )
@@ -511,5 +511,5 @@ def umap_map(
         axis.set_ylabel("UMAP 2", fontsize=8)
     for axis in axes[-1]:
         axis.set_xlabel("UMAP 1", fontsize=8)
-    add_title(figure, title)
+    add_title(figure, f"{title}\n")  # the titles of the panels have two lines
     return figure
