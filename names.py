@@ -54,6 +54,7 @@ METRICS: dict[str, Metric] = dict(
     modes_expected_iid=Metric("independent draws", "expected modes", 2, False),
     network_calls=Metric("network calls", "per particle", 1, True),
     backward_calls=Metric("backward calls", "per particle", 1, True),
+    pilot_calls=Metric("network calls of the pilot", "per particle", 1, True),
     seconds=Metric("seconds", "of sampling", 1, True),
 )
 

@@ -509,7 +509,7 @@ def test_any_backend_in_the_environment_ends_with_the_picture(backend, tmp_path)
         (
             PG,
             "particle guidance, factor 3",
-            "sampler window, noise levels 24.3 to 2.3; guided by pixels where a pilot found what "
+            "sampler window, noise levels 23.5 to 2.3; guided by pixels where a pilot found what "
             "is undecided",
         ),
         (
