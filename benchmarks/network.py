@@ -11,6 +11,7 @@ this machine multiplies matrices and copies memory. With and without torch.compi
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -78,6 +79,7 @@ def peer(settings: dict):
         down_block_types=down,
         up_block_types=up,
         attention_head_dim=settings["head_channels"],
+        norm_num_groups=math.gcd(32, *settings["channels"]),
         resnet_time_scale_shift="scale_shift",
         add_attention=False,
     )

@@ -265,7 +265,7 @@ def test_an_experiment_is_held_as_one_table(tmp_path):
     (stored,) = (tmp_path / "wandb").glob(f"offline-run-*/files/{path}")
     table = json.loads(stored.read_text())
     rows = [dict(zip(table["columns"], values)) for values in table["data"]]
-    assert len(rows) == len(results["rows"]) == 28
+    assert len(rows) == len(results["rows"]) == 30
     for row, cell in zip(rows, results["rows"]):
         mean = cell["result"]["modes_found"]
         assert {key: row[key] for key in cell["cell"]} == cell["cell"]
