@@ -54,7 +54,7 @@ SMALL = {
     "potentials": "--particles [4] --pixels 16 --repetitions 1",
     "worlds": "--sequences 16 --repetitions 1 --device cpu",
     "training": "--network NETWORK --compile false --device cpu --updates 1 --repetitions 1",
-    "grid": "--experiment e3 --num_sets 1 --repetitions 1",
+    "grid": "--experiment e9 --num_sets 1 --repetitions 1",
 }
 NETWORK = dict(
     dataset="free", channels=[16], blocks=1, attention=[], patch_size=4, motion=4, batch_size=8

@@ -75,13 +75,3 @@ def test_evaluations_and_pictures_with_a_missing_backend(tmp_path):
     done = run(["visualize.py", "samples", str(out), "--out", str(tmp_path / "s.png")], MISSING)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "s.png").is_file()
-
-
-@pytest.mark.slow
-def test_trainings_with_a_missing_backend(tmp_path):
-    tiny = ["--channels", "[8]", "--blocks", "1", "--attention", "[]", "--head_channels", "8"]
-    short = ["--iterations", "2", "--batch_size", "2", "--patch_size", "8", "--digits", "embedded"]
-    out = tmp_path / "run"
-    done = run(["train.py", *tiny, *short, "--device", "cpu", "--outdir", str(out)], MISSING)
-    assert done.returncode == 0, done.stderr
-    assert {"model.safetensors", "samples-0000002.png"} <= set(os.listdir(out))

@@ -486,21 +486,6 @@ def test_results_are_written_before_anything_is_drawn(tmp_path, monkeypatch):
     assert metrics["settings"] == yaml.safe_load((tmp_path / "config.yaml").read_text())
 
 
-@pytest.mark.slow  # test_drawing.py does the same with one
-@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
-def test_any_backend_in_the_environment_ends_with_the_picture(backend, tmp_path):
-    """Notebooks name a backend that other environments lack."""
-    argv = [*EXACT, "--num_sets", "1", "--num_steps", "2", "--outdir", str(tmp_path)]
-    out = subprocess.run(
-        [sys.executable, str(ROOT / "evaluate.py"), *argv],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"MPLBACKEND": backend},
-    )
-    assert out.returncode == 0, out.stderr
-    assert {"metrics.json", "samples.png"} <= {path.name for path in tmp_path.iterdir()}
-
-
 @pytest.mark.parametrize(
     "flags, method, chosen",
     [
@@ -700,14 +685,14 @@ def test_shipped_horizontal_keeps_its_prior():
             "--p",
             "0.9",
             "--num_sets",
-            "20",
+            "10",
             "--batch_size",
             "20",
             "--num_steps",
             "12",
         ]
     ).run()[2]
-    # 0.897 over 5,000 samples (docs/results.md); 400 leave a margin for chance
+    # 0.897 over 5,000 samples (docs/results.md); 200 leave a margin for chance
     assert (
         result["mode_frequencies"][0]["mean"] == pytest.approx(0.9, abs=0.07)
         and result["quality"]["mean"] < 0.1

@@ -333,14 +333,11 @@ def test_a_log_of_an_earlier_version_becomes_json_when_it_is_continued(tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "backend", slow_but(["module://not_installed"], ["module://not_installed", "nonsense"])
-)
-def test_a_backend_that_is_missing_does_not_end_a_training(backend, tmp_path):
+def test_a_backend_that_is_missing_does_not_end_a_training(tmp_path):
     out = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), *SMALL]
         + ["--iterations", "3", "--sample_every", "2", "--outdir", str(tmp_path)],
-        env=os.environ | dict(MPLBACKEND=backend),
+        env=os.environ | dict(MPLBACKEND="module://not_installed"),
         capture_output=True,
         text=True,
     )
