@@ -241,6 +241,8 @@ def _check(settings: EvaluationSettings, offered: str, trained: Mapping[str, Any
             "any other with --denoiser exact or --task unconditional, where there is no "
             "conditioning to add noise to",
         )
+    if guidance.guidance == "joint" and not exact:
+        reject("guidance", "joint", "any other, or --denoiser exact, whose modes are known")
 
 
 # ---------------------------------------------------------------- the parts
@@ -331,6 +333,7 @@ def set_up(settings: EvaluationSettings, path: Path | None) -> Evaluation:
     import tasks
     from data_loader import load_world
     from devices import pick_device, use_bfloat16
+    from guidance import MOST_MODES
     from potentials import POTENTIALS
     from set_sampler import SetSampler
 
@@ -359,6 +362,9 @@ def set_up(settings: EvaluationSettings, path: Path | None) -> Evaluation:
         )
         settings.evaluate.num_sets = most
     task = kind(world, settings.evaluate.num_sets, settings.run.seed)
+    modes = world.modes_total if task.answers is None else task.answers.shape[1]
+    if settings.guidance.guidance == "joint" and modes > MOST_MODES:
+        reject("guidance", "joint", f"any other in a world of more than {MOST_MODES} answers")
 
     network = None
     if path is not None:

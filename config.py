@@ -303,9 +303,10 @@ class SamplerSettings:
 class GuidanceSettings:
     """Guidance"""
 
-    guidance: Literal["pg", "spell", "cads", "reference", "none"] = "pg"
+    guidance: Literal["pg", "spell", "cads", "reference", "joint", "none"] = "pg"
     """what makes a set diverse: pg, particle guidance; spell or cads, other methods; reference, the
-    thesis's form with its sign error"""
+    thesis's form with its sign error; joint, the optimum that the others approximate, known for the
+    exact denoiser"""
     noise: Literal["iid", "antithetic", "simplex", "stratified"] = "iid"
     """initial noise of a set: independent (iid) or coupled; each particle's own noise is always
     standard normal"""
@@ -370,6 +371,8 @@ class GuidanceSettings:
             reject("pg_anneal", self.pg_anneal, "none, or give pg_sigma_min and pg_sigma_max")
         if self.medoids_of > 1 and self.sequential > 1:
             reject("sequential", self.sequential, "1 with medoids_of, which has no memory")
+        if self.sequential > 1 and self.guidance == "joint":
+            reject("sequential", self.sequential, "1 with guidance joint, which has no memory")
         if self.cads_tau1 >= self.cads_tau2:
             reject("cads_tau1", self.cads_tau1, f"less than cads_tau2 = {self.cads_tau2}")
 

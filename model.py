@@ -23,6 +23,7 @@ black.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Callable, Sequence
 
 import torch
@@ -465,7 +466,12 @@ def edm_loss(
 
 
 def posterior_mean(
-    x: Tensor, sigma: Tensor, images: Tensor, log_prior: Tensor | None = None, sd: float = 0.0
+    x: Tensor,
+    sigma: Tensor,
+    images: Tensor,
+    log_prior: Tensor | None = None,
+    sd: float = 0.0,
+    weights: Callable[[Tensor], Tensor] = partial(torch.softmax, dim=-1),
 ) -> Tensor:
     """The exact denoiser E[y | x] of x = y + s * noise, where y is one of k known images.
 
@@ -481,6 +487,8 @@ def posterior_mean(
         images: mu, (N, k, C, H, W)
         log_prior: log pi, (k,); None: all images are equally likely
         sd: standard deviation around the images
+        weights: log pi_m - |x - mu_m|^2 / 2 (s^2 + sd^2) up to a constant, (N, P, k), P the
+            particles of x -> w, the same shape
 
     Returns the posterior mean, like x.
     """
@@ -492,5 +500,5 @@ def posterior_mean(
     logits = (flat @ mu.transpose(1, 2) - mu.square().sum(-1)[:, None] / 2) / (s2 + sd**2)
     if log_prior is not None:
         logits = logits + log_prior
-    means = logits.softmax(-1) @ mu  # (N, P, d)
+    means = weights(logits) @ mu  # (N, P, d)
     return ((s2 * means + sd**2 * flat) / (s2 + sd**2)).view_as(x)

@@ -76,6 +76,7 @@ METHODS: dict[str, str] = dict(
     spell="SPELL",
     cads="CADS",
     reference="the thesis's form",
+    joint="the exact joint denoiser",
     iid="independent noise",
     antithetic="antithetic noise",
     simplex="simplex noise",

@@ -201,6 +201,8 @@ class SetSampler:
             memory: (G, M, C, H, W) in [-1, 1], images that repel the particles too
         """
         g = self.settings.guidance
+        if g.guidance == "joint":
+            return self.calls.counted(self.task.exact_denoiser(sets, self.device, joint=True))
         denoise = self.calls.counted(self.denoiser(sets))
         if g.guidance == "pg" and g.pg_factor > 0:
             return self.particle_guidance(denoise, memory)

@@ -20,6 +20,7 @@ from torch import Tensor
 import checkpoint
 from denoiser import Denoiser
 from frame_files import OwnFrames
+from guidance import joint_weights
 from metrics import (
     answer_metrics,
     combination_metrics,
@@ -77,13 +78,17 @@ class Task:
         """What is known of each set beside its condition, for samples.npz."""
         return {}
 
-    def exact_denoiser(self, sets: Tensor, device: torch.device) -> Denoiser:
-        """The posterior mean over the right answers of some sets, sets (G',) int64."""
+    def exact_denoiser(self, sets: Tensor, device: torch.device, joint: bool = False) -> Denoiser:
+        """The posterior mean over the right answers of some sets, sets (G',) int64.
+
+        With `joint` it is that of whole sets, given that they are as diverse as they can be
+        (`guidance/joint.py`).
+        """
         if self.answers is None:
             raise ValueError("denoiser: got 'exact'; accepted: trained where answers are unknown")
         answers = to_model_range(self.answers[sets][:, :, None]).to(device)  # (G', k, 1, H, W)
         log_prior = self.world.mode_probabilities.log().float().to(device)
-        return lambda x, sigma: posterior_mean(x, sigma, answers, log_prior)
+        return _posterior_mean_of(answers, log_prior, joint=joint)
 
     def to_samples(self, x: Tensor) -> Tensor:
         """What the sampler returns -> samples: (G', B, 1, H, W) in [-1, 1] -> (G', B, H, W)."""
@@ -228,10 +233,10 @@ class MixtureTask(Task):
         super().__init__(world, num_sets, seed)
         self.cond = torch.zeros(num_sets, 0, *world.frame_shape)
 
-    def exact_denoiser(self, sets, device):
+    def exact_denoiser(self, sets, device, joint=False):
         centres = self.world.centres.view(1, -1, 1, 1, 2).to(device)
         centres = centres.expand(len(sets), -1, -1, -1, -1)
-        return lambda x, sigma: posterior_mean(x, sigma, centres, sd=self.world.sd)
+        return _posterior_mean_of(centres, sd=self.world.sd, joint=joint)
 
     def to_samples(self, x):
         return x[:, :, 0].cpu()
@@ -257,6 +262,21 @@ class MixtureTask(Task):
             largest_distance_sd=float(distance.max() / self.world.sd),
         )
         return metrics, modes
+
+
+def _posterior_mean_of(
+    images: Tensor, log_prior: Tensor | None = None, sd: float = 0.0, *, joint: bool
+) -> Denoiser:
+    """The exact denoiser of images (G', k, C, H, W), of each particle alone or of whole sets."""
+    if not joint:
+        return lambda x, sigma: posterior_mean(x, sigma, images, log_prior, sd)
+    images = images.double()
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        means = posterior_mean(x.double(), sigma, images, log_prior, sd, weights=joint_weights)
+        return means.to(x)
+
+    return denoise
 
 
 def _shuffled(total: int, number: int, seed: int) -> Tensor:

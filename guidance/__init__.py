@@ -7,13 +7,24 @@ methods compose by wrapping and the sampler needs no change. Images are in [-1, 
     spell        sparse repellency (SPELL)
     cads         condition-annealed diffusion sampling (CADS)
     reference    particle guidance as the reference thesis has it, with its sign error
+    joint        the optimum that particle guidance approximates, where the modes are known
 """
 
 from denoiser import Denoiser
 from guidance.base import finite
 from guidance.cads import Cads
+from guidance.joint import MOST_MODES, joint_weights
 from guidance.particle import ParticleGuidance
 from guidance.reference import Reference
 from guidance.spell import Spell
 
-__all__ = ["Cads", "Denoiser", "ParticleGuidance", "Reference", "Spell", "finite"]
+__all__ = [
+    "MOST_MODES",
+    "Cads",
+    "Denoiser",
+    "ParticleGuidance",
+    "Reference",
+    "Spell",
+    "finite",
+    "joint_weights",
+]
