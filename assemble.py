@@ -125,7 +125,13 @@ def _choose(settings: EvaluationSettings) -> None:
         digits = settings.evaluate.task == "unconditional" and settings.world.dataset == "centered"
         guidance.pg_features = "classifier" if digits else "pixels"
     if sampler.sampler is None:
-        together = settings.evaluate.batch_size * guidance.medoids_of * guidance.sequential > 1
+        together = (
+            settings.evaluate.batch_size
+            * guidance.medoids_of
+            * guidance.group_of
+            * guidance.sequential
+            > 1
+        )
         repelled = guidance.guidance == "pg" and guidance.pg_factor > 0 and together
         edms = sampler.s_churn > 0 or sampler.second_stage != "next"
         sampler.sampler = "window" if repelled and not edms else "edm"
@@ -240,6 +246,13 @@ def _check(settings: EvaluationSettings, offered: str, trained: Mapping[str, Any
             "cads",
             "any other with --denoiser exact or --task unconditional, where there is no "
             "conditioning to add noise to",
+        )
+    no_churn = settings.sampler.sampler == "edm" and settings.sampler.s_churn == 0
+    if guidance.churn_noise != "iid" and no_churn:
+        reject(
+            "churn_noise",
+            guidance.churn_noise,
+            "iid, or a sampler that adds noise back: --s_churn or --sampler window",
         )
     if guidance.guidance == "joint" and not exact:
         reject("guidance", "joint", "any other, or --denoiser exact, whose modes are known")

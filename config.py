@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, List, Literal, Mapping, NoReturn, Optiona
 import yaml
 from jsonargparse import Namespace
 
+from names import NEED_FACTOR
+
 Dataset = Literal["centered", "free", "circle_jumping", "horizontal", "mixture", "frames"]
 if not TYPE_CHECKING:  # not the other way round: jsonargparse runs the body of `if TYPE_CHECKING`
     from jsonargparse.typing import (
@@ -303,18 +305,42 @@ class SamplerSettings:
 class GuidanceSettings:
     """Guidance"""
 
-    guidance: Literal["pg", "spell", "cads", "reference", "joint", "none"] = "pg"
-    """what makes a set diverse: pg, particle guidance; spell or cads, other methods; reference, the
-    thesis's form with its sign error; joint, the optimum that the others approximate, known for the
-    exact denoiser"""
-    noise: Literal["iid", "antithetic", "simplex", "stratified"] = "iid"
-    """initial noise of a set: independent (iid) or coupled; each particle's own noise is always
-    standard normal"""
+    guidance: Literal[
+        "pg",
+        "spell",
+        "cads",
+        "diverseflow",
+        "sriw",
+        "oscar",
+        "rke",
+        "variance",
+        "eddy",
+        "reference",
+        "joint",
+        "none",
+    ] = "pg"
+    """what makes a set diverse: pg, particle guidance; other methods (docs/guidance.md says which
+    to use); reference, the thesis's form with its sign error; joint, the optimum that the others
+    approximate, known for the exact denoiser"""
+    noise: Literal["iid", "antithetic", "simplex", "stratified", "balanced", "contrastive"] = "iid"
+    """initial noise of a set: independent (iid) or coupled; each particle's own noise is standard
+    normal, except with contrastive"""
+    churn_noise: Literal["iid", "antithetic", "simplex"] = "iid"
+    """noise that the sampler adds back: independent (iid) or coupled in a set"""
     medoids_of: Count = 1
     """sample so many times the particles, guided or not, and keep the medoids (1: keep all)"""
+    group_of: Count = 1
+    """start so many times the particles, and keep the more distant half at every step until the set
+    is left (1: keep all)"""
+    balanced_of: Count = 4
+    """balanced: starting noises for each particle, of which one is drawn"""
+    balanced_sigma: Sigma = 2.0
+    """balanced: noise level at which a rough preview says how alike they are"""
+    contrastive_rate: Positive = 0.1
+    """contrastive: learning rate of the starting noise"""
     pg_factor: NonNegative = 0.0
-    """strength of pg and reference, in the unit that pg_strength names (0: independent
-    samples)"""
+    """strength of all methods but spell, cads and joint; of pg, diverseflow, rke and oscar in the
+    unit that pg_strength names (0: independent samples, with pg and reference)"""
     pg_kernel: str = "logdet"
     """potential by which the particles of a set repel each other: rbf, rbf_unsquared, inverse,
     iou, logdet, or one of your own"""
@@ -336,10 +362,10 @@ class GuidanceSettings:
     pg_bandwidth_value: Positive = 2.0
     """h itself if fixed, else the factor on the median heuristic or on sigma"""
     pg_sigma_min: Optional[Sigma] = None
-    """smallest noise level at which particle guidance acts (null: it fades as decisions are made,
+    """smallest noise level at which guidance acts (null: all; pg fades as decisions are made,
     measured by a pilot of a few independent sets)"""
     pg_sigma_max: Optional[Sigma] = None
-    """largest noise level at which particle guidance acts (null: measured)"""
+    """largest noise level at which guidance acts (null: all; of pg measured)"""
     pg_anneal: Literal["none", "strength", "bandwidth", "both"] = "none"
     """what falls to 0 from pg_sigma_max to pg_sigma_min, as half a cosine in ln sigma"""
     pg_cap: PositiveFloat = math.inf
@@ -371,8 +397,19 @@ class GuidanceSettings:
             reject("pg_anneal", self.pg_anneal, "none, or give pg_sigma_min and pg_sigma_max")
         if self.medoids_of > 1 and self.sequential > 1:
             reject("sequential", self.sequential, "1 with medoids_of, which has no memory")
-        if self.sequential > 1 and self.guidance == "joint":
-            reject("sequential", self.sequential, "1 with guidance joint, which has no memory")
+        if self.sequential > 1 and self.guidance in ("joint", "variance", "eddy"):
+            reject(
+                "sequential", self.sequential, f"1 with guidance {self.guidance}, without memory"
+            )
+        if self.guidance in NEED_FACTOR and self.pg_factor == 0:
+            reject("pg_factor", self.pg_factor, f"more than 0 with guidance {self.guidance}")
+        if self.group_of > 1:
+            if self.medoids_of > 1:
+                reject("medoids_of", self.medoids_of, "1 with group_of, which selects already")
+            if self.sequential > 1:
+                reject("sequential", self.sequential, "1 with group_of, which has no memory")
+            if self.guidance == "cads":
+                reject("group_of", self.group_of, "1 with guidance cads")
         if self.cads_tau1 >= self.cads_tau2:
             reject("cads_tau1", self.cads_tau1, f"less than cads_tau2 = {self.cads_tau2}")
 

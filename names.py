@@ -77,11 +77,24 @@ METHODS: dict[str, str] = dict(
     cads="CADS",
     reference="the thesis's form",
     joint="the exact joint denoiser",
+    diverseflow="DiverseFlow",
+    sriw="SRIW",
+    oscar="OSCAR",
+    rke="RKE guidance",
+    variance="variance guidance",
+    eddy="EDDY",
     iid="independent noise",
     antithetic="antithetic noise",
     simplex="simplex noise",
     stratified="stratified noise",
+    contrastive="contrastive noise",
+    balanced="balanced draw",
 )
+
+# Values of --guidance whose strength is --pg_factor. Without one, pg and reference are independent
+# sampling; the others ask for it.
+NEED_FACTOR = ("diverseflow", "sriw", "oscar", "rke", "variance", "eddy")
+WITH_FACTOR = ("pg", "reference", *NEED_FACTOR)
 
 # Points of the axis `method` of experiment e10 whose names in its results are shorter than a reader
 # who sees one line of it needs, and the ones that are compared first.
@@ -115,12 +128,12 @@ def method_of(settings: dict[str, Any]) -> str:
     guidance = settings.get("guidance", "pg")
     factor = settings.get("pg_factor", 0.0)
     noise = settings.get("noise", "iid")
-    if guidance in ("pg", "reference") and not factor:
+    if guidance in WITH_FACTOR and not factor:
         guidance = "none"
     parts = []
     if guidance != "none":
         parts.append(METHODS.get(guidance, guidance))
-    if guidance in ("pg", "reference"):
+    if guidance in WITH_FACTOR:
         parts.append(f"factor {factor:g}")
     if guidance == "pg" and settings.get("sampler") == "edm":
         parts.append("EDM's sampler")
@@ -132,8 +145,15 @@ def method_of(settings: dict[str, Any]) -> str:
         parts.append(f"{settings['sequential']} draws in sequence")
     if settings.get("medoids_of", 1) > 1:
         parts.append(f"medoids of {settings['medoids_of']} times as many")
-    if noise != "iid":
+    if settings.get("group_of", 1) > 1:
+        parts.append(f"pruned from {settings['group_of']} times as many")
+    if noise == "balanced" and "balanced_of" in settings:
+        parts.append(f"balanced draw from {settings['balanced_of']} times as many")
+    elif noise != "iid":
         parts.append(METHODS.get(noise, noise))
+    churn_noise = settings.get("churn_noise", "iid")
+    if churn_noise != "iid":
+        parts.append(f"{churn_noise} churn")
     return ", ".join(parts) or METHODS["none"]
 
 

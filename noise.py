@@ -6,6 +6,9 @@ stays exactly standard normal; only the joint distribution of a set changes:
     antithetic    pairs (z, -z)
     simplex       pairwise correlation -1 / (B - 1), the smallest that B exchangeable particles have
     stratified    evenly spread quantiles along the directions in which the posterior varies most
+
+`contrastive` noise, which gives up that distribution, is there to be compared with. A balanced draw
+of starting noise is in `selection.py`.
 """
 
 from __future__ import annotations
@@ -33,9 +36,10 @@ class Stream(IntEnum):
     TRAINING = 2  # batches
     DATA_SCALE = 3  # windows on which sigma_data and the crop are measured
     CONDITIONING = 4  # CADS's noise on the conditioning
-    QUANTILES = 5  # stratified noise: shifts and permutations
+    QUANTILES = 5  # stratified noise: shifts and permutations; balanced draws
     DIRECTIONS = 6  # stratified noise: starting points of the power iteration
     PILOT = 7  # starting noise of the sets on which `decisions` are measured
+    PROBES = 8  # directions in which `guidance.Variance` measures the posterior
 
     def turn(self, turn: int) -> int:
         """The number of this stream in a later batch of the same set; turn 0 is the first."""
@@ -150,6 +154,58 @@ def stratified(noise: Tensor, directions: Tensor, generators: list[torch.Generat
     wanted = torch.as_tensor(stats.norm.ppf(quantiles.numpy())).to(noise)
     components = flat @ axes.transpose(1, 2)  # (G, B, r)
     return (flat + (wanted - components) @ axes).view_as(noise)
+
+
+def contrastive(
+    denoise: Denoiser,
+    noise: Tensor,
+    sigma: Tensor,
+    *,
+    rate: float,
+    steps: int = 3,
+    temperature: float = 0.1,
+) -> Tensor:
+    """Starting noise moved by a few steps of Adam to where the first D(x) of a set differ (CNO).
+
+        loss = -sum_i log(e_ii / sum_j e_ij),
+        e_ij = exp(<u_i, u_j> / t),   e_ii = exp(<u_i, p_i> / t)
+
+    with u_i = D(sigma z_i) scaled to unit length and p_i what it was before the first step: an
+    InfoNCE loss whose negatives are the rest of the set. It costs steps + 1 calls and `steps`
+    backward passes to the input. The noise is no longer standard normal, and marginals shift.
+
+    Source: arXiv 2510.03813. Uncertain: learning rate, temperature and number of steps, which were
+    chosen there for latents of text-to-image models.
+
+    Arguments:
+        denoise: a denoiser of sets
+        noise: z (G, B, C, H, W), standard normal
+        sigma: the largest noise level
+        rate: learning rate of Adam, about the change of each entry of z in a step
+        steps: number of steps
+        temperature: t
+
+    Returns the noise, like `noise`.
+    """
+    off_diagonal = ~torch.eye(noise.shape[1], dtype=torch.bool, device=noise.device)
+
+    def directions(z: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(denoise(z * sigma, sigma).flatten(2).double(), dim=-1)
+
+    with torch.no_grad():
+        positive = directions(noise)
+    z = noise.detach().clone().requires_grad_()
+    adam = torch.optim.Adam([z], lr=rate)
+    with torch.enable_grad():
+        for _ in range(steps):
+            u = directions(z)
+            alike = (u * positive).sum(-1) / temperature  # (G, B)
+            others = (u @ u.transpose(1, 2) / temperature).masked_fill(~off_diagonal, -math.inf)
+            everyone = torch.cat([alike[:, :, None], others], -1)
+            loss = (everyone.logsumexp(-1) - alike).sum()
+            (z.grad,) = torch.autograd.grad(loss, z)
+            adam.step()
+    return z.detach()
 
 
 def leading_directions(

@@ -50,6 +50,12 @@ class Schedule:
         """Calls of the denoiser, per particle."""
         return self.num_steps + int(self.corrected.sum())
 
+    def part(self, start: int, stop: int) -> Schedule:
+        """The steps from `start` up to `stop` alone."""
+        return Schedule(
+            self.sigmas[start : stop + 1], self.churn[start:stop], self.corrected[start:stop]
+        )
+
 
 def append_zero(sigmas: Tensor) -> Tensor:
     """Noise levels (N,) -> (N + 1,), the last one 0."""

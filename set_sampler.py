@@ -1,4 +1,4 @@
-"""Sampling of sets: denoiser -> guidance -> sampler -> medoids, in chunks that fit into memory.
+"""Sampling of sets: denoiser -> guidance -> sampler -> selection, in chunks that fit into memory.
 
 The condition of set g follows from (seed, g) alone, and the noise of its particle i from (seed, g,
 i): neither depends on what is sampled beside it, nor on the chunks.
@@ -6,6 +6,7 @@ i): neither depends on what is sampled beside it, nor on the chunks.
 
 from __future__ import annotations
 
+import math
 import sys
 from contextlib import nullcontext
 from functools import partial
@@ -20,26 +21,50 @@ from config import EvaluationSettings, SamplerSettings
 from decisions import Decisions, measure
 from denoiser import Denoiser
 from devices import free_memory
-from guidance import Cads, ParticleGuidance, Reference, Spell
+from guidance import (
+    RKE,
+    Cads,
+    DiverseFlow,
+    Eddy,
+    Oscar,
+    ParticleGuidance,
+    Reference,
+    Spell,
+    Sriw,
+    Variance,
+    Volume,
+    between,
+)
 from metrics import iou
 from model import EDMDenoiser
 from noise import (
     ParticleNoise,
     Stream,
     antithetic,
+    contrastive,
     leading_directions,
     set_generator,
     simplex,
     stratified,
 )
-from potentials import POTENTIALS, Bandwidth, IoU
+from potentials import POTENTIALS, Bandwidth, IoU, Potential
 from ranges import to_model_range, to_unit_range
 from sampler import Schedule, edm_schedule, integrate, karras_sigmas, window_schedule
-from selection import kmedoids
+from selection import balanced_draw, kmedoids, most_distant
 from tasks import Task
 
 # At most, in one network call. On a CPU, larger calls are no faster.
 PARTICLES_PER_CALL = dict(cpu=256, cuda=65536)
+
+PREVIEW_CALLS = 3  # of the denoiser for each candidate of a balanced draw
+
+# Noise of a set's particles, coupled without a change to any one of them.
+COUPLED: dict[str, Callable[[Tensor], Tensor]] = dict(antithetic=antithetic, simplex=simplex)
+# Methods that are `ParticleGuidance` by a potential of their own, and its class where it differs.
+OWN_POTENTIALS: dict[str, Callable[[Bandwidth], Potential]] = dict(
+    diverseflow=DiverseFlow, rke=RKE, oscar=Volume
+)
+OWN_CLASSES: dict[str, type[ParticleGuidance]] = dict(oscar=Oscar, sriw=Sriw)
 
 Callback = Callable[[dict], None]  # sees every step of the sampler, see sampler.edm_sampler
 
@@ -204,57 +229,61 @@ class SetSampler:
         if g.guidance == "joint":
             return self.calls.counted(self.task.exact_denoiser(sets, self.device, joint=True))
         denoise = self.calls.counted(self.denoiser(sets))
-        if g.guidance == "pg" and g.pg_factor > 0:
+        if g.guidance == "none" or (g.guidance == "pg" and g.pg_factor == 0):
+            return denoise
+        if g.guidance in ("pg", "sriw", *OWN_POTENTIALS):
             return self.particle_guidance(denoise, memory)
+        guided: Denoiser
         if g.guidance == "spell":
-            return Spell(denoise, radius=g.spell_radius, memory=memory)
-        if g.guidance == "reference":
-            return Reference(denoise, factor=g.pg_factor)
-        if g.guidance == "cads":
-            cond = to_model_range(self.task.cond[sets]).to(self.device)
-            shape = tuple(cond.shape[1:])
-            return Cads(
-                lambda cond: self.calls.counted(self.denoiser(sets, cond)),
-                cond,
-                ParticleNoise(
-                    self.seed, sets.tolist(), particles, shape, self.device, Stream.CONDITIONING
-                ),
-                self.schedule_position,
-                tau1=g.cads_tau1,
-                tau2=g.cads_tau2,
-                scale=g.cads_scale,
-                mixing=g.cads_mixing,
+            guided = Spell(denoise, radius=g.spell_radius, memory=memory)
+        elif g.guidance == "reference":
+            guided = Reference(denoise, factor=g.pg_factor)
+        elif g.guidance == "eddy":
+            guided = Eddy(denoise, factor=g.pg_factor)
+        elif g.guidance == "variance":
+            probes = self.noise(sets, particles, Stream.PROBES)
+            guided = Variance(
+                denoise, factor=g.pg_factor, directions=probes, features=self.features()
             )
-        return denoise
+        else:
+            guided = self.cads(sets, particles)
+        return between(g.pg_sigma_min or 0.0, g.pg_sigma_max or math.inf, guided, denoise)
+
+    def cads(self, sets: Tensor, particles: Sequence[int]) -> Cads:
+        """CADS as the settings describe it; the arguments are as in `guided_denoiser`."""
+        g = self.settings.guidance
+        cond = to_model_range(self.task.cond[sets]).to(self.device)
+        shape = tuple(cond.shape[1:])
+        return Cads(
+            lambda cond: self.calls.counted(self.denoiser(sets, cond)),
+            cond,
+            ParticleNoise(
+                self.seed, sets.tolist(), particles, shape, self.device, Stream.CONDITIONING
+            ),
+            self.schedule_position,
+            tau1=g.cads_tau1,
+            tau2=g.cads_tau2,
+            scale=g.cads_scale,
+            mixing=g.cads_mixing,
+        )
 
     def particle_guidance(self, denoise: Denoiser, memory: Tensor | None) -> ParticleGuidance:
-        """Particle guidance as the settings describe it, around a denoiser.
+        """Particle guidance as the settings describe it, around a denoiser, or a variant of it.
 
         memory is as in `guided_denoiser`.
         """
         g = self.settings.guidance
-        s = self.settings.sampler
-        low, high, fade = g.pg_sigma_min, g.pg_sigma_max, None
-        if low is None or high is None:
-            assert self.decisions is not None  # needs_decisions says so
-            if high is None:
-                # Noise is added back at the window's largest level too, before D is called.
-                high = self.decisions.window()[1] * (1 + s.window_churn)
-            if low is None:
-                low, fade = 0.0, self.decisions.undecided
-        if memory is not None:
-            high = max(
-                high, s.sigma_max
-            )  # what memory repels from has to be decided from the start
+        low, high, fade = self.guided_interval(memory is not None)
         anneal_bandwidth = g.pg_anneal in ("bandwidth", "both")
         bandwidth = Bandwidth(
             g.pg_bandwidth, g.pg_bandwidth_value, anneal=(low, high) if anneal_bandwidth else None
         )
-        return ParticleGuidance(
+        potential = OWN_POTENTIALS.get(g.guidance) or POTENTIALS[g.pg_kernel]
+        return OWN_CLASSES.get(g.guidance, ParticleGuidance)(
             denoise,
-            POTENTIALS[g.pg_kernel](bandwidth),
+            potential(bandwidth),
             factor=g.pg_factor,
-            space=g.pg_space,
+            space="denoised" if g.guidance == "sriw" else g.pg_space,
             strength=g.pg_strength,
             sigma_min=low,
             sigma_max=high,
@@ -264,6 +293,27 @@ class SetSampler:
             features=self.features(),
             memory=memory,
         )
+
+    def guided_interval(self, memory: bool) -> tuple[float, float, Callable[[float], float] | None]:
+        """(smallest, largest noise level at which guidance acts, a factor on its strength there).
+
+        `memory` says whether there are images that repel and do not move.
+        """
+        g = self.settings.guidance
+        s = self.settings.sampler
+        low, high, fade = g.pg_sigma_min, g.pg_sigma_max, None
+        if g.guidance != "pg":
+            return low or 0.0, high or math.inf, None
+        if low is None or high is None:
+            assert self.decisions is not None  # needs_decisions says so
+            if high is None:
+                # Noise is added back at the window's largest level too, before D is called.
+                high = self.decisions.window()[1] * (1 + s.window_churn)
+            if low is None:
+                low, fade = 0.0, self.decisions.undecided
+        if memory:  # what memory repels from has to be decided from the start
+            high = max(high, s.sigma_max)
+        return low, high, fade
 
     def features(self) -> Callable[[Tensor], Tensor] | None:
         """What particles are compared by: images (N, 1, H, W) in [-1, 1] -> (N, ...).
@@ -298,12 +348,12 @@ class SetSampler:
         Returns (G, B, C, H, W).
         """
         g = self.settings.guidance
+        scale = self.schedule.sigmas[0] * self.settings.sampler.initial_scale
         z = noise()
-        if g.noise == "antithetic":
-            z = antithetic(z)
-        elif g.noise == "simplex":
-            z = simplex(z)
-        elif g.noise == "stratified" and z.shape[1] > 1:
+        B = z.shape[1]
+        if g.noise in COUPLED:
+            z = COUPLED[g.noise](z)
+        elif B > 1 and g.noise == "stratified":
             axes = leading_directions(
                 self.calls.counted(self.denoiser(sets)),
                 torch.tensor(g.stratified_sigma),
@@ -313,7 +363,31 @@ class SetSampler:
                 device=self.device,
             )
             z = stratified(z, axes, self._generators(sets, Stream.QUANTILES.turn(turn)))
-        return z * (self.schedule.sigmas[0] * self.settings.sampler.initial_scale)
+        elif B > 1 and g.noise == "balanced":
+            z = torch.cat([z, *(noise() for _ in range(1, g.balanced_of))], 1)
+            previews = self.previews(sets, z * scale)
+            generators = self._generators(sets, Stream.QUANTILES.turn(turn))
+            drawn = balanced_draw(previews, B, generators).to(z.device)
+            z = z[torch.arange(len(z), device=z.device)[:, None], drawn]
+        elif B > 1 and g.noise == "contrastive":
+            denoise = self.calls.counted(self.denoiser(sets))
+            z = contrastive(denoise, z, scale, rate=g.contrastive_rate)
+        return z * scale
+
+    def previews(self, sets: Tensor, x: Tensor) -> Tensor:
+        """D at noise level `balanced_sigma`, which a few steps of Euler's lead to from the start.
+
+        sets (G,) int64, starting noise x (G, B, C, H, W) -> like x. PREVIEW_CALLS a particle.
+        """
+        denoise = self.calls.counted(self.denoiser(sets))
+        first = float(self.schedule.sigmas[0])
+        ramp = torch.linspace(0, 1, PREVIEW_CALLS, dtype=torch.float64)
+        sigmas = first * (self.settings.guidance.balanced_sigma / first) ** ramp
+        steps = PREVIEW_CALLS - 1
+        euler = Schedule(
+            sigmas, torch.zeros(steps, dtype=torch.float64), torch.zeros(steps, dtype=torch.bool)
+        )
+        return denoise(integrate(denoise, x, euler), sigmas[-1])
 
     def _generators(self, sets: Tensor, stream: int) -> list[torch.Generator]:
         return [set_generator(self.seed, g, stream) for g in sets.tolist()]
@@ -340,6 +414,23 @@ class SetSampler:
         """
         particles = range(turn * batch_size, (turn + 1) * batch_size)
         noise = self.noise(sets, particles, Stream.SAMPLING)
+        guided = self.guided_denoiser(sets, particles, memory)
+        with torch.no_grad():
+            x = self.initial_noise(sets, noise, turn)
+            x = self._integrate(sets, guided, x, noise, self.schedule, callback)
+        return self.task.to_samples(x)
+
+    def _integrate(
+        self,
+        sets: Tensor,
+        guided: Denoiser,
+        x: Tensor,
+        noise: Callable[[], Tensor],
+        schedule: Schedule,
+        callback: Callback | None,
+    ) -> Tensor:
+        """Some steps of the sampler from x (G, B, C, H, W), with what else the settings ask for."""
+        coupled = COUPLED.get(self.settings.guidance.churn_noise, lambda z: z)
         correction = None
         if self.settings.sampler.second_stage == "here":
             plain = self.calls.counted(self.denoiser(sets))
@@ -353,16 +444,49 @@ class SetSampler:
             if callback is not None:
                 callback(step)
 
+        return integrate(
+            guided,
+            x,
+            schedule,
+            s_noise=self.settings.sampler.s_noise,
+            noise=lambda: coupled(noise()),
+            correction=correction,
+            callback=after_step,
+        )
+
+    def sample_pruned(self, sets: Tensor, callback: Callback | None = None) -> Tensor:
+        """One run of the sampler that starts with a larger pool (`selection.most_distant`).
+
+        The pool is halved after every step until `batch_size` are left.
+
+        Arguments:
+            sets: (G,) int64, their numbers
+            callback: sees every step with all particles that are still there
+
+        Returns samples (G, B, H, W).
+        """
+        particles = range(self.batch_size * self.settings.guidance.group_of)
+        noise = self.noise(sets, particles, Stream.SAMPLING)
+        guided = self.guided_denoiser(sets, particles)
+        rows = torch.arange(len(sets), device=self.device)[:, None]
+        kept = torch.arange(len(particles), device=self.device).expand(len(sets), -1)
+        last: dict = {}
+
+        def after_step(step: dict) -> None:
+            last.update(step)
+            if callback is not None:
+                callback(step)
+
         with torch.no_grad():
-            x = integrate(
-                self.guided_denoiser(sets, particles, memory),
-                self.initial_noise(sets, noise, turn),
-                self.schedule,
-                s_noise=self.settings.sampler.s_noise,
-                noise=noise,
-                correction=correction,
-                callback=after_step,
-            )
+            x = self.initial_noise(sets, noise, 0)
+            for i in range(self.schedule.num_steps):
+                step = self.schedule.part(i, i + 1)
+                x = self._integrate(sets, guided, x, lambda: noise()[rows, kept], step, after_step)
+                if x.shape[1] > self.batch_size:
+                    size = max(self.batch_size, x.shape[1] // 2)
+                    chosen = most_distant(last["denoised"], size).to(self.device)
+                    x = x[rows, chosen]
+                    kept = kept[rows, chosen]
         return self.task.to_samples(x)
 
     def sample(self, sets: Tensor, callback: Callback | None = None) -> Tensor:
@@ -375,6 +499,8 @@ class SetSampler:
         Returns samples (G, sequential * batch_size, H, W).
         """
         g = self.settings.guidance
+        if g.group_of > 1:
+            return self.sample_pruned(sets, callback)
         samples = self.sample_once(sets, self.batch_size * g.medoids_of, callback=callback)
         if g.medoids_of > 1:
             chosen = kmedoids(samples, self.batch_size)
@@ -405,7 +531,10 @@ class SetSampler:
         g = self.settings.guidance
         if sets is None:
             sets = torch.arange(self.task.num_sets)
-        chunks = sets.split(max(1, self.particles_per_call() // (self.batch_size * g.medoids_of)))
+        pool = self.batch_size * max(g.medoids_of, g.group_of)
+        if g.noise == "balanced":
+            pool *= g.balanced_of
+        chunks = sets.split(max(1, self.particles_per_call() // pool))
         with tqdm(
             total=len(chunks) * g.sequential * self.schedule.num_steps,
             unit="step",

@@ -131,20 +131,34 @@ class ParticleGuidance:
         return x.shape[1] + (0 if self.memory is None else self.memory.shape[1])
 
     def _push(self, x: Tensor, denoised: Tensor, grad: Tensor, sigma: Tensor) -> Tensor:
-        """The drift s alpha(s) grad U that guidance adds, (G, B, C, H, W)."""
-        drift = ((x - denoised) / sigma).square().mean((1, 2, 3, 4), keepdim=True).sqrt()
-        tiny = torch.finfo(grad.dtype).tiny ** 0.5
-        if self.strength == "drift":
-            # Scaled by its largest entry first, so that squares neither overflow nor vanish.
-            grad = grad / grad.abs().amax((1, 2, 3, 4), keepdim=True).clamp_min(tiny)
-            size = grad.flatten(2).square().sum(-1).mean(1).sqrt()[:, None, None, None, None]
-            push = self.factor * math.sqrt(2) * drift / size.clamp_min(tiny) * grad
-        else:
-            factor = self.factor * (self._particles(x) if self.strength == "joint" else 1)
-            push = factor * (1.0 if self.strength == "constant" else sigma) * grad
+        """The drift that guidance adds, annealed and capped, (G, B, C, H, W)."""
+        push = self._drift(x, denoised, grad, sigma)
         if self.anneal:
             push = push * cosine_share(float(sigma), self.sigma_min, self.sigma_max)
         if self.cap < math.inf:
             each = push.flatten(2).norm(dim=-1)[:, :, None, None, None]
-            push = push * (self.cap * drift / each.clamp_min(tiny)).clamp_max(1)
+            largest = self.cap * _per_pixel((x - denoised) / sigma)
+            push = push * (largest / each.clamp_min(_tiny(push))).clamp_max(1)
         return push
+
+    def _drift(self, x: Tensor, denoised: Tensor, grad: Tensor, sigma: Tensor) -> Tensor:
+        """The drift s alpha(s) grad U, (G, B, C, H, W). Other methods have another one."""
+        if self.strength == "drift":
+            tiny = _tiny(grad)
+            # Scaled by its largest entry first, so that squares neither overflow nor vanish.
+            grad = grad / grad.abs().amax((1, 2, 3, 4), keepdim=True).clamp_min(tiny)
+            size = grad.flatten(2).square().sum(-1).mean(1).sqrt()[:, None, None, None, None]
+            drift = _per_pixel((x - denoised) / sigma)
+            return self.factor * math.sqrt(2) * drift / size.clamp_min(tiny) * grad
+        factor = self.factor * (self._particles(x) if self.strength == "joint" else 1)
+        return factor * (1.0 if self.strength == "constant" else sigma) * grad
+
+
+def _per_pixel(drift: Tensor) -> Tensor:
+    """Root mean square over the pixels of each set, (G, B, C, H, W) -> (G, 1, 1, 1, 1)."""
+    return drift.square().mean((1, 2, 3, 4), keepdim=True).sqrt()
+
+
+def _tiny(like: Tensor) -> float:
+    """A number that is safe to divide by, and whose square is too."""
+    return torch.finfo(like.dtype).tiny ** 0.5

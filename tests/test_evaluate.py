@@ -95,15 +95,58 @@ def test_sequential_sets_of_one_particle_are_repelled_by_those_before():
     assert result_of(*one, *PG)["modes_found"]["mean"] > 3.8
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [["--guidance", "spell"], ["--medoids_of", 4], ["--noise", "simplex"]],
-    ids=lambda argv: " ".join(map(str, argv)),
-)
-def test_rivals_beat_independent_draws(argv):
-    result = result_of("--num_sets", 100, *argv)
+# Flags of a method, and the calls that it costs a particle, forward and backward.
+RIVALS = {
+    "--guidance spell": (43, 0),
+    "--guidance spell --pg_sigma_min 2": (43, 0),
+    "--medoids_of 4": (4 * 43, 0),
+    "--noise simplex": (43, 0),
+    "--guidance diverseflow --pg_factor 3": (43, 43),
+    "--guidance rke --pg_factor 3 --pg_space denoised": (43, 0),
+    "--guidance sriw --pg_factor 0.1": (43, 0),
+    "--guidance oscar --pg_factor 3": (43, 43),
+    "--noise balanced": (43 + 3 * 4, 0),
+    "--group_of 4": (43 + 2 * 3 + 2 * 1, 0),
+    "--churn_noise simplex --sampler window": (43, 0),
+}
+
+
+@pytest.mark.parametrize("flags", RIVALS)
+def test_rivals_beat_independent_draws(flags):
+    result = result_of("--num_sets", 100, *flags.split())
     assert result["modes_found"]["ci95"][0] > result["modes_expected_iid"]
-    assert result["network_calls"] == 43 * (4 if "--medoids_of" in argv else 1)
+    assert (result["network_calls"], result["backward_calls"]) == RIVALS[flags]
+
+
+@pytest.mark.parametrize(
+    "flags, calls",
+    [
+        ("--guidance variance --pg_factor 1", (2 * 43, 2 * 43)),
+        ("--guidance eddy --pg_factor 1", (43, 0)),
+        ("--noise contrastive", (43 + 4, 3)),
+    ],
+)
+def test_some_rivals_find_about_as_many_as_independent_draws(flags, calls):
+    """At the strength that their equation asks for, with as many particles as modes."""
+    result = result_of("--num_sets", 100, *flags.split())
+    lo, hi = result["modes_found"]["ci95"]
+    assert lo - 0.1 <= result["modes_expected_iid"] <= hi + 0.2
+    assert (result["network_calls"], result["backward_calls"]) == calls
+
+
+@pytest.mark.parametrize(
+    "flags, line",
+    [
+        ("--guidance sriw", "pg_factor: got 0.0; accepted: more than 0 with guidance sriw"),
+        ("--guidance eddy --pg_factor 1 --sequential 2", "sequential: got 2; accepted: 1 with"),
+        ("--group_of 2 --medoids_of 2", "medoids_of: got 2; accepted: 1 with group_of"),
+        ("--group_of 2 --sequential 2", "sequential: got 2; accepted: 1 with group_of"),
+        ("--group_of 2 --guidance cads", "group_of: got 2; accepted: 1 with guidance cads"),
+        ("--churn_noise simplex", "churn_noise: got 'simplex'; accepted: iid, or a sampler"),
+    ],
+)
+def test_settings_of_rivals_that_would_do_nothing_are_refused(flags, line, refused):
+    assert line in refused(evaluate.main, [*EXACT, *flags.split()])
 
 
 def test_pairs_of_opposite_noise_are_no_worse_than_independent_draws():
@@ -256,6 +299,9 @@ def test_stratified_noise_is_diverse_and_calibrated():
         ["--s_churn", 5],
         ["--sequential", 2, "--batch_size", 4, *PG],
         ["--medoids_of", 2, "--batch_size", 4, *PG],
+        ["--group_of", 3, "--batch_size", 3, "--s_churn", 5],
+        ["--noise", "balanced"],
+        ["--guidance", "variance", "--pg_factor", 1],
     ],
     ids=str,
 )

@@ -1,9 +1,21 @@
 import math
+from functools import partial
 
 import pytest
 import torch
 
-from guidance import Cads, ParticleGuidance, Reference, Spell
+from guidance import (
+    Cads,
+    Eddy,
+    Oscar,
+    ParticleGuidance,
+    Reference,
+    Spell,
+    Sriw,
+    Variance,
+    Volume,
+    between,
+)
 from metrics import mixture_modes, mode_metrics
 from model import posterior_mean
 from noise import ParticleNoise
@@ -225,6 +237,121 @@ def test_cads_noises_the_condition_only_early():
         torch.testing.assert_close(each.std((2, 3, 4)), cond.std((1, 2, 3))[:, None].expand(2, 3))
     correlation = torch.corrcoef(torch.stack([early[0, 0].flatten(), cond[0].flatten()]))[0, 1]
     assert abs(correlation) < 0.6  # at the noisy end nothing of the condition is left
+
+
+def test_an_interval_of_noise_levels():
+    guided = between(1.0, 2.0, lambda x, sigma: x + 1, lambda x, sigma: x)
+    levels = [torch.tensor(sigma) for sigma in (0.5, 1.0, 2.0, 3.0)]
+    assert [float(guided(torch.zeros(1), sigma)) for sigma in levels] == [0, 1, 1, 0]
+
+
+@pytest.mark.parametrize("sigma", [0.001, 1.0, 20.0])
+def test_sriw_lowers_the_density_by_no_more_than_its_share(sigma):
+    """And its push on each particle is factor sqrt(s / (1 + s)) of the drift."""
+    denoise, images = exact()
+    sigma = torch.tensor(sigma, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn(4, 5, 1, 6, 6, dtype=torch.float64, generator=generator)
+    x = images[:, :5] + sigma * noise
+    share = float(sigma / (1 + sigma))
+    plain = denoise(x, sigma)
+    push = (Sriw(denoise, RBF(), factor=0.1, space="denoised")(x, sigma) - plain) / sigma
+    drift = (x - plain) / sigma
+    size = push.flatten(2).norm(dim=-1)
+    torch.testing.assert_close(size, 0.1 * share**0.5 * drift.flatten(2).norm(dim=-1))
+    up = -(push * drift).flatten(2).sum(-1) / (size * drift.flatten(2).norm(dim=-1))  # a cosine
+    kernel = -RBF().grad(plain.flatten(2))
+    along = -(kernel * drift.flatten(2)).sum(-1) / drift.flatten(2).norm(dim=-1)
+    down = along < 0
+    assert down.any()
+    across = (kernel.norm(dim=-1).square() - along.square()).sqrt()
+    expected = torch.where(down, share, 1.0) * along
+    torch.testing.assert_close(up, expected / (across.square() + expected.square()).sqrt())
+
+
+def test_oscar_runs_across_the_drift_and_is_capped():
+    denoise, _ = exact()
+    sigma = torch.tensor(2.0, dtype=torch.float64)
+    x = 2 * torch.randn(2, 4, 1, 6, 6, dtype=torch.float64)
+    plain = denoise(x, sigma)
+    drift = ((x - plain) / sigma).flatten(2)
+
+    def push(factor):
+        guided = Oscar(denoise, Volume(), factor=factor, space="denoised", strength="sigma")
+        return ((plain - guided(x, sigma)) / sigma).flatten(2)
+
+    small = 1e-3 * float(sigma) * Volume().grad(plain.flatten(2))
+    unit = torch.nn.functional.normalize(drift, dim=-1)
+    along = lambda v: (v * unit).sum(-1)
+    torch.testing.assert_close(along(push(1e-3)), 0.05 * along(small))
+    torch.testing.assert_close(
+        push(1e-3) - along(push(1e-3))[..., None] * unit, small - along(small)[..., None] * unit
+    )
+    torch.testing.assert_close(push(1e6).norm(dim=-1), 0.3 * drift.norm(dim=-1))
+
+
+def test_variance_expects_that_of_the_posterior():
+    """h is, on average over directions, the mean variance of sets drawn from the posterior."""
+    denoise, images = exact(4, d=2)
+    sigma = torch.tensor(1.0, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 3, 1, 2, 2, dtype=torch.float64, generator=generator)
+    v = torch.randn(20000, 3, 1, 2, 2, dtype=torch.float64, generator=generator)
+    variance = Variance(denoise, factor=1.0, directions=lambda: v)
+    denoised = denoise(x.expand_as(v), sigma)
+    beside = denoise(x + 0.1 * sigma * v, sigma)
+    h = variance.expected_variance(denoised, beside, v, sigma).mean()
+
+    logits = -(x.flatten(2)[0, :, None] - images.flatten(2)).square().sum(-1) / 2
+    modes = torch.multinomial(logits.softmax(-1), 20000, replacement=True, generator=generator)
+    drawn = images.flatten(2)[0][modes.T]  # (20000, 3, 4)
+    expected = (drawn - drawn.mean(1, keepdim=True)).square().sum((1, 2)).mean() / 3
+    assert float(h) == pytest.approx(float(expected), rel=0.03)
+
+
+def test_two_particles_with_two_modes_tilted_by_their_variance_always_differ():
+    """Copies have none, so that the tilted density of sets is 0 where both are in one mode."""
+    sets = 50
+    points = torch.tensor([[-1.0], [1.0]], dtype=torch.float64).view(1, 2, 1, 1, 1)
+    denoise = lambda x, sigma: posterior_mean(x, sigma, points.expand(len(x), -1, -1, -1, -1))
+    noise = ParticleNoise(0, range(sets), range(2), (1, 1, 1))
+    signs = lambda: 1.0 - 2.0 * (noise() < 0)  # in one dimension they give the trace exactly
+    sigmas = karras_sigmas(40, 0.01, 80.0, 7.0)
+    alone = edm_sampler(denoise, 80 * noise().double(), sigmas)
+    guided = Variance(denoise, factor=1.0, directions=signs)
+    tilted = edm_sampler(guided, 80 * noise().double(), sigmas)
+    differ = lambda x: float((x[:, 0] * x[:, 1] < 0).double().mean())
+    assert differ(alone) < 0.75 and differ(tilted) == 1
+
+
+@pytest.mark.parametrize("method", [Eddy, partial(Variance, directions=None)])
+def test_no_strength_and_one_particle_leave_the_denoiser_alone(method):
+    denoise, _ = exact()
+    sigma = torch.tensor(2.0, dtype=torch.float64)
+    x = torch.randn(2, 5, 1, 6, 6, dtype=torch.float64)
+    assert torch.equal(method(denoise, factor=0.0)(x, sigma), denoise(x, sigma))
+    one = x[:, :1]
+    assert torch.equal(method(denoise, factor=3.0)(one, sigma), denoise(one, sigma))
+
+
+@pytest.mark.parametrize("copies", [True, False])
+@pytest.mark.parametrize(
+    "method",
+    [
+        partial(Sriw, potential=RBF(), space="denoised"),
+        partial(Oscar, potential=Volume()),
+        Eddy,
+        partial(Variance, directions=lambda: torch.ones(2, 3, 1, 6, 6)),
+    ],
+    ids=["sriw", "oscar", "eddy", "variance"],
+)
+def test_methods_end_finite_whatever_their_strength(method, copies):
+    denoise, _ = exact()
+    generator = torch.Generator().manual_seed(0)
+    x = 80 * torch.randn(2, 3, 1, 6, 6, dtype=torch.float64, generator=generator)
+    x = torch.zeros_like(x) if copies else x
+    sigmas = karras_sigmas(8, 0.002, 80.0, 7.0)
+    assert torch.isfinite(edm_sampler(method(denoise, factor=1e300), x, sigmas)).all()
 
 
 def thesis_potential(y: torch.Tensor) -> torch.Tensor:

@@ -271,3 +271,15 @@ def test_a_correction_of_ones_own_takes_the_place_of_heuns():
     assert torch.equal(out, integrate(denoise, x, schedule))
     assert torch.equal(seen[0][0], x)
     assert [sigma for _, sigma in seen] == schedule.sigmas[1:-1].tolist()
+
+
+def test_the_parts_of_a_schedule_are_the_whole():
+    schedule = edm_schedule(karras_sigmas(6, 0.01, 10.0, 7.0))
+    denoise = lambda x, sigma: x / (1 + sigma**2)
+    x = torch.randn(2, 3, 1, 2, 2, dtype=torch.float64)
+    whole = integrate(denoise, x, schedule)
+    for cuts in ((0, 6), (0, 1, 6), range(7)):
+        parts = x
+        for start, stop in zip(cuts, cuts[1:]):
+            parts = integrate(denoise, parts, schedule.part(start, stop))
+        torch.testing.assert_close(parts, whole)
