@@ -302,6 +302,7 @@ class Evaluation:
         Returns (samples (G, B, H, W), the mode of each particle (G, B) or None, the record for
         metrics.json).
         """
+        from metrics import cost_metrics
         from records import provenance
 
         start = time.perf_counter()
@@ -309,6 +310,9 @@ class Evaluation:
         seconds = time.perf_counter() - start
         metrics, modes = self.task.measure(samples)
         particles = samples.shape[0] * samples.shape[1]
+        forward = self.sampler.calls.forward / particles
+        backward = self.sampler.calls.backward / particles
+        found = metrics["modes_found"] and metrics["modes_found"]["mean"]
         result = dict(
             task=self.settings.evaluate.task,
             dataset=self.settings.world.dataset,
@@ -316,8 +320,9 @@ class Evaluation:
             num_sets=self.settings.evaluate.num_sets,
             batch_size=self.settings.evaluate.batch_size,
             seconds=round(seconds, 3),
-            network_calls=self.sampler.calls.forward / particles,
-            backward_calls=self.sampler.calls.backward / particles,
+            network_calls=forward,
+            backward_calls=backward,
+            **cost_metrics(forward, backward, found, samples.shape[1]),
             pilot_calls=self.pilot_calls / particles,
             **self._decided(),
             digits_source=self.task.world.source,

@@ -35,6 +35,18 @@ from command_line import as_flags, given
 from config import EvaluationSettings, SettingError, reject
 from names import METRICS
 
+# What every table has beside the metrics of its world: is it as diverse, and as often right, as
+# independent draws, and at what cost?
+AUDIT = (
+    "equivalent_draws",
+    "frequency_tv",
+    "count_dispersion",
+    "vendi",
+    "backward_calls",
+    "modes_per_100_calls",
+)
+COST = ("network_calls", "seconds")
+
 RECIPES = Path(__file__).parent / "configs" / "experiments"
 
 # ---------------------------------------------------------------- recipes
@@ -252,14 +264,29 @@ def table(rows: list[dict[str, Any]]) -> str:
     axes = list(dict.fromkeys(axis for row in rows for axis in row["cell"]))
     metrics = [shown_metrics(row["result"]) for row in rows]
     headings = list(dict.fromkeys(heading for each in metrics for heading in each))
-    header = [*axes, *headings, METRICS["network_calls"].title, METRICS["seconds"].title]
+    audited = [key for key in AUDIT if any(key in row["result"] for row in rows)]
+    header = [*axes, *headings, *(METRICS[key].title for key in (*audited, *COST))]
     lines = [_table_row(header), "|" + "---|" * len(header)]
     for row, each in zip(rows, metrics):
         entries = [str(row["cell"].get(axis, "")) for axis in axes]
         entries += [interval(each.get(heading)) for heading in headings]
+        entries += [audit_entry(row["result"], key) for key in audited]
         entries += [f"{row['result']['network_calls']:.1f}", f"{row['result']['seconds']:.0f}"]
         lines.append(_table_row(entries))
     return "\n".join(lines)
+
+
+def audit_entry(result: dict[str, Any], key: str) -> str:
+    """A number of the audit in a table; frequencies with what chance gives, `0.012 (0.020)`."""
+    value = result.get(key)
+    if value is None:
+        return ""
+    if isinstance(value, dict):
+        value = value["mean"]
+    text = f"{value:.{METRICS[key].decimals}f}"
+    if key == "frequency_tv":
+        text += f" ({result['frequency_tv_iid']:.{METRICS[key].decimals}f})"
+    return text
 
 
 def _table_row(entries: list[str]) -> str:

@@ -13,13 +13,16 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from scipy import stats
-from scipy.optimize import linear_sum_assignment
+from scipy.optimize import brentq, linear_sum_assignment
 from torch import Tensor
 
 from potentials import overlap
 
 RESAMPLES = 2000  # bootstrap samples of the sets behind each interval
 BATCH = 2**22  # numbers of these that are held in memory at a time
+# What a backward pass to the input costs, in calls of the network: 16 of them made 43 calls take
+# 1.495 times as long (docs/performance.md), (1.495 - 1) * 43 / 16.
+BACKWARD = 1.33
 
 
 def centroid(images: Tensor) -> Tensor:
@@ -60,6 +63,100 @@ def expected_modes_iid(probabilities: Tensor, batch_size: int) -> float:
     probabilities (k,) of the modes; batch_size is B.
     """
     return float((1 - (1 - probabilities.double()) ** batch_size).sum())
+
+
+def equivalent_draws(found: float, probabilities: Tensor) -> float:
+    """The number of independent draws that find as many modes: N of sum_m 1 - (1 - p_m)^N = found.
+
+    probabilities (k,) of the modes. It grows without bound as `found` reaches the number of modes
+    that can be found; from there on it is inf.
+    """
+    p = probabilities.double()
+    p = p[p > 0]
+    if found >= len(p) * (1 - 1e-12):
+        return math.inf
+    most = 1.0
+    while float((1 - (1 - p) ** most).sum()) < found:
+        most *= 2
+    return float(brentq(lambda draws: float((1 - (1 - p) ** draws).sum()) - found, 0, most))
+
+
+def frequency_distance(frequencies: Tensor, probabilities: Tensor) -> float:
+    """Total variation 1/2 sum_k |f_k - p_k| of frequencies from probabilities, both (k,).
+
+    What the frequencies lack to 1 are particles in no mode, which have probability 0.
+    """
+    outside = 1 - frequencies.double().sum()
+    apart = (frequencies.double() - probabilities.double()).abs().sum()
+    return float((apart + outside.abs()) / 2)
+
+
+def expected_frequency_distance(probabilities: Tensor, draws: int) -> float:
+    """The mean of `frequency_distance` over independent draws from probabilities (k,).
+
+    Half the sum of the mean absolute deviations of binomials, in de Moivre's closed form.
+    """
+    p = probabilities.double().numpy()
+    above = np.floor(draws * p) + 1
+    deviations = 2 * above * (1 - p) * stats.binom.pmf(above, draws, p)
+    return float(deviations.sum() / draws / 2)
+
+
+def count_dispersion(counts: Tensor, probabilities: Tensor, batch_size: int) -> float | None:
+    """The variance over sets of a mode's count, over that of independent draws, mean over modes.
+
+    1 for independent draws, less for sets that spread. counts (G, k) of sets of batch_size,
+    probabilities (k,) of the modes, of which those that are 0 or 1 are left out. None for a single
+    set.
+    """
+    binomial = batch_size * probabilities.double() * (1 - probabilities.double())
+    open_modes = binomial > 0
+    if len(counts) < 2 or not open_modes.any():
+        return None
+    return float((counts.double().var(0) / binomial)[open_modes].mean())
+
+
+def vendi_score(kernel: Tensor) -> Tensor:
+    """The effective number of different particles in each set: exp(-sum_i l_i ln l_i), (G,).
+
+    l are the eigenvalues of K / B, K (G, B, B) the similarities of the particles, 1 on the
+    diagonal. It is 1 where all are alike and B where all differ (Friedman & Dieng 2022, arXiv
+    2210.02410).
+    """
+    eigenvalues = torch.linalg.eigvalsh(kernel.double() / kernel.shape[1]).clamp_min(0)
+    return torch.special.entr(eigenvalues).sum(-1).exp()
+
+
+def rke_score(kernel: Tensor) -> Tensor:
+    """The same by the Renyi entropy of order 2: 1 / sum_i l_i^2 = B^2 / |K|_F^2, (G, B, B) -> (G,).
+
+    It weighs frequent kinds of particles more than `vendi_score` does.
+    """
+    return kernel.shape[1] ** 2 / kernel.double().square().sum((1, 2))
+
+
+def cosine_kernel(features: Tensor) -> Tensor:
+    """Cosines between the features of the particles of each set, (G, B, d) -> (G, B, B)."""
+    unit = torch.nn.functional.normalize(features.double(), dim=-1)
+    return unit @ unit.transpose(1, 2)
+
+
+def diversity_metrics(kernel: Tensor) -> dict:
+    """How many different particles a kernel (G, B, B) sees in a set, each with its interval."""
+    return dict(vendi=mean_interval(vendi_score(kernel)), rke=mean_interval(rke_score(kernel)))
+
+
+def cost_metrics(forward: float, backward: float, found: float | None, batch_size: int) -> dict:
+    """What sampling costs in calls of the network, and how many modes a set finds for 100 of them.
+
+    Arguments:
+        forward, backward: calls of the network and backward passes to its input, per particle
+        found: mean number of modes in a set, None without modes
+        batch_size: particles in a set
+    """
+    calls = forward + BACKWARD * backward
+    per_call = None if found is None else 100 * found / (batch_size * calls)
+    return dict(forward_equivalents=calls, modes_per_100_calls=per_call)
 
 
 def _translate(images: Tensor, shift: Tensor) -> Tensor:
@@ -262,7 +359,10 @@ def mode_metrics(modes: Tensor, probabilities: Tensor) -> dict:
 
     `count_variance_ratio` is the variance over sets of how often the first mode comes up, over that
     of independent draws, B p (1 - p): 1 for these, 0 for sets that all hold the same number; None
-    where it is undefined.
+    where it is undefined. `count_dispersion` is its mean over all modes. `frequency_tv` says how
+    far the frequencies over all sets are from the probabilities, `frequency_tv_iid` what as many
+    independent draws give. `equivalent_draws` are those that find as many modes; where every set
+    holds all modes, those that would miss one in one set.
     """
     G, B = modes.shape
     k = len(probabilities)
@@ -273,10 +373,17 @@ def mode_metrics(modes: Tensor, probabilities: Tensor) -> dict:
     ratio = None
     if G > 1 and binomial > 0:
         ratio = float(counts[:, 0].double().var()) / binomial
+    found = (counts > 0).sum(1)
+    most = int((probabilities > 0).sum())
+    least_missed = min(float(found.double().mean()), most - 1 / G)
     return dict(
         modes_total=k,
         modes_expected_iid=expected_modes_iid(probabilities, B),
-        modes_found=mean_interval((counts > 0).sum(1)),
+        modes_found=mean_interval(found),
+        equivalent_draws=equivalent_draws(least_missed, probabilities),
+        frequency_tv=frequency_distance(counts.sum(0) / (G * B), probabilities),
+        frequency_tv_iid=expected_frequency_distance(probabilities, G * B),
+        count_dispersion=count_dispersion(counts, probabilities, B),
         mode_frequencies=[
             proportion(count, G * B, float(p))
             for count, p in zip(counts.sum(0).tolist(), probabilities)
@@ -337,6 +444,7 @@ def _spread(samples: Tensor) -> dict:
         iou_distance=mean_interval(iou_distance(samples)),
         pairwise_l2=mean_interval(pairwise_l2(samples)),
         centroid_spread=mean_interval(centroid_spread(samples)),
+        **diversity_metrics(mask_iou(binarise(samples), binarise(samples))),
     )
 
 

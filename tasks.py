@@ -24,7 +24,9 @@ from guidance import joint_weights
 from metrics import (
     answer_metrics,
     combination_metrics,
+    cosine_kernel,
     displacement,
+    diversity_metrics,
     iou_distance,
     mean_interval,
     mixture_modes,
@@ -197,6 +199,9 @@ class UnconditionalDigits(_DigitTask):
             iou_distance=mean_interval(iou_distance(samples)),
             pairwise_l2=mean_interval(pairwise_l2(samples)),
         )
+        with torch.no_grad():
+            features = checkpoint.load_classifier("judge").features(samples.flatten(0, 1))
+        metrics |= diversity_metrics(cosine_kernel(features.view(*samples.shape[:2], -1)))
         return metrics, digits
 
 

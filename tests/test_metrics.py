@@ -1,4 +1,5 @@
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -8,9 +9,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from metrics import (
+    BACKWARD,
     centroid,
+    cosine_kernel,
+    cost_metrics,
     displacement,
+    equivalent_draws,
+    expected_frequency_distance,
     expected_modes_iid,
+    frequency_distance,
     generalised_energy_distance,
     hm_iou,
     iou,
@@ -23,6 +30,8 @@ from metrics import (
     pairwise_l2,
     proportion,
     quality_score,
+    rke_score,
+    vendi_score,
 )
 from worlds import DIRECTIONS
 
@@ -259,3 +268,85 @@ def test_metrics_of_a_perfect_run(world, generator):
     assert modes.tolist() == [list(range(8))] * 5
     assert result["hm_iou"]["mean"] == 1 and result["ged"]["mean"] == pytest.approx(0, abs=1e-6)
     assert result["modes_expected_iid"] == pytest.approx(8 * (1 - (7 / 8) ** 8))
+
+
+# ---------------------------------------------------------------- the audit
+
+
+@pytest.mark.parametrize("k, draws", [(8, 8), (8, 50), (2, 1), (10, 3)])
+def test_equivalent_draws_are_those_that_find_as_many(k, draws):
+    p = torch.arange(1.0, k + 1) / (k * (k + 1) / 2)
+    found = expected_modes_iid(p, draws)
+    assert equivalent_draws(found, p) == pytest.approx(draws, rel=1e-6)
+    wider = torch.cat([p, torch.zeros(3)])  # modes that cannot be found change nothing
+    assert equivalent_draws(found, wider) == pytest.approx(draws, rel=1e-6)
+    assert equivalent_draws(float(k), p) == math.inf
+
+
+def test_nearly_all_of_eight_are_worth_fifty_draws():
+    assert equivalent_draws(7.99, torch.full((8,), 1 / 8)) == pytest.approx(50, abs=1)
+
+
+@pytest.mark.parametrize("draws", [5, 64, 1600])
+def test_the_distance_of_frequencies_by_chance_agrees_with_simulation(draws):
+    p = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
+    counts = torch.from_numpy(np.random.default_rng(0).multinomial(draws, p.numpy(), 20000))
+    distances = ((counts / draws - p).abs().sum(1) / 2).numpy()
+    error = distances.std() / len(distances) ** 0.5
+    assert expected_frequency_distance(p, draws) == pytest.approx(distances.mean(), abs=4 * error)
+
+
+def test_the_distance_of_frequencies_counts_what_is_in_no_mode():
+    p = torch.tensor([0.5, 0.5])
+    assert frequency_distance(p, p) == 0
+    assert frequency_distance(torch.tensor([1.0, 0.0]), p) == pytest.approx(0.5)
+    assert frequency_distance(torch.tensor([0.4, 0.4]), p) == pytest.approx(0.2)
+
+
+def test_dispersion_of_counts_is_one_for_independent_draws(generator):
+    p = torch.tensor([0.6, 0.3, 0.1, 0.0])
+    draws = torch.multinomial(p, 4000 * 5, replacement=True, generator=generator).view(4000, 5)
+    assert mode_metrics(draws, p)["count_dispersion"] == pytest.approx(1, abs=0.06)
+    assert mode_metrics(draws.sort(0).values, p)["count_dispersion"] > 3  # clustered in sets
+    even = torch.tensor([[0, 1], [1, 0]])
+    assert mode_metrics(even, torch.tensor([0.5, 0.5]))["count_dispersion"] == 0
+    assert mode_metrics(even[:1], torch.tensor([0.5, 0.5]))["count_dispersion"] is None
+
+
+def test_the_audit_of_sets_that_hold_all_modes_is_finite():
+    sets = torch.arange(4).repeat(10, 1)
+    metrics = mode_metrics(sets, torch.full((4,), 0.25))
+    one_missed = equivalent_draws(4 - 1 / 10, torch.full((4,), 0.25))
+    assert metrics["equivalent_draws"] == pytest.approx(one_missed)
+    assert metrics["frequency_tv"] == 0 < metrics["frequency_tv_iid"]
+    assert math.isfinite(metrics["equivalent_draws"])
+
+
+def test_vendi_and_rke_agree_with_another_implementation():
+    """That of the authors of the Vendi score, for order 1 and order 2."""
+    from vendi_score import vendi
+
+    features = torch.rand(6, 9, 4, generator=torch.Generator().manual_seed(0)).double()
+    kernel = cosine_kernel(features)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        expected = [[vendi.score_K(K.numpy(), q=q) for q in (1, 2)] for K in kernel]
+    ours = torch.stack([vendi_score(kernel), rke_score(kernel)], 1)
+    torch.testing.assert_close(ours, torch.tensor(expected).double(), atol=1e-6, rtol=0)
+
+
+def test_vendi_and_rke_count_kinds_of_particles():
+    for sizes in ((4,), (1, 1, 1, 1), (2, 2), (3, 1)):
+        kinds = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+        kernel = (kinds[:, None] == kinds).double()[None]
+        p = torch.tensor(sizes) / 4
+        entropy = -(p * p.log()).sum()
+        assert float(vendi_score(kernel)) == pytest.approx(float(entropy.exp()))
+        assert float(rke_score(kernel)) == pytest.approx(1 / float(p.square().sum()))
+
+
+def test_a_backward_pass_counts_as_measured():
+    cost = cost_metrics(43, 30, 8.0, 8)
+    assert cost["forward_equivalents"] == pytest.approx(43 + 30 * BACKWARD)
+    assert cost["modes_per_100_calls"] == pytest.approx(100 / cost["forward_equivalents"])
+    assert cost_metrics(43, 0, None, 8)["modes_per_100_calls"] is None
