@@ -34,10 +34,13 @@ if TYPE_CHECKING:
 
     from decisions import Decisions
     from model import EDMDenoiser
+    from own_frames import OwnFrames
     from set_sampler import SetSampler
     from tasks import Task
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
+
+EVERY_SET = 10**9  # a number of sets that stands for all conditions of a world
 
 # Settings that version 1 had. Its config.yaml files hold them, used or not.
 RETIRED = ("redraws", "most_alike", "most_doubt", "doubt_sigma", "kmedoids_pool")
@@ -90,6 +93,8 @@ def complete(values: Mapping[str, Any]) -> tuple[EvaluationSettings, Path | None
             build(group, values)  # before a checkpoint is looked for: these mistakes answer at once
     defaults, path = defaults_below(values)
     settings = EvaluationSettings.from_values({**defaults, **values})
+    if settings.world.answers == "none" and values.get("num_sets") is None:
+        settings.evaluate.num_sets = EVERY_SET
     offered: Literal["conditional", "unconditional"]
     offered = "conditional" if settings.world.num_cond_frames else "unconditional"
     if settings.evaluate.task is None:
@@ -171,6 +176,8 @@ def defaults_below(values: Mapping[str, Any]) -> tuple[dict[str, Any], Path | No
 
     trained = checkpoint.denoiser_metadata(path)["settings"]
     world = {key: trained[key] for key in record(WorldSettings()) if key in trained}
+    if values.get("frames") is not None:
+        world["frame_axes"] = None  # of other files
     return implied | world, path
 
 
@@ -296,6 +303,22 @@ class Evaluation:
             held["decisions"] = asdict(self.sampler.decisions)
         return held
 
+    def _own_data(self) -> dict[str, Any]:
+        """What a user's frames are, for metrics.json."""
+        if self.settings.world.dataset != "frames":
+            return {}
+        levels = self.task.world.answer_levels
+        return dict(
+            data=self.data(),
+            label_classes=self.task.world.label_classes,
+            draws_masks=len(levels.values) == 2,
+        )
+
+    def data(self) -> dict[str, Any] | None:
+        """What a user's frames are and their hash; None in other worlds."""
+        own = self.settings.world.dataset == "frames"
+        return self.task.world.data.record() if own else None
+
     def run(self, progress: bool = True) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
         """Sample all sets and measure them.
 
@@ -325,6 +348,7 @@ class Evaluation:
             **cost_metrics(forward, backward, found, samples.shape[1]),
             pilot_calls=self.pilot_calls / particles,
             **self._decided(),
+            **self._own_data(),
             digits_source=self.task.world.source,
             settings=self.record(),
             device=str(self.sampler.device),
@@ -361,35 +385,39 @@ def set_up(settings: EvaluationSettings, path: Path | None) -> Evaluation:
     device = pick_device(settings.run.device)
 
     world: Any = load_world(settings.world, settings.digits, "test")
+    notices: list[str] = []
     kind: type[Task]
     if settings.world.dataset == "mixture":
         kind = tasks.MixtureTask
     elif settings.world.dataset == "frames":
         kind = tasks.FramesTask
+        notices += [world.data.describe(), *world.data.notices]
     else:
         settings.digits.digits = world.source  # what was used, so that config.yaml repeats it
         unconditional = settings.evaluate.task == "unconditional"
         kind = tasks.UnconditionalDigits if unconditional else tasks.NextFrame
 
-    notices = []
     most = kind.most_sets(world)
     if most is not None and settings.evaluate.num_sets > most:
-        notices.append(
-            f"num_sets: {settings.evaluate.num_sets} are more than the {most} test conditions of "
-            f"this world; using {most}, so that no set repeats another one's condition"
-        )
+        if settings.evaluate.num_sets != EVERY_SET:
+            notices.append(
+                f"num_sets: {settings.evaluate.num_sets} are more than the {most} test conditions "
+                f"of this world; using {most}, so that no set repeats another one's condition"
+            )
         settings.evaluate.num_sets = most
+
+    network = None
+    if path is not None:
+        network, trained = checkpoint.load_denoiser(path, device)
+        network.autocast = use_bfloat16(settings.run.precision, device)
+        if settings.run.compile:
+            network.compile(dynamic=True)
+        if settings.world.dataset == "frames":
+            notices += own_frames_of(world, settings, network, trained)
     task = kind(world, settings.evaluate.num_sets, settings.run.seed)
     modes = world.modes_total if task.answers is None else task.answers.shape[1]
     if settings.guidance.guidance == "joint" and modes > MOST_MODES:
         reject("guidance", "joint", f"any other in a world of more than {MOST_MODES} answers")
-
-    network = None
-    if path is not None:
-        network, _ = checkpoint.load_denoiser(path, device)
-        network.autocast = use_bfloat16(settings.run.precision, device)
-        if settings.run.compile:
-            network.compile(dynamic=True)
     feature_classifier = None
     if settings.guidance.pg_features == "classifier" and settings.world.dataset != "mixture":
         feature_classifier = checkpoint.load_classifier("guide", device)
@@ -399,6 +427,61 @@ def set_up(settings: EvaluationSettings, path: Path | None) -> Evaluation:
         curve, pilot_calls = decisions_of(settings, kind, world, network, path, device)
     sampler = SetSampler(task, settings, device, network, feature_classifier, curve)
     return Evaluation(settings, task, sampler, path, pilot_calls, notices)
+
+
+def own_frames_of(
+    world: OwnFrames,
+    settings: EvaluationSettings,
+    network: EDMDenoiser,
+    trained: dict[str, Any],
+) -> list[str]:
+    """Check that a network fits a user's frames, and fill in what only one of them knows.
+
+    Arguments:
+        world: the test split; without answers it learns from the network what it draws
+        settings: the values of classes are filled in
+        network: the trained denoiser
+        trained: the metadata of its checkpoint
+
+    Returns notices. Raises SettingError where the frames are not like those it was trained on.
+    """
+    from checkpoint import model_settings
+    from levels import Levels
+
+    path = str(world.data.path)
+    generated = network.unet.out_channels
+    given = network.unet.in_channels - generated
+    if world.unlabelled:
+        masks = str((trained.get("data") or {}).get("answers")).startswith("mask")
+        labels = settings.world.answer_classes or ([0, 1] if masks else [])
+        world.answer_levels = Levels(0, 1, tuple(labels), colours=3 if generated == 3 else 1)
+    if world.label_classes:
+        settings.world.answer_classes = list(world.answer_levels.values)
+    here = (world.cond_channels, world.answer_channels)
+    if here != (given, generated):
+        reject(
+            "frames",
+            path,
+            f"frames of {given} channels and answers of {generated}, with which the checkpoint was "
+            f"trained; these have {here[0]} and {here[1]} ({world.data.describe()})",
+        )
+    shape = list(world.frame_shape)
+    size = trained.get("frame_shape")
+    multiple = model_settings(trained).multiple
+    accepted = None
+    if size is not None and shape != size:
+        accepted = f"{size[0]} x {size[1]} px, which the checkpoint was trained with"
+    elif any(side % multiple for side in shape):
+        accepted = f"multiples of {multiple} px, which the network can halve"
+    if accepted is not None:
+        reject("frames", path, f"{accepted}; these have {shape[0]} x {shape[1]} px")
+    then = trained.get("data") or {}
+    if then.get("path") == path and then["sha256"] != world.data.sha256:
+        return [
+            f"WARNING: {path} has changed since the training (other hash); test sequences may have "
+            "been trained on"
+        ]
+    return []
 
 
 # Sets, and particles in each. Without a backward pass they cost about 3% of 32 guided sets of 8.

@@ -141,7 +141,7 @@ def halved(module: nn.Module) -> dict[str, Tensor]:
 
 
 def make_denoiser(
-    world: WorldSettings,
+    channels: Sequence[int],
     model: ModelSettings,
     sigma_data: float,
     box: Sequence[int] | None = None,
@@ -149,15 +149,15 @@ def make_denoiser(
     """The network that settings describe, with random weights, on the CPU.
 
     Arguments:
-        world: its number of conditioning frames decides on the network's inputs
+        channels: of the conditioning frames together, and of the frame to generate
         model: the network's own settings
         sigma_data: standard deviation of the data in [-1, 1]
         box: the part of the frame that it works on, as in `EDMDenoiser`
     """
-    assert world.num_cond_frames is not None  # it was None before __post_init__ only
+    given, generated = channels
     unet = UNet(
-        world.num_cond_frames + 1,
-        1,
+        given + generated,
+        generated,
         channels=model.channels,
         blocks=model.blocks,
         attention=model.attention,
@@ -183,6 +183,11 @@ def denoiser_metadata(path: Path | str) -> dict[str, Any]:
     return metadata
 
 
+def model_settings(metadata: dict[str, Any]) -> ModelSettings:
+    """The settings of a checkpoint's network."""
+    return build(ModelSettings, metadata["settings"])
+
+
 def load_denoiser(
     path: Path | str, device: torch.device | str = "cpu"
 ) -> tuple[EDMDenoiser, dict[str, Any]]:
@@ -192,9 +197,10 @@ def load_denoiser(
     """
     metadata = denoiser_metadata(path)
     settings = metadata["settings"]
+    world = build(WorldSettings, settings)
     denoiser = make_denoiser(
-        build(WorldSettings, settings),
-        build(ModelSettings, settings),
+        metadata.get("channels") or [world.num_cond_frames or 0, 1],
+        model_settings(metadata),
         metadata["sigma_data"],
         metadata.get("box"),
     )

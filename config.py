@@ -72,8 +72,19 @@ class WorldSettings:
     """the world: one of four of moving digits; mixture, ten Gaussians in the plane (only
     evaluate.py); frames, your own"""
     frames: Optional[str] = None
-    """dataset frames: an .npz file, or a directory with one subdirectory of PNGs per sequence
-    (frame_files.py describes both)"""
+    """dataset frames: an .npz or .npy file, or a directory of pictures or videos (frame_files.py
+    describes the layouts)"""
+    answers: Literal["given", "none"] = "given"
+    """dataset frames: given, train on and compare with the answers in the files, or with the next
+    frame where there are none; none, sample what follows on the last frames, whatever it is"""
+    value_range: Optional[List[float]] = None
+    """dataset frames: the numbers that are black and white, such as 0,4095 (null: by the type of
+    the files' numbers; answers of few different values are labels)"""
+    answer_classes: Optional[List[float]] = None
+    """dataset frames: the values of the answers that stand for classes (null: recognised)"""
+    frame_axes: Optional[Literal["nt", "tn"]] = None
+    """dataset frames: order of the first axes of an array without answers; nt, sequences first; tn,
+    time first (null: recognised)"""
     seq_len: Optional[Count] = None
     """frames in a sequence of moving digits (null: 1 for centered, 2 for circle_jumping, else
     16)"""
@@ -107,6 +118,12 @@ class WorldSettings:
             reject("seq_len", self.seq_len, f"more than num_cond_frames = {self.num_cond_frames}")
         if (name == "frames") != (self.frames is not None):
             reject("frames", self.frames, "a path with dataset frames, and only there")
+        span = self.value_range
+        if span is not None and (len(span) != 2 or not span[0] < span[1]):
+            reject("value_range", span, "two numbers, black before white")
+        labels = self.answer_classes
+        if labels is not None and (len(labels) < 3 or sorted(set(labels)) != list(labels)):
+            reject("answer_classes", labels, "three values or more, ascending; two are a mask")
         if self.digit_size > self.image_size - (8 if name == "circle_jumping" else 0):
             reject(
                 "digit_size",

@@ -9,13 +9,14 @@ import sys
 from contextlib import nullcontext, redirect_stderr
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from config import DigitSettings, WorldSettings
-from frame_files import load_frames
+from own_frames import load_frames
 from worlds import Centered, CircleJumping, Digits, Free, Horizontal, Mixture, MovingDigits, World
 
 EMBEDDED_TEST_EVERY = 5  # one of this many embedded digits is in the test split, never trained on
@@ -131,13 +132,25 @@ def _moving_digits(settings: WorldSettings, digits: Digits) -> MovingDigits:
     return Free(digits, deterministic=settings.deterministic, **common)
 
 
-def load_world(settings: WorldSettings, digits: DigitSettings, split: str) -> World:
+@overload
+def load_world(
+    settings: WorldSettings, digits: DigitSettings, split: Literal["train", "test"]
+) -> World: ...
+@overload
+def load_world(
+    settings: WorldSettings, digits: DigitSettings, split: Literal["validation"]
+) -> World | None: ...
+def load_world(settings, digits, split):
     """The world that settings describe, with the digits or frames of `split` ("train" or "test").
 
-    Everything that trains, samples or draws a world gets it here. Raises SettingError for frames
+    Everything that trains, samples or draws a world gets it here. The split "validation" is for own
+    frames; it is None for other worlds, which never run out of sequences, and where own frames are
+    too few. Raises SettingError for frames
     that cannot be used, FileNotFoundError for MNIST that is asked for and not available, and
     ValueError if no digit of `classes` is left.
     """
+    if split == "validation" and settings.dataset != "frames":
+        return None
     if settings.dataset == "mixture":
         return Mixture()
     if settings.dataset == "frames":

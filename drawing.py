@@ -89,16 +89,17 @@ def add_title(figure: Figure, title: str) -> None:
 
 
 def show_image(axis: Axes, image: Tensor, colour: str | None = None, width: float = 2.0) -> None:
-    """Draw an image (H, W) in [0, 1], clamped, without ticks.
+    """Draw an image (H, W) or, in colour, (3, H, W) in [0, 1], clamped, without ticks.
 
     Arguments:
         colour: of its border; without one the border is thin and grey
         width: of a coloured border, in points
     """
     axis.set_axis_on()
-    axis.imshow(
-        image.detach().cpu().clamp(0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest"
-    )
+    shown = image.detach().cpu().clamp(0, 1)
+    if shown.ndim == 3:
+        shown = shown.movedim(0, -1)
+    axis.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():
         spine.set_color(colour or "#606060")

@@ -59,14 +59,37 @@ def table(result: dict[str, Any]) -> str:
     for key in ("quality", "confidence", "hm_iou"):
         lines += _row(key, result.get(key))
     if result["dataset"] == "frames":
-        for key in ("mean_iou", "ged"):
-            lines += _row(key, result[key])
+        keys = ("mean_iou", "ged", "iou_distance", "answers_iou_distance", "distance_to_answers")
+        for key in keys:
+            lines += _row(key, result.get(key))
+        for c, metric in enumerate(result.get("class_iou", []), start=1):
+            lines += _row("class_iou", metric, f" {result['settings']['answer_classes'][c]:g}")
     for kind in ("unimode", "multimode"):
         for key in ("centroid_spread", "pairwise_l2"):
             lines += _row(key, result.get(kind, {}).get(key), before=f"{kind} ")
     lines.append(f"  {'network calls per particle':<28}{result['network_calls']:8.1f}")
     lines.append(f"  {'seconds':<28}{result['seconds']:8.1f}")
-    return "\n".join(lines)
+    said = diagnosis(result)
+    return "\n".join([*lines, f"  {said}"] if said else lines)
+
+
+def diagnosis(result: dict[str, Any]) -> str | None:
+    """Whether sets spread as the answers do, in words; None where that is not known.
+
+    `result` is as in metrics.json.
+    """
+    excess = result.get("excess_spread")
+    if not excess or excess["ci95"] is None:
+        return None
+    low, high = excess["ci95"]
+    if high < 0:
+        return "the samples of a set differ less than the answers do: guidance is for this case"
+    if low > 0:
+        return (
+            "the samples of a set differ more than the answers do: guidance would add to it, more "
+            "training or data would not"
+        )
+    return "the samples of a set differ as much as the answers do"
 
 
 def sampled(result: dict[str, Any]) -> str:
@@ -116,6 +139,7 @@ def evaluate(values: dict[str, Any]) -> None:
             settings.run.outdir, f"{settings.evaluate.task}-{settings.world.dataset}"
         )
         records.refuse_other_run(outdir / "config.yaml", as_yaml(evaluation.record()))
+        records.refuse_other_data(outdir / "metrics.json", evaluation.data())
         lock = claim(outdir)
         tracker = tracking.start(build(TrackingSettings, values), outdir, evaluation.record())
     except (SettingError, FileNotFoundError, ValueError) as error:
@@ -123,11 +147,19 @@ def evaluate(values: dict[str, Any]) -> None:
     for notice in evaluation.notices:
         print(f"evaluate.py: {notice}", file=sys.stderr)
     with lock, tracker:
+        from drawing import save
+        from sheets import examples_sheet
+        from tasks import FramesTask
+
         samples, modes, result = evaluation.run()
         task = evaluation.task
         arrays = records.arrays_of(task.cond, samples, modes, task.truth())
         records.write(arrays, result, outdir)
         tracker.results(tracking.numbers(experiments.brief(result)))
+        if isinstance(task, FramesTask):
+            if settings.world.answers == "none":
+                records.write_predictions(samples, task.names, result, outdir / "predictions")
+            save(examples_sheet(task.world), outdir / "examples.png")
         draw_samples(arrays, result, outdir / "samples.png")
         tracker.picture(outdir / "samples.png")
     largest = float(samples.abs().max())

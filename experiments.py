@@ -116,7 +116,8 @@ def cells(recipe: dict[str, Any], preset: str) -> Iterator[tuple[dict[str, Any],
 def run_cell(settings: EvaluationSettings, checkpoint: Path | None, outdir: Path) -> dict[str, Any]:
     """The record of an evaluation, from outdir/cells if it is there.
 
-    A cell is known by its settings and, with a trained network, by the bytes of its checkpoint.
+    A cell is known by its settings and, where there are any, by the bytes of its checkpoint and the
+    numbers in the user's frames.
 
     Arguments:
         settings, checkpoint: as `assemble.complete` returns them
@@ -125,6 +126,10 @@ def run_cell(settings: EvaluationSettings, checkpoint: Path | None, outdir: Path
     key = json.dumps(settings.record(), sort_keys=True).encode()
     if checkpoint is not None:
         key += checkpoint.read_bytes()
+    if settings.world.dataset == "frames":
+        from own_frames import load_frames
+
+        key += load_frames(settings.world, "test").data.sha256.encode()
     cell = outdir / "cells" / f"{hashlib.sha256(key).hexdigest()[:16]}.json"
     if not cell.is_file():
         cell.parent.mkdir(parents=True, exist_ok=True)

@@ -1,253 +1,95 @@
-"""A world from a user's own files: frames, and what may come after them.
+"""Where a user's frames and answers lie: files and folders as people have them, as `Cases`.
 
-    DATA.npz             frames (N, T, H, W) and, where there are any, answers (N, A, H, W)
-    DATA/*/*.png         or a directory with one subdirectory of PNGs per sequence, in the order of
-                         their names,
-    DATA/*/answers/*.png and its answers, equally many for each sequence
+    DATA.npz                        arrays frames (N, T, H, W) or (N, H, W), colour in a last or
+                                    third axis of 3; answers (N, A, H, W) or (N, H, W), groups (N,)
+                                    and split (N,) where there are any
+    DATA.npy                        frames alone, also with time first (mnist_test_seq.npy)
+    DATA/SEQUENCE/*.png             a folder per sequence, in natural order: frame 2 before frame 10
+    DATA/SEQUENCE/answers/*.png     its answers, one or more; `masks` or `labels` do as well
+    DATA/GROUP/SEQUENCE/*.png       sequences of one patient or video, which stay together
+    DATA/*.gif, *.mp4               a file per sequence
+    DATA/images/*.png, DATA/masks/  a picture per case; its answer has the same name, and answers of
+                                    several people lie in masks/NAME/ or in folders masks_1, masks_2
+    DATA/train/, DATA/test/         each laid out in one of these ways: the split is given
 
-Without answers the network draws the frame that follows `num_cond_frames` others. With them it
-draws one of the answers to the last frames of a sequence: a segmentation mask, for example, where
-several experts drew one each and all are correct. Integers are grey levels, out of 255 (8 bit) or
-65,535 (16 bit), or out of 1 where no value is larger; floats lie in [0, 1]. Every fifth sequence is
-in the test split and never trained on.
+Pictures are PNG, JPEG, TIFF, BMP or WebP (`pictures.py`). Hidden files and those of systems are
+skipped. What is not understood is an error, or a notice, that names it.
 """
 
 from __future__ import annotations
 
 import os
+import tokenize
 import zipfile
 import zlib
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from config import WorldSettings, reject
-from worlds import Sequences
+from config import reject
+from pictures import (
+    PICTURES,
+    VIDEOS,
+    Stack,
+    files_in,
+    folders_in,
+    is_hidden,
+    read_picture,
+    read_video,
+)
 
-TEST_EVERY = 5  # one sequence out of this many is in the test split
-ACCEPTED = "an .npz file, or a directory with one subdirectory of PNGs per sequence"
+ANSWERS = ("answers", "masks", "labels")  # folders of answers, whatever their case
+IMAGES = ("images", "frames", "pictures")  # folders of one picture per case
+SPLITS = ("train", "validation", "test")
+SPLIT_NAMES = dict(train="train", training="train", val="validation", valid="validation")
+SPLIT_NAMES |= dict(validation="validation", test="test", testing="test")
+ACCEPTED = (
+    "an .npz or .npy file, or a directory with a subdirectory of pictures per sequence, with "
+    "videos, or with images/ and masks/"
+)
+# What decoders of arrays raise for damaged files and for sizes that no memory holds.
+DAMAGED = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    SyntaxError,
+    tokenize.TokenError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
-class OwnFrames:
-    """A world of a user's frames, which follows the protocol `worlds.World`.
-
-    A window is num_cond_frames frames and one answer.
+@dataclass
+class Cases:
+    """N sequences and their answers, as they lie in files.
 
     Arguments:
-        sequences: one (T, H, W) float32 in [0, 1] per sequence, each with its own T
-        answers: (N, A, H, W) float32 in [0, 1], the correct answers to the last frames of each of
-            the N sequences; None: the answer is the next frame, anywhere in a sequence
-        num_cond_frames: c, frames before an answer
-        source: where they come from
+        frames: (F, H, W) or (F, H, W, 3), all sequences one after the other
+        lengths: frames of each sequence
+        answers: (A, H, W) or (A, H, W, 3), those of all sequences one after the other, or None
+        counts: answers of each sequence; empty without answers
+        names: of the sequences
+        groups: the group of each sequence, which no split divides; empty: each is its own
+        splits: train, validation or test for each sequence; empty where the files do not say
+        notices: what was not used, a sentence each
     """
 
-    dataset = "frames"
-    directed = False
-    modes_total = None
-    num_digits = 1
-
-    def __init__(
-        self,
-        sequences: Sequence[Tensor],
-        answers: Tensor | None,
-        num_cond_frames: int,
-        source: str,
-    ):
-        starts: list[int] = []  # of each window, an index into all frames
-        end = 0
-        for sequence in sequences:
-            start, end = end, end + len(sequence)
-            if answers is None:
-                starts += range(start, end - num_cond_frames)
-            else:
-                starts.append(end - num_cond_frames)
-        self.frames = torch.cat(list(sequences))  # (all frames, H, W)
-        self.starts = torch.tensor(starts)
-        self.answers = answers
-        self.num_cond_frames = num_cond_frames
-        self.source = source
-
-    def __len__(self) -> int:
-        """The number of windows, W."""
-        return len(self.starts)
-
-    @property
-    def frame_shape(self) -> tuple[int, int]:
-        """(height, width) of a frame, px."""
-        return self.frames.shape[1], self.frames.shape[2]
-
-    @property
-    def mode_probabilities(self) -> Tensor:
-        """(A,) float64, the prior of each answer to a window: all are equal."""
-        count = 1 if self.answers is None else self.answers.shape[1]
-        return torch.full((count,), 1 / count, dtype=torch.float64)
-
-    def to(self, device: torch.device | str) -> OwnFrames:
-        """Move all frames and answers to `device`; returns the world itself."""
-        self.frames = self.frames.to(device)
-        self.starts = self.starts.to(device)
-        if self.answers is not None:
-            self.answers = self.answers.to(device)
-        return self
-
-    def right_answers(self, which: Tensor) -> Tensor:
-        """All correct answers to the windows `which` (n,) int64: (n, A, H, W)."""
-        if self.answers is None:
-            return self.frames[self.starts[which] + self.num_cond_frames][:, None]
-        return self.answers[which]
-
-    def windows(
-        self, n: int, generator: torch.Generator, *, which: Tensor | None = None
-    ) -> Sequences:
-        """Draw n windows, each with one of its correct answers.
-
-        `which` (n,) int64 picks the windows; without it they are drawn too. Frames and answers must
-        be on the generator's device. There are no digits: labels are 0, positions have K = 0.
-        """
-        device = generator.device
-        if which is None:
-            which = torch.randint(len(self), (n,), generator=generator, device=device)
-        rows = self.starts[which][:, None] + torch.arange(self.num_cond_frames, device=which.device)
-        answers = self.right_answers(which)  # (n, A, H, W)
-        drawn = torch.randint(answers.shape[1], (n,), generator=generator, device=device)
-        answer = answers[torch.arange(n, device=which.device), drawn]  # (n, H, W)
-        choices = torch.zeros(n, rows.shape[1] + 1, dtype=torch.bool, device=which.device)
-        choices[:, -1] = answers.shape[1] > 1
-        return Sequences(
-            torch.cat([self.frames[rows], answer[:, None]], 1),
-            labels=which.new_zeros(n, 1),
-            positions=which.new_zeros(*choices.shape, 0, 2),
-            choices=choices,
-        )
-
-    def sequences(self, n: int, generator: torch.Generator) -> Sequences:
-        """Draw n windows: sequences of a file may differ in length, windows do not."""
-        return self.windows(n, generator)
-
-
-def to_grey(arrays: Sequence[np.ndarray], key: str, path: Path) -> list[Tensor]:
-    """Arrays of one kind of number as float32 in [0, 1].
-
-    Raises SettingError, which names the setting `key` and the file, for numbers that are no grey
-    levels.
-    """
-    for array in arrays:
-        found = None
-        if array.dtype.kind not in "buif":
-            found = f"values of type {array.dtype}"
-        elif not np.isfinite(array).all():
-            found = "NaN or infinite values"
-        elif array.min() < 0:
-            found = f"{array.min():g}"
-        if found is not None:
-            reject(key, str(path), f"integers >= 0, or floats from 0 to 1; found {found}")
-    largest = max(float(array.max()) for array in arrays)
-    if largest <= 1:
-        white = 1.0
-    elif largest <= 255:
-        white = 255.0
-    else:
-        white = 65535.0
-    tensors = []
-    for array in arrays:
-        if array.dtype.kind == "f" and largest > 1:
-            reject(key, str(path), f"floats from 0 to 1; the largest here is {largest:g}")
-        tensors.append(torch.from_numpy(array.astype(np.float32) / np.float32(white)))
-    return tensors
-
-
-def read_npz(path: Path, key: str) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file; nothing is unpickled.
-
-    Raises SettingError, which names the setting `key` and the file, for a file that is damaged or
-    no .npz.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        reject(key, str(path), f"an .npz that can be read ({error})")
-
-
-def _read_archive(path: Path) -> tuple[list[np.ndarray], np.ndarray | None]:
-    """The sequences (T, H, W) of an .npz file, and its answers (N, A, H, W) or None."""
-    arrays = read_npz(path, "frames")
-    frames = arrays.get("frames")
-    answers = arrays.get("answers")
-    if frames is None:
-        found = ", ".join(f"`{name}`" for name in arrays) or "none"
-        reject(
-            "frames",
-            str(path),
-            f"an .npz with an array `frames` (N, T, H, W); the arrays found are {found}",
-        )
-    for name, array in (("frames", frames), ("answers", answers)):
-        if array is None:
-            continue
-        if array.ndim != 4 or array.size == 0 or len(array) != len(frames):
-            reject(
-                "frames",
-                str(path),
-                f"`{name}` of shape (N, ., H, W), N = {len(frames)} sequences; it has shape "
-                f"{array.shape}",
-            )
-    return list(frames), answers
-
-
-def _read_pngs(directory: Path) -> list[np.ndarray]:
-    """The PNGs of a directory in the order of their names, (H, W) each; none is an empty list."""
-    from PIL import Image
-
-    images = []
-    for file in sorted(directory.glob("*.png")):
-        try:
-            with Image.open(file) as image:
-                # Modes of one channel keep their depth, others become 8-bit grey.
-                grey = image if image.mode in ("1", "L", "I;16", "I") else image.convert("L")
-                images.append(np.asarray(grey))
-        except (OSError, SyntaxError, ValueError) as error:  # SyntaxError: a broken PNG, in Pillow
-            reject("frames", str(file), f"a PNG that can be read ({error})")
-    sizes = sorted({image.shape for image in images})
-    if len(sizes) > 1:
-        reject("frames", str(directory), f"PNGs of one size; found {_sizes(sizes)}")
-    return images
-
-
-def _read_directory(path: Path) -> tuple[list[np.ndarray], np.ndarray | None]:
-    """The sequences (T, H, W) of a directory, and their answers (N, A, H, W) or None."""
-    directories = [each for each in path.iterdir() if each.is_dir() and any(each.glob("*.png"))]
-    sequences = []
-    answers = []
-    for directory in sorted(directories):
-        sequences.append(np.stack(_read_pngs(directory)))
-        answers.append(_read_pngs(directory / "answers"))
-    counts = sorted({len(each) for each in answers})
-    if len(counts) > 1:
-        found = " and ".join(map(str, counts))
-        reject(
-            "frames",
-            str(path),
-            f"equally many PNGs in the subdirectory `answers` of each sequence; found {found}",
-        )
-    if not answers or not answers[0]:
-        return sequences, None
-    return sequences, np.stack([np.stack(each) for each in answers])
-
-
-def _sizes(shapes: Sequence[tuple[int, ...]]) -> str:
-    """Sizes in words, such as `32 x 32 and 32 x 16 px`."""
-    return " and ".join(" x ".join(map(str, shape)) for shape in shapes) + " px"
+    frames: np.ndarray
+    lengths: list[int]
+    answers: np.ndarray | None = None
+    counts: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+    splits: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
 
 def find(given: str) -> Path:
@@ -266,36 +108,371 @@ def find(given: str) -> Path:
     reject("frames", given, f"{ACCEPTED}; not found: {tried}")
 
 
-def load_frames(settings: WorldSettings, split: str) -> OwnFrames:
-    """The world of `split` ("train" or "test") of the user's frames at `settings.frames`.
+def read_cases(path: Path, axes: str | None = None) -> Cases:
+    """The cases in a file or folder.
 
-    Raises SettingError for whatever the head of this module does not describe.
+    Arguments:
+        path: absolute
+        axes: order of the first axes of an array, "nt" or "tn" with time first; None: recognised
+
+    Raises SettingError for what the head of this module does not describe.
     """
-    given = settings.frames or ""
-    num_cond_frames = settings.num_cond_frames or 0
-    path = find(given)
-    sequences, answers = _read_directory(path) if path.is_dir() else _read_archive(path)
-    if len(sequences) < TEST_EVERY:
-        reject("frames", str(path), f"{TEST_EVERY} sequences or more; found {len(sequences)}")
-    arrays = sequences if answers is None else [*sequences, answers]
-    sizes = sorted({array.shape[-2:] for array in arrays})
-    if len(sizes) > 1:
-        reject("frames", str(path), f"frames and answers of one size; found {_sizes(sizes)}")
-    # A window without answers takes one more frame, which is its answer.
-    needed = num_cond_frames + 1 if answers is None else num_cond_frames
-    shortest = min(len(sequence) for sequence in sequences)
-    if shortest < needed:
+    if path.is_dir():
+        return _Folder(path).cases()
+    if path.suffix.lower() == ".npy":
+        return _from_arrays(dict(frames=_read_npy(path)), path, axes)
+    if path.suffix.lower() == ".npz":
+        return _from_arrays(read_npz(path, "frames"), path, axes)
+    reject("frames", str(path), ACCEPTED + _what_it_is(path))
+
+
+def _what_it_is(path: Path) -> str:
+    """What a user can do with a file that is not read, to be added to an error."""
+    suffix = path.suffix.lower()
+    if suffix in (*PICTURES, *VIDEOS):
+        return f"; put the {suffix} files into a directory and name that"
+    if suffix in (".h5", ".hdf5", ".pt", ".pkl", ".mat", ".zip"):
+        return f"; {suffix} files are not read, np.savez writes an .npz"
+    return ""
+
+
+# ---------------------------------------------------------------- arrays
+
+
+def read_npz(path: Path, key: str) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file; nothing is unpickled.
+
+    Raises SettingError, which names the setting `key` and the file, for a file that is damaged or
+    no .npz.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no .npz archive")
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except DAMAGED as error:
+        reject(key, str(path), f"an .npz that can be read ({_short(error)})")
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    """The array in an .npy file, mapped from it; nothing is unpickled. Raises SettingError."""
+    try:
+        with open(path, "rb") as file:
+            if file.read(6) != b"\x93NUMPY":
+                raise ValueError("it is no .npy file")
+        # Copy on write: the file stays as it is.
+        return np.load(path, allow_pickle=False, mmap_mode="c")
+    except DAMAGED as error:
+        reject("frames", str(path), f"an .npy that can be read ({_short(error)})")
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.replace("allow_pickle=False", "nothing is unpickled")[:200]
+
+
+def _from_arrays(arrays: dict[str, np.ndarray], path: Path, axes: str | None) -> Cases:
+    """Cases in named arrays. Raises SettingError."""
+    if "frames" not in arrays:
+        found = ", ".join(f"`{name}` {value.shape}" for name, value in arrays.items()) or "none"
         reject(
-            "num_cond_frames",
-            num_cond_frames,
-            f"at most {num_cond_frames - (needed - shortest)}; the shortest sequence in {path} has "
-            f"{shortest} frames",
+            "frames",
+            str(path),
+            f"an .npz with an array `frames` (N, T, H, W); the arrays found are {found}",
         )
-    in_test = [i % TEST_EVERY == TEST_EVERY - 1 for i in range(len(sequences))]
-    kept = [i for i, test in enumerate(in_test) if test == (split == "test")]
-    grey = to_grey(sequences, "frames", path)
-    if answers is None:
-        kept_answers = None
-    else:
-        kept_answers = to_grey([answers], "frames", path)[0][kept]
-    return OwnFrames([grey[i] for i in kept], kept_answers, num_cond_frames, given)
+    notices = []
+    frames = _pictures_last(arrays["frames"], "frames", path)
+    answers = arrays.get("answers")
+    if frames.ndim - _colours(frames) == 3:  # one picture per case
+        if answers is None and len(frames) > 1 and axes is None and not _looks_unordered(frames):
+            reject(
+                "frames",
+                str(path),
+                f"an array `frames` (N, T, H, W); it has shape {frames.shape}, which may be one "
+                "video or N pictures: add an axis, frames[None] or frames[:, None]",
+            )
+        frames = frames[:, None]
+    elif axes == "tn" or (axes is None and answers is None and _time_is_first(frames, path)):
+        if axes is None:
+            notices.append(
+                f"{path.name} has shape {frames.shape}: time comes first there (frames that follow "
+                "each other differ less along that axis); --frame_axes nt says otherwise"
+            )
+        frames = frames.swapaxes(0, 1)
+    lengths = [frames.shape[1]] * len(frames)
+    cases = Cases(_joined(frames), lengths, notices=notices)
+    cases.names = [str(i) for i in range(len(lengths))]
+    if answers is not None:
+        answers = _pictures_last(answers, "answers", path)
+        if answers.ndim - _colours(answers) == 3:
+            answers = answers[:, None]
+        if len(answers) != len(lengths):
+            reject(
+                "frames",
+                str(path),
+                f"`answers` of N = {len(lengths)} sequences; it has shape {answers.shape}",
+            )
+        cases.answers = _joined(answers)
+        cases.counts = [answers.shape[1]] * len(answers)
+    cases.groups = _per_case(arrays, "groups", cases, path)
+    cases.splits = _per_case(arrays, "split", cases, path)
+    unknown = sorted(set(cases.splits) - set(SPLITS))
+    if unknown:
+        reject(
+            "frames", str(path), f"`split` of {', '.join(SPLITS)}; found {', '.join(unknown[:3])}"
+        )
+    unused = sorted(set(arrays) - {"frames", "answers", "groups", "split"})
+    if unused:
+        cases.notices.append(f"{path.name}: the arrays {', '.join(unused)} are not used")
+    return cases
+
+
+def _per_case(arrays: dict[str, np.ndarray], name: str, cases: Cases, path: Path) -> list[str]:
+    """A text for each sequence, from an array (N,); empty where there is none."""
+    array = arrays.get(name)
+    if array is None:
+        return []
+    if array.shape != (len(cases.lengths),):
+        reject(
+            "frames",
+            str(path),
+            f"`{name}` of shape ({len(cases.lengths)},); it has shape {array.shape}",
+        )
+    return [str(value) for value in array.tolist()]
+
+
+def _colours(array: np.ndarray) -> int:
+    """1 where the last axis of pictures is that of their colours, else 0."""
+    return int(array.shape[-1] == 3 and array.ndim >= 4)
+
+
+def _pictures_last(array: np.ndarray, name: str, path: Path) -> np.ndarray:
+    """An array of pictures with H, W or H, W, 3 last; one channel is dropped, wherever it is.
+
+    Raises SettingError for arrays that are none.
+    """
+    if array.dtype.kind not in "buif":
+        reject(
+            "frames",
+            str(path),
+            f"integers or floats in `{name}`; found values of type {array.dtype}",
+        )
+    if array.ndim < 3 or array.ndim > 5 or array.size == 0:
+        reject(
+            "frames",
+            str(path),
+            f"`{name}` of shape (N, ., H, W), N sequences; it has shape {array.shape}",
+        )
+    if array.ndim >= 4 and array.shape[-1] == 1:
+        return array[..., 0]
+    if array.ndim == 5 and array.shape[2] in (1, 3):  # channels first
+        return array[:, :, 0] if array.shape[2] == 1 else np.moveaxis(array, 2, -1)
+    if array.ndim == 4 and array.shape[1] == 3 and array.shape[-1] not in (1, 3):
+        return array  # three grey frames; colour has a fifth axis
+    if array.ndim == 5 and array.shape[-1] != 3:
+        reject(
+            "frames",
+            str(path),
+            f"`{name}` (N, T, H, W), or with an axis of 3 colours last; it has shape {array.shape}",
+        )
+    return array
+
+
+def _joined(array: np.ndarray) -> np.ndarray:
+    """(N, T, ...) -> (N T, ...), without a copy where none is needed."""
+    return array.reshape(-1, *array.shape[2:])
+
+
+def _steps(array: np.ndarray) -> tuple[float, float]:
+    """Mean difference between neighbours along the first and along the second axis."""
+    start = array[:20, :20].astype(np.float32)
+    along = [float(np.abs(np.diff(start, axis=axis)).mean()) for axis in (0, 1)]
+    return along[0], along[1]
+
+
+def _looks_unordered(frames: np.ndarray) -> bool:
+    """Whether pictures (n, H, W) that follow each other differ as much as any two of them."""
+    some = frames[:40].astype(np.float32)
+    near = np.abs(some[1:] - some[:-1]).mean()
+    far = np.abs(some - some[::-1]).mean()
+    return bool(near > 0.8 * far)
+
+
+def _time_is_first(frames: np.ndarray, path: Path) -> bool:
+    """Whether the first axis of (a, b, H, W) is time. Raises SettingError where it may be."""
+    if min(frames.shape[:2]) < 2 or frames.shape[0] >= frames.shape[1]:
+        return False
+    first, second = _steps(frames)
+    if first < 0.8 * second:
+        return True
+    if first < 1.25 * second and frames.shape[1] > 5 * frames.shape[0]:
+        reject(
+            "frame_axes",
+            None,
+            f"nt or tn (time first) for {path}, whose shape {frames.shape} may be either",
+        )
+    return False
+
+
+# ---------------------------------------------------------------- folders
+
+
+class _Folder:
+    """Reads one directory of a user's frames, picture by picture.
+
+    Arguments:
+        path: the directory
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.frames = Stack()
+        self.answers = Stack()
+        self.cases_read = Cases(np.empty(0), [])
+
+    def cases(self) -> Cases:
+        """All cases. Raises SettingError."""
+        parts = {SPLIT_NAMES.get(p.name.lower()): p for p in folders_in(self.path)}
+        parts.pop(None, None)
+        if "train" in parts or "test" in parts:
+            for split in SPLITS:
+                if split in parts:
+                    before = len(self.cases_read.lengths)
+                    self._read(parts[split])
+                    added = len(self.cases_read.lengths) - before
+                    self.cases_read.splits += [split] * added
+            self._note_others(self.path, [p.name for p in parts.values()])
+        else:
+            self._read(self.path)
+        found = self.cases_read
+        if self.frames.pixels is None:
+            reject("frames", str(self.path), f"{ACCEPTED}; found {_listing(self.path)}")
+        found.frames = self.frames.pixels
+        found.answers = self.answers.pixels
+        if found.answers is not None and 0 in found.counts:
+            bare = found.names[found.counts.index(0)]
+            reject(
+                "frames",
+                str(self.path),
+                f"answers to every sequence, or to none; {found.counts.count(0)} of "
+                f"{len(found.counts)} have none, such as {bare}",
+            )
+        if found.answers is None:
+            found.counts = []
+        if len(set(found.groups)) == len(found.groups):
+            found.groups = []
+        return found
+
+    def _read(self, folder: Path) -> None:
+        """Add what one folder holds, in whichever layout it has."""
+        subfolders = folders_in(folder)
+        by_name = {p.name.lower(): p for p in subfolders}
+        images = next((by_name[name] for name in IMAGES if name in by_name), None)
+        if images is not None and files_in(images, PICTURES):
+            self._read_pairs(folder, images)
+            return
+        videos = files_in(folder, VIDEOS)
+        sequences = [p for p in subfolders if files_in(p, PICTURES)]
+        groups = [p for p in subfolders if p not in sequences and self._holds_sequences(p)]
+        for video in videos:
+            self._add_case(folder, video.stem, list(read_video(video)), video, [], "")
+        for sequence in sequences:
+            self._read_sequence(sequence, group="")
+        for group in groups:
+            for sequence in folders_in(group):
+                if files_in(sequence, PICTURES):
+                    self._read_sequence(sequence, group=group.name)
+        pictures = files_in(folder, PICTURES)
+        if pictures and not (videos or sequences or groups):
+            for picture in pictures:  # each a case of its own, without an answer
+                self._add_case(folder, picture.stem, [read_picture(picture)], picture, [], "")
+            return
+        used = [p.name for p in (*videos, *sequences, *groups)]
+        self._note_others(folder, used)
+
+    def _holds_sequences(self, folder: Path) -> bool:
+        return any(files_in(p, PICTURES) for p in folders_in(folder))
+
+    def _read_sequence(self, folder: Path, group: str) -> None:
+        """A folder of pictures, with its answers in a subfolder."""
+        answers = []
+        for sub in folders_in(folder):
+            if sub.name.lower() not in ANSWERS:
+                if files_in(sub, PICTURES):
+                    reject(
+                        "frames",
+                        str(sub),
+                        f"{', '.join(ANSWERS)} as the name of a folder of answers",
+                    )
+                self.cases_read.notices.append(f"{sub} is not used")
+                continue
+            self._note_others(sub, [p.name for p in files_in(sub, PICTURES)])
+            answers += files_in(sub, PICTURES)
+        files = files_in(folder, PICTURES)
+        self._note_others(folder, [p.name for p in (*files, *folders_in(folder))])
+        name = f"{group}/{folder.name}" if group else folder.name
+        self._add_case(folder, name, [read_picture(p) for p in files], folder, answers, group)
+
+    def _read_pairs(self, folder: Path, images: Path) -> None:
+        """Folders images/ and masks/: a picture per case, its answers by the same name."""
+        answers = [p for p in folders_in(folder) if p.name.lower().startswith(ANSWERS)]
+        self._note_others(folder, [images.name, *(p.name for p in answers)])
+        by_name: dict[str, list[Path]] = {}
+        for place in answers:
+            for file in files_in(place, PICTURES):
+                by_name.setdefault(file.stem, []).append(file)
+            for sub in folders_in(place):
+                by_name.setdefault(sub.name, []).extend(files_in(sub, PICTURES))
+        for file in files_in(images, PICTURES):
+            own = by_name.pop(file.stem, [])
+            if answers and not own:
+                reject("frames", str(file), f"a picture with an answer {file.stem} in {answers[0]}")
+            self._add_case(images, file.stem, [read_picture(file)], file, own, "")
+        if by_name:
+            left = [file for files in by_name.values() for file in files]
+            reject("frames", str(left[0] if left else folder), f"answers to pictures in {images}")
+
+    def _add_case(
+        self,
+        folder: Path,
+        name: str,
+        frames: list[np.ndarray],
+        source: Path,
+        answers: list[Path],
+        group: str,
+    ) -> None:
+        for frame in frames:
+            self.frames.add(frame, source)
+        for file in answers:
+            self.answers.add(read_picture(file, labels=True), file)
+        found = self.cases_read
+        found.lengths.append(len(frames))
+        found.counts.append(len(answers))
+        found.names.append(name)
+        found.groups.append(group or f"{folder}/{name}")
+
+    def _note_others(self, folder: Path, used: list[str]) -> None:
+        """Note the visible entries of a folder that are not used."""
+        others = [p for p in folder.iterdir() if p.name not in used and not is_hidden(p)]
+        if others:
+            self.cases_read.notices.append(f"{folder}: not used: {_names(others)}")
+
+
+def _listing(folder: Path) -> str:
+    """What is in a folder, in words."""
+    entries = [p for p in folder.iterdir() if not is_hidden(p)]
+    if not entries:
+        return "an empty directory"
+    kinds = Counter(p.suffix.lower() or "no extension" for p in entries if p.is_file())
+    parts = [f"{count} files ({kind})" for kind, count in kinds.most_common(3)]
+    below = [p.name for p in entries if p.is_dir()]
+    if below:
+        parts.append("directories without pictures: " + _names([Path(name) for name in below]))
+    return ", ".join(parts)
+
+
+def _names(paths: list[Path]) -> str:
+    """The first names of some paths, and how many more there are."""
+    names = sorted(p.name for p in paths)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

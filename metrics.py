@@ -1,6 +1,7 @@
 """Metrics of sets: do they cover the modes or the right answers, and at what cost in quality?
 
-Samples are sets (G, B, H, W) in [0, 1]; values outside are clamped. Every mean over sets comes with
+Samples are sets (G, B, H, W) in [0, 1]; values outside are clamped. Channels, such as a mask for
+each class, are an axis before H where a function says so. Every mean over sets comes with
 a 95% confidence interval, every number of modes with what independent samples would give.
 """
 
@@ -16,6 +17,7 @@ from scipy import stats
 from scipy.optimize import brentq, linear_sum_assignment
 from torch import Tensor
 
+from channels import foreground
 from potentials import overlap
 
 RESAMPLES = 2000  # bootstrap samples of the sets behind each interval
@@ -259,13 +261,29 @@ def binarise(images: Tensor) -> Tensor:
 def mask_iou(a: Tensor, b: Tensor) -> Tensor:
     """`iou` of masks, which only hold 0.0 and 1.0: the same, from one matrix product.
 
-    a (G, A, H, W), b (G, B, H, W) -> (G, A, B) in [0, 1].
+    Of masks with channels, such as one per class, it is the mean over those that either mask has
+    something in. a (G, A, H, W) or (G, A, C, H, W), b (G, B, ...) -> (G, A, B) in [0, 1].
     """
+    if a.ndim == 5:
+        each, present = channel_iou(a, b)
+        mean = (each * present).sum(1) / present.sum(1).clamp_min(1)
+        return torch.where(present.any(1), mean, 1.0)
     u = a.flatten(2)
     v = b.flatten(2)
     both = u @ v.transpose(1, 2)  # whole numbers, which float32 holds exactly
     either = u.sum(-1)[:, :, None] + v.sum(-1)[:, None, :] - both
     return torch.where(either > 0, both / either.clamp_min(1), 1.0)
+
+
+def channel_iou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """`mask_iou` of each channel, and whether either mask has something in it.
+
+    a (G, A, C, H, W), b (G, B, C, H, W) -> (G, C, A, B) in [0, 1], (G, C, A, B) bool.
+    """
+    G, A, C = a.shape[:3]
+    u, v = (masks.transpose(1, 2).flatten(0, 1) for masks in (a, b))  # (G C, A, H, W)
+    present = u.flatten(2).any(2)[:, :, None] | v.flatten(2).any(2)[:, None]
+    return mask_iou(u, v).view(G, C, A, -1), present.view(G, C, A, -1)
 
 
 def hm_iou(samples: Tensor, answers: Tensor) -> Tensor:
@@ -290,12 +308,12 @@ def generalised_energy_distance(samples: Tensor, answers: Tensor, probabilities:
         GED^2 = 2 E d(s, y) - E d(s, s') - E d(y, y'),   d = 1 - IoU of binarised frames,
 
     with s, s' from the set and y, y' from the true distribution (Szekely & Rizzo 2013; Kohl et al.
-    2018, arXiv 1806.05034). samples (G, B, H, W), answers (G, k, H, W) with probabilities (k,)
-    -> (G,) in [0, 2].
+    2018, arXiv 1806.05034). samples (G, B, H, W), answers (G, k, H, W) with probabilities (k,), or
+    (G, k) where sets differ -> (G,) in [0, 2].
     """
-    p = probabilities.float()
+    priors = probabilities.float().expand(len(samples), -1)
     squared = []
-    for s, y in zip(binarise(samples)[:, None], binarise(answers)[:, None]):  # a set at a time
+    for s, y, p in zip(binarise(samples)[:, None], binarise(answers)[:, None], priors):
         between = (1 - mask_iou(s, y)).mean(1) @ p
         within_set = (1 - mask_iou(s, s)).mean((1, 2))
         within_truth = (1 - mask_iou(y, y)) @ p @ p
@@ -439,11 +457,15 @@ def _agreement(samples: Tensor, answers: Tensor, probabilities: Tensor) -> dict:
 
 
 def _spread(samples: Tensor) -> dict:
-    """How far the particles of a set are apart, each metric with its interval."""
+    """How far the particles of a set are apart, each metric with its interval.
+
+    Channels (G, B, C, H, W) count together; the centre is that of their mean.
+    """
+    grey = samples if samples.ndim == 4 else samples.float().mean(2)
     return dict(
         iou_distance=mean_interval(iou_distance(samples)),
         pairwise_l2=mean_interval(pairwise_l2(samples)),
-        centroid_spread=mean_interval(centroid_spread(samples)),
+        centroid_spread=mean_interval(centroid_spread(grey)),
         **diversity_metrics(mask_iou(binarise(samples), binarise(samples))),
     )
 
@@ -522,18 +544,76 @@ def combination_metrics(
     return result, modes
 
 
-def answer_metrics(samples: Tensor, answers: Tensor, probabilities: Tensor) -> dict:
+def answer_metrics(
+    samples: Tensor, answers: Tensor, probabilities: Tensor, label_classes: int = 0
+) -> dict:
     """All metrics of sets of which nothing is known but their right answers.
 
-    samples (G, B, H, W), answers (G, k, H, W) with probabilities (k,). `quality` is the mean L2
-    distance of a sample to the nearest answer, `mean_iou` the mean IoU with the most similar one.
+    Arguments:
+        samples: (G, B, H, W), (G, B, 3, H, W) in colour, or class labels (G, B, H, W)
+        answers: (G, k, ...), alike; where a set has fewer, one of them is repeated
+        probabilities: (k,), or (G, k) where sets differ, 0 for the repeated ones
+        label_classes: classes of the labels, 0 for images
+
+    `quality` is the mean L2 distance of a sample to the nearest answer, `mean_iou` the mean IoU
+    with the most similar one. Of class labels, an IoU is the mean over the classes but the first
+    that either side has, and `class_iou` is that of each class with the most similar answer.
+
+    `answers_iou_distance` is how far two answers to the same case are apart, `distance_to_answers`
+    how far a sample and an answer are: of samples that are drawn as the answers are, both equal
+    `iou_distance` (the spread-skill relation of ensemble forecasts, Fortin et al. 2014,
+    10.1175/JHM-D-14-0008.1, for pairs). `excess_spread` is the samples' distance minus the
+    answers'.
     """
-    similarity, distance = nearest_answer(samples, answers)
+    own = foreground(samples, label_classes)
+    right = foreground(answers, label_classes)
+    similarity, distance = nearest_answer(own, right)
+    priors = probabilities.expand(len(samples), -1)
+    between = 1 - mask_iou(binarise(own), binarise(right)).double()  # (G, B, k)
     result = dict(
         modes_total=None,
         modes_expected_iid=None,
         modes_found=None,
         mean_iou=mean_interval(similarity.mean(1)),
         quality=mean_interval(distance.mean(1)),
+        **_agreement(own, right, probabilities),
+        **_spread(own),
+        distance_to_answers=mean_interval((between.mean(1) * priors).sum(1)),
     )
-    return result | _agreement(samples, answers, probabilities) | _spread(samples)
+    if answers.shape[1] > 1 and samples.shape[1] > 1:
+        apart = 1 - mask_iou(binarise(right), binarise(right)).double()
+        pairs = priors[:, :, None] * priors[:, None] * (1 - torch.eye(priors.shape[1]))
+        several = pairs.sum((1, 2)) > 0  # two answers or more
+        if several.any():
+            spread = ((apart * pairs).sum((1, 2)) / pairs.sum((1, 2)))[several]
+            result["answers_iou_distance"] = mean_interval(spread)
+            result["excess_spread"] = mean_interval(iou_distance(own)[several] - spread)
+    if label_classes:
+        result["class_iou"] = _class_iou(own, right)
+    return result
+
+
+def _class_iou(own: Tensor, right: Tensor) -> list[dict | None]:
+    """For each class but the background, the mean IoU of samples with the most similar answer, over
+    those in which either has the class; None where none has.
+
+    own (G, B, K, H, W), right (G, k, K, H, W), masks.
+    """
+    nearest = mask_iou(own, right).argmax(2)  # (G, B)
+    each, present = channel_iou(own, right)  # (G, K, B, k)
+    index = nearest[:, None, :, None].expand(-1, each.shape[1], -1, 1)
+    values = each.gather(3, index)[..., 0]  # (G, K, B)
+    there = present.gather(3, index)[..., 0]
+    metrics: list[dict | None] = []
+    for c in range(values.shape[1]):
+        count = there[:, c].sum(1)
+        sets = count > 0
+        mean = (values[:, c] * there[:, c]).sum(1)[sets] / count[sets]
+        metrics.append(mean_interval(mean) if sets.any() else None)
+    return metrics
+
+
+def spread_metrics(samples: Tensor, label_classes: int = 0) -> dict:
+    """The metrics of sets whose right answers are not known: how far their particles are apart."""
+    own = foreground(samples, label_classes)
+    return dict(modes_total=None, modes_expected_iid=None, modes_found=None, **_spread(own))

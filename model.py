@@ -138,7 +138,7 @@ class Motion(nn.Module):
     Finn et al. 2016, arXiv 1605.07157, section 3). Black moves in at the borders.
 
     Shapes: G frames are moved by D = (2 reach + 1)^2 displacements and cut into T = h w patches of
-    P = p^2 pixels. Each of them serves N / G noisy frames, which follow each other in the batch.
+    P = C p^2 numbers. Each of them serves N / G noisy frames, which follow each other in the batch.
 
     Arguments:
         reach: largest displacement, px along each axis
@@ -154,13 +154,14 @@ class Motion(nn.Module):
         self.logits = Pointwise(channels, self.displacements)
 
     def moved(self, frame: Tensor) -> Tensor:
-        """The patches of all moved frames, in [0, 1]: (G, 1, H, W) in [-1, 1] -> (G, T, D, P)."""
+        """The patches of all moved frames, in [0, 1]: (G, C, H, W) in [-1, 1] -> (G, T, D, P)."""
         p = self.patch_size
         r = self.reach
-        padded = F.pad(to_unit_range(frame[:, 0]), (r, r, r, r))
-        around = padded.unfold(1, p + 2 * r, p).unfold(2, p + 2 * r, p)  # (G, h, w, p + 2r, p + 2r)
-        patches = around.unfold(3, p, 1).unfold(4, p, 1)  # (G, h, w, 2r + 1, 2r + 1, p, p)
-        return patches.reshape(len(frame), -1, self.displacements, p * p)
+        padded = F.pad(to_unit_range(frame), (r, r, r, r))
+        around = padded.unfold(2, p + 2 * r, p).unfold(3, p + 2 * r, p)
+        patches = around.unfold(4, p, 1).unfold(5, p, 1)  # (G, C, h, w, 2r + 1, 2r + 1, p, p)
+        patches = patches.movedim(1, 5)  # (G, h, w, 2r + 1, 2r + 1, C, p, p)
+        return patches.reshape(len(frame), -1, self.displacements, frame.shape[1] * p * p)
 
     @staticmethod
     def _by_patch(images: Tensor, groups: int) -> Tensor:
@@ -175,7 +176,7 @@ class Motion(nn.Module):
     def fit(self, moved: Tensor, x: Tensor) -> Tensor:
         """Inner product, patch by patch, of noisy frames with the moved ones, divided by p.
 
-        moved (G, T, D, P), x (N, 1, H, W) -> (N, D, h, w).
+        moved (G, T, D, P), x (N, C, H, W) -> (N, D, h, w).
         """
         patches = F.pixel_unshuffle(x, self.patch_size)  # (N, P, h, w)
         fit = self._by_patch(patches, len(moved)) @ moved.transpose(2, 3)  # (G, T, N / G, D)
@@ -184,7 +185,7 @@ class Motion(nn.Module):
     def forward(self, moved: Tensor, h: Tensor) -> Tensor:
         """The mixture of moved frames that features ask for.
 
-        moved (G, T, D, P), h (N, C, h, w) -> (N, 1, H, W) in [-1, 1].
+        moved (G, T, D, P), h (N, c, h, w) -> (N, C, H, W) in [-1, 1].
         """
         weights = self.logits(h).to(moved).softmax(1)  # (N, D, h, w)
         mixed = self._by_patch(weights, len(moved)) @ moved  # (G, T, N / G, P)
@@ -226,6 +227,8 @@ class UNet(nn.Module):
         num_classes: int,
     ):
         super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
         self.patch_size = patch_size
         self.num_classes = num_classes
         pixels = patch_size**2
@@ -294,8 +297,9 @@ class UNet(nn.Module):
         emb = self.embed(emb)
         h = F.pixel_unshuffle(x, self.patch_size)
         if self.motion is not None:
-            moved = self.motion.moved(x[:, -1:]) if moved is None else moved
-            h = torch.cat([h, self.motion.fit(moved, x[:, :1])], 1)
+            C = self.out_channels
+            moved = self.motion.moved(x[:, -C:]) if moved is None else moved
+            h = torch.cat([h, self.motion.fit(moved, x[:, :C])], 1)
         h = self.stem(h)
         skips = [h]
         for layer in self.down:
@@ -403,7 +407,8 @@ class EDMDenoiser(nn.Module):
         moved = None
         if cond is not None and shared and self.unet.motion is not None:
             # The same for all particles of a set and at all steps.
-            moved = self.unet.motion.moved(self.inside(cond[:, -1:]).to(self.sigma_data))
+            last = cond[:, -self.unet.out_channels :]
+            moved = self.unet.motion.moved(self.inside(last).to(self.sigma_data))
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             B = x.shape[1]
@@ -485,7 +490,7 @@ def posterior_mean(
         x: (N, ..., C, H, W)
         sigma: s, a scalar or (N,)
         images: mu, (N, k, C, H, W)
-        log_prior: log pi, (k,); None: all images are equally likely
+        log_prior: log pi, (k,), or (N, k) where they differ; None: all images are equally likely
         sd: standard deviation around the images
         weights: log pi_m - |x - mu_m|^2 / 2 (s^2 + sd^2) up to a constant, (N, P, k), P the
             particles of x -> w, the same shape
@@ -499,6 +504,6 @@ def posterior_mean(
     # |x|^2 cancels in the softmax, and leaving it out keeps float32 exact at small sigma.
     logits = (flat @ mu.transpose(1, 2) - mu.square().sum(-1)[:, None] / 2) / (s2 + sd**2)
     if log_prior is not None:
-        logits = logits + log_prior
+        logits = logits + (log_prior if log_prior.ndim == 1 else log_prior[:, None])
     means = weights(logits) @ mu  # (N, P, d)
     return ((s2 * means + sd**2 * flat) / (s2 + sd**2)).view_as(x)

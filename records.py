@@ -64,6 +64,57 @@ def refuse_other_run(path: Path, text: str) -> None:
         )
 
 
+def refuse_other_data(path: Path, data: dict[str, Any] | None) -> None:
+    """Raise SettingError if the metrics.json at `path` exists and comes from other frames.
+
+    `data` is the record of the user's frames, with their hash; None in other worlds.
+    """
+    if not path.is_file():
+        return
+    then = json.loads(path.read_text()).get("data") or {}
+    if then.get("sha256") != (data or {}).get("sha256"):
+        reject(
+            "outdir",
+            str(path.parent),
+            f"a folder that is new; {path.name} there comes from other frames "
+            f"({then.get('sequences')} sequences, hash {str(then.get('sha256'))[:12]})",
+        )
+
+
+def write_predictions(
+    samples: Tensor, names: list[str], result: dict[str, Any], folder: Path
+) -> None:
+    """Write each sample as a picture, folder/NAME/particle_0.png and so on.
+
+    Class labels have the values that the training's answers had, masks are black and white, other
+    samples 8-bit grey or colour.
+
+    Arguments:
+        samples: (G, B, H, W), (G, B, 3, H, W) in colour, or class labels (G, B, H, W)
+        names: of the G sequences
+        result: the record of metrics.json
+        folder: where to; raises OSError where it cannot be written
+    """
+    import numpy as np
+    from PIL import Image
+
+    values = result["settings"]["answer_classes"]
+    for own, name in zip(samples, names):
+        place = folder / name
+        place.mkdir(parents=True, exist_ok=True)
+        for b, sample in enumerate(own):
+            if result["label_classes"]:
+                pixels = np.asarray(values)[sample.numpy()]
+                pixels = pixels.astype(np.uint8 if pixels.max() < 256 else np.uint16)
+            else:
+                levels = sample.clamp(0, 1)
+                levels = (levels > 0.5).float() if result["draws_masks"] else levels
+                pixels = (levels * 255).round().byte().numpy()
+            if pixels.ndim == 3:
+                pixels = np.moveaxis(pixels, 0, -1)
+            Image.fromarray(pixels).save(place / f"particle_{b}.png")
+
+
 def provenance(checkpoint: Path | None) -> dict[str, Any]:
     """What made a result: versions, the commit of this code, the hash of the checkpoint."""
     import numpy

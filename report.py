@@ -24,7 +24,7 @@ from config import EvaluationSettings, WorldSettings
 from drawing import SKY
 from names import METRICS, method_of, metric, source_of
 from ranges import to_unit_range
-from sheets import new_colours
+from sheets import as_drawn, new_colours
 from worlds import Mixture
 
 SETS_SHOWN = 16  # the others unfold
@@ -75,8 +75,10 @@ def uri(kind: str, data: bytes) -> str:
 
 
 def frame(image: Tensor) -> str:
-    """The data URI of a frame (H, W) in [0, 1], clamped."""
+    """The data URI of a frame (H, W) or, in colour, (3, H, W) in [0, 1], clamped."""
     levels = (image.nan_to_num().clamp(0, 1) * 255).round().byte()
+    if levels.ndim == 3:
+        levels = levels.movedim(0, -1).contiguous()
     file = BytesIO()
     Image.fromarray(levels.numpy()).save(file, "PNG", optimize=True)
     return uri("png", file.getvalue())
@@ -144,7 +146,11 @@ def sheet(arrays: dict[str, Tensor], result: dict) -> list[dict]:
     """
     in_plane = result["dataset"] == "mixture"
     judged = [
-        key for key in METRICS if isinstance(result.get(key), dict) and "per_set" in result[key]
+        key
+        for key in METRICS
+        if isinstance(result.get(key), dict)
+        # Those over some sets only have no value for each.
+        and len(result[key].get("per_set", ())) == len(arrays["samples"])
     ][:NOTES]
     sets = []
     for g, samples in enumerate(arrays["samples"]):
@@ -293,6 +299,7 @@ def gather(
         key: values.double().nan_to_num(posinf=1e30, neginf=-1e30) for key, values in trace.items()
     }
     settings = result["settings"]
+    arrays = as_drawn(arrays, result)
     command = shlex.join(["python", "evaluate.py", "--config", str(Path(folder) / "config.yaml")])
     sources = dict(
         Command=command,

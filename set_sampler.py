@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from channels import in_colours, mixed
 from classifier import Classifier
 from config import EvaluationSettings, SamplerSettings
 from decisions import Decisions, measure
@@ -149,7 +150,7 @@ class SetSampler:
         self.batch_size = settings.evaluate.batch_size
         self.decisions = decisions
         self.schedule = self.make_schedule()
-        self.particle_shape = (1, *task.world.frame_shape)
+        self.particle_shape = (task.world.answer_channels, *task.world.frame_shape)
         self.calls = CallCounter()
         self.progress: tqdm | None = None  # while sets are sampled
 
@@ -211,8 +212,8 @@ class SetSampler:
         labels = None
         if self.network.unet.label is not None and self.task.labels is not None:
             labels = self.task.labels[sets].to(self.device)
-        if cond is None and self.task.cond.shape[1]:
-            cond = to_model_range(self.task.cond[sets]).to(self.device)
+        if cond is None:
+            cond = self.task.condition(sets, self.device)
         return self.network.bind(cond, labels)
 
     def guided_denoiser(
@@ -252,7 +253,8 @@ class SetSampler:
     def cads(self, sets: Tensor, particles: Sequence[int]) -> Cads:
         """CADS as the settings describe it; the arguments are as in `guided_denoiser`."""
         g = self.settings.guidance
-        cond = to_model_range(self.task.cond[sets]).to(self.device)
+        cond = self.task.condition(sets, self.device)
+        assert cond is not None  # assemble refuses cads without a condition
         shape = tuple(cond.shape[1:])
         return Cads(
             lambda cond: self.calls.counted(self.denoiser(sets, cond)),
@@ -316,7 +318,7 @@ class SetSampler:
         return low, high, fade
 
     def features(self) -> Callable[[Tensor], Tensor] | None:
-        """What particles are compared by: images (N, 1, H, W) in [-1, 1] -> (N, ...).
+        """What particles are compared by: images (N, C, H, W) in [-1, 1] -> (N, ...).
 
         None stands for the pixels themselves.
         """
@@ -503,7 +505,7 @@ class SetSampler:
             return self.sample_pruned(sets, callback)
         samples = self.sample_once(sets, self.batch_size * g.medoids_of, callback=callback)
         if g.medoids_of > 1:
-            chosen = kmedoids(samples, self.batch_size)
+            chosen = kmedoids(self.task.comparable(samples), self.batch_size)
             return samples[torch.arange(len(samples))[:, None], chosen]
         for turn in range(1, g.sequential):
             memory = self.task.to_model(samples, self.device)
@@ -568,8 +570,8 @@ class SetSampler:
             sigmas (N,),
             distances (N, B, B): between the D(x), as the potential sees them,
             ode (N, B), guidance (N, B): norms of the two parts of the drift,
-            x_hat, denoised (N, B, H, W): as in the sampler,
-            samples (B, H, W): where the particles end
+            x_hat, denoised (N, B, H, W) or (N, B, 3, H, W): as in the sampler,
+            samples (B, H, W) or (B, 3, H, W): where the particles end
         }.
         """
         steps: list[dict] = []
@@ -584,7 +586,7 @@ class SetSampler:
             with torch.no_grad():
                 unguided = plain(step["x_hat"], sigma)
             if by_iou:
-                images = self.task.to_samples(unguided)
+                images = self.task.comparable(self.task.to_samples(unguided))
                 distances = 1 - iou(images, images)[0]
             else:
                 flat = unguided[0].flatten(1)
@@ -593,10 +595,11 @@ class SetSampler:
             trace["distances"].append(distances)
             trace["ode"].append(_norms((step["x_hat"] - unguided) / sigma))
             trace["guidance"].append(_norms((unguided - step["denoised"]) / sigma))
-            trace["x_hat"].append(step["x_hat"][0, :, 0].cpu())
-            trace["denoised"].append(step["denoised"][0, :, 0].cpu())
+            for name in ("x_hat", "denoised"):
+                drawn = mixed(to_unit_range(step[name][0]), self.task.world.label_classes)
+                trace[name].append(to_model_range(drawn).cpu())
         stacked = {name: torch.stack(values) for name, values in trace.items()}
-        return stacked | dict(samples=samples)
+        return stacked | dict(samples=in_colours(samples, self.task.world.label_classes))
 
 
 def _norms(drift: Tensor) -> Tensor:

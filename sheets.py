@@ -6,6 +6,7 @@ no files; `drawing.save` writes what they return. Frames are (H, W) in [0, 1] on
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from typing import Sequence
 
@@ -26,7 +27,9 @@ from drawing import (
     new_figure,
     show_image,
 )
+from channels import in_colours
 from names import METRICS, method_of
+from own_frames import OwnFrames
 from ranges import to_unit_range
 from worlds import Mixture
 
@@ -75,8 +78,10 @@ def sample_sheet(
 ) -> Figure:
     """Each set a row: its last conditioning frame, the correct answers where known, its particles.
 
+    Any of the images may be in colour, with an axis of 3 before H.
+
     Arguments:
-        cond: (G, Cc, H, W), where Cc may be 0
+        cond: (G, c, H, W), where c may be 0
         samples: (G, B, H, W)
         answers: (G, k, H, W)
         modes: (G, B) int64; the first particle in a mode gets a border in the mode's colour,
@@ -87,13 +92,14 @@ def sample_sheet(
     """
     G = min(len(samples), max_sets)
     B = samples.shape[1]
-    given = cond[:, -1:] if answers is None else torch.cat([cond[:, -1:], answers], 1)
-    first = given.shape[1]  # the column of the first particle
+    right = samples[:, :0] if answers is None else answers
+    rows = [[*last, *correct] for last, correct in zip(cond[:, -1:], right)]
+    first = len(rows[0])  # the column of the first particle
     columns = first + B
     figure, axes = grid_of_axes(G, columns, SIDE * columns + 0.3, SIDE * G + 0.4, gridspec_kw=GAPS)
     for g in range(G):
         for column in range(first):
-            show_image(axes[g, column], given[g, column])
+            show_image(axes[g, column], rows[g][column])
         colours = new_colours([-1] * B if modes is None else modes[g].tolist())
         for b, colour in enumerate(colours):
             show_image(axes[g, first + b], samples[g, b], colour)
@@ -115,7 +121,7 @@ def sample_sheet(
 def judging_metric(result: dict) -> str:
     """The key of the metric that a sheet shows beside the modes found."""
     if result["dataset"] == "frames":
-        return "hm_iou"
+        return "hm_iou" if "hm_iou" in result else "iou_distance"
     return "quality" if result["quality"] else "confidence"
 
 
@@ -123,6 +129,16 @@ def notes_title(result: dict) -> str:
     """What stands beside each set: the modes found, where there are modes, and a metric."""
     name = METRICS[judging_metric(result)].title
     return f"found, {name}" if result["modes_found"] else name
+
+
+def as_drawn(arrays: dict[str, Tensor], result: dict) -> dict[str, Tensor]:
+    """The arrays of a samples.npz, class labels in colours.
+
+    `result` is the metrics.json of the evaluation.
+    """
+    classes = result.get("label_classes", 0)
+    labels = {key: arrays[key] for key in ("samples", "answers") if classes and key in arrays}
+    return arrays | {key: in_colours(values, classes) for key, values in labels.items()}
 
 
 def result_sheet(arrays: dict[str, Tensor], result: dict, title: str | None = None) -> Figure:
@@ -148,6 +164,7 @@ def result_sheet(arrays: dict[str, Tensor], result: dict, title: str | None = No
     if title is None:
         title = f"{result['dataset']}, {method_of(result['settings'])}: "
         title += f"{found}{name} {result[key]['mean']:.2f}"
+    arrays = as_drawn(arrays, result)
     return sample_sheet(
         arrays["cond"],
         arrays["samples"],
@@ -262,6 +279,29 @@ def world_sheet(
     for t in range(T):
         axes[0, t].set_title(f"t = {t}", fontsize=9)
     add_title(figure, title)
+    return figure
+
+
+def examples_sheet(world: OwnFrames, at_most: int = 3) -> Figure:
+    """The first examples of a user's own frames, a row each, under a line of what was understood:
+    all frames that are given, and all correct answers."""
+    which = torch.arange(min(at_most, len(world)), device=world.starts.device)
+    given, answers, counts = world.pictures(which)
+    c = given.shape[1]
+    columns = c + answers.shape[1]
+    side = 1.3
+    figure, axes = grid_of_axes(
+        len(given), columns, side * columns + 0.2, side * len(given) + 0.5, gridspec_kw=GAPS
+    )
+    for n, row in enumerate(axes):
+        for axis, image in zip(row, [*given[n], *answers[n, : counts[n]]]):
+            show_image(axis, image)
+        for axis in row[c + counts[n] :]:
+            axis.set_axis_off()
+    axes[0, 0].set_title("given", fontsize=9)
+    if counts[0]:
+        axes[0, c].set_title("correct", fontsize=9)
+    add_title(figure, textwrap.fill(world.data.describe(), max(40, 18 * columns)))
     return figure
 
 

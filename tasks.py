@@ -6,8 +6,9 @@
     MixtureTask          points in the plane, from a mixture of ten Gaussians
 
 Samples are (G, B, H, W) on the CPU: G sets of B particles. Images lie in [0, 1] up to overshoot; a
-point of the plane is an "image" of 1 x 2 pixels, its coordinates. A mode is one of the answers
-between which a world chooses, such as a direction or a digit class.
+point of the plane is an "image" of 1 x 2 pixels, its coordinates. A user's frames may be in colour,
+with an axis of 3 before H, and answers may be class labels, uint8 (`channels.py`). A mode is one of
+the answers between which a world chooses, such as a direction or a digit class.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import torch
 from torch import Tensor
 
 import checkpoint
+from channels import as_images, as_planes, one_hot
 from denoiser import Denoiser
-from frame_files import OwnFrames
 from guidance import joint_weights
 from metrics import (
     answer_metrics,
@@ -36,9 +37,11 @@ from metrics import (
     nearest_image,
     pairwise_l2,
     recognise,
+    spread_metrics,
 )
 from model import posterior_mean
 from noise import set_generator
+from own_frames import OwnFrames
 from ranges import to_model_range, to_unit_range
 from worlds import Mixture, MovingDigits, Sequences, World
 
@@ -54,7 +57,7 @@ class Task:
         seed: the seed of the run
 
     Attributes:
-        cond: (G, Cc, H, W) in [0, 1], the conditioning frames; Cc is 0 without a condition
+        cond: (G, c, H, W) in [0, 1], the conditioning frames; c is 0 without a condition
         answers: (G, k, H, W) in [0, 1], the right frames of each set, or None where they are not
             finitely many or not known
         labels: (G,) int64, the digit class that each set shows, or None
@@ -88,17 +91,34 @@ class Task:
         """
         if self.answers is None:
             raise ValueError("denoiser: got 'exact'; accepted: trained where answers are unknown")
-        answers = to_model_range(self.answers[sets][:, :, None]).to(device)  # (G', k, 1, H, W)
-        log_prior = self.world.mode_probabilities.log().float().to(device)
+        answers = self.to_model(self.answers[sets], device)  # (G', k, C, H, W)
+        log_prior = self.priors(sets).log().float().to(device)
         return _posterior_mean_of(answers, log_prior, joint=joint)
 
+    def priors(self, sets: Tensor) -> Tensor:
+        """The prior of each right answer: (k,), or (G', k) where sets differ. float64."""
+        return self.world.mode_probabilities
+
+    def condition(self, sets: Tensor, device: torch.device) -> Tensor | None:
+        """The conditioning frames of some sets for a network: (G', Cc, H, W) in [-1, 1]."""
+        cond = self.cond[sets]
+        if cond.shape[1] == 0:
+            return None
+        return to_model_range(cond.flatten(1, -3)).to(device)
+
     def to_samples(self, x: Tensor) -> Tensor:
-        """What the sampler returns -> samples: (G', B, 1, H, W) in [-1, 1] -> (G', B, H, W)."""
-        return to_unit_range(x[:, :, 0]).cpu()
+        """What the sampler returns -> samples: (G', B, C, H, W) in [-1, 1] -> (G', B, H, W)."""
+        return as_images(to_unit_range(x), self.world.label_classes).cpu()
 
     def to_model(self, samples: Tensor, device: torch.device) -> Tensor:
-        """The inverse of `to_samples`: (G', B, H, W) -> (G', B, 1, H, W) on the device."""
-        return to_model_range(samples[:, :, None]).to(device)
+        """The inverse of `to_samples`: (G', B, H, W) -> (G', B, C, H, W) on the device."""
+        colours = self.world.answer_channels > 1
+        return to_model_range(as_planes(samples, self.world.label_classes, colours)).to(device)
+
+    def comparable(self, samples: Tensor) -> Tensor:
+        """Samples as numbers that can be subtracted: class labels with a channel per class."""
+        classes = self.world.label_classes
+        return one_hot(samples, classes) if classes else samples
 
     def modes(self, samples: Tensor, sets: Tensor) -> Tensor | None:
         """The mode of each particle of some sets, -1 for none: (G', B) int64. None without modes.
@@ -212,21 +232,39 @@ class FramesTask(Task):
 
     def __init__(self, world: OwnFrames, num_sets: int, seed: int):
         super().__init__(world, num_sets, seed)
-        which = _shuffled(len(world), num_sets, seed)
-        self.sequences = world.windows(num_sets, set_generator(seed, 0), which=which)
-        self.cond, _ = self.sequences.split(world.num_cond_frames)
-        self.answers = world.right_answers(which)
+        if world.unlabelled:
+            self.which = torch.arange(num_sets)  # in the order of the files
+            self.cond = world.given(self.which)
+            return
+        self.which = _shuffled(len(world), num_sets, seed)
+        self.sequences = world.windows(num_sets, set_generator(seed, 0), which=self.which)
+        self.cond = world.given(self.which)
+        self.answers = as_images(world.right_answers(self.which), world.label_classes)
 
     @staticmethod
     def most_sets(world: OwnFrames) -> int:
         return len(world)
 
+    @property
+    def names(self) -> list[str]:
+        """The name of each set's sequence in the files."""
+        return [self.world.names[i] for i in self.which.tolist()]
+
+    def priors(self, sets):
+        return self.world.answer_probabilities(self.which[sets])
+
     def truth(self):
-        return dict(answers=self.answers)
+        if self.answers is None:
+            return {}
+        counts = self.world.counts[self.which]
+        return dict(answers=self.answers, answers_each=counts)
 
     def measure(self, samples):
-        assert self.answers is not None  # set when the task was made
-        return answer_metrics(samples, self.answers, self.world.mode_probabilities), None
+        classes = self.world.label_classes
+        if self.answers is None:
+            return spread_metrics(samples, classes), None
+        priors = self.world.answer_probabilities(self.which)
+        return answer_metrics(samples, self.answers, priors, classes), None
 
 
 class MixtureTask(Task):

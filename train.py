@@ -42,6 +42,7 @@ from config import DigitSettings, SettingError, TrainingSettings, as_yaml, rejec
 if TYPE_CHECKING:
     import torch
 
+    from own_frames import OwnFrames
     from training_loop import Training
 
 CODE = Path(__file__).resolve().parent
@@ -143,6 +144,8 @@ def check(settings: TrainingSettings) -> None:
             "posterior",
             "drawn in this world; posterior needs circle_jumping with one digit",
         )
+    if world.answers == "none":
+        reject("answers", "none", "given for a training, which learns from answers or next frames")
     if settings.model.class_labels and world.dataset == "frames":
         reject("class_labels", True, "false with dataset frames, which has no classes")
 
@@ -172,6 +175,33 @@ def check_sides(settings: TrainingSettings, frame_shape: tuple[int, int]) -> Non
         )
 
 
+def check_frames(settings: TrainingSettings, world: OwnFrames, state: Path | None) -> None:
+    """Refuse a user's frames that the network or the state to continue from cannot take, and fill
+    in the values of classes. Raises SettingError."""
+    import checkpoint
+
+    frames, answers = world.frames.levels.channels, world.answer_channels
+    if settings.model.motion and frames != answers:
+        reject(
+            "motion",
+            settings.model.motion,
+            f"0 where a frame has {frames} channels and an answer {answers}",
+        )
+    if world.label_classes:
+        settings.world.answer_classes = list(world.answer_levels.values)
+    if state is None:
+        return
+    then = checkpoint.read_metadata(state).get("data")
+    if then is not None and then["sha256"] != world.data.sha256:
+        reject(
+            "resume",
+            str(state.parent),
+            f"a training on the frames that are in {world.data.path}; it began with others "
+            f"({then['sequences']} sequences, hash {then['sha256'][:12]}, now "
+            f"{len(world.data.splits)}, hash {world.data.sha256[:12]})",
+        )
+
+
 # ---------------------------------------------------------------- set-up
 
 
@@ -181,11 +211,14 @@ def setup(argv: Sequence[str] | None = None) -> tuple[Training, Path]:
     settings, state = parse(argv)
     from data_loader import load_world
     from devices import pick_device
+    from own_frames import OwnFrames
     from training_loop import STATE, Training
 
     device = join_processes(pick_device(settings.run.device))
     world = load_world(settings.world, settings.digits, "train").to(device)
     check_sides(settings, world.frame_shape)
+    if isinstance(world, OwnFrames):
+        check_frames(settings, world, state)
     training = Training(settings, device, world)
     accumulate = settings.train.accumulate
     if settings.train.batch_size % (training.ranks * accumulate):
@@ -225,6 +258,10 @@ def join_processes(device: torch.device) -> torch.device:
 
 def begin(training: Training, outdir: Path) -> tracking.Tracker:
     """Record what is trained, and start to track it. Raises SettingError."""
+    from drawing import save
+    from own_frames import OwnFrames
+    from sheets import examples_sheet
+
     settings = training.settings
     record = settings.record()
     (outdir / "config.yaml").write_text(as_yaml(record))
@@ -238,6 +275,11 @@ def begin(training: Training, outdir: Path) -> tracking.Tracker:
         told=tracked,
     )
     meta = training.metadata()
+    if isinstance(training.world, OwnFrames):
+        world = training.world
+        for line in (world.data.describe(), *world.data.notices):
+            print(f"train.py: {line}", file=sys.stderr)
+        save(examples_sheet(world), outdir / "examples.png")
     print(
         f"{meta['parameters']:,} parameters, sigma_data {meta['sigma_data']:.3f}, digits: "
         f"{meta['digits_source']}, on {meta['machine']}, writing to {outdir}",
@@ -409,6 +451,7 @@ def draw_samples(training: Training, path: Path) -> None:
     """Write a sheet of four independent sets of eight samples from the averaged weights."""
     import torch
 
+    from channels import as_images, in_colours
     from drawing import save
     from noise import ParticleNoise, set_generator
     from ranges import to_model_range, to_unit_range
@@ -417,15 +460,17 @@ def draw_samples(training: Training, path: Path) -> None:
 
     world = training.world
     windows = world.windows(4, set_generator(training.seed, 0, device=training.device))
-    cond, _ = windows.split(world.num_cond_frames)
-    shape = (1, *world.frame_shape)
+    cond, _ = training.parts(windows)
+    shape = (world.answer_channels, *world.frame_shape)
     noise = ParticleNoise(training.seed, range(4), range(8), shape, training.device)
     sigmas = karras_sigmas(18, 0.002, 80.0, 7.0)
     with torch.no_grad():
         denoise = training.ema.bind(to_model_range(cond) if world.num_cond_frames else None)
-        images = edm_sampler(denoise, noise() * sigmas[0], sigmas)
+        x = edm_sampler(denoise, noise() * sigmas[0], sigmas)
+    samples = in_colours(as_images(to_unit_range(x), world.label_classes), world.label_classes)
+    given = as_images(cond.unflatten(1, (world.num_cond_frames, -1))) if len(cond[0]) else cond
     title = f"iteration {training.iteration}, independent samples"
-    save(sample_sheet(cond, to_unit_range(images[:, :, 0]), title=title), path)
+    save(sample_sheet(given.cpu(), samples.cpu(), title=title), path)
 
 
 def train(training: Training, outdir: Path, tracker: tracking.Tracker) -> None:

@@ -23,8 +23,9 @@ from devices import machine_name, use_bfloat16
 from model import edm_loss, inside, lit_box, posterior_mean, sigma_data_of
 from muon import Muon
 from noise import Stream, set_generator
+from own_frames import OwnFrames
 from ranges import to_model_range
-from worlds import MovingDigits, World
+from worlds import MovingDigits, Sequences, World
 
 STATE = "state.safetensors"
 PREVIOUS = "state-previous.safetensors"
@@ -138,7 +139,8 @@ class Training:
         self.skipped = 0  # updates in a row without a finite gradient
 
         sigma_data, box = self._measure()
-        network = (settings.world, settings.model, sigma_data, box)
+        channels = (world.cond_channels, world.answer_channels)
+        network = (channels, settings.model, sigma_data, box)
         torch.manual_seed(self.seed)  # of initial weights and dropout
         self.net = checkpoint.make_denoiser(*network).to(device)
         self.net.autocast = use_bfloat16(settings.run.precision, device)
@@ -166,20 +168,24 @@ class Training:
         box = lit_box(frames, model.multiple) if model.crop else None
         return model.sigma_data or sigma_data_of(inside(frames, box)), box
 
+    def parts(self, windows: Sequences) -> tuple[Tensor, Tensor]:
+        """Conditioning frames (n, Cc, H, W) and answers (n, C, H, W) of windows, in [0, 1]."""
+        return windows.split(self.world.cond_channels, self.world.answer_channels)
+
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """This process's share of the batch of the next update.
 
         Every process draws the whole batch and keeps a slice of it, so the number of processes does
         not change the data.
 
-        Returns noisy frames x (n, 1, H, W), sigma (n,), target (n, 1, H, W), conditioning frames
+        Returns noisy frames x (n, C, H, W), sigma (n,), target (n, C, H, W), conditioning frames
         (n, Cc, H, W) and labels (n,); frames are in [-1, 1], x plus noise.
         """
         settings = self.settings.train
         n = settings.batch_size
         generator = set_generator(self.seed, self.iteration, Stream.TRAINING, self.device)
         windows = self.world.windows(n, generator)
-        cond, target = map(to_model_range, windows.split(self.world.num_cond_frames))
+        cond, target = map(to_model_range, self.parts(windows))
         normal = torch.randn(n, generator=generator, device=self.device)
         sigma = (normal * settings.p_std + settings.p_mean).exp()
         noise = torch.randn(target.shape, generator=generator, device=self.device)
@@ -264,6 +270,9 @@ class Training:
             settings=self.settings.record() | dict(outdir=None, resume=None),
             sigma_data=float(self.net.sigma_data),
             box=self.net.box,
+            channels=[self.world.cond_channels, self.world.answer_channels],
+            frame_shape=list(self.world.frame_shape),
+            data=self.world.data.record() if isinstance(self.world, OwnFrames) else None,
             iteration=self.iteration,
             train_seconds=round(self.seconds, 1),
             parameters=sum(parameter.numel() for parameter in self.net.parameters()),

@@ -90,7 +90,8 @@ class Sequences:
     """N sequences of T frames and what is known of them.
 
     Arguments:
-        frames: (N, T, H, W) float32 in [0, 1]
+        frames: (N, T, H, W) float32 in [0, 1]; where frames of a user's files have several
+            channels, these follow each other along T
         labels: (N, K) int64, the class of each of the K digits
         positions: (N, T, K, 2) int64, (y, x) of each digit's top left corner, px
         choices: (N, T) bool, whether frame t is not determined by the frames before it
@@ -116,11 +117,11 @@ class Sequences:
             self.frames[rows], self.labels[rows], self.positions[rows], self.choices[rows]
         )
 
-    def split(self, num_cond_frames: int) -> tuple[Tensor, Tensor]:
-        """The frames just before the last one, (N, num_cond_frames, H, W), and the last one,
-        (N, 1, H, W), both in [0, 1]."""
-        end = self.frames.shape[1] - 1
-        return self.frames[:, end - num_cond_frames : end], self.frames[:, end:]
+    def split(self, cond_channels: int, answer_channels: int = 1) -> tuple[Tensor, Tensor]:
+        """The frames just before the last one, (N, cond_channels, H, W), and the last one,
+        (N, answer_channels, H, W), both in [0, 1]. A frame of digits has one channel."""
+        end = self.frames.shape[1] - answer_channels
+        return self.frames[:, end - cond_channels : end], self.frames[:, end:]
 
 
 @runtime_checkable
@@ -146,6 +147,18 @@ class World(Protocol):
     @property
     def num_cond_frames(self) -> int:
         """Conditioning frames of a window (0: unconditional)."""
+
+    @property
+    def cond_channels(self) -> int:
+        """Channels of all conditioning frames of a window together."""
+
+    @property
+    def answer_channels(self) -> int:
+        """Channels of the last frame of a window, which is generated."""
+
+    @property
+    def label_classes(self) -> int:
+        """Classes of the answers' labels, a channel each; 0 for grey levels and colours."""
 
     @property
     def num_digits(self) -> int:
@@ -225,6 +238,8 @@ class MovingDigits:
     """
 
     dataset: str
+    answer_channels = 1
+    label_classes = 0
 
     def __init__(
         self,
@@ -237,7 +252,7 @@ class MovingDigits:
     ):
         self.digits = digits
         self.seq_len = seq_len
-        self.num_cond_frames = num_cond_frames
+        self.num_cond_frames = self.cond_channels = num_cond_frames
         self.num_digits = num_digits
         self.image_size = image_size
         self.digit_size = digits.images.shape[-1]
@@ -615,7 +630,9 @@ class Mixture:
     dataset = "mixture"
     source = None
     frame_shape = (1, 2)
-    num_cond_frames = 0
+    num_cond_frames = cond_channels = 0
+    answer_channels = 1
+    label_classes = 0
     num_digits = 1
     directed = False
     modes_total = 10

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import measure  # noqa: E402
 
 from command_line import make_parser  # noqa: E402
-from config import Count, ModelSettings, WorldSettings, build  # noqa: E402
+from config import Count, ModelSettings, build  # noqa: E402
 from devices import pick_device  # noqa: E402
 
 MATRIX_SIDE = (
@@ -129,9 +129,8 @@ def main(argv: list[str] | None = None) -> None:
     device, n = pick_device(args.device), args.images
     settings = settings_of(args.network)
     torch.manual_seed(0)
-    world = build(WorldSettings, settings)
     model = build(ModelSettings, settings)
-    ours = checkpoint.make_denoiser(world, model, 0.5).unet.to(device)
+    ours = checkpoint.make_denoiser((settings["num_cond_frames"], 1), model, 0.5).unet.to(device)
     theirs = peer(settings).to(device)
     side, channels = settings["image_size"], settings["num_cond_frames"] + 1
     x = torch.randn(n, channels, side, side, device=device).contiguous(

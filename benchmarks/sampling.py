@@ -187,7 +187,7 @@ def peers(args) -> tuple[str, dict]:
     import torch
 
     import checkpoint
-    from config import ModelSettings, WorldSettings
+    from config import ModelSettings
 
     class Free(torch.nn.Module):
         def forward(self, x, c_noise, labels=None, moved=None):
@@ -197,7 +197,7 @@ def peers(args) -> tuple[str, dict]:
     small = ModelSettings(channels=[32, 64], blocks=1, attention=[1], patch_size=4)
     particles, result, rows = 8 * args.num_sets, {}, []
     for kind in ("U-Net", "no network"):
-        net = checkpoint.make_denoiser(WorldSettings(), small, 0.5).eval().requires_grad_(False)
+        net = checkpoint.make_denoiser((1, 1), small, 0.5).eval().requires_grad_(False)
         if kind == "no network":
             net.add_module("unet", Free())
         x, cond = (torch.randn(particles, 1, 32, 32) for _ in range(2))

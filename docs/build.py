@@ -329,10 +329,10 @@ def scale_table() -> str:
     for name, changes in models.items():
         settings = TrainingSettings.from_values(large | changes)
         side = settings.world.image_size
-        frames = (settings.world.num_cond_frames or 0) + 1
+        given = settings.world.num_cond_frames or 0
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            unet = checkpoint.make_denoiser(settings.world, settings.model, 0.5).unet
-            unet(torch.empty(1, frames, side, side), torch.empty(1))
+            unet = checkpoint.make_denoiser((given, 1), settings.model, 0.5).unet
+            unet(torch.empty(1, given + 1, side, side), torch.empty(1))
         forward = counter.get_total_flops()
         total = cells * sets * particles * forward * (calls + backward)
         hours = total / (REACHED * PEAK) / 3600

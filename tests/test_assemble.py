@@ -13,7 +13,7 @@ import checkpoint
 import evaluate
 import tasks
 from config import EvaluationSettings, SettingError
-from frame_files import load_frames
+from own_frames import load_frames
 
 EXACT = ["--denoiser", "exact", "--digits", "embedded", "--device", "cpu", "--num_steps", "2"]
 
@@ -100,15 +100,16 @@ def test_more_sets_than_test_conditions_are_not_repeated(frames_file, tmp_path, 
         outdir = tmp_path / str(most) / flags[-1].replace("/", "-")
         argv = [*EXACT, *flags, "--batch_size", "2"]
         evaluate.main([*argv, "--num_sets", str(most + 7), "--outdir", str(outdir)])
-        (line,) = capsys.readouterr().err.strip().splitlines()
+        *understood, line = capsys.readouterr().err.strip().splitlines()
         assert f"num_sets: {most + 7} are more than the {most} test conditions" in line
+        assert len(understood) == ("--frames" in flags)  # what the frames are
         arrays, result = evaluate.records.finished(str(outdir))
         config = yaml.safe_load((outdir / "config.yaml").read_text())
         assert result["num_sets"] == config["num_sets"] == len(arrays["samples"]) == most
         assert len(result["quality"]["per_set"]) == most
         # As many as there are: no word, and the same run as the one that asked for more.
         evaluate.main([*argv, "--num_sets", str(most), "--outdir", str(outdir)])
-        assert capsys.readouterr().err == ""
+        assert capsys.readouterr().err.splitlines() == understood
 
 
 def test_conditions_of_all_sets_differ_up_to_the_cap(frames_file):

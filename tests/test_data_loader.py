@@ -7,7 +7,7 @@ from conftest import ROOT
 import worlds
 from config import DigitSettings, SettingError, WorldSettings
 from data_loader import load_digits, load_world
-from frame_files import OwnFrames
+from own_frames import OwnFrames
 
 
 def test_splits_of_the_embedded_digits_share_nothing():

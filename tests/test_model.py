@@ -5,7 +5,7 @@ import torch
 from conftest import slow_but
 
 from checkpoint import make_denoiser
-from config import ModelSettings, WorldSettings
+from config import ModelSettings
 from model import (
     Attention,
     EDMDenoiser,
@@ -23,7 +23,7 @@ from ranges import to_model_range, to_unit_range
 def network(**settings) -> EDMDenoiser:
     torch.manual_seed(0)
     small = dict(channels=[16, 16], blocks=1, attention=[1], head_channels=8) | settings
-    net = make_denoiser(WorldSettings(), ModelSettings(**small), 0.4).eval()
+    net = make_denoiser((1, 1), ModelSettings(**small), 0.4).eval()
     for parameter in net.parameters():  # zero-initialised layers would hide mistakes
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.05)
@@ -149,7 +149,7 @@ def test_single_precision_agrees_with_double(settings):
 
 def test_untrained_network_is_the_best_guess_without_one():
     """With F = 0, D = c_skip x: the posterior mean of N(0, sigma_data^2) data."""
-    net = make_denoiser(WorldSettings(), ModelSettings(channels=[16], attention=[]), 0.4)
+    net = make_denoiser((1, 1), ModelSettings(channels=[16], attention=[]), 0.4)
     x = torch.randn(2, 1, 32, 32)
     for sigma in (0.01, 1.0, 50.0):
         expected = x * 0.4**2 / (0.4**2 + sigma**2)

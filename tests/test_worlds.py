@@ -85,6 +85,7 @@ def test_a_window_can_be_chosen_in_every_world(settings):
 def test_what_lacks_a_member_is_no_world():
     class WithoutWindows:
         dataset, source, frame_shape, num_cond_frames, num_digits = "x", None, (1, 2), 0, 1
+        cond_channels, answer_channels, label_classes = 0, 1, 0
         directed, modes_total, mode_probabilities = False, None, None
         to = sequences = print
 
