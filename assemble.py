@@ -230,6 +230,8 @@ def _check(settings: EvaluationSettings, offered: str, trained: Mapping[str, Any
             0,
             "1 or more; only dataset centered is sampled without conditioning frames",
         )
+    if exact and world.answers == "none":
+        reject("answers", "none", "given with --denoiser exact, which knows the answers")
     if world.dataset == "frames" and guidance.pg_features == "classifier":
         reject("pg_features", "classifier", "pixels with frames; the classifier knows digits only")
     for key in ("dataset", "image_size", "num_cond_frames", "num_digits"):

@@ -7,7 +7,7 @@
     DATA/SEQUENCE/*.png             a folder per sequence, in natural order: frame 2 before frame 10
     DATA/SEQUENCE/answers/*.png     its answers, one or more; `masks` or `labels` do as well
     DATA/GROUP/SEQUENCE/*.png       sequences of one patient or video, which stay together
-    DATA/*.gif, *.mp4               a file per sequence
+    DATA/*.gif, *.mp4               a file per sequence, also TIFFs of several pages
     DATA/images/*.png, DATA/masks/  a picture per case; its answer has the same name, and answers of
                                     several people lie in masks/NAME/ or in folders masks_1, masks_2
     DATA/train/, DATA/test/         each laid out in one of these ways: the split is given
@@ -30,12 +30,14 @@ import numpy as np
 
 from config import reject
 from pictures import (
+    LOSSY,
     PICTURES,
     VIDEOS,
     Stack,
     files_in,
     folders_in,
     is_hidden,
+    is_stack,
     read_picture,
     read_video,
 )
@@ -80,6 +82,7 @@ class Cases:
         groups: the group of each sequence, which no split divides; empty: each is its own
         splits: train, validation or test for each sequence; empty where the files do not say
         notices: what was not used, a sentence each
+        lossy: whether an answer was compressed in a way that changes its values
     """
 
     frames: np.ndarray
@@ -90,6 +93,7 @@ class Cases:
     groups: list[str] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    lossy: bool = False
 
 
 def find(given: str) -> Path:
@@ -371,7 +375,9 @@ class _Folder:
         if images is not None and files_in(images, PICTURES):
             self._read_pairs(folder, images)
             return
-        videos = files_in(folder, VIDEOS)
+        pictures = files_in(folder, PICTURES)
+        stacks = [p for p in pictures if is_stack(p)]
+        videos = [*files_in(folder, VIDEOS), *stacks]
         sequences = [p for p in subfolders if files_in(p, PICTURES)]
         groups = [p for p in subfolders if p not in sequences and self._holds_sequences(p)]
         for video in videos:
@@ -382,7 +388,6 @@ class _Folder:
             for sequence in folders_in(group):
                 if files_in(sequence, PICTURES):
                     self._read_sequence(sequence, group=group.name)
-        pictures = files_in(folder, PICTURES)
         if pictures and not (videos or sequences or groups):
             for picture in pictures:  # each a case of its own, without an answer
                 self._add_case(folder, picture.stem, [read_picture(picture)], picture, [], "")
@@ -446,6 +451,7 @@ class _Folder:
         for file in answers:
             self.answers.add(read_picture(file, labels=True), file)
         found = self.cases_read
+        found.lossy |= any(file.suffix.lower() in LOSSY for file in answers)
         found.lengths.append(len(frames))
         found.counts.append(len(answers))
         found.names.append(name)

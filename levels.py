@@ -155,6 +155,7 @@ def answer_levels(
     array: np.ndarray,
     given: Sequence[float] | None,
     known: Sequence[float] | None,
+    lossy: bool,
     name_of: Callable[[int], str],
     path: Path,
     notices: list[str],
@@ -165,13 +166,14 @@ def answer_levels(
         array: (n, H, W) or (n, H, W, 3)
         given: the setting value_range, with which they are grey levels
         known: the values of the classes that a network was trained with
+        lossy: whether compression has changed the numbers, so that they are no labels
         name_of: the index of an answer -> what it is called in messages
         path: where they come from
         notices: is told what looks odd
 
     Raises SettingError where they are none of these.
     """
-    if given is not None:
+    if given is not None or lossy:
         return grey_levels(array, given, "answers", path, notices)
     extent(array, "answers", path)
     if known is not None:

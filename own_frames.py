@@ -165,7 +165,9 @@ def _understood(
             case = int(np.searchsorted(ends, index, side="right"))
             return f"answer {index - (int(ends[case]) - cases.counts[case])} of {cases.names[case]}"
 
-        levels = answer_levels(cases.answers, value_range, classes, name_of, path, notices)
+        levels = answer_levels(
+            cases.answers, value_range, classes, cases.lossy, name_of, path, notices
+        )
         answers = Pictures(cases.answers, levels)
         _note_empty(answers, cases, path, notices)
     else:

@@ -34,7 +34,7 @@ PICTURES = {
 }
 FFMPEG_VIDEOS = (".mp4", ".avi", ".mov", ".webm", ".mkv")
 VIDEOS = (".gif", *FFMPEG_VIDEOS)
-ARRAYS = (".npz", ".npy")
+LOSSY = (".jpg", ".jpeg", ".webp")  # in which a value of a label does not survive
 
 
 def natural(path: Path) -> list[tuple[int, int, str]]:
@@ -137,6 +137,7 @@ def _decoded(path: Path, labels: bool, several: bool) -> list[np.ndarray]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.filterwarnings("error", "Tag data larger|Truncated File")  # of a TIFF
             with _opened(path) as image:
                 count = getattr(image, "n_frames", 1)
                 if not several:
@@ -146,6 +147,17 @@ def _decoded(path: Path, labels: bool, several: bool) -> list[np.ndarray]:
                 return [_pixels(each, labels) for each in ImageSequence.Iterator(image)]
     except Exception as error:  # Pillow's decoders raise of every kind where a file is damaged
         _refuse(path, f"a {path.suffix[1:].upper()}", error)
+
+
+def is_stack(path: Path) -> bool:
+    """Whether a file is a TIFF of several pages; False where it cannot be opened."""
+    if PICTURES.get(path.suffix.lower()) != "TIFF":
+        return False
+    try:
+        with _opened(path) as image:
+            return getattr(image, "n_frames", 1) > 1
+    except Exception:  # as in `_decoded`; reading it will say why
+        return False
 
 
 def read_picture(path: Path, labels: bool = False) -> np.ndarray:

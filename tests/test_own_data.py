@@ -1,0 +1,688 @@
+"""Data sets as people have them: right, or one line that names the file and the reason."""
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import evaluate
+import train
+from config import SettingError, WorldSettings
+from own_frames import load_frames
+from pictures import natural
+
+SIDE = 8
+MASK = np.zeros((SIDE, SIDE), bool)
+MASK[2:6, 3:7] = True
+
+
+def understood(path, split="train", **more):
+    """The world of a data set."""
+    return load_frames(WorldSettings(dataset="frames", frames=str(path), **more), split)
+
+
+def right(world) -> np.ndarray:
+    """The right answers to all windows of a world, (W, A, C, H, W)."""
+    return world.right_answers(torch.arange(len(world))).numpy()
+
+
+def grey(i: int, dtype=np.uint8, white=255) -> np.ndarray:
+    """A picture that uses the whole range, another one for each i."""
+    values = np.random.default_rng(i).random((SIDE, SIDE))
+    values[0, 0], values[0, 1] = 0, 1
+    return (values * white).astype(dtype)
+
+
+def save(array, path, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = array if isinstance(array, Image.Image) else Image.fromarray(array)
+    image.save(path, **options)
+
+
+def folders(tmp_path, answer, number=6, answers="answers", extension="png"):
+    """A folder of `number` sequences of one frame with one answer, answer(i)."""
+    for i in range(number):
+        save(grey(i), tmp_path / "d" / f"s{i}" / f"0.{extension}")
+        save(answer(i), tmp_path / "d" / f"s{i}" / answers / "a.png")
+    return tmp_path / "d"
+
+
+def palette_image(labels, colours) -> Image.Image:
+    image = Image.fromarray(labels.astype(np.uint8)).convert("P")
+    image = Image.fromarray(labels.astype(np.uint8), "P") if image.mode != "P" else image
+    image.putpalette(np.asarray(colours, np.uint8).flatten().tolist())
+    return image
+
+
+# ---------------------------------------------------------------- masks, whatever their scale
+
+ALPHA = np.dstack([np.zeros((SIDE, SIDE, 3), np.uint8), MASK * np.uint8(255)])
+MASKS = {
+    "1 bit": lambda i: Image.fromarray(MASK),
+    "0 and 255": lambda i: MASK * np.uint8(255),
+    "0 and 1": lambda i: MASK * np.uint8(1),
+    "0 and 128": lambda i: MASK * np.uint8(128),
+    "1 and 2": lambda i: MASK * np.uint8(1) + np.uint8(1),
+    "16 bits": lambda i: MASK * np.uint16(65535),
+    "12 of 16 bits": lambda i: MASK * np.uint16(4095),
+    "1 bit among 8": lambda i: Image.fromarray(MASK) if i == 2 else MASK * np.uint8(255),
+    "8 bits among 16": lambda i: MASK * np.uint8(255) if i == 3 else MASK * np.uint16(65535),
+    "colour": lambda i: np.dstack([MASK * np.uint8(255)] * 3),
+    "red": lambda i: np.dstack([MASK * np.uint8(200), *[MASK * np.uint8(0)] * 2]),
+    "alpha of RGBA": lambda i: ALPHA,
+    "alpha of LA": lambda i: Image.fromarray(ALPHA, "RGBA").convert("LA"),
+    "palette of grey": lambda i: palette_image(MASK, [(0, 0, 0), (255, 255, 255)]),
+    "inverse palette": lambda i: palette_image(~MASK, [(255, 255, 255), (0, 0, 0)]),
+    "palette of colours": lambda i: palette_image(MASK, [(0, 0, 0), (255, 0, 0)]),
+}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_a_mask_is_read_as_it_was_meant(kind, tmp_path):
+    world = understood(folders(tmp_path, MASKS[kind]))
+    assert world.label_classes == 0 and world.answer_channels == 1
+    np.testing.assert_array_equal(right(world), np.broadcast_to(MASK, (5, 1, 1, SIDE, SIDE)))
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int32, np.int64, np.uint16, np.float32])
+@pytest.mark.parametrize("white", [1, 255])
+def test_arrays_of_masks_of_any_type(dtype, white, tmp_path):
+    masks = np.broadcast_to(MASK, (6, 2, SIDE, SIDE)).astype(dtype) * np.dtype(dtype).type(white)
+    frames = np.stack([grey(i) for i in range(6)])[:, None]
+    np.savez(tmp_path / "d.npz", frames=frames, answers=masks)
+    world = understood(tmp_path / "d.npz")
+    np.testing.assert_array_equal(right(world), np.broadcast_to(MASK, (5, 2, 1, SIDE, SIDE)))
+
+
+def test_raters_of_other_scales_are_refused_by_name(tmp_path):
+    path = folders(tmp_path, lambda i: MASK * np.uint8(1 if i == 2 else 255))
+    with pytest.raises(SettingError, match="answer 0 of s2 reaches 1, answer 0 of s0 255"):
+        understood(path)
+
+
+def test_empty_answers_are_said_to_be(tmp_path):
+    path = folders(tmp_path, lambda i: MASK * np.uint8(0 if i == 1 else 255))
+    notices = understood(path).data.notices
+    assert any("1 of 6 cases have only empty answers" in notice for notice in notices)
+
+
+# ---------------------------------------------------------------- classes
+
+
+def classes(i: int) -> np.ndarray:
+    labels = np.random.default_rng(i).integers(0, 3, (SIDE, SIDE), dtype=np.uint8)
+    labels[0, :3] = [0, 1, 2]
+    return labels
+
+
+COLOURS = [(0, 0, 0), (0, 200, 0), (200, 0, 0)]
+CLASSES = {
+    "0, 1, 2": (classes, (0, 1, 2)),
+    "0, 127, 255": (lambda i: np.array([0, 127, 255], np.uint8)[classes(i)], (0, 127, 255)),
+    "palette": (lambda i: palette_image(classes(i), COLOURS), (0, 1, 2)),
+    "colours": (lambda i: np.array(COLOURS, np.uint8)[classes(i)], (0, 200 << 16, 200 << 32)),
+}
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_few_values_are_classes_with_a_channel_each(kind, tmp_path):
+    answer, values = CLASSES[kind]
+    world = understood(folders(tmp_path, answer))
+    assert world.label_classes == 3 and world.answer_levels.values == values
+    for i, channels in zip((0, 1, 2, 3, 5), right(world)[:, 0]):
+        np.testing.assert_array_equal(channels, classes(i) == np.arange(3)[:, None, None])
+    assert "3 classes" in world.data.describe()
+
+
+def test_a_range_that_is_given_makes_them_grey_levels(tmp_path):
+    world = understood(folders(tmp_path, classes), value_range=[0, 255])
+    assert world.label_classes == 0
+    np.testing.assert_allclose(right(world)[0, 0, 0], classes(0) / 255, rtol=1e-6)
+
+
+def test_known_classes_hold_for_data_that_lacks_one_and_others_are_refused(tmp_path):
+    path = folders(tmp_path, lambda i: np.minimum(classes(i), 1))
+    assert understood(path, answer_classes=[0, 1, 2]).label_classes == 3
+    with pytest.raises(SettingError, match="which also hold 1"):
+        understood(path, answer_classes=[0, 2, 3])
+
+
+# ---------------------------------------------------------------- frames
+
+
+def frames_npz(tmp_path, frames, **more):
+    np.savez(tmp_path / "d.npz", frames=frames, **more)
+    return tmp_path / "d.npz"
+
+
+UNIT = np.stack([grey(i, np.float64, 1.0) for i in range(12)]).reshape(6, 2, SIDE, SIDE)
+RANGES = {
+    "floats": (UNIT, {}),
+    "-1 to 1": (UNIT * 2 - 1, {}),
+    "whole floats": (np.rint(UNIT * 255), {}),
+    "8 bits": (np.rint(UNIT * 255).astype(np.uint8), {}),
+    "8 bits in 64": (np.rint(UNIT * 255).astype(np.int64), {}),
+    "16 bits": (np.rint(UNIT * 65535).astype(np.uint16), {}),
+    "12 bits, said": (np.rint(UNIT * 4095).astype(np.uint16), dict(value_range=[0, 4095])),
+    "Hounsfield, said": (UNIT * 1400 - 1000, dict(value_range=[-1000, 400])),
+    "half": (UNIT.astype(np.float16), {}),
+    "channel last": (np.rint(UNIT * 255).astype(np.uint8)[..., None], {}),
+    "channel third": (np.rint(UNIT * 255).astype(np.uint8)[:, :, None], {}),
+}
+
+
+@pytest.mark.parametrize("kind", RANGES)
+def test_the_type_says_what_is_white(kind, tmp_path):
+    frames, more = RANGES[kind]
+    world = understood(frames_npz(tmp_path, frames), **more)
+    given = world.given(torch.arange(len(world))).numpy()[:, 0]
+    np.testing.assert_allclose(given, UNIT[[0, 1, 2, 3, 5], 0], atol=0.003)
+
+
+@pytest.mark.parametrize(
+    "frames, why",
+    [
+        (UNIT * 300, "value_range: got None; accepted: [black, white], because frames in"),
+        (UNIT * 1400 - 1000, "float64 from -1000 to 400"),
+        (np.rint(UNIT * 65535).astype(np.int64), "int64 from 0 to 65535"),
+        (np.rint(UNIT * 4).astype(np.uint8), "which look like class labels"),
+    ],
+)
+def test_numbers_that_no_type_explains_are_asked_for(frames, why, tmp_path):
+    with pytest.raises(SettingError) as error:
+        understood(frames_npz(tmp_path, frames))
+    assert why in str(error.value)
+
+
+def test_twelve_bits_in_sixteen_are_warned_of(tmp_path):
+    world = understood(frames_npz(tmp_path, np.rint(UNIT * 4095).astype(np.uint16)))
+    assert any("--value_range 0,4095" in notice for notice in world.data.notices)
+
+
+def test_the_range_has_to_hold_all_values(tmp_path):
+    with pytest.raises(SettingError, match="value_range: got .*a range that holds all values"):
+        understood(frames_npz(tmp_path, UNIT * 300), value_range=[0, 255])
+
+
+def moving(number: int, length: int) -> np.ndarray:
+    """Videos (number, length, H, W) of a dot that moves slowly, each from another place."""
+    videos = np.zeros((number, length, 16, 16), np.uint8)
+    rng = np.random.default_rng(0)
+    for n, start in enumerate(rng.integers(0, 12, (number, 2))):
+        for t in range(length):
+            y, x = start[0], (start[1] + t // 4) % 12
+            videos[n, t, y : y + 4, x : x + 4] = 255
+    return videos
+
+
+def test_time_first_is_recognised_and_said(tmp_path):
+    videos = moving(40, 12)
+    for array, name in ((videos, "mine.npy"), (videos.swapaxes(0, 1), "mnist_test_seq.npy")):
+        np.save(tmp_path / name, array)
+        world = understood(tmp_path / name, num_cond_frames=2)
+        assert len(world.data.splits) == 40
+        given = world.given(torch.arange(3)).numpy()
+        np.testing.assert_array_equal(given, [videos[0, t : t + 2] / 255 for t in range(3)])
+        said = any("time comes first" in notice for notice in world.data.notices)
+        assert said == (name == "mnist_test_seq.npy")
+    forced = understood(tmp_path / "mnist_test_seq.npy", num_cond_frames=2, frame_axes="nt")
+    assert len(forced.data.splits) == 12
+
+
+def test_an_array_that_may_be_either_is_asked_about(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(256, size=(5, 60, 8, 8)) % 251)
+    with pytest.raises(SettingError, match="frame_axes: got None; accepted: nt or tn"):
+        understood(tmp_path / "x.npy")
+
+
+# ---------------------------------------------------------------- names, folders
+
+
+def test_frames_are_in_natural_order_whatever_their_extension(tmp_path):
+    pictures = [grey(t) for t in range(12)]
+    for i in range(5):
+        for t, picture in enumerate(pictures):
+            name = f"{t}.PNG" if t % 2 else f"{t}.png"
+            save(np.roll(picture, i), tmp_path / f"s{i}" / name)
+    (tmp_path / "s0" / "._3.png").write_bytes(b"resource fork")
+    for hidden in (".ipynb_checkpoints", "__MACOSX"):
+        save(pictures[0], tmp_path / hidden / "0.png")
+        save(pictures[0], tmp_path / "s1" / hidden / "0.png")
+    world = understood(tmp_path, num_cond_frames=11)
+    assert len(world.data.splits) == 5
+    np.testing.assert_allclose(world.given(torch.tensor([0]))[0], np.stack(pictures[:11]) / 255)
+
+
+@pytest.mark.parametrize("name", ["Answers", "masks", "LABELS"])
+def test_folders_of_answers_have_several_names(name, tmp_path):
+    world = understood(folders(tmp_path, lambda i: MASK, answers=name))
+    assert world.data.answers is not None and right(world).sum() == 5 * MASK.sum()
+
+
+def test_pictures_in_a_folder_of_another_name_are_refused_by_name(tmp_path):
+    path = folders(tmp_path, lambda i: MASK, answers="solutions")
+    with pytest.raises(SettingError, match="s0/solutions'; accepted: answers, masks, labels"):
+        understood(path)
+
+
+def test_answers_that_are_photographs_are_read(tmp_path):
+    path = folders(tmp_path, lambda i: MASK)
+    for i in range(6):
+        (path / f"s{i}" / "answers" / "a.png").unlink()
+        save(MASK * np.uint8(255), path / f"s{i}" / "answers" / "a.jpg", quality=95)
+    # JPEG is not exact: grey levels, which metrics binarise
+    assert ((right(understood(path))[:, 0, 0] > 0.5) == MASK).all()
+
+
+def test_what_is_not_used_is_named(tmp_path):
+    path = folders(tmp_path, lambda i: MASK)
+    (path / "notes.txt").write_text("x")
+    save(grey(0), path / "s0" / "0.tga")
+    notices = " ".join(understood(path).data.notices)
+    assert "notes.txt" in notices and "0.tga" in notices
+
+
+def test_an_answer_that_is_missing_is_named(tmp_path):
+    path = folders(tmp_path, lambda i: MASK)
+    (path / "s3" / "answers" / "a.png").unlink()
+    with pytest.raises(SettingError, match="1 of 6 have none, such as s3"):
+        understood(path)
+
+
+@pytest.mark.parametrize("several", ["folders", "subfolders"])
+def test_images_and_masks_in_two_folders(several, tmp_path):
+    for i in range(6):
+        save(grey(i), tmp_path / "images" / f"case_{i}.jpg", quality=98)
+        for a in range(2 if i else 1):  # the first case has one answer only
+            place = f"masks_{a}/case_{i}.png" if several == "folders" else f"masks/case_{i}/{a}.png"
+            save(np.roll(MASK, a, 1), tmp_path / place)
+    world = understood(tmp_path)
+    assert world.counts.tolist() == [1, 2, 2, 2, 2]
+    assert world.data.cases.names[0] == "case_0"
+    np.testing.assert_array_equal(right(world)[1, 1, 0], np.roll(MASK, 1, 1))
+    save(MASK, tmp_path / "masks_0" / "case_9.png")
+    with pytest.raises(SettingError, match="case_9.png'; accepted: answers to pictures in"):
+        understood(tmp_path)
+
+
+def test_files_of_animations_and_stacks_are_sequences(tmp_path):
+    videos = np.stack([[np.roll(MASK, t + n, 1) for t in range(5)] for n in range(6)])
+    videos = videos * np.uint8(255)
+    for n, video in enumerate(videos):
+        first, *others = [Image.fromarray(frame) for frame in video]
+        place = tmp_path / f"{n}.{'gif' if n % 2 else 'tif'}"
+        first.save(place, save_all=True, append_images=others)
+    world = understood(tmp_path, num_cond_frames=4)
+    each = {world.names[i]: world.given(torch.tensor([i]))[0] for i in range(len(world))}
+    for name, given in each.items():
+        np.testing.assert_allclose(given, videos[int(name), :4] / 255)
+    assert {"0", "1"} <= set(each)
+
+
+def test_videos_are_decoded_or_their_decoder_is_named(tmp_path):
+    videos = moving(5, 6).repeat(4, -1).repeat(4, -2)
+    try:
+        import imageio_ffmpeg
+    except ImportError:
+        for n in range(5):
+            (tmp_path / f"{n}.mp4").write_bytes(b"\0\0\0\x18ftypmp42")
+        with pytest.raises(SettingError, match="pip install imageio-ffmpeg"):
+            understood(tmp_path)
+        return
+    del imageio_ffmpeg
+    import imageio.v3
+
+    for n, video in enumerate(videos):
+        imageio.v3.imwrite(tmp_path / f"{n}.mp4", np.stack([video] * 3, -1), plugin="FFMPEG", fps=5)
+    world = understood(tmp_path, num_cond_frames=5)
+    given = world.given(torch.tensor([0]))[0].numpy()
+    assert given.shape == (5, 64, 64) and np.abs(given - videos[0, :5] / 255).mean() < 0.02
+    (tmp_path / "0.mp4").write_bytes(b"no video")
+    with pytest.raises(SettingError, match="0.mp4'; accepted: a video that can be read"):
+        understood(tmp_path)
+
+
+def test_colour_has_three_channels(tmp_path):
+    colours = np.random.default_rng(0).integers(0, 256, (6, 3, SIDE, SIDE, 3), dtype=np.uint8)
+    as_array = understood(frames_npz(tmp_path, colours), num_cond_frames=2)
+    for i, frames in enumerate(colours):
+        for t, frame in enumerate(frames):
+            save(frame, tmp_path / "d" / f"{i}" / f"{t}.png")
+    for world in (as_array, understood(tmp_path / "d", num_cond_frames=2)):
+        assert (world.cond_channels, world.answer_channels) == (6, 3)
+        given = world.given(torch.tensor([1]))[0].numpy()
+        np.testing.assert_allclose(given, colours[1, :2].transpose(0, 3, 1, 2) / 255, rtol=1e-6)
+        windows = world.windows(4, torch.Generator().manual_seed(0), which=torch.full((4,), 1))
+        cond, answer = windows.split(world.cond_channels, world.answer_channels)
+        np.testing.assert_allclose(cond[0].view(2, 3, SIDE, SIDE), given)
+        np.testing.assert_allclose(answer[0], colours[1, 2].transpose(2, 0, 1) / 255, rtol=1e-6)
+
+
+def test_natural_order():
+    from pathlib import Path
+
+    names = ["f10b", "f2", "f1", "F3", "a", "10", "9"]
+    assert [p.name for p in sorted(map(Path, names), key=natural)] == [
+        "9",
+        "10",
+        "a",
+        "f1",
+        "f2",
+        "F3",
+        "f10b",
+    ]
+
+
+# ---------------------------------------------------------------- splits
+
+
+def labelled(tmp_path, number, **more):
+    frames = np.stack([grey(i) for i in range(number)])[:, None]
+    answers = np.broadcast_to(MASK * np.uint8(255), (number, 1, SIDE, SIDE))
+    return frames_npz(tmp_path, frames, answers=answers, **more)
+
+
+def test_groups_never_straddle_a_split(tmp_path):
+    groups = np.arange(90) // 3 % 25
+    path = labelled(tmp_path, 90, groups=groups)
+    worlds = [understood(path, split) for split in ("train", "validation", "test")]
+    assert sum(map(len, worlds)) == 90 and all(map(len, worlds))
+    own = [{groups[int(name)] for name in world.names} for world in worlds]
+    assert not (own[0] & own[1] or own[0] & own[2] or own[1] & own[2])
+    assert "25 groups" in worlds[0].data.describe()
+
+
+def test_a_split_that_is_given_is_used(tmp_path):
+    split = np.array(["train"] * 4 + ["test"] * 2 + ["validation"])
+    path = labelled(tmp_path, 7, split=split)
+    assert [len(understood(path, name)) for name in ("train", "test", "validation")] == [4, 2, 1]
+    mixed = labelled(tmp_path, 7, split=split, groups=np.arange(1, 8) // 2)
+    with pytest.raises(SettingError, match="group 2 is in test and train"):
+        understood(mixed)
+
+
+def test_folders_train_and_test_are_the_split(tmp_path):
+    for split, number in (("Train", 4), ("test", 2)):
+        for i in range(number):
+            save(grey(i), tmp_path / split / f"s{i}" / "0.png")
+            save(MASK, tmp_path / split / f"s{i}" / "masks" / "0.png")
+    assert len(understood(tmp_path, "train")) == 4 and len(understood(tmp_path, "test")) == 2
+
+
+def test_folders_of_patients_are_groups(tmp_path):
+    for patient in range(6):
+        for visit in range(2):
+            save(grey(2 * patient + visit), tmp_path / f"p{patient}" / f"v{visit}" / "0.png")
+            save(MASK, tmp_path / f"p{patient}" / f"v{visit}" / "masks" / "0.png")
+    world = understood(tmp_path, "test")
+    assert world.names == ["p4/v0", "p4/v1"]
+
+
+# ---------------------------------------------------------------- the same path, other data
+
+TINY = ["--channels", "[8]", "--blocks", "1", "--attention", "[]", "--head_channels", "8"]
+SHORT = [*TINY, "--iterations", "2", "--batch_size", "4", "--patch_size", "4", "--device", "cpu"]
+
+
+def trained(tmp_path, path, *more):
+    out = tmp_path / "model"
+    train.main(["--frames", str(path), *SHORT, "--outdir", str(out), *more])
+    return out
+
+
+def test_other_data_on_the_same_path_is_noticed_everywhere(tmp_path, capsys, refused):
+    path = labelled(tmp_path, 10)
+    out = trained(tmp_path, path)
+    argv = ["--checkpoint", str(out / "model.safetensors"), "--num_sets", "2", "--num_steps", "3"]
+    argv += ["--batch_size", "2", "--device", "cpu", "--outdir", str(tmp_path / "run")]
+    evaluate.main(argv)
+    evaluate.main(argv)  # this very run again
+    capsys.readouterr()
+    labelled(tmp_path, 11)
+    assert "comes from other frames" in refused(evaluate.main, argv)
+    evaluate.main([*argv[:-1], str(tmp_path / "other")])
+    assert "has changed since the training" in capsys.readouterr().err
+    assert "it began with others" in refused(train.main, ["--resume", str(out)])
+
+
+def test_frames_of_another_size_or_kind_than_the_training_are_refused(tmp_path, refused, capsys):
+    out = trained(tmp_path, labelled(tmp_path, 10))
+    capsys.readouterr()
+    argv = ["--checkpoint", str(out / "model.safetensors"), "--device", "cpu"]
+    argv += ["--outdir", str(tmp_path / "run"), "--frames"]
+    rng = np.random.default_rng(0)
+    for shape, why in [
+        ((10, 2, 16, 16), "8 x 8 px, which the checkpoint was trained with; these have 16 x 16"),
+        ((10, 2, 8, 8, 3), "frames of 1 channels and answers of 1"),
+    ]:
+        np.savez(tmp_path / "o.npz", frames=rng.integers(256, size=shape, dtype=np.uint8))
+        assert why in refused(evaluate.main, [*argv, str(tmp_path / "o.npz")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_training_without_conditioning_frames_is_refused(tmp_path, refused):
+    argv = ["--frames", str(labelled(tmp_path, 10)), *SHORT, "--num_cond_frames", "0"]
+    assert "num_cond_frames: got 0" in refused(train.main, argv)
+
+
+# ---------------------------------------------------------------- from start to end
+
+
+@pytest.mark.parametrize("kind", ["classes", "colour", "ragged"])
+def test_every_kind_from_training_to_pictures_of_new_data(kind, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    if kind == "classes":
+        path = folders(tmp_path, classes, 10)
+    elif kind == "ragged":
+        path = folders(tmp_path, lambda i: MASK, 10)
+        for i in (1, 4, 9):
+            save(np.roll(MASK, 1), path / f"s{i}" / "answers" / "b.png")
+    else:
+        colours = rng.integers(0, 256, (10, 2, SIDE, SIDE, 3), dtype=np.uint8)
+        path = frames_npz(tmp_path, colours)
+    out = trained(tmp_path, path, "--motion", "1" if kind == "colour" else "0")
+    assert (out / "examples.png").is_file()
+    capsys.readouterr()
+    model = ["--checkpoint", str(out / "model.safetensors"), "--device", "cpu", "--num_steps", "3"]
+    run = tmp_path / "run"
+    guided = [*model, "--pg_factor", "1", "--batch_size", "3", "--num_sets", "2"]
+    evaluate.main([*guided, "--outdir", str(run)])
+    said = capsys.readouterr()
+    assert str(path) in said.err and "10 sequences" in said.err
+    assert {"examples.png", "samples.png", "metrics.json"} <= {p.name for p in run.iterdir()}
+    with np.load(run / "samples.npz") as file:
+        shape = (2, 3, 3, SIDE, SIDE) if kind == "colour" else (2, 3, SIDE, SIDE)
+        assert file["samples"].shape == shape
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert 0 <= metrics["hm_iou"]["mean"] <= 1 and metrics["data"]["sequences"] == 10
+    if kind == "classes":
+        assert len(metrics["class_iou"]) == 2 and "IoU of class" in said.out
+    if kind == "ragged":
+        assert metrics["answers_iou_distance"]["mean"] > 0
+
+    # New pictures without answers, as they come.
+    for name in ("x1", "x2", "x10"):
+        picture = rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+        save(picture if kind == "colour" else picture[..., 0], tmp_path / "new" / f"{name}.png")
+    new = tmp_path / "predicted"
+    argv = [*model, "--frames", str(tmp_path / "new"), "--answers", "none", "--batch_size", "2"]
+    evaluate.main([*argv, "--outdir", str(new)])
+    drawn = sorted(str(p.relative_to(new)) for p in (new / "predictions").rglob("*.png"))
+    assert len(drawn) == 6 and "predictions/x10/particle_1.png" in drawn
+    pixels = np.asarray(Image.open(new / "predictions" / "x2" / "particle_0.png"))
+    expected = {"classes": {0, 1, 2}, "ragged": {0, 255}}.get(kind, set(range(256)))
+    assert set(np.unique(pixels)) <= expected
+    assert pixels.shape == ((SIDE, SIDE, 3) if kind == "colour" else (SIDE, SIDE))
+
+
+def test_class_metrics_are_means_over_the_classes_that_are_there():
+    from metrics import answer_metrics
+
+    truth = torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
+    truth[..., :2, :] = 1
+    truth[..., 2, :] = 2
+    one = torch.ones(1, dtype=torch.float64)
+    perfect = answer_metrics(truth, truth, one, 4)
+    assert perfect["mean_iou"]["mean"] == 1 and perfect["class_iou"][2] is None
+    sample = truth.clone()
+    sample[..., 1, :] = 2  # 4 of the 8 pixels of class 1 become class 2
+    found = answer_metrics(sample, truth, one, 4)
+    assert found["class_iou"][0]["mean"] == pytest.approx(4 / 8)
+    assert found["class_iou"][1]["mean"] == pytest.approx(4 / 8)
+    assert found["mean_iou"]["mean"] == found["hm_iou"]["mean"] == pytest.approx(0.5)
+
+
+def test_spread_and_its_diagnosis_tell_too_much_from_too_little():
+    from metrics import answer_metrics
+
+    generator = torch.Generator().manual_seed(0)
+    answers = (torch.rand(20, 4, 8, 8, generator=generator) > 0.5).float()
+    alike = torch.full((4,), 0.25, dtype=torch.float64)
+    same = answer_metrics(answers, answers, alike)
+    assert same["excess_spread"]["mean"] == pytest.approx(0, abs=1e-6)
+    collapsed = answer_metrics(answers[:, :1].expand(-1, 4, -1, -1), answers, alike)
+    assert "guidance is for this case" in evaluate.diagnosis(collapsed)
+    agreeing = answers[:, :1].expand(-1, 4, -1, -1).clone()
+    agreeing[:, 1, 0] = 1 - agreeing[:, 1, 0]
+    assert "would add to it" in evaluate.diagnosis(answer_metrics(answers, agreeing, alike))
+
+
+# ---------------------------------------------------------------- damaged and hostile files
+
+
+def corpus(tmp_path) -> dict[str, bytes]:
+    """The bytes of a small whole file of every accepted type."""
+    found = {}
+    colour = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    for kind in ("png", "jpg", "tif", "bmp", "webp", "gif"):
+        file = io.BytesIO()
+        name = {"jpg": "JPEG", "tif": "TIFF"}.get(kind, kind.upper())
+        Image.fromarray(colour).save(file, name)
+        found[kind] = file.getvalue()
+    file = io.BytesIO()
+    np.save(file, np.stack([grey(i) for i in range(12)]).reshape(6, 2, SIDE, SIDE))
+    found["npy"] = file.getvalue()
+    file = io.BytesIO()
+    np.savez_compressed(file, frames=np.stack([grey(i) for i in range(12)]).reshape(6, 2, 8, 8))
+    found["npz"] = file.getvalue()
+    return found
+
+
+def damaged(data: bytes, rng) -> bytes:
+    """The same with a part cut off, overwritten, doubled or flipped."""
+    out = bytearray(data)
+    how = rng.integers(4)
+    place = int(rng.integers(len(out)))
+    if how == 0:
+        return bytes(out[:place])
+    if how == 1:
+        length = int(rng.integers(1, 40))
+        out[place : place + length] = rng.bytes(length)
+        return bytes(out)
+    if how == 2:
+        return bytes(out[:place] + out[place // 2 :])
+    for _ in range(8):
+        out[int(rng.integers(len(out)))] ^= 1 << int(rng.integers(8))
+    return bytes(out)
+
+
+@pytest.mark.parametrize("number", [64, pytest.param(500, marks=pytest.mark.slow)])
+def test_damaged_files_are_one_line_or_right(number, tmp_path):
+    rng = np.random.default_rng(number)
+    whole = corpus(tmp_path)
+    refusals = 0
+    for i in range(number):
+        kind = list(whole)[i % len(whole)]
+        data = damaged(whole[kind], rng)
+        place = tmp_path / str(i)
+        if kind in ("npy", "npz"):
+            path = place.with_suffix(f".{kind}")
+            path.write_bytes(data)
+        else:
+            path = place
+            for j in range(5):
+                inside = place / f"{j}.gif" if kind == "gif" else place / f"s{j}" / f"0.{kind}"
+                inside.parent.mkdir(parents=True, exist_ok=True)
+                inside.write_bytes(data if j == 2 else whole[kind])
+                if kind != "gif":
+                    save(MASK, place / f"s{j}" / "masks" / "0.png")
+        try:
+            world = understood(path)
+            assert torch.isfinite(world.given(torch.arange(len(world)))).all()
+        except SettingError as error:
+            refusals += 1
+            assert str(place) in str(error) and "\n" not in str(error)
+    assert refusals > number / 4
+
+
+def hostile(tmp_path, how):
+    path = tmp_path / "d.npz"
+    if how == "pickle":
+        np.savez(path, frames=np.array([print] * 6, dtype=object))
+    elif how == "huge":
+        header = b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': "
+        header += b"(1000000, 1000, 1000, 100), }"
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("frames.npy", header.ljust(127) + b"\n")
+    elif how == "other type":
+        path = folders(tmp_path, lambda i: MASK)
+        file = io.BytesIO()
+        Image.fromarray(MASK).convert("L").save(file, "JPEG")
+        (path / "s3" / "0.png").write_bytes(file.getvalue())
+    elif how == "several":
+        path = folders(tmp_path, lambda i: MASK)
+        first, *others = [Image.fromarray(grey(t)) for t in range(3)]
+        first.save(path / "s3" / "0.tif", save_all=True, append_images=others)
+    elif how == "hdf5":
+        path = tmp_path / "d.h5"
+        path.write_bytes(b"\x89HDF\r\n\x1a\n")
+    elif how == "a picture":
+        path = tmp_path / "d.png"
+        save(grey(0), path)
+    elif how == "dicom":
+        path = tmp_path / "d"
+        path.mkdir()
+        for i in range(12):
+            (path / f"{i}.dcm").write_bytes(b"DICM")
+    return path
+
+
+@pytest.mark.parametrize(
+    "how, why",
+    [
+        ("pickle", "can be read (Object arrays cannot be loaded"),
+        ("huge", "can be read ("),
+        ("other type", "s3/0.png'; accepted: a PNG that can be read"),
+        ("several", "it holds 3 pictures; a video stands by itself"),
+        ("hdf5", ".h5 files are not read, np.savez writes an .npz"),
+        ("a picture", "put the .png files into a directory"),
+        ("dicom", "found 12 files (.dcm)"),
+    ],
+)
+def test_what_is_not_taken_says_why(how, why, tmp_path):
+    path = hostile(tmp_path, how)
+    with pytest.raises(SettingError) as error:
+        understood(path)
+    assert why in str(error.value)
+
+
+def test_settings_of_own_data_are_checked():
+    for more, key in [
+        (dict(value_range=[1.0]), "value_range"),
+        (dict(value_range=[2.0, 1.0]), "value_range"),
+        (dict(answer_classes=[0.0, 1.0]), "answer_classes"),
+        (dict(answer_classes=[2.0, 1.0, 0.0]), "answer_classes"),
+    ]:
+        with pytest.raises(SettingError, match=f"^{key}: "):
+            WorldSettings(dataset="frames", frames="x", **more)
+
+
+def test_a_training_needs_answers(refused, tmp_path):
+    argv = ["--frames", str(labelled(tmp_path, 10)), "--answers", "none"]
+    assert "answers: got 'none'" in refused(train.main, argv)
+    exact = ["--denoiser", "exact", "--frames", str(labelled(tmp_path, 10)), "--answers", "none"]
+    assert "answers: got 'none'" in refused(evaluate.main, exact)
