@@ -420,6 +420,9 @@ def set_up(settings: EvaluationSettings, path: Path | None) -> Evaluation:
     modes = world.modes_total if task.answers is None else task.answers.shape[1]
     if settings.guidance.guidance == "joint" and modes > MOST_MODES:
         reject("guidance", "joint", f"any other in a world of more than {MOST_MODES} answers")
+    if settings.guidance.guidance == "joint" and settings.world.dataset == "frames":
+        if len(set(world.data.cases.counts)) > 1:
+            reject("guidance", "joint", "any other where cases have different numbers of answers")
     feature_classifier = None
     if settings.guidance.pg_features == "classifier" and settings.world.dataset != "mixture":
         feature_classifier = checkpoint.load_classifier("guide", device)

@@ -74,7 +74,10 @@ def distinct(array: np.ndarray, most: int) -> list[float] | None:
     """The different numbers in pictures, ascending; None where there are more than `most`."""
     found: set[float] = set()
     for part in parts(array):
-        found.update(np.unique(_as_labels(part)).tolist())
+        if part.dtype == np.uint8 and part.ndim == 3:  # counting is faster than sorting
+            found.update(np.flatnonzero(np.bincount(part.ravel(), minlength=256)).tolist())
+        else:
+            found.update(np.unique(_as_labels(part)).tolist())
         if len(found) > most:
             return None
     return sorted(found)
