@@ -108,6 +108,8 @@ def undocumented(path):
         for node in owner.body:
             if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"):
                 continue
+            if any(ast.unparse(each) == "overload" for each in node.decorator_list):
+                continue
             if ast.get_docstring(node):
                 documented |= {node.name} if in_class else set()
             elif not (in_class and node.name in documented):
