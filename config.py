@@ -223,6 +223,10 @@ class OptimizationSettings:
     """mean of ln sigma in training"""
     p_std: Positive = 1.2
     """standard deviation of ln sigma in training"""
+    augment: Optional[Literal["none", "flips", "dihedral", "dihedral_shifts"]] = None
+    """dataset frames: one random transformation for all frames of a sequence and its answer; flips,
+    along each axis; dihedral, flips and quarter turns; dihedral_shifts, small shifts too (null:
+    flips where sequences have answers, else none)"""
     log_every: Count = 50
     """iterations between lines of metrics.jsonl and of tracking"""
     save_every: Count = 1000

@@ -40,6 +40,7 @@ class Stream(IntEnum):
     DIRECTIONS = 6  # stratified noise: starting points of the power iteration
     PILOT = 7  # starting noise of the sets on which `decisions` are measured
     PROBES = 8  # directions in which `guidance.Variance` measures the posterior
+    HELD_OUT = 9  # windows and noise of the held-out loss
 
     def turn(self, turn: int) -> int:
         """The number of this stream in a later batch of the same set; turn 0 is the first."""

@@ -138,14 +138,16 @@ def check(settings: TrainingSettings) -> None:
             "a world of frames; the mixture's denoiser is exact and needs no training",
         )
     countable = world.dataset == "circle_jumping" and world.num_digits == 1
-    if settings.train.target == "posterior" and not countable:
+    if settings.train.target == "posterior" and not (countable or world.dataset == "frames"):
         reject(
             "target",
             "posterior",
-            "drawn in this world; posterior needs circle_jumping with one digit",
+            "drawn in this world; posterior needs circle_jumping with one digit, or dataset frames",
         )
     if world.answers == "none":
         reject("answers", "none", "given for a training, which learns from answers or next frames")
+    if settings.train.augment not in (None, "none") and world.dataset != "frames":
+        reject("augment", settings.train.augment, "none, or dataset frames; digits never run out")
     if settings.model.class_labels and world.dataset == "frames":
         reject("class_labels", True, "false with dataset frames, which has no classes")
 
@@ -164,8 +166,13 @@ def check_iterations(settings: TrainingSettings, state: Path) -> None:
 
 
 def check_sides(settings: TrainingSettings, frame_shape: tuple[int, int]) -> None:
-    """Refuse frames (height, width) in px that the network cannot halve as often as it has to."""
+    """Refuse frames (height, width) in px that the network cannot halve as often as it has to, or
+    that cannot be augmented."""
     model = settings.model
+    augment = settings.train.augment
+    height, width = frame_shape
+    if augment not in (None, "none", "flips") and height != width:
+        reject("augment", augment, f"none or flips for frames of {height} x {width} px, no squares")
     if any(side % model.multiple for side in frame_shape):
         reject(
             "frames" if settings.world.dataset == "frames" else "image_size",
@@ -219,7 +226,10 @@ def setup(argv: Sequence[str] | None = None) -> tuple[Training, Path]:
     check_sides(settings, world.frame_shape)
     if isinstance(world, OwnFrames):
         check_frames(settings, world, state)
-    training = Training(settings, device, world)
+    held_out = load_world(settings.world, settings.digits, "validation")
+    if held_out is not None:
+        held_out = held_out.to(device)
+    training = Training(settings, device, world, held_out)
     accumulate = settings.train.accumulate
     if settings.train.batch_size % (training.ranks * accumulate):
         reject(
@@ -391,12 +401,15 @@ class Progress:
     def record(self, step: dict[str, Any]) -> None:
         """Show and log an update, a value that `Training` yields."""
         loss = float(step["loss"])
+        held_out = step["held_out_loss"]
         if math.isfinite(loss):
             self.loss = loss if self.loss is None else 0.9 * self.loss + 0.1 * loss
         rate = self.images / (time.perf_counter() - self.start)
         self.images = 0
         self.start = time.perf_counter()
         shown = "-" if self.loss is None else f"{self.loss:.4f}"
+        if held_out is not None:
+            shown += f", held out {held_out:.4f}"
         self.bar.set_postfix_str(f"loss {shown}, {rate:.0f} img/s")
         self.last = dict(
             iteration=step["iteration"],
@@ -405,6 +418,8 @@ class Progress:
             lr_scale=step["lr_scale"],
             images_per_second=round(rate, 1),
         )
+        if held_out is not None:
+            self.last["held_out_loss"] = held_out
         if self.main:
             self.log.write(as_json(self.last))
             self.log.flush()
@@ -427,7 +442,8 @@ def run(
             i = step["iteration"]
             last = i == settings.iterations
             if i % settings.log_every == 0 or last:
-                progress.record(step)
+                held_out = training.measure_held_out() if main else None
+                progress.record(step | dict(held_out_loss=held_out))
             if main and (i % settings.save_every == 0 or last or interruption.signal):
                 training.save(outdir)
             if interruption.signal and not last:
@@ -444,7 +460,7 @@ def run(
                 tracker.picture(path, step=i)
             if main and last:
                 tracker.results(progress.last)
-                tracker.model(outdir / "model.safetensors", training.metadata())
+                tracker.model(outdir / "model.safetensors", training.kept_metadata())
 
 
 def draw_samples(training: Training, path: Path) -> None:
@@ -460,7 +476,7 @@ def draw_samples(training: Training, path: Path) -> None:
 
     world = training.world
     windows = world.windows(4, set_generator(training.seed, 0, device=training.device))
-    cond, _ = training.parts(windows)
+    cond, _ = windows.split(world.cond_channels, world.answer_channels)
     shape = (world.answer_channels, *world.frame_shape)
     noise = ParticleNoise(training.seed, range(4), range(8), shape, training.device)
     sigmas = karras_sigmas(18, 0.002, 80.0, 7.0)

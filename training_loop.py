@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ContextManager, Iterator
 
@@ -18,14 +19,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import checkpoint
+from augmentation import augment
 from config import OptimizationSettings, TrainingSettings, reject
 from devices import machine_name, use_bfloat16
-from model import edm_loss, inside, lit_box, posterior_mean, sigma_data_of
+from model import EDMDenoiser, edm_loss, inside, lit_box, posterior_mean, sigma_data_of
 from muon import Muon
 from noise import Stream, set_generator
 from own_frames import OwnFrames
 from ranges import to_model_range
-from worlds import MovingDigits, Sequences, World
+from worlds import MovingDigits, World
 
 STATE = "state.safetensors"
 PREVIOUS = "state-previous.safetensors"
@@ -33,6 +35,7 @@ MODEL = "model.safetensors"
 PATIENCE = 10  # updates in a row without a finite gradient after which a training has failed
 MEASURED_WINDOWS = 2048  # on which sigma_data and the crop are measured
 LABEL_DROPOUT = 0.1  # share of images that are trained without their label
+HELD_OUT_WINDOWS = 256  # on which the held-out loss is measured
 
 
 class Diverged(RuntimeError):
@@ -115,6 +118,142 @@ def ema_decay(iteration: int, settings: OptimizationSettings) -> float:
     return min(settings.ema, (1 + iteration) / (10 + iteration))
 
 
+def tensors_of(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the tensors whose names start with a prefix, by the rest of their names."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def augmentation_of(settings: TrainingSettings, world: World) -> str:
+    """The augmentation that settings name or, where they name none, the one that is safe.
+
+    With answers, such as masks, a flipped answer is right for the flipped frames. Without them a
+    flip turns the motion round, which may be what is to be learned, and of several classes one may
+    be the left one.
+    """
+    given = settings.train.augment
+    if given is not None:
+        return given
+    masks = isinstance(world, OwnFrames) and world.data.answers and not world.label_classes
+    return "flips" if masks else "none"
+
+
+@dataclass
+class Best:
+    """The averaged weights with the lowest held-out loss so far.
+
+    Arguments:
+        loss: that loss
+        iteration: the number of updates after which it was measured
+        tensors: the weights as they are written, on the CPU
+    """
+
+    loss: float
+    iteration: int
+    tensors: dict[str, Tensor]
+
+
+@dataclass
+class Windows:
+    """N windows of a world, in [-1, 1].
+
+    Arguments:
+        cond: (N, Cc, H, W), the conditioning frames
+        target: (N, C, H, W), the frame that followed
+        labels: (N,) int64
+        answers: (N, k, C, H, W), all frames that could have followed, for posterior targets
+        log_prior: (k,) or (N, k), the logarithm of their probabilities
+    """
+
+    cond: Tensor
+    target: Tensor
+    labels: Tensor
+    answers: Tensor | None = None
+    log_prior: Tensor | None = None
+
+    def expected(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """What noisy frames x (N, C, H, W) of noise levels sigma (N,) should become: the frame that
+        followed or, where the answers are there, their mean given x. Like x."""
+        if self.answers is None:
+            return self.target
+        return posterior_mean(x[:, None], sigma, self.answers, self.log_prior)[:, 0]
+
+
+def draw(
+    world: World, n: int, generator: torch.Generator, *, posterior: bool, augmentation: str
+) -> Windows:
+    """Draw n windows of a world, augmented; for posterior targets with their answers."""
+    answers = log_prior = None
+    if posterior and isinstance(world, OwnFrames):
+        device = generator.device
+        which = torch.randint(len(world), (n,), generator=generator, device=device)
+        windows = world.windows(n, generator, which=which)
+        answers = world.right_answers(which)
+        log_prior = world.answer_probabilities(which).log().float().to(device)
+    else:
+        windows = world.windows(n, generator)
+        if posterior:
+            assert isinstance(world, MovingDigits)  # train.py refuses all other worlds
+            prior = world.mode_probabilities
+            assert prior is not None
+            answers = world.futures(windows)[:, :, None]
+            log_prior = prior.log().float().to(generator.device)
+    cond, target = windows.split(world.cond_channels, world.answer_channels)
+    if augmentation != "none":
+        parts = [cond, target] if answers is None else [cond, target, answers.flatten(1, 2)]
+        together = augment(torch.cat(parts, 1), augmentation, generator)
+        cond, target, *rest = together.split([part.shape[1] for part in parts], 1)
+        answers = None if answers is None else rest[0].view_as(answers)
+    return Windows(
+        to_model_range(cond),
+        to_model_range(target),
+        windows.labels[:, 0],
+        None if answers is None else to_model_range(answers),
+        log_prior,
+    )
+
+
+class HeldOut:
+    """The loss of a network on windows that it is not trained on.
+
+    Windows, noise levels and noise are drawn once, so that two values of one training differ by the
+    weights alone. Noise levels are evenly spread quantiles of those in training.
+
+    Arguments:
+        world: where the windows come from, on `device`
+        settings: of the training
+        device: where it is computed
+    """
+
+    def __init__(self, world: World, settings: TrainingSettings, device: torch.device):
+        n = HELD_OUT_WINDOWS
+        train = settings.train
+        generator = set_generator(settings.run.seed, 0, Stream.HELD_OUT, device)
+        posterior = train.target == "posterior"
+        windows = draw(world, n, generator, posterior=posterior, augmentation="none")
+        quantiles = (torch.randperm(n, generator=generator, device=device) + 0.5) / n
+        self.sigma = (torch.special.ndtri(quantiles) * train.p_std + train.p_mean).exp()
+        noise = torch.randn(windows.target.shape, generator=generator, device=device)
+        self.x = windows.target + self.sigma[:, None, None, None] * noise
+        self.target = windows.expected(self.x, self.sigma)
+        self.cond = windows.cond
+        # No more windows at once than in training.
+        self.chunks = math.ceil(n * train.accumulate / train.batch_size)
+
+    @torch.no_grad()
+    def loss(self, net: EDMDenoiser) -> float:
+        """The mean loss of a network in evaluation mode."""
+        parts = (self.x, self.sigma, self.target, self.cond)
+        losses = [
+            edm_loss(net, x, sigma, target, net.sigma_data, cond=cond if cond.shape[1] else None)
+            for x, sigma, target, cond in zip(*(each.chunk(self.chunks) for each in parts))
+        ]
+        return float(torch.cat(losses).mean())
+
+
 class Training:
     """One training run: a network, the average of its weights, an optimizer and the random streams.
 
@@ -125,12 +264,23 @@ class Training:
         settings: all settings of the run
         device: where it is computed
         world: what it is trained on, on that device
+        held_out: what the held-out loss is measured on, on that device; None: there is none, and
+            the averaged weights that are kept are the last
     """
 
-    def __init__(self, settings: TrainingSettings, device: torch.device, world: World):
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        device: torch.device,
+        world: World,
+        held_out: World | None = None,
+    ):
         self.settings = settings
         self.device = device
         self.world = world
+        self.held_out = None if held_out is None else HeldOut(held_out, settings, device)
+        self.best: Best | None = None
+        self.augment = augmentation_of(settings, world)
         self.seed = settings.run.seed
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.ranks = dist.get_world_size() if dist.is_initialized() else 1
@@ -165,12 +315,10 @@ class Training:
         model = self.settings.model
         generator = set_generator(self.seed, 0, Stream.DATA_SCALE, self.device)
         frames = self.world.windows(MEASURED_WINDOWS, generator).frames
+        if self.augment != "none":
+            frames = augment(frames, self.augment, generator)
         box = lit_box(frames, model.multiple) if model.crop else None
         return model.sigma_data or sigma_data_of(inside(frames, box)), box
-
-    def parts(self, windows: Sequences) -> tuple[Tensor, Tensor]:
-        """Conditioning frames (n, Cc, H, W) and answers (n, C, H, W) of windows, in [0, 1]."""
-        return windows.split(self.world.cond_channels, self.world.answer_channels)
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """This process's share of the batch of the next update.
@@ -184,25 +332,19 @@ class Training:
         settings = self.settings.train
         n = settings.batch_size
         generator = set_generator(self.seed, self.iteration, Stream.TRAINING, self.device)
-        windows = self.world.windows(n, generator)
-        cond, target = map(to_model_range, self.parts(windows))
+        posterior = settings.target == "posterior"
+        windows = draw(self.world, n, generator, posterior=posterior, augmentation=self.augment)
         normal = torch.randn(n, generator=generator, device=self.device)
         sigma = (normal * settings.p_std + settings.p_mean).exp()
-        noise = torch.randn(target.shape, generator=generator, device=self.device)
-        x = target + sigma[:, None, None, None] * noise
-        if settings.target == "posterior":
-            assert isinstance(self.world, MovingDigits)  # train.py refuses all other worlds
-            answers = to_model_range(self.world.futures(windows)[:, :, None])  # (n, k, 1, H, W)
-            prior = self.world.mode_probabilities
-            assert prior is not None
-            log_prior = prior.log().float().to(self.device)
-            target = posterior_mean(x[:, None], sigma, answers, log_prior)[:, 0]
-        labels = windows.labels[:, 0]
+        noise = torch.randn(windows.target.shape, generator=generator, device=self.device)
+        x = windows.target + sigma[:, None, None, None] * noise
+        target = windows.expected(x, sigma)
+        labels = windows.labels
         if self.net.unet.label is not None:
             uniform = torch.rand(n, generator=generator, device=self.device)
             labels = labels.masked_fill(uniform < LABEL_DROPOUT, self.net.unet.num_classes)
         mine = slice(self.rank, None, self.ranks)
-        return x[mine], sigma[mine], target[mine], cond[mine], labels[mine]
+        return x[mine], sigma[mine], target[mine], windows.cond[mine], labels[mine]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yields {iteration, loss, grad_norm, lr_scale} after every update.
@@ -233,6 +375,19 @@ class Training:
             self.iteration += 1
             self.seconds += time.perf_counter() - start
             yield dict(iteration=self.iteration, loss=loss, grad_norm=norm, lr_scale=scale)
+
+    def measure_held_out(self) -> float | None:
+        """The held-out loss of the averaged weights, which are kept if it is the lowest so far.
+
+        None where nothing is held out.
+        """
+        if self.held_out is None:
+            return None
+        loss = self.held_out.loss(self.ema)
+        if self.best is None or loss < self.best.loss:
+            tensors = {name: t.cpu().clone() for name, t in checkpoint.halved(self.ema).items()}
+            self.best = Best(loss, self.iteration, tensors)
+        return loss
 
     def backward(self) -> Tensor:
         """Compute the gradient of the mean loss over the next batch; returns that loss."""
@@ -267,7 +422,7 @@ class Training:
     def metadata(self) -> dict[str, Any]:
         """What a checkpoint says of itself, for JSON."""
         return dict(
-            settings=self.settings.record() | dict(outdir=None, resume=None),
+            settings=self.settings.record() | dict(outdir=None, resume=None, augment=self.augment),
             sigma_data=float(self.net.sigma_data),
             box=self.net.box,
             channels=[self.world.cond_channels, self.world.answer_channels],
@@ -296,10 +451,28 @@ class Training:
         tensors["generator.cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["generator.cuda"] = torch.cuda.get_rng_state(self.device)
-        checkpoint.save_tensors(
-            outdir / STATE, tensors, self.metadata() | dict(groups=groups), outdir / PREVIOUS
+        metadata = self.metadata() | dict(groups=groups)
+        if self.best is not None:
+            tensors |= {f"best.{name}": value for name, value in self.best.tensors.items()}
+            metadata |= dict(best=[self.best.loss, self.best.iteration])
+        checkpoint.save_tensors(outdir / STATE, tensors, metadata, outdir / PREVIOUS)
+        checkpoint.save_tensors(outdir / MODEL, self.kept_tensors(), self.kept_metadata())
+
+    def kept_tensors(self) -> dict[str, Tensor]:
+        """The averaged weights that are written: those with the lowest held-out loss or, where
+        nothing is held out, the last."""
+        return checkpoint.halved(self.ema) if self.best is None else self.best.tensors
+
+    def kept_metadata(self) -> dict[str, Any]:
+        """What model.safetensors says of itself."""
+        if self.best is None:
+            return self.metadata()
+        best = dict(
+            iteration=self.best.iteration,
+            held_out_loss=self.best.loss,
+            trained_iterations=self.iteration,
         )
-        checkpoint.save_tensors(outdir / MODEL, checkpoint.halved(self.ema), self.metadata())
+        return self.metadata() | best
 
     def load(self, path: Path) -> None:
         """Continue from a state. Raises SettingError."""
@@ -307,12 +480,7 @@ class Training:
         tensors = checkpoint.read_tensors(path)
         try:
             for prefix, module in (("net.", self.net), ("ema.", self.ema)):
-                own = {
-                    name[len(prefix) :]: value
-                    for name, value in tensors.items()
-                    if name.startswith(prefix)
-                }
-                module.load_state_dict(own)
+                module.load_state_dict(tensors_of(prefix, tensors))
             for name, part in self.optimizer.parts.items():
                 part.load_state_dict(
                     checkpoint.unpack(f"optimizer.{name}", tensors, metadata["groups"][name])
@@ -333,6 +501,9 @@ class Training:
                         state[key] = torch.empty_like(parameter).copy_(value)
         self.iteration = metadata["iteration"]
         self.seconds = metadata["train_seconds"]
+        if self.held_out is not None and "best" in metadata:
+            loss, iteration = metadata["best"]
+            self.best = Best(loss, iteration, tensors_of("best.", tensors))
 
     def _load_generators(self, tensors: dict[str, Tensor]) -> None:
         """Set the generators of dropout to those of a state; states of early versions have

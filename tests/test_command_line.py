@@ -24,6 +24,7 @@ import visualize
 from command_line import ArgumentParser, as_flags, given, make_parser, without_flags
 from config import DigitSettings, TrainingSettings, WorldSettings
 from examples.blobs import BlobSettings
+from examples.lidc import LidcSettings
 from train_classifier import ClassifierSettings
 from train_classifier import main as classify
 
@@ -181,6 +182,7 @@ PARSERS = {
     "schedule": make_parser(visualize.Schedules, description=""),
     "dataset": make_parser(WorldSettings, DigitSettings, visualize.Rows, description=""),
     "blobs": make_parser(BlobSettings, description=""),
+    "lidc": make_parser(LidcSettings, description=""),
 }
 every_parser = pytest.mark.parametrize("parser", PARSERS.values(), ids=PARSERS)
 
@@ -205,6 +207,7 @@ def flags_of_kind(parser, *kinds: str) -> list[str]:
         ("schedule", dict(num_steps=7, p_std=0.5)),
         ("dataset", dict(num_digits=7, seed=5)),
         ("blobs", dict(out="here.npz", num_pictures=7)),
+        ("lidc", dict(out="here.npz", num_sets=7)),
     ],
 )
 def test_flags_win_over_config_files_wherever_they_stand(name, flags, place, joined, tmp_path):
