@@ -119,6 +119,25 @@ def animation(runs: Sequence[str], set_number: int = 0) -> Picture:
     return sheets.denoising(sets), beside(runs, "animation.gif")
 
 
+def outlines(runs: Sequence[str], sets: Sequence[int]) -> Picture:
+    """The outlines of the correct masks of some sets, and of the samples of each evaluation."""
+    columns = []
+    given = answers = None
+    for run, title in zip(runs, short_names(runs)):
+        arrays, _ = finished(run)
+        masks = arrays.get("answers")
+        if masks is None or masks.ndim != 4 or arrays["samples"].ndim != 4:
+            reject("run", run, "a run whose correct answers are known and grey, such as masks")
+        if max(sets) >= len(masks):
+            reject("sets", max(sets), f"0 to {len(masks) - 1}, the sets of {run}")
+        if answers is not None and not torch.equal(masks[sets], answers):
+            reject("run", run, f"a run with the conditions of {runs[0]}: the same data and seed")
+        given, answers = arrays["cond"][sets, -1], masks[sets]
+        columns.append((title, arrays["samples"][sets]))
+    assert given is not None and answers is not None  # there is a run
+    return sheets.outline_sheet(given, answers, columns), beside(runs, "outlines.png")
+
+
 def report_page(runs: Sequence[str], set_number: int = 0) -> Picture:
     """The HTML report of one or several evaluations, with the steps of one set of each."""
     gathered = []

@@ -282,6 +282,44 @@ def world_sheet(
     return figure
 
 
+def outline_sheet(
+    given: Tensor, answers: Tensor, runs: Sequence[tuple[str, Tensor]], *, title: str = ""
+) -> Figure:
+    """Each set a row of panels: the frame that was given, the outlines of the correct masks, and
+    those of the samples of each run, over the share of correct masks that hold a pixel.
+
+    Arguments:
+        given: (G, H, W)
+        answers: (G, k, H, W)
+        runs: the title of its column, and its samples (G, B, H, W)
+    """
+    columns = [("correct", answers), *runs]
+    side = 1.9
+    figure, axes = grid_of_axes(
+        len(given),
+        1 + len(columns),
+        side * (1 + len(columns)),
+        side * len(given) + 0.3,
+        gridspec_kw=GAPS,
+    )
+    for g, row in enumerate(axes):
+        show_image(row[0], given[g])
+        for axis, (_, masks) in zip(row[1:], columns):
+            show_image(axis, 0.5 * (answers[g] > 0.5).float().mean(0))
+            for k, mask in enumerate(masks[g]):
+                draw_outline(axis, mask, COLOURS[k % len(COLOURS)])
+    for axis, text in zip(axes[0], ["given", *(text for text, _ in columns)]):
+        axis.set_title(text, fontsize=10)
+    add_title(figure, title)
+    return figure
+
+
+def draw_outline(axis: Axes, mask: Tensor, colour: str) -> None:
+    """Draw the line that parts what is brighter than half in an image (H, W) from the rest."""
+    if bool((mask > 0.5).any()) and not bool((mask > 0.5).all()):
+        axis.contour(mask.clamp(0, 1), levels=[0.5], colors=[colour], linewidths=1.4)
+
+
 def examples_sheet(world: OwnFrames, at_most: int = 3) -> Figure:
     """The first examples of a user's own frames, a row each, under a line of what was understood:
     all frames that are given, and all correct answers."""

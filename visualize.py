@@ -4,6 +4,7 @@
     python visualize.py samples runs/NAME                  # the sets of an evaluation
     python visualize.py trajectory runs/NAME --set 0       # x_n and D(x_n) over the denoising steps
     python visualize.py animation runs/NAME runs/OTHER     # one set of each over the steps, a GIF
+    python visualize.py outlines runs/NAME runs/OTHER      # masks: outlines, correct and sampled
     python visualize.py report runs/NAME runs/OTHER        # settings, metrics and sets, as HTML
     python visualize.py decisions runs/NAME runs/OTHER     # where it is decided what samples show
     python visualize.py dataset --dataset horizontal       # sequences of a world
@@ -73,6 +74,14 @@ class OneSet:
 
     set: CountOrZero = 0
     """number of the set within its run, from 0"""
+
+
+@dataclass
+class SomeSets:
+    """Sets"""
+
+    sets: Many[CountOrZero] = (0, 1, 2)
+    """numbers of the sets to draw, from 0"""
 
 
 @dataclass
@@ -152,6 +161,13 @@ def animation(args: Namespace) -> Picture:
     import gallery
 
     return gallery.animation(args.run, args.set)
+
+
+def outlines(args: Namespace) -> Picture:
+    """draw the outlines of correct masks and of the samples of each run, for the same sets"""
+    import gallery
+
+    return gallery.outlines(args.run, list(args.sets))
 
 
 def report(args: Namespace) -> Picture:
@@ -266,6 +282,7 @@ COMMANDS: dict[Callable[[Namespace], Picture], tuple[type, ...]] = {
     samples: (Output,),
     trajectory: (OneSet, Particles, Output),
     animation: (OneSet, Output),
+    outlines: (SomeSets, Output),
     report: (OneSet, Output),
     decisions: (Output,),
     dataset: (WorldSettings, DigitSettings, Rows, Output),
@@ -279,7 +296,7 @@ COMMANDS: dict[Callable[[Namespace], Picture], tuple[type, ...]] = {
     mean: (Sets, Output),
     umap: (Map, OneSet, Output),
 }
-OF_RUNS = (animation, report, decisions)  # take one or several runs
+OF_RUNS = (animation, outlines, report, decisions)  # take one or several runs
 OF_NO_RUN = (dataset, schedule)
 
 # ---------------------------------------------------------------- command line

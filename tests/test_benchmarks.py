@@ -4,12 +4,15 @@ import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, slow_but
 
 import experiments
+import train
 
 
 def load(name: str):
@@ -120,3 +123,26 @@ def test_guidance_benchmark_keeps_finished_cells(tmp_path, monkeypatch):
     guidance.main(argv)
     after = [cell.stat().st_mtime_ns for cell in cells]
     assert after[1:] == before[1:] and after[0] != before[0]
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_outlines_measures_bounds_and_methods(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answers = np.zeros((20, 4, 8, 8), dtype=np.uint8)
+    for case in range(20):
+        for reader in range(4):
+            answers[case, reader, 2 : 4 + (case + reader) % 3, 3:6] = 255
+    np.savez("lidc.npz", frames=answers[:, :1], answers=answers, groups=np.arange(20) // 2)
+    small = "--channels [8] --blocks 1 --attention [] --patch_size 4 --batch_size 4 --device cpu"
+    train.main([*small.split(), *"--frames lidc.npz --iterations 2 --outdir net".split()])
+    flags = "--checkpoint net/model.safetensors --num_sets 4 --outdir out".split()
+    load("lidc").main(flags)
+    rows = {row["name"]: row["metrics"] for row in json.loads(Path("out/lidc.json").read_text())}
+    assert rows["the four"]["hm_iou"]["mean"] == 1 and rows["the four"]["ged"]["mean"] == 0
+    assert rows["the network's mean, copied"]["iou_distance"]["mean"] == 0
+    assert {"independent", "guided"} < rows.keys()
+    assert Path("out/lidc.md").read_text().count("\n| ") == 7
+    assert Path("out/lidc.png").stat().st_size > 5000
+    before = Path("out/guided/metrics.json").stat().st_mtime_ns
+    load("lidc").main(flags)  # what is finished is kept
+    assert Path("out/guided/metrics.json").stat().st_mtime_ns == before

@@ -95,3 +95,21 @@ def test_means_of_large_sets_and_of_one(tmp_path):
         assert columns == 3 + 2 + min(4, particles)
         assert np.allclose(shown[3], samples[0].mean(0)) and np.isfinite(shown[4]).all()
         save(figure, tmp_path / "m.png")
+
+
+def test_outlines_run_where_masks_end():
+    """Around a square of 4 px, half a pixel outside of the centres of its pixels."""
+    mask = torch.zeros(1, 1, 12, 12)
+    mask[..., 3:7, 5:9] = 1
+    empty = torch.zeros(1, 3, 12, 12)
+    figure = sheets.outline_sheet(mask[0], mask, [("a", mask.expand(-1, 2, -1, -1)), ("b", empty)])
+    assert [axes.get_title() for axes in figure.axes] == ["given", "correct", "a", "b"]
+    lines = [len(axes.collections) for axes in figure.axes]
+    assert lines == [0, 1, 2, 0]  # an empty mask has no outline
+    (path,) = figure.axes[1].collections[0].get_paths()
+    assert path.vertices.min(0).tolist() == [4.5, 2.5] and path.vertices.max(0).tolist() == [
+        8.5,
+        6.5,
+    ]
+    colours = [tuple(lines.get_edgecolor()[0]) for lines in figure.axes[2].collections]
+    assert len(set(colours)) == 2

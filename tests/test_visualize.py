@@ -117,6 +117,23 @@ def test_the_animation_ends_with_the_samples(finished, tmp_path):
         assert coloured(gif, gif.n_frames - 1) > 100 and coloured(gif, 2) == 0
 
 
+def test_outlines_of_masks_and_of_nothing_else(finished, tmp_path, refused, capsys):
+    blobs = [*EXACT, "--dataset", "frames", "--frames", "examples/blobs.npz"]
+    runs = [str(tmp_path / name) for name in ("a", "b", "other")]
+    for run, seed in zip(runs, "001"):
+        evaluate.main([*blobs, "--seed", seed, "--outdir", run])
+    picture = str(tmp_path / "outlines.png")
+    visualize.main(["outlines", *runs[:2], "--sets", "1,0", "--out", picture])
+    assert drawn(picture) > 0.2
+    capsys.readouterr()
+    for argv, expected in (
+        (["outlines", str(finished)], "run: got"),
+        (["outlines", runs[0], "--sets", "0,2"], "sets: got 2; accepted: 0 to 1"),
+        (["outlines", runs[0], runs[2], "--sets", "0"], "the same data and seed"),
+    ):
+        assert expected in refused(visualize.main, argv)
+
+
 # ---------------------------------------------------------------- folders that share a name
 
 
