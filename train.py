@@ -6,7 +6,8 @@
     python train.py --resume runs/NAME
 
 Writes to --outdir: config.yaml, metrics.jsonl, samples-*.png, model.safetensors (the averaged
-weights, which evaluate.py reads), state.safetensors (which --resume reads) and the state before it.
+weights, which evaluate.py reads; of your own frames those with the lowest held-out loss),
+state.safetensors (which --resume reads) and the state before it.
 SIGTERM and Ctrl-C save before they end the training.
 """
 
@@ -518,12 +519,23 @@ def train(training: Training, outdir: Path, tracker: tracking.Tracker) -> None:
 
 def summary(settings: TrainingSettings, outdir: Path) -> str:
     """What a finished training says: where it was written, its loss, and how to sample from it."""
-    losses = [record["loss"] for record in read_log(outdir / "metrics.jsonl")]
+    records = read_log(outdir / "metrics.jsonl")
+    losses = [record["loss"] for record in records]
     finite = [loss for loss in losses if loss is not None][-AVERAGED_RECORDS:]
     parts = [f"written to {outdir}"]
     if finite:
         averaged = f" (mean of the last {len(finite)} records)" if len(finite) > 1 else ""
         parts.append(f"loss {statistics.fmean(finite):.4f}{averaged}")
+    held_out = [
+        (record["held_out_loss"], record["iteration"])
+        for record in records
+        if record.get("held_out_loss") is not None
+    ]
+    if held_out:
+        lowest, iteration = min(held_out)
+        parts.append(
+            f"held-out loss {lowest:.4f} after {iteration} updates, whose weights are kept"
+        )
     command = sampling_command(settings, outdir)
     if command is not None:
         parts.append(f"sample with: {command}")

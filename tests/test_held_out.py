@@ -61,6 +61,13 @@ def test_the_weights_with_the_lowest_one_are_kept(trained, noise_frames, tmp_pat
     assert training.held_out.loss(training.ema) == pytest.approx(log[-1]["held_out_loss"])
 
 
+def test_the_last_line_says_which_weights_are_kept(trained):
+    best = min(log_of(trained), key=lambda record: record["held_out_loss"])
+    said = train.summary(train.parse(["--resume", str(trained)])[0], trained)
+    expected = f"held-out loss {best['held_out_loss']:.4f} after {best['iteration']} updates"
+    assert expected in said
+
+
 def test_resuming_keeps_what_was_best_before(trained, noise_frames, tmp_path):
     folder = tmp_path / "cut"
     training, outdir = train.setup([*noise_frames, "--outdir", str(folder)])
