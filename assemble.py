@@ -230,6 +230,15 @@ def _check(settings: EvaluationSettings, offered: str, trained: Mapping[str, Any
             0,
             "1 or more; only dataset centered is sampled without conditioning frames",
         )
+    if settings.evaluate.rollout > 1:
+        plain = guidance.guidance in ("pg", "none", "spell") and guidance.noise == "iid"
+        if world.dataset != "frames" or exact or not plain or guidance.sequential > 1:
+            reject(
+                "rollout",
+                settings.evaluate.rollout,
+                "1, or a trained network of own frames with guidance pg, spell or none, noise iid "
+                "and sequential 1",
+            )
     if exact and world.answers == "none":
         reject("answers", "none", "given with --denoiser exact, which knows the answers")
     if world.dataset == "frames" and guidance.pg_features == "classifier":
@@ -481,6 +490,12 @@ def own_frames_of(
     if accepted is not None:
         reject("frames", path, f"{accepted}; these have {shape[0]} x {shape[1]} px")
     then = trained.get("data") or {}
+    if settings.evaluate.rollout > 1 and then.get("answers") is not None:
+        reject(
+            "rollout",
+            settings.evaluate.rollout,
+            "1 with a network that was trained on answers, which are no next frames",
+        )
     if then.get("path") == path and then["sha256"] != world.data.sha256:
         return [
             f"WARNING: {path} has changed since the training (other hash); test sequences may have "

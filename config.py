@@ -257,6 +257,9 @@ class TaskSettings:
     """number of sets, each with a test digit of its own"""
     batch_size: Count = 8
     """particles in a set"""
+    rollout: Count = 1
+    """dataset frames without answers: frames to sample one after the other, each particle going on
+    from its own"""
 
 
 @dataclass

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext
+from typing import Callable
+
 import torch
+from torch import Tensor
 
 from config import reject
 
@@ -34,6 +39,36 @@ def free_memory(device: torch.device) -> int:
     import psutil
 
     return psutil.virtual_memory().available
+
+
+def kept_bytes(compute: Callable[[], Tensor]) -> int:
+    """Memory that a computation keeps for its gradient, in bytes. It is computed once."""
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    # A compiled network is measured uncompiled. Where torch._dynamo was never imported, which takes
+    # seconds, there is none.
+    compiled = "torch._dynamo" in sys.modules
+    with (
+        torch.enable_grad(),
+        torch.compiler.set_stance("force_eager") if compiled else nullcontext(),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        # Kept alive until everything is counted, or freed memory would be counted twice.
+        kept = compute()
+        total = sum(storages.values())
+    del kept
+    return total
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had, of a GPU or of the machine."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
 
 
 def machine_name(device: torch.device, ranks: int) -> str:

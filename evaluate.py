@@ -147,18 +147,39 @@ def evaluate(values: dict[str, Any]) -> None:
     for notice in evaluation.notices:
         print(f"evaluate.py: {notice}", file=sys.stderr)
     with lock, tracker:
+        from devices import out_of_memory
         from drawing import save
-        from sheets import examples_sheet
+        from sheets import examples_sheet, rollout_sheet
         from tasks import FramesTask
 
-        samples, modes, result = evaluation.run()
+        rollout = None
+        try:
+            samples, modes, result = evaluation.run()
+            if settings.evaluate.rollout > 1:
+                rollout = evaluation.sampler.roll_out(samples, settings.evaluate.rollout)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            fail(
+                f"batch_size: got {settings.evaluate.batch_size}; accepted: fewer particles, which "
+                "fit into memory"
+            )
         task = evaluation.task
         arrays = records.arrays_of(task.cond, samples, modes, task.truth())
+        if rollout is not None:
+            arrays["rollout"] = rollout
         records.write(arrays, result, outdir)
         tracker.results(tracking.numbers(experiments.brief(result)))
         if isinstance(task, FramesTask):
             if settings.world.answers == "none":
-                records.write_predictions(samples, task.names, result, outdir / "predictions")
+                records.write_predictions(
+                    samples if rollout is None else rollout,
+                    task.names,
+                    result,
+                    outdir / "predictions",
+                )
+            if rollout is not None:
+                save(rollout_sheet(task.cond, rollout), outdir / "rollout.png")
             save(examples_sheet(task.world), outdir / "examples.png")
         draw_samples(arrays, result, outdir / "samples.png")
         tracker.picture(outdir / "samples.png")

@@ -84,13 +84,15 @@ def refuse_other_data(path: Path, data: dict[str, Any] | None) -> None:
 def write_predictions(
     samples: Tensor, names: list[str], result: dict[str, Any], folder: Path
 ) -> None:
-    """Write each sample as a picture, folder/NAME/particle_0.png and so on.
+    """Write each sample as a picture, folder/NAME/particle_0.png and so on; of a roll-out each
+    frame, folder/NAME/particle_0/frame_1.png.
 
     Class labels have the values that the training's answers had, masks are black and white, other
     samples 8-bit grey or colour.
 
     Arguments:
-        samples: (G, B, H, W), (G, B, 3, H, W) in colour, or class labels (G, B, H, W)
+        samples: (G, B, H, W), (G, B, 3, H, W) in colour, class labels (G, B, H, W), or a roll-out
+            with an axis of frames after B
         names: of the G sequences
         result: the record of metrics.json
         folder: where to; raises OSError where it cannot be written
@@ -100,8 +102,6 @@ def write_predictions(
 
     values = result["settings"]["answer_classes"]
     for own, name in zip(samples, names):
-        place = folder / name
-        place.mkdir(parents=True, exist_ok=True)
         for b, sample in enumerate(own):
             if result["label_classes"]:
                 pixels = np.asarray(values)[sample.numpy()]
@@ -110,9 +110,16 @@ def write_predictions(
                 levels = sample.clamp(0, 1)
                 levels = (levels > 0.5).float() if result["draws_masks"] else levels
                 pixels = (levels * 255).round().byte().numpy()
-            if pixels.ndim == 3:
-                pixels = np.moveaxis(pixels, 0, -1)
-            Image.fromarray(pixels).save(place / f"particle_{b}.png")
+            place = folder / name / f"particle_{b}.png"
+            pictures = {place: pixels}
+            if result["settings"]["rollout"] > 1:
+                place = place.with_suffix("")
+                pictures = {place / f"frame_{t}.png": p for t, p in enumerate(pixels, start=1)}
+            place.parent.mkdir(parents=True, exist_ok=True)
+            for path, picture in pictures.items():
+                path.parent.mkdir(exist_ok=True)
+                colours_last = np.moveaxis(picture, 0, -1) if picture.ndim == 3 else picture
+                Image.fromarray(colours_last).save(path)
 
 
 def provenance(checkpoint: Path | None) -> dict[str, Any]:

@@ -7,8 +7,6 @@ i): neither depends on what is sampled beside it, nor on the chunks.
 from __future__ import annotations
 
 import math
-import sys
-from contextlib import nullcontext
 from functools import partial
 from typing import Callable, Sequence
 
@@ -21,7 +19,7 @@ from classifier import Classifier
 from config import EvaluationSettings, SamplerSettings
 from decisions import Decisions, measure
 from denoiser import Denoiser
-from devices import free_memory
+from devices import free_memory, kept_bytes
 from guidance import (
     RKE,
     Cads,
@@ -88,29 +86,6 @@ class CallCounter:
             return denoise(x, sigma)
 
         return denoise_and_count
-
-
-def kept_bytes(denoise: Denoiser, x: Tensor) -> int:
-    """Memory that a denoiser keeps for a gradient to x (G, B, C, H, W), in bytes."""
-    storages: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    # A compiled network is measured uncompiled. Where torch._dynamo was never imported, which takes
-    # seconds, there is none.
-    compiled = "torch._dynamo" in sys.modules
-    with (
-        torch.enable_grad(),
-        torch.compiler.set_stance("force_eager") if compiled else nullcontext(),
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-    ):
-        # Kept alive until everything is counted, or freed memory would be counted twice.
-        kept = denoise(x.requires_grad_(), torch.tensor(1.0, dtype=torch.float64))
-        total = sum(storages.values())
-    del kept
-    return total
 
 
 class SetSampler:
@@ -217,7 +192,11 @@ class SetSampler:
         return self.network.bind(cond, labels)
 
     def guided_denoiser(
-        self, sets: Tensor, particles: Sequence[int], memory: Tensor | None = None
+        self,
+        sets: Tensor,
+        particles: Sequence[int],
+        memory: Tensor | None = None,
+        cond: Tensor | None = None,
     ) -> Denoiser:
         """The denoiser of some sets with the guidance that the settings describe, counted.
 
@@ -225,11 +204,12 @@ class SetSampler:
             sets: (G,) int64, their numbers
             particles: the numbers of the B particles in each of them
             memory: (G, M, C, H, W) in [-1, 1], images that repel the particles too
+            cond: (G, B, Cc, H, W) in [-1, 1], in place of the sets' own conditioning frames
         """
         g = self.settings.guidance
         if g.guidance == "joint":
             return self.calls.counted(self.task.exact_denoiser(sets, self.device, joint=True))
-        denoise = self.calls.counted(self.denoiser(sets))
+        denoise = self.calls.counted(self.denoiser(sets, cond))
         if g.guidance == "none" or (g.guidance == "pg" and g.pg_factor == 0):
             return denoise
         if g.guidance in ("pg", "sriw", *OWN_POTENTIALS):
@@ -401,6 +381,7 @@ class SetSampler:
         *,
         turn: int = 0,
         memory: Tensor | None = None,
+        cond: Tensor | None = None,
         callback: Callback | None = None,
     ) -> Tensor:
         """One run of the sampler: new particles for some sets.
@@ -410,13 +391,14 @@ class SetSampler:
             batch_size: new particles for each, B
             turn: how many batches of these sets went before; their particles have other numbers
             memory: (G, M, C, H, W) in [-1, 1], images that repel the particles too
+            cond: (G, B, Cc, H, W) in [-1, 1], in place of the sets' own conditioning frames
             callback: sees every step
 
         Returns samples (G, B, H, W).
         """
         particles = range(turn * batch_size, (turn + 1) * batch_size)
         noise = self.noise(sets, particles, Stream.SAMPLING)
-        guided = self.guided_denoiser(sets, particles, memory)
+        guided = self.guided_denoiser(sets, particles, memory, cond)
         with torch.no_grad():
             x = self.initial_noise(sets, noise, turn)
             x = self._integrate(sets, guided, x, noise, self.schedule, callback)
@@ -515,6 +497,33 @@ class SetSampler:
             samples = torch.cat([samples, more], 1)
         return samples
 
+    def roll_out(self, samples: Tensor, frames: int) -> Tensor:
+        """The frames that follow, each particle going on from its own.
+
+        Particles of a set repel each other in every frame anew.
+
+        Arguments:
+            samples: (G, B, H, W) or (G, B, 3, H, W), the next frame of all sets
+            frames: how many to return, with this one
+
+        Returns (G, B, frames, H, W) or (G, B, frames, 3, H, W).
+        """
+        sets = torch.arange(len(samples))
+        chunks = sets.split(max(1, self.particles_per_call() // self.batch_size))
+        return torch.cat([self._rolled_out(chunk, samples[chunk], frames) for chunk in chunks])
+
+    def _rolled_out(self, sets: Tensor, samples: Tensor, frames: int) -> Tensor:
+        B = samples.shape[1]
+        given = self.task.condition(sets, self.device)
+        assert given is not None  # a next frame follows on others
+        cond = given[:, None].expand(-1, B, -1, -1, -1)
+        drawn = [samples]
+        for turn in range(1, frames):
+            last = self.task.to_model(drawn[-1], self.device)  # (G, B, C, H, W)
+            cond = torch.cat([cond, last], 2)[:, :, last.shape[2] :]
+            drawn.append(self.sample_once(sets, B, turn=turn, cond=cond))
+        return torch.stack(drawn, 2)
+
     def sample_all(
         self,
         progress: bool = True,
@@ -554,10 +563,13 @@ class SetSampler:
         PARTICLES_PER_CALL at most. The samples do not depend on it.
         """
         denoise = self.denoiser(torch.tensor([0]))
-        one, nine = (
-            kept_bytes(denoise, torch.zeros(1, n, *self.particle_shape, device=self.device))
-            for n in (1, 9)
-        )
+        sigma = torch.tensor(1.0, dtype=torch.float64)
+
+        def bytes_of(n: int) -> int:
+            x = torch.zeros(1, n, *self.particle_shape, device=self.device)
+            return kept_bytes(lambda: denoise(x.requires_grad_(), sigma))
+
+        one, nine = bytes_of(1), bytes_of(9)
         bytes_per_particle = max(1, (nine - one) // 8)
         fit = free_memory(self.device) // 2 // bytes_per_particle
         return max(1, min(PARTICLES_PER_CALL[self.device.type], fit))

@@ -343,6 +343,25 @@ def examples_sheet(world: OwnFrames, at_most: int = 3) -> Figure:
     return figure
 
 
+def rollout_sheet(cond: Tensor, rollout: Tensor, set_number: int = 0) -> Figure:
+    """A set whose particles go on from their own frames: a row each, after the frames given.
+
+    Arguments:
+        cond: (G, c, H, W) or, in colour, (G, c, 3, H, W)
+        rollout: (G, B, T, H, W) or (G, B, T, 3, H, W)
+        set_number: the set to show
+    """
+    c, (B, T) = cond.shape[1], rollout.shape[1:3]
+    figure, axes = grid_of_axes(B, c + T, SIDE * (c + T) + 0.2, SIDE * B + 0.4, gridspec_kw=GAPS)
+    for b, row in enumerate(axes):
+        for axis, image in zip(row, [*cond[set_number], *rollout[set_number, b]]):
+            show_image(axis, image)
+        write_left(row[0], f"particle {b}")
+    for t, axis in enumerate(axes[0]):
+        axis.set_title("given" if t < c else f"+{t - c + 1}", fontsize=9)
+    return figure
+
+
 def mean_sheet(
     given: Tensor, samples: Tensor, names: Sequence[str], notes: Sequence[str], title: str = ""
 ) -> Figure:

@@ -210,6 +210,26 @@ def check_frames(settings: TrainingSettings, world: OwnFrames, state: Path | Non
         )
 
 
+def check_memory(training: Training) -> None:
+    """Refuse a batch whose parts do not fit into memory. Raises SettingError."""
+    from devices import free_memory
+
+    settings = training.settings.train
+    part = settings.batch_size // training.ranks // settings.accumulate
+    needed = part * training.bytes_per_image()
+    free = free_memory(training.device)
+    if needed > free:
+        fits = part * free // needed
+        reject(
+            "batch_size",
+            settings.batch_size,
+            f"at most {max(1, fits) * training.ranks * settings.accumulate}, or accumulate = "
+            f"{settings.accumulate * math.ceil(part / max(1, fits))}; {part} images of "
+            f"{' x '.join(map(str, training.world.frame_shape))} px at a time need "
+            f"{needed / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are free",
+        )
+
+
 # ---------------------------------------------------------------- set-up
 
 
@@ -238,6 +258,7 @@ def setup(argv: Sequence[str] | None = None) -> tuple[Training, Path]:
             settings.train.batch_size,
             f"a multiple of {training.ranks} processes times accumulate = {accumulate}",
         )
+    check_memory(training)
     if state is not None:
         training.load(state)
     if settings.train.resume is not None:
@@ -495,13 +516,18 @@ def train(training: Training, outdir: Path, tracker: tracking.Tracker) -> None:
 
     Exit codes: 128 + signal where it is interrupted, 1 for a full disk or divergence.
     """
+    from devices import out_of_memory
     from training_loop import STATE, Diverged
 
     try:
         with Interruption(training.rank == 0) as interruption:
             run(training, outdir, interruption, tracker)
-    except (OSError, Diverged) as error:
+    except (OSError, Diverged, MemoryError, RuntimeError) as error:
         reason = " ".join(str(error).split())
+        if out_of_memory(error):
+            reason = "out of memory; a larger --accumulate or a smaller --batch_size needs less"
+        elif not isinstance(error, (OSError, Diverged)):
+            raise
         kept = f"; the checkpoint in {outdir} is as it was" if (outdir / STATE).is_file() else ""
         print(
             f"train.py: stopped after {training.iteration} updates: {reason}{kept}",

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 import checkpoint
 from augmentation import augment
 from config import OptimizationSettings, TrainingSettings, reject
-from devices import machine_name, use_bfloat16
+from devices import kept_bytes, machine_name, use_bfloat16
 from model import EDMDenoiser, edm_loss, inside, lit_box, posterior_mean, sigma_data_of
 from muon import Muon
 from noise import Stream, set_generator
@@ -388,6 +388,18 @@ class Training:
             tensors = {name: t.cpu().clone() for name, t in checkpoint.halved(self.ema).items()}
             self.best = Best(loss, self.iteration, tensors)
         return loss
+
+    def bytes_per_image(self) -> int:
+        """Memory that an update keeps for the gradient of each image of a batch, in bytes."""
+        x, sigma, _, cond, labels = self.batch()
+
+        def bytes_of(n: int) -> int:
+            known = labels[:n] if self.net.unet.label is not None else None
+            given = cond[:n] if cond.shape[1] else None
+            return kept_bytes(lambda: self.net(x[:n], sigma[:n], given, known))
+
+        fewest, most = 1, min(5, len(x))
+        return (bytes_of(most) - bytes_of(fewest)) // max(1, most - fewest)
 
     def backward(self) -> Tensor:
         """Compute the gradient of the mean loss over the next batch; returns that loss."""

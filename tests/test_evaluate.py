@@ -353,9 +353,9 @@ def test_little_memory_means_more_calls_and_the_same_sets(tiny_model, monkeypatc
     ]
     run = assemble.evaluation(argv).sampler
     together, calls = run.sample_all(progress=False), run.particles_per_call()
-    each = set_sampler.kept_bytes(
-        run.denoiser(torch.tensor([0])), torch.zeros(1, 1, *run.particle_shape)
-    )
+    x = torch.zeros(1, 1, *run.particle_shape, requires_grad=True)
+    denoise = run.denoiser(torch.tensor([0]))
+    each = set_sampler.kept_bytes(lambda: denoise(x, torch.tensor(1.0, dtype=torch.float64)))
     assert calls >= 20 and each > 100_000  # all sets at once; a dozen feature maps
     monkeypatch.setattr(set_sampler, "free_memory", lambda device: 12 * each)
     assert 4 <= run.particles_per_call() < 20

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+import assemble
 import evaluate
 import train
 from config import SettingError, WorldSettings
@@ -686,3 +687,64 @@ def test_a_training_needs_answers(refused, tmp_path):
     assert "answers: got 'none'" in refused(train.main, argv)
     exact = ["--denoiser", "exact", "--frames", str(labelled(tmp_path, 10)), "--answers", "none"]
     assert "answers: got 'none'" in refused(evaluate.main, exact)
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_refused_with_one_that_does(
+    refused, tmp_path, monkeypatch
+):
+    import devices
+
+    frames = np.random.default_rng(0).integers(256, size=(6, 2, 128, 128), dtype=np.uint8)
+    argv = ["--frames", str(frames_npz(tmp_path, frames)), "--device", "cpu"]
+    argv += ["--outdir", str(tmp_path / "run")]
+    monkeypatch.setattr(devices, "free_memory", lambda device: 8 * 2**30)
+    line = refused(train.main, argv)
+    assert "batch_size: got 512; accepted: at most " in line and "128 x 128 px" in line
+    parts = int(line.split("accumulate = ")[1].split(";")[0])
+    training, _ = train.setup([*argv, "--accumulate", str(2 ** (parts - 1).bit_length())])
+    assert training.settings.train.batch_size == 512
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory: 137 GB")])
+def test_memory_that_runs_out_on_the_way_is_one_line(error, tmp_path, monkeypatch, capsys):
+    from training_loop import Training
+
+    def fail(self):
+        raise error
+
+    monkeypatch.setattr(Training, "backward", fail)
+    with pytest.raises(SystemExit) as stop:
+        trained(tmp_path, labelled(tmp_path, 10))
+    assert stop.value.code == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "out of memory" in last and "--accumulate" in last and "--batch_size" in last
+
+
+def test_particles_of_a_rollout_go_on_from_their_own_frames(tmp_path, refused, capsys):
+    """The second frame is what the same network samples when it is given the first ones."""
+    videos = np.random.default_rng(0).integers(0, 256, (10, 4, SIDE, SIDE), dtype=np.uint8)
+    # Long enough to depend on what is given.
+    longer = ["--iterations", "40", "--lr", "0.01", "--warmup", "0"]
+    out = trained(tmp_path, frames_npz(tmp_path, videos), "--num_cond_frames", "2", *longer)
+    argv = ["--checkpoint", str(out / "model.safetensors"), "--device", "cpu", "--num_steps", "3"]
+    argv += ["--batch_size", "2", "--num_sets", "2", "--rollout", "3", "--outdir"]
+    evaluate.main([*argv, str(tmp_path / "run")])
+    with np.load(tmp_path / "run" / "samples.npz") as file:
+        arrays = dict(file)
+    assert arrays["rollout"].shape == (2, 2, 3, SIDE, SIDE)
+    np.testing.assert_array_equal(arrays["rollout"][:, :, 0], arrays["samples"])
+    sampler = assemble.evaluation(argv[:-1]).sampler
+    own = torch.from_numpy(arrays["samples"])
+    given = torch.from_numpy(arrays["cond"])[:, None].expand(-1, 2, -1, -1, -1)
+    cond = torch.stack([given[:, :, 1], own], 2) * 2 - 1
+    sets = torch.arange(2)
+    again = sampler.sample_once(sets, 2, turn=1, cond=cond)
+    np.testing.assert_allclose(again, arrays["rollout"][:, :, 1], atol=1e-5)
+    other = sampler.sample_once(sets, 2, turn=1, cond=cond.flip(1))
+    assert not np.allclose(other, arrays["rollout"][:, :, 1], atol=1e-3)
+    evaluate.main([*argv, str(tmp_path / "new"), "--answers", "none"])
+    drawn = sorted(p.name for p in (tmp_path / "new/predictions/0/particle_1").iterdir())
+    assert drawn == ["frame_1.png", "frame_2.png", "frame_3.png"]
+    capsys.readouterr()
+    exact = ["--dataset", "horizontal", "--rollout", "2"]
+    assert "rollout: got 2" in refused(evaluate.main, exact)
