@@ -373,12 +373,17 @@ def evaluation(argv: Sequence[str] | None = None) -> Evaluation:
     return set_up(*parse(argv))
 
 
-def set_up(settings: EvaluationSettings, path: Path | None) -> Evaluation:
+def set_up(
+    settings: EvaluationSettings,
+    path: Path | None,
+    split: Literal["test", "validation"] = "test",
+) -> Evaluation:
     """Load the world and the network that settings describe, and put them together.
 
     Arguments:
         settings: complete, as `complete` returns them; they are copied
         path: the checkpoint, None for the exact denoiser
+        split: of the world; own frames also have one for validation
 
     Raises SettingError or FileNotFoundError.
     """
@@ -395,7 +400,7 @@ def set_up(settings: EvaluationSettings, path: Path | None) -> Evaluation:
         reject("pg_kernel", settings.guidance.pg_kernel, ", ".join(map(repr, POTENTIALS)))
     device = pick_device(settings.run.device)
 
-    world: Any = load_world(settings.world, settings.digits, "test")
+    world: Any = load_world(settings.world, settings.digits, split)
     notices: list[str] = []
     kind: type[Task]
     if settings.world.dataset == "mixture":
@@ -425,6 +430,7 @@ def set_up(settings: EvaluationSettings, path: Path | None) -> Evaluation:
             network.compile(dynamic=True)
         if settings.world.dataset == "frames":
             notices += own_frames_of(world, settings, network, trained)
+            notices += _guide_if_needed(settings, trained)
     task = kind(world, settings.evaluate.num_sets, settings.run.seed)
     modes = world.modes_total if task.answers is None else task.answers.shape[1]
     if settings.guidance.guidance == "joint" and modes > MOST_MODES:
@@ -502,6 +508,34 @@ def own_frames_of(
             "been trained on"
         ]
     return []
+
+
+def _guide_if_needed(settings: EvaluationSettings, trained: Mapping[str, Any]) -> list[str]:
+    """Leave the samples independent where they were found to differ too much already.
+
+    `trained` is the metadata of the checkpoint; its `spread` was measured on sequences that were
+    held out from the training. Returns notices.
+    """
+    guidance = settings.guidance
+    excess = (trained.get("spread") or {}).get("excess_spread")
+    if guidance.guidance != "pg" or guidance.pg_factor == 0 or not excess or not excess["ci95"]:
+        return []
+    if excess["ci95"][0] <= 0:
+        return []
+    spread = trained["spread"]
+    found = (
+        f"on sequences held out from its training, the samples of this network differ more (IoU "
+        f"distance {spread['iou_distance']['mean']:.2f}) than the answers do "
+        f"({spread['answers_iou_distance']['mean']:.2f})"
+    )
+    if not guidance.pg_only_if_needed:
+        return [f"WARNING: {found}; guidance adds to that"]
+    guidance.pg_factor = 0.0
+    settings.sampler.sampler = "edm"
+    return [
+        f"WARNING: {found}; guidance would add to that, so these sets are independent "
+        "(--pg_only_if_needed false guides them)"
+    ]
 
 
 # Sets, and particles in each. Without a backward pass they cost about 3% of 32 guided sets of 8.

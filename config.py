@@ -365,6 +365,9 @@ class GuidanceSettings:
     pg_factor: NonNegative = 0.0
     """strength of all methods but spell, cads and joint; of pg, diverseflow, rke and oscar in the
     unit that pg_strength names (0: independent samples, with pg and reference)"""
+    pg_only_if_needed: bool = True
+    """own frames: leave the samples of pg independent where, on sequences held out from the
+    training, they differ more than the answers do"""
     pg_kernel: str = "logdet"
     """potential by which the particles of a set repel each other: rbf, rbf_unsquared, inverse,
     iou, logdet, or one of your own"""

@@ -31,7 +31,7 @@ from command_line import (
     without_flags,
 )
 from config import EvaluationSettings, SettingError, TrackingSettings, as_yaml, build, reject
-from names import METRICS, method_of, source_of
+from names import METHODS, METRICS, method_of, source_of
 
 # ---------------------------------------------------------------- what is printed
 
@@ -85,10 +85,9 @@ def diagnosis(result: dict[str, Any]) -> str | None:
     if high < 0:
         return "the samples of a set differ less than the answers do: guidance is for this case"
     if low > 0:
-        return (
-            "the samples of a set differ more than the answers do: guidance would add to it, more "
-            "training or data would not"
-        )
+        guided = method_of(result["settings"]) != METHODS["none"]
+        advice = "independent ones may be better" if guided else "guidance would add to it"
+        return f"the samples of a set differ more than the answers do: {advice}"
     return "the samples of a set differ as much as the answers do"
 
 

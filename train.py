@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from training_loop import Training
 
 CODE = Path(__file__).resolve().parent
+SPREAD_SETS, SPREAD_PARTICLES = 32, 4  # of held-out sequences, when a training has ended
 AVERAGED_RECORDS = 10  # of metrics.jsonl, over which the loss of the last line is averaged
 
 
@@ -480,9 +481,39 @@ def run(
                 path = outdir / f"samples-{i:07d}.png"
                 draw_samples(training, path)
                 tracker.picture(path, step=i)
+            if main and last and several_answers(training):
+                training.spread = held_out_spread(training, outdir)
+                training.save_model(outdir)
             if main and last:
                 tracker.results(progress.last)
                 tracker.model(outdir / "model.safetensors", training.kept_metadata())
+
+
+def several_answers(training: Training) -> bool:
+    """Whether held-out sequences have several answers, with which samples can be compared."""
+    from own_frames import OwnFrames
+
+    held_out = training.held_out and training.held_out.world
+    return isinstance(held_out, OwnFrames) and int(held_out.counts.max()) > 1
+
+
+def held_out_spread(training: Training, outdir: Path) -> dict[str, Any]:
+    """How far samples are apart on held-out sequences, and how far their answers are.
+
+    The network is the one that was written to `outdir`. Returns some of the metrics of
+    `metrics.answer_metrics`, without their values per set.
+    """
+    import assemble
+    from experiments import brief
+    from training_loop import MODEL
+
+    run = training.settings.run
+    values = dict(checkpoint=str(outdir / MODEL), num_sets=SPREAD_SETS, seed=run.seed)
+    values |= dict(batch_size=SPREAD_PARTICLES, device=run.device, precision=run.precision)
+    evaluation = assemble.set_up(*assemble.complete(values), split="validation")
+    result = brief(evaluation.run(progress=False)[2])
+    keys = ("iou_distance", "answers_iou_distance", "distance_to_answers", "excess_spread")
+    return {key: result[key] for key in keys if key in result} | dict(num_sets=result["num_sets"])
 
 
 def draw_samples(training: Training, path: Path) -> None:

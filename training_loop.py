@@ -229,6 +229,7 @@ class HeldOut:
     """
 
     def __init__(self, world: World, settings: TrainingSettings, device: torch.device):
+        self.world = world
         n = HELD_OUT_WINDOWS
         train = settings.train
         generator = set_generator(settings.run.seed, 0, Stream.HELD_OUT, device)
@@ -278,6 +279,7 @@ class Training:
         self.settings = settings
         self.device = device
         self.world = world
+        self.spread: dict[str, Any] | None = None  # of held-out sets, once it has been measured
         self.held_out = None if held_out is None else HeldOut(held_out, settings, device)
         self.best: Best | None = None
         self.augment = augmentation_of(settings, world)
@@ -468,6 +470,10 @@ class Training:
             tensors |= {f"best.{name}": value for name, value in self.best.tensors.items()}
             metadata |= dict(best=[self.best.loss, self.best.iteration])
         checkpoint.save_tensors(outdir / STATE, tensors, metadata, outdir / PREVIOUS)
+        self.save_model(outdir)
+
+    def save_model(self, outdir: Path) -> None:
+        """Write the averaged network alone. Raises OSError."""
         checkpoint.save_tensors(outdir / MODEL, self.kept_tensors(), self.kept_metadata())
 
     def kept_tensors(self) -> dict[str, Tensor]:
@@ -477,14 +483,15 @@ class Training:
 
     def kept_metadata(self) -> dict[str, Any]:
         """What model.safetensors says of itself."""
+        spread = {} if self.spread is None else dict(spread=self.spread)
         if self.best is None:
-            return self.metadata()
+            return self.metadata() | spread
         best = dict(
             iteration=self.best.iteration,
             held_out_loss=self.best.loss,
             trained_iterations=self.iteration,
         )
-        return self.metadata() | best
+        return self.metadata() | best | spread
 
     def load(self, path: Path) -> None:
         """Continue from a state. Raises SettingError."""

@@ -543,13 +543,17 @@ def test_spread_and_its_diagnosis_tell_too_much_from_too_little():
     generator = torch.Generator().manual_seed(0)
     answers = (torch.rand(20, 4, 8, 8, generator=generator) > 0.5).float()
     alike = torch.full((4,), 0.25, dtype=torch.float64)
+    independent = dict(settings=dict(pg_factor=0.0))
     same = answer_metrics(answers, answers, alike)
     assert same["excess_spread"]["mean"] == pytest.approx(0, abs=1e-6)
     collapsed = answer_metrics(answers[:, :1].expand(-1, 4, -1, -1), answers, alike)
-    assert "guidance is for this case" in evaluate.diagnosis(collapsed)
+    assert "guidance is for this case" in evaluate.diagnosis(collapsed | independent)
     agreeing = answers[:, :1].expand(-1, 4, -1, -1).clone()
     agreeing[:, 1, 0] = 1 - agreeing[:, 1, 0]
-    assert "would add to it" in evaluate.diagnosis(answer_metrics(answers, agreeing, alike))
+    apart = answer_metrics(answers, agreeing, alike)
+    assert "guidance would add to it" in evaluate.diagnosis(apart | independent)
+    guided = dict(settings=dict(pg_factor=3.0))
+    assert "independent ones may be better" in evaluate.diagnosis(apart | guided)
 
 
 # ---------------------------------------------------------------- damaged and hostile files
@@ -748,3 +752,19 @@ def test_particles_of_a_rollout_go_on_from_their_own_frames(tmp_path, refused, c
     capsys.readouterr()
     exact = ["--dataset", "horizontal", "--rollout", "2"]
     assert "rollout: got 2" in refused(evaluate.main, exact)
+
+
+def test_a_network_whose_samples_differ_more_than_the_answers_is_not_guided(tmp_path, capsys):
+    """Two updates make noise of answers that almost agree; held-out sequences show it."""
+    frames = np.stack([grey(i) for i in range(100)])[:, None]
+    answers = np.stack([np.stack([MASK, np.roll(MASK, i % 2, 1)]) for i in range(100)])
+    out = trained(tmp_path, frames_npz(tmp_path, frames, answers=answers * np.uint8(255)))
+    argv = ["--checkpoint", str(out / "model.safetensors"), "--device", "cpu", "--num_steps", "4"]
+    argv += ["--batch_size", "3", "--num_sets", "3"]
+    plain = assemble.evaluation(argv).run(progress=False)[0]
+    kept = assemble.evaluation([*argv, "--pg_factor", "3"])
+    assert any("so these sets are independent" in notice for notice in kept.notices)
+    assert torch.equal(kept.run(progress=False)[0], plain)
+    forced = assemble.evaluation([*argv, "--pg_factor", "3", "--pg_only_if_needed", "false"])
+    assert any("guidance adds to that" in notice for notice in forced.notices)
+    assert not torch.equal(forced.run(progress=False)[0], plain)
