@@ -330,8 +330,38 @@ class Evaluation:
         own = self.settings.world.dataset == "frames"
         return self.task.world.data.record() if own else None
 
-    def run(self, progress: bool = True) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
-        """Sample all sets and measure them.
+    def sample(self, progress: bool = True, shared: bool = False) -> Tensor:
+        """Sample all sets: (G, B, H, W).
+
+        With `shared`, each process that torchrun started samples some of them, and all return
+        those of all. The samples do not depend on how many processes there are.
+        """
+        import torch
+        import torch.distributed as dist
+
+        from devices import this_process
+
+        rank, ranks = this_process()
+        if not shared or ranks == 1:
+            return self.sampler.sample_all(progress)
+        dist.init_process_group("gloo")
+        sets = torch.arange(self.task.num_sets)
+        own = sets[rank::ranks]
+        calls = self.sampler.calls
+        # A process without a set still takes part in the exchange.
+        samples = self.sampler.sample_all(progress and rank == 0, own) if len(own) else None
+        shares: list[Any] = [None] * ranks
+        dist.all_gather_object(shares, (own, samples, calls.forward, calls.backward))
+        dist.destroy_process_group()
+        calls.forward = sum(share[2] for share in shares)
+        calls.backward = sum(share[3] for share in shares)
+        order = torch.cat([share[0] for share in shares]).argsort()
+        return torch.cat([share[1] for share in shares if share[1] is not None])[order]
+
+    def run(
+        self, progress: bool = True, shared: bool = False
+    ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+        """Sample all sets and measure them; `shared` is as in `sample`.
 
         Returns (samples (G, B, H, W), the mode of each particle (G, B) or None, the record for
         metrics.json).
@@ -340,7 +370,7 @@ class Evaluation:
         from records import provenance
 
         start = time.perf_counter()
-        samples = self.sampler.sample_all(progress)
+        samples = self.sample(progress, shared)
         seconds = time.perf_counter() - start
         metrics, modes = self.task.measure(samples)
         particles = samples.shape[0] * samples.shape[1]
@@ -390,7 +420,7 @@ def set_up(
     import checkpoint
     import tasks
     from data_loader import load_world
-    from devices import pick_device, use_bfloat16
+    from devices import pick_device, set_precision, use_bfloat16
     from guidance import MOST_MODES
     from potentials import POTENTIALS
     from set_sampler import SetSampler
@@ -399,6 +429,7 @@ def set_up(
     if settings.guidance.pg_kernel not in POTENTIALS:
         reject("pg_kernel", settings.guidance.pg_kernel, ", ".join(map(repr, POTENTIALS)))
     device = pick_device(settings.run.device)
+    set_precision(settings.run.precision)
 
     world: Any = load_world(settings.world, settings.digits, split)
     notices: list[str] = []

@@ -460,9 +460,10 @@ class RunSettings:
     """seed of all random numbers"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where to compute; auto: on a GPU if there is one"""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """precision of the network's matrix products; the sampler's state is always float32. auto:
-    bfloat16 on GPUs that have it, else float32"""
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
+    """precision of the network's products and convolutions; the sampler's state is always float32.
+    auto: bfloat16 on GPUs that have it, else float32; tf32: float32 whose inputs GPUs round to 10
+    bits"""
     compile: bool = False
     """torch.compile the network: slow to start, then faster (docs/performance.md says where it
     pays)"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import nullcontext
 from typing import Callable
@@ -15,27 +16,57 @@ from config import reject
 def pick_device(name: str) -> torch.device:
     """The device for "auto", "cpu" or "cuda"; auto is a CUDA GPU where there is one.
 
-    Raises SettingError for "cuda" on a machine without a CUDA GPU.
+    Each process that torchrun starts on a machine takes the GPU of its own number. Raises
+    SettingError for "cuda" on a machine without a CUDA GPU, and for more processes than GPUs.
     """
     if name == "cuda" and not torch.cuda.is_available():
         reject("device", name, "cpu or auto on a machine without a CUDA GPU")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if "LOCAL_RANK" not in os.environ:
+        return torch.device("cuda")
+    own = int(os.environ["LOCAL_RANK"])
+    if own >= torch.cuda.device_count():
+        reject(
+            "device",
+            name,
+            f"cpu, or torchrun with --nproc_per_node {torch.cuda.device_count()} at most: there "
+            "are no more GPUs here",
+        )
+    torch.cuda.set_device(own)
+    return torch.device("cuda", own)
+
+
+def this_process() -> tuple[int, int]:
+    """(the number of this process, how many torchrun started): (0, 1) without torchrun."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def use_bfloat16(precision: str, device: torch.device) -> bool:
     """Whether the network runs in bfloat16 autocast, for "auto", "float32" or "bfloat16".
 
-    "auto" is bfloat16 on a GPU that has it, float32 elsewhere.
+    "auto" is bfloat16 on a GPU that computes in it, float32 elsewhere.
     """
     if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+        on_gpu = device.type == "cuda"
+        return on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     return precision == "bfloat16"
 
 
+def set_precision(precision: str) -> None:
+    """Let products and convolutions in float32 use TF32 for "tf32", and only then.
+
+    By default PyTorch rounds the inputs of convolutions to TF32's 10 bits on a GPU, but not those
+    of products.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
 def free_memory(device: torch.device) -> int:
-    """Memory that is available on a device, in bytes."""
+    """Memory that is available on a device, in bytes, with what the allocator holds unused."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     import psutil
 
     return psutil.virtual_memory().available

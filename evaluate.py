@@ -134,6 +134,9 @@ def evaluate(values: dict[str, Any]) -> None:
     try:
         evaluation = assemble.set_up(*assemble.complete(values))
         settings = evaluation.settings
+        if int(os.environ.get("RANK", 0)) > 0:
+            evaluation.sample(shared=True)  # the first process measures and writes
+            return
         outdir = run_folder(
             settings.run.outdir, f"{settings.evaluate.task}-{settings.world.dataset}"
         )
@@ -153,7 +156,7 @@ def evaluate(values: dict[str, Any]) -> None:
 
         rollout = None
         try:
-            samples, modes, result = evaluation.run()
+            samples, modes, result = evaluation.run(shared=True)
             if settings.evaluate.rollout > 1:
                 rollout = evaluation.sampler.roll_out(samples, settings.evaluate.rollout)
         except (MemoryError, RuntimeError) as error:

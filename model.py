@@ -34,6 +34,19 @@ from denoiser import Denoiser
 from ranges import to_model_range, to_unit_range
 
 
+MOST_IMAGES = 32768  # in one call of the network: attention in bfloat16 takes no more on a GPU
+
+
+def filled(sigma: Tensor, x: Tensor) -> Tensor:
+    """A noise level where x is and in its precision.
+
+    A number on the CPU is written there by a kernel: copying it would make the GPU wait.
+    """
+    if sigma.ndim == 0 and sigma.device.type == "cpu" != x.device.type:
+        return torch.full((), float(sigma), dtype=x.dtype, device=x.device)
+    return sigma.to(x)
+
+
 def _zero(layer: nn.Module) -> nn.Module:
     """The layer with all its parameters set to 0."""
     for parameter in layer.parameters():
@@ -379,7 +392,7 @@ class EDMDenoiser(nn.Module):
         H, W = x.shape[2:]
         sd = self.sigma_data
         x = self.inside(x).to(sd)
-        s = sigma.to(x).expand(x.shape[0])[:, None, None, None]
+        s = filled(sigma, x).expand(x.shape[0])[:, None, None, None]
         c_skip = sd**2 / (s**2 + sd**2)
         c_out = s * sd / (s**2 + sd**2).sqrt()
         c_in = 1 / (s**2 + sd**2).sqrt()
@@ -416,7 +429,20 @@ class EDMDenoiser(nn.Module):
             if cond is not None:
                 frames = cond.repeat_interleave(B, 0) if shared else cond.flatten(0, 1)
             classes = None if labels is None else labels.repeat_interleave(B, 0)
-            return self(x.flatten(0, 1), sigma, frames, classes, moved).unflatten(0, (-1, B))
+            level = filled(sigma, x)
+            images = x.flatten(0, 1)
+            if len(images) <= MOST_IMAGES or moved is not None:
+                return self(images, level, frames, classes, moved).unflatten(0, (-1, B))
+            parts = [
+                self(
+                    images[part],
+                    level,
+                    None if frames is None else frames[part],
+                    None if classes is None else classes[part],
+                )
+                for part in torch.arange(len(images)).split(MOST_IMAGES)
+            ]
+            return torch.cat(parts).unflatten(0, (-1, B))
 
         return denoise
 
@@ -500,7 +526,7 @@ def posterior_mean(
     N = x.shape[0]
     flat = x.reshape(N, -1, images[0, 0].numel())  # (N, P, d)
     mu = images.flatten(2)  # (N, k, d)
-    s2 = sigma.to(x).expand(N)[:, None, None] ** 2
+    s2 = filled(sigma, x).expand(N)[:, None, None] ** 2
     # |x|^2 cancels in the softmax, and leaving it out keeps float32 exact at small sigma.
     logits = (flat @ mu.transpose(1, 2) - mu.square().sum(-1)[:, None] / 2) / (s2 + sd**2)
     if log_prior is not None:

@@ -35,7 +35,7 @@ from guidance import (
     between,
 )
 from metrics import iou
-from model import EDMDenoiser
+from model import MOST_IMAGES, EDMDenoiser
 from noise import (
     ParticleNoise,
     Stream,
@@ -53,7 +53,7 @@ from selection import balanced_draw, kmedoids, most_distant
 from tasks import Task
 
 # At most, in one network call. On a CPU, larger calls are no faster.
-PARTICLES_PER_CALL = dict(cpu=256, cuda=65536)
+PARTICLES_PER_CALL = dict(cpu=256, cuda=MOST_IMAGES)
 
 PREVIEW_CALLS = 3  # of the denoiser for each candidate of a balanced draw
 

@@ -239,11 +239,13 @@ def setup(argv: Sequence[str] | None = None) -> tuple[Training, Path]:
     FileNotFoundError or ValueError."""
     settings, state = parse(argv)
     from data_loader import load_world
-    from devices import pick_device
+    from devices import pick_device, set_precision
     from own_frames import OwnFrames
     from training_loop import STATE, Training
 
-    device = join_processes(pick_device(settings.run.device))
+    device = pick_device(settings.run.device)
+    set_precision(settings.run.precision)
+    join_processes(device)
     world = load_world(settings.world, settings.digits, "train").to(device)
     check_sides(settings, world.frame_shape)
     if isinstance(world, OwnFrames):
@@ -274,19 +276,12 @@ def setup(argv: Sequence[str] | None = None) -> tuple[Training, Path]:
     return training, outdir
 
 
-def join_processes(device: torch.device) -> torch.device:
-    """Join the other processes of torchrun, where it started this one; returns the device of this
-    process."""
-    if "RANK" not in os.environ:
-        return device
-    import torch
-    import torch.distributed as dist
+def join_processes(device: torch.device) -> None:
+    """Join the other processes of torchrun, where it started this one."""
+    if "RANK" in os.environ:
+        import torch.distributed as dist
 
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    return device
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
 def begin(training: Training, outdir: Path) -> tracking.Tracker:

@@ -32,6 +32,7 @@ from metrics import (
     quality_score,
     rke_score,
     vendi_score,
+    without_background,
 )
 from worlds import DIRECTIONS
 
@@ -350,3 +351,18 @@ def test_a_backward_pass_counts_as_measured():
     assert cost["forward_equivalents"] == pytest.approx(43 + 30 * BACKWARD)
     assert cost["modes_per_100_calls"] == pytest.approx(100 / cost["forward_equivalents"])
     assert cost_metrics(43, 0, None, 8)["modes_per_100_calls"] is None
+
+
+def test_thresholds_of_many_images_are_scikit_images(generator):
+    from skimage.filters import threshold_otsu
+
+    images = torch.rand(40, 9, 11, generator=generator) ** 3
+    images[0] = 0.3  # of one grey value, it stays as it is
+    images[1] = (images[1] > 0.5).float()
+    images[2] *= 1e-3
+    images[3] = torch.linspace(0, 1, 99).view(9, 11).round(decimals=1)
+    cleaned = without_background(images)
+    for image, clean in zip(images[1:], cleaned[1:]):
+        expected = torch.where(image > threshold_otsu(image.numpy()), image, 0.0)
+        torch.testing.assert_close(clean, expected)
+    assert torch.equal(cleaned[0], images[0])

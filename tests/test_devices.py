@@ -1,0 +1,99 @@
+"""Devices and processes: which GPU a process takes, memory, precision, shares of an evaluation."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+import devices
+from config import SettingError
+from model import MOST_IMAGES, filled
+
+
+def test_each_process_of_a_machine_takes_a_gpu_of_its_own(monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    assert devices.pick_device("auto") == torch.device("cuda")
+    for own in range(4):
+        monkeypatch.setenv("LOCAL_RANK", str(own))
+        assert devices.pick_device("auto") == torch.device("cuda", own)
+        assert devices.pick_device("cpu") == torch.device("cpu")
+    assert taken == [0, 1, 2, 3]
+    monkeypatch.setenv("LOCAL_RANK", "4")
+    with pytest.raises(SettingError, match="device: got 'auto'.*--nproc_per_node 4 at most"):
+        devices.pick_device("auto")
+
+
+def test_memory_that_the_allocator_holds_unused_is_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 70)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 30)
+    assert devices.free_memory(torch.device("cuda")) == 140
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32", "tf32", "bfloat16"])
+def test_tf32_is_used_for_all_operations_or_for_none(precision):
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        devices.set_precision(precision)
+        used = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        assert used == (precision == "tf32",) * 2
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def test_noise_levels_are_filled_in_where_the_images_are():
+    sigma = torch.tensor(1.25, dtype=torch.float64)
+    there = filled(sigma, torch.empty(3, device="meta"))
+    assert there.device.type == "meta" and there.dtype == torch.float32
+    here = filled(sigma, torch.empty(3))
+    assert here.item() == 1.25 and here.dtype == torch.float32
+
+
+def test_more_images_than_one_call_takes_are_split(monkeypatch):
+    """The same samples, whatever the cap."""
+    import checkpoint
+    import model
+    from config import ModelSettings
+
+    torch.manual_seed(0)
+    small = ModelSettings(channels=[8], attention=[0], head_channels=8, blocks=1, patch_size=4)
+    net = checkpoint.make_denoiser((1, 1), small, 0.5).eval()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x = torch.randn(2, 5, 1, 8, 8)
+    denoise = net.bind(torch.randn(2, 1, 8, 8))
+    with torch.no_grad():
+        whole = denoise(x, torch.tensor(1.0))
+        monkeypatch.setattr(model, "MOST_IMAGES", 3)
+        calls = []
+        net.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
+        torch.testing.assert_close(denoise(x, torch.tensor(1.0)), whole)
+    assert calls == [3, 3, 3, 1] and MOST_IMAGES < 65536
+
+
+@pytest.mark.slow
+def test_an_evaluation_is_shared_by_processes_with_the_same_samples(tmp_path):
+    argv = ["--denoiser", "exact", "--digits", "embedded", "--num_sets", "5", "--pg_factor", "3"]
+    argv += ["--num_steps", "8", "--device", "cpu"]
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    processes = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for start, out in (([], alone), (processes, shared)):
+        done = subprocess.run(
+            [sys.executable, *start, "evaluate.py", *argv, "--outdir", str(out)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+    with np.load(alone / "samples.npz") as a, np.load(shared / "samples.npz") as b:
+        np.testing.assert_array_equal(a["samples"], b["samples"])
+    a, b = (json.loads((out / "metrics.json").read_text()) for out in (alone, shared))
+    for key in ("modes_found", "network_calls", "backward_calls"):
+        assert a[key] == b[key]
