@@ -90,11 +90,13 @@ def trajectory(run: str, set_number: int = 0, num_particles: int = 3) -> Picture
     refuse_points(evaluation, run)
     steps: list[dict[str, Tensor]] = []
     evaluation.sampler.sample_all(sets=torch.tensor([set_number]), callback=steps.append)
-    x = torch.stack([step["x_hat"][0, :num_particles, 0] for step in steps])
-    denoised = torch.stack([step["denoised"][0, :num_particles, 0] for step in steps])
+    x, denoised = (
+        evaluation.task.pictured(torch.stack([step[name][0, :num_particles] for step in steps]))
+        for name in ("x_hat", "denoised")
+    )
     sigmas = torch.stack([step["sigma_hat"] for step in steps])
     figure = sheets.trajectory(
-        x.cpu(), denoised.cpu(), sigmas, title=f"set {set_number} of {Path(run).resolve().name}"
+        x, denoised, sigmas, title=f"set {set_number} of {Path(run).resolve().name}"
     )
     return figure, Path(run) / f"trajectory-{set_number}.png"
 

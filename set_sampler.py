@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from channels import in_colours, mixed
+from channels import in_colours
 from classifier import Classifier
 from config import EvaluationSettings, SamplerSettings
 from decisions import Decisions, measure
@@ -47,7 +47,7 @@ from noise import (
     stratified,
 )
 from potentials import POTENTIALS, Bandwidth, IoU, Potential
-from ranges import to_model_range, to_unit_range
+from ranges import to_unit_range
 from sampler import Schedule, edm_schedule, integrate, karras_sigmas, window_schedule
 from selection import balanced_draw, kmedoids, most_distant
 from tasks import Task
@@ -608,8 +608,7 @@ class SetSampler:
             trace["ode"].append(_norms((step["x_hat"] - unguided) / sigma))
             trace["guidance"].append(_norms((unguided - step["denoised"]) / sigma))
             for name in ("x_hat", "denoised"):
-                drawn = mixed(to_unit_range(step[name][0]), self.task.world.label_classes)
-                trace[name].append(to_model_range(drawn).cpu())
+                trace[name].append(self.task.pictured(step[name][0]))
         stacked = {name: torch.stack(values) for name, values in trace.items()}
         return stacked | dict(samples=in_colours(samples, self.task.world.label_classes))
 

@@ -211,13 +211,14 @@ def trajectory(
     """What the sampler does to a set: for each particle a row of x_n above a row of D(x_n).
 
     Arguments:
-        x: (N, B, H, W), frames in [-1, 1] plus noise; drawn scaled to unit variance of the noise
-        denoised: (N, B, H, W) in [-1, 1]
+        x: (N, B, H, W) or, in colour, (N, B, 3, H, W), frames in [-1, 1] plus noise; drawn scaled
+            to unit variance of the noise
+        denoised: (N, B, H, W) or (N, B, 3, H, W) in [-1, 1]
         sigmas: (N,), their noise levels, on the way down
         columns: steps to show, at equal distances
     """
     steps = torch.linspace(0, len(sigmas) - 1, min(columns, len(sigmas))).round().long().tolist()
-    scaled = x / (1 + sigmas.to(x) ** 2).sqrt()[:, None, None, None]
+    scaled = x / (1 + sigmas.to(x) ** 2).sqrt().view(-1, *[1] * (x.ndim - 1))
     B = x.shape[1]
     figure, axes = grid_of_axes(
         2 * B, len(steps), SIDE * len(steps) + 0.6, 2 * SIDE * B + 0.4, gridspec_kw=GAPS

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import checkpoint
-from channels import as_images, as_planes, one_hot
+from channels import as_images, as_planes, mixed, one_hot
 from denoiser import Denoiser
 from guidance import joint_weights
 from metrics import (
@@ -114,6 +114,11 @@ class Task:
         """The inverse of `to_samples`: (G', B, H, W) -> (G', B, C, H, W) on the device."""
         colours = self.world.answer_channels > 1
         return to_model_range(as_planes(samples, self.world.label_classes, colours)).to(device)
+
+    def pictured(self, x: Tensor) -> Tensor:
+        """What the sampler sees on its way, x (..., C, H, W) or D(x), as pictures on the CPU:
+        (..., H, W) or, of colours and classes, (..., 3, H, W), in the range of x."""
+        return to_model_range(mixed(to_unit_range(x), self.world.label_classes)).cpu()
 
     def comparable(self, samples: Tensor) -> Tensor:
         """Samples as numbers that can be subtracted: class labels with a channel per class."""

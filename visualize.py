@@ -188,7 +188,8 @@ def dataset(args: Namespace) -> Picture:
     """draw sequences of a world, with the steps of each digit and the frames of random choices"""
     from data_loader import load_world
     from noise import set_generator
-    from sheets import world_sheet
+    from own_frames import OwnFrames
+    from sheets import examples_sheet, world_sheet
 
     settings = build(WorldSettings, args)
     digits = build(DigitSettings, args)
@@ -197,6 +198,8 @@ def dataset(args: Namespace) -> Picture:
     if settings.dataset == "mixture":
         reject("dataset", "mixture", "a world of frames")
     world = load_world(settings, digits, "train")
+    if isinstance(world, OwnFrames):
+        return examples_sheet(world, args.num_sequences), Path("dataset-frames.png")
     batch = world.sequences(args.num_sequences, set_generator(args.seed, 0))
     source = named(settings.dataset, world.source or "")
     figure = world_sheet(
