@@ -25,7 +25,7 @@ from channels import one_hot
 from config import reject
 
 MOST_CLASSES = 32  # answers with more different values are grey levels
-PART = 2**20  # bytes of a large array that are looked at together
+PART = 2**18  # bytes of a large array that are looked at together
 
 
 @dataclass(frozen=True)

@@ -768,3 +768,33 @@ def test_a_network_whose_samples_differ_more_than_the_answers_is_not_guided(tmp_
     forced = assemble.evaluation([*argv, "--pg_factor", "3", "--pg_only_if_needed", "false"])
     assert any("guidance adds to that" in notice for notice in forced.notices)
     assert not torch.equal(forced.run(progress=False)[0], plain)
+
+
+@pytest.mark.parametrize("layout", ["npz", "compressed", "folder"])
+def test_loading_needs_little_more_memory_than_the_numbers(layout, tmp_path):
+    import tracemalloc
+
+    frames = np.random.default_rng(0).integers(0, 256, (120, 2, 128, 128), dtype=np.uint8)
+    answers = np.zeros((120, 4, 128, 128), np.uint8)
+    answers[:, :, 30:90, 40:80] = 255
+    size = frames.nbytes + answers.nbytes
+    path = tmp_path / "d"
+    if layout == "folder":
+        for i in range(120):
+            for t in range(2):
+                save(frames[i, t], path / f"s{i}" / f"{t}.png", compress_level=0)
+            for a in range(4):
+                save(answers[i, a], path / f"s{i}" / "masks" / f"{a}.png")
+    else:
+        path = tmp_path / "d.npz"
+        write = np.savez if layout == "npz" else np.savez_compressed
+        write(path, frames=frames, answers=answers)
+    del frames, answers
+    tracemalloc.start()
+    try:
+        world = understood(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(world) == 87 and size < peak + size / 10
+    assert peak < 1.5 * size
