@@ -1,0 +1,635 @@
+"""Guidance in pipelines of diffusers: every scheduler with an exact network, and tiny pipelines."""
+
+import functools
+import inspect
+import math
+from types import SimpleNamespace
+
+import numpy
+import pytest
+import torch
+from conftest import slow_but
+from torch import nn
+
+from adapter import denoiser_of, measured_guide, pilot, repelling
+from config import SettingError
+from decisions import measure
+from guidance import ParticleGuidance
+from model import posterior_mean
+from potentials import LogDet
+from sampler import karras_sigmas
+
+diffusers = pytest.importorskip("diffusers")
+# Of numpy, about how two schedulers call it.
+pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
+
+SIDE = 8
+STABLE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+UNCLIPPED = STABLE | dict(clip_sample=False)
+FLOW = dict(prediction_type="flow_prediction", use_flow_sigmas=True)
+V = dict(prediction_type="v_prediction")
+Y = dict(prediction_type="sample")
+
+# Every scheduler that docs/pipelines.md names, in each of its parametrizations.
+SCHEDULERS = {
+    "DDIM": ("DDIMScheduler", UNCLIPPED | dict(timestep_spacing="trailing")),
+    "DDIM v": ("DDIMScheduler", UNCLIPPED | V | dict(timestep_spacing="trailing")),
+    "DDIM sample": ("DDIMScheduler", UNCLIPPED | Y | dict(timestep_spacing="trailing")),
+    "DDIM zero SNR": (
+        "DDIMScheduler",
+        UNCLIPPED | V | dict(timestep_spacing="trailing", rescale_betas_zero_snr=True),
+    ),
+    "DDIM parallel": ("DDIMParallelScheduler", UNCLIPPED | dict(timestep_spacing="trailing")),
+    "DDPM": ("DDPMScheduler", UNCLIPPED),
+    "DDPM parallel": ("DDPMParallelScheduler", UNCLIPPED),
+    "LCM": ("LCMScheduler", UNCLIPPED),
+    "TCD": ("TCDScheduler", UNCLIPPED),
+    "DPM++ 2M": ("DPMSolverMultistepScheduler", STABLE),
+    "DPM++ 2M v": ("DPMSolverMultistepScheduler", STABLE | V),
+    "DPM++ 2M sample": ("DPMSolverMultistepScheduler", STABLE | Y),
+    "DPM++ 2M flow": ("DPMSolverMultistepScheduler", FLOW),
+    "DPM++ 2M Karras": ("DPMSolverMultistepScheduler", STABLE | dict(use_karras_sigmas=True)),
+    "DPM++ 2M SDE": (
+        "DPMSolverMultistepScheduler",
+        STABLE | dict(algorithm_type="sde-dpmsolver++"),
+    ),
+    "DPM++ 2S": ("DPMSolverSinglestepScheduler", STABLE | dict(lower_order_final=True)),
+    "DEIS": ("DEISMultistepScheduler", STABLE),
+    "UniPC": ("UniPCMultistepScheduler", STABLE),
+    "UniPC flow": ("UniPCMultistepScheduler", FLOW),
+    "SA-Solver": ("SASolverScheduler", STABLE),
+    "Euler": ("EulerDiscreteScheduler", STABLE),
+    "Euler v": ("EulerDiscreteScheduler", STABLE | V),
+    "Euler ancestral": ("EulerAncestralDiscreteScheduler", STABLE),
+    "Heun": ("HeunDiscreteScheduler", STABLE),
+    "KDPM2": ("KDPM2DiscreteScheduler", STABLE),
+    "KDPM2 ancestral": ("KDPM2AncestralDiscreteScheduler", STABLE),
+    "Flow Euler": ("FlowMatchEulerDiscreteScheduler", dict(shift=3.0)),
+    "Flow Heun": ("FlowMatchHeunDiscreteScheduler", {}),
+    "Flow LCM": ("FlowMatchLCMScheduler", {}),
+    "EDM Euler": ("EDMEulerScheduler", {}),
+    "EDM DPM++": ("EDMDPMSolverMultistepScheduler", {}),
+}
+every_scheduler = pytest.mark.parametrize("name", SCHEDULERS)
+QUICK = ("DDIM v", "DPM++ 2M flow", "UniPC", "Euler v", "Heun", "Flow Euler", "EDM Euler")
+quick_schedulers = pytest.mark.parametrize("name", slow_but(QUICK, SCHEDULERS))
+
+
+def scheduler(name):
+    kind, settings = SCHEDULERS[name]
+    return getattr(diffusers, kind)(**settings)
+
+
+def blobs():
+    """(8, 1, SIDE, SIDE) in [-1, 1]: a Gaussian blob at eight places on a circle."""
+    angle = torch.arange(8) * math.pi / 4
+    pixel = torch.arange(SIDE) - (SIDE - 1) / 2
+    y = 2.5 * angle.sin()[:, None, None]
+    x = 2.5 * angle.cos()[:, None, None]
+    squared_distance = (pixel[:, None] - y) ** 2 + (pixel - x) ** 2
+    return 2 * (-squared_distance / (2 * 1.2**2)).exp()[:, None] - 1
+
+
+BLOBS = blobs()
+
+
+def exact(x, sigma):
+    """E[y | x] of the eight images, for sets (G, B, 1, SIDE, SIDE)."""
+    return posterior_mean(x, sigma, BLOBS.to(x).expand(len(x), -1, -1, -1, -1))
+
+
+class Network(nn.Module):
+    """A perfectly trained network: it sees what a pipeline gives to one, and t, and nothing else.
+
+    Its noise level is that of t in training, so that it knows nothing of how the adapter reads it.
+    """
+
+    config = SimpleNamespace(sample_size=SIDE, in_channels=1)
+    dtype, device = torch.float32, torch.device("cpu")
+
+    def __init__(self, schedule):
+        super().__init__()
+        self.kind = schedule.config.get("prediction_type", "flow_prediction")
+        self.data = schedule.config.get("sigma_data")
+        if hasattr(schedule, "alphas_cumprod"):
+            abar = schedule.alphas_cumprod.double()
+            self.log_sigmas = ((1 - abar) / abar.clamp_min(1e-12)).log() / 2
+
+    def forward(self, sample, t):
+        t, dtype = float(t), sample.dtype
+        sample = sample.double()[None]  # one set
+        if self.data is not None:
+            sigma = math.exp(4 * t)
+            x = sample * math.hypot(sigma, self.data)
+            out = sigma * self.data / math.hypot(sigma, self.data)
+            skip = self.data**2 / (sigma**2 + self.data**2)
+            return SimpleNamespace(sample=((self.clean(x, sigma) - skip * x) / out)[0].to(dtype))
+        if self.kind == "flow_prediction":
+            s = t / 1000
+            clean = BLOBS.mean(0) if s == 1 else self.clean(sample / (1 - s), s / (1 - s))
+            return SimpleNamespace(sample=((sample - clean) / s)[0].to(dtype))
+        sigma = math.exp(numpy.interp(t, range(len(self.log_sigmas)), self.log_sigmas))
+        alpha = 1 / math.hypot(1, sigma)
+        clean = self.clean(sample / alpha, sigma)
+        noise = (sample / alpha - clean) / sigma
+        predictions = {"sample": clean, "epsilon": noise}
+        predictions["v_prediction"] = alpha * noise - alpha * sigma * clean
+        return SimpleNamespace(sample=predictions[self.kind][0].to(dtype))
+
+    def clean(self, x, sigma):
+        return exact(x, torch.tensor(sigma, dtype=torch.float64))
+
+
+def draw(schedule, sets=16, steps=30, dtype=torch.float32, noise=None):
+    """What a pipeline does: sets of 8, (sets, 8, 1, SIDE, SIDE)."""
+    generator = torch.Generator().manual_seed(0)
+    network = Network(schedule)
+    schedule.set_timesteps(steps)
+    if noise is None:
+        noise = torch.randn(8 * sets, 1, SIDE, SIDE, generator=generator, dtype=dtype)
+    sample = noise * getattr(schedule, "init_noise_sigma", 1.0)
+    arguments = inspect.signature(schedule.step).parameters
+    extra = dict(generator=generator) if "generator" in arguments else {}
+    for t in schedule.timesteps:
+        scale = getattr(schedule, "scale_model_input", lambda sample, t: sample)
+        prediction = network(scale(sample, t), t).sample
+        sample = schedule.step(prediction, t, sample, **extra, return_dict=False)[0]
+    return sample.unflatten(0, (-1, 8))
+
+
+def places(sets):
+    """How many of the 8 places a set shows, and the share of samples that show one."""
+    distance, mode = torch.cdist(sets.float().flatten(2), BLOBS.flatten(1)).min(-1)
+    shown = distance < torch.pdist(BLOBS.flatten(1)).min() / 3
+    mode = torch.where(shown, mode, -1)
+    found = torch.stack([(mode == k).any(1) for k in range(8)]).sum(0)
+    return float(found.float().mean()), float(shown.float().mean())
+
+
+@pytest.fixture(scope="module")
+def guide():
+    """Measured on the exact denoiser, whose noise levels are those of every scheduler."""
+    generator = torch.Generator().manual_seed(5)
+    sigmas = karras_sigmas(22, 0.03, 80, rho=7)
+    noise = torch.randn(8, 8, 1, SIDE, SIDE, generator=generator)
+    return measured_guide(measure(exact, noise * 80, sigmas))
+
+
+# ---------------------------------------------------------------- schedulers
+
+
+@every_scheduler
+def test_guidance_finds_more_places_with_every_scheduler(name, guide):
+    schedule = scheduler(name)
+    plain, shown = places(draw(schedule))
+    assert 4.6 < plain < 5.9 and shown >= 0.95  # 5.25 is expected of independent draws
+    with repelling(schedule, guide, particles=8):
+        guided, shown = places(draw(schedule))
+    assert guided >= 7.0 and shown >= 0.95
+
+
+@every_scheduler
+def test_guidance_sees_the_denoised_images_at_their_noise_level(name):
+    """What it is given is E[y | x], which a wrong reading of any scheduler is not."""
+    seen = []
+
+    def watch(denoise):
+        def watched(x, sigma):
+            seen.append((x, sigma, denoise(x, sigma)))
+            return seen[-1][-1]
+
+        return watched
+
+    schedule = scheduler(name)
+    with repelling(schedule, watch, particles=8):
+        draw(schedule, sets=1, steps=15)
+    levels = [float(sigma) for _, sigma, _ in seen]
+    assert len(seen) >= len(schedule.timesteps) - 1
+    # A sigma between two timesteps of training reaches the network as the nearer one.
+    rounded = 0.1 if "Karras" in name else 0.02
+    for x, sigma, denoised in seen:
+        torch.testing.assert_close(denoised, exact(x, sigma), rtol=rounded, atol=rounded)
+    assert levels[0] > 9 and min(levels) < 0.3
+
+
+@quick_schedulers
+def test_the_scheduler_goes_where_guidance_points(name):
+    """A guide that wants one image everywhere gets it, whatever the network predicts."""
+    schedule = scheduler(name)
+    with repelling(schedule, lambda denoise: lambda x, sigma: BLOBS[0].expand_as(x), particles=8):
+        sets = draw(schedule, sets=1)
+    # The last sample of those that end at a noise level above 0 has its noise.
+    assert (sets - BLOBS[0]).square().mean().sqrt() < 0.05
+
+
+@quick_schedulers
+def test_a_guide_that_does_nothing_changes_no_bit(name):
+    schedule = scheduler(name)
+    plain = draw(schedule, sets=2, steps=15)
+    with repelling(schedule, lambda denoise: denoise, particles=8):
+        assert torch.equal(draw(schedule, sets=2, steps=15), plain)
+
+
+@pytest.mark.parametrize("name", ["DDIM", "DPM++ 2M", "Euler", "Flow Euler", "EDM Euler"])
+def test_half_precision_stays_finite(name, guide):
+    schedule = scheduler(name)
+    plain = draw(schedule, dtype=torch.bfloat16)
+    with repelling(schedule, guide, particles=8):
+        guided = draw(schedule, dtype=torch.bfloat16)
+    assert guided.dtype == plain.dtype == torch.bfloat16 and guided.isfinite().all()
+    assert places(guided)[0] > places(plain)[0] + 1
+
+
+def test_a_push_beyond_half_precision_is_bounded():
+    schedule, given = scheduler("DDIM"), []
+    schedule.set_timesteps(30)
+    schedule.step = lambda prediction, timestep, sample: given.append(prediction)
+    far = lambda denoise: lambda x, sigma: denoise(x, sigma) + 1e8
+    with repelling(schedule, far, particles=8):
+        half = torch.ones(8, 1, SIDE, SIDE, dtype=torch.float16)
+        schedule.step(half, 100, half)
+    assert given[0].dtype == torch.float16 and given[0].isfinite().all()
+    assert given[0].max() == torch.finfo(torch.float16).min
+
+
+def test_leaving_restores_the_scheduler(guide):
+    schedule = scheduler("DDIM")
+    before = inspect.signature(schedule.step)
+    with repelling(schedule, guide, particles=8):
+        assert inspect.signature(schedule.step) == before  # pipelines look at it
+        assert "step" in vars(schedule)
+    assert "step" not in vars(schedule)
+    with pytest.raises(KeyError), repelling(schedule, guide, particles=8):
+        raise KeyError
+    assert "step" not in vars(schedule)
+
+
+def test_contexts_nest(guide):
+    """The outer guide sees what the inner one left of the prediction."""
+    schedule = scheduler("DDIM")
+    seen = []
+    watch = lambda denoise: lambda x, sigma: seen.append(denoise(x, sigma)) or seen[-1]
+    wanted = lambda denoise: lambda x, sigma: BLOBS[3].expand_as(x)
+    with repelling(schedule, watch, particles=8), repelling(schedule, wanted, particles=8):
+        draw(schedule, sets=1)
+    torch.testing.assert_close(seen[20], BLOBS[3].expand_as(seen[20]), atol=1e-3, rtol=0)
+    assert "step" not in vars(schedule)
+
+
+def test_sets_of_several_prompts_do_not_mix(guide):
+    noise = torch.randn(16, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    other = noise.clone()
+    other[8:] = torch.randn(8, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    schedule = scheduler("DDIM")
+    with repelling(schedule, guide, particles=8):
+        (first, second), (same, changed) = draw(schedule, noise=noise), draw(schedule, noise=other)
+    torch.testing.assert_close(first, same, atol=1e-4, rtol=0)
+    assert not torch.allclose(second, changed, atol=0.1)
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    "kind, settings, line",
+    [
+        ("LMSDiscreteScheduler", {}, "scheduler: got 'LMSDiscreteScheduler'; accepted: Euler"),
+        ("PNDMScheduler", {}, "scheduler: got 'PNDMScheduler'; accepted: DDIMScheduler or UniPC"),
+        ("IPNDMScheduler", {}, "scheduler: got 'IPNDMScheduler'; accepted: DEIS"),
+        ("VQDiffusionScheduler", dict(num_vec_classes=3), "'VQDiffusionScheduler'; accepted: DDIM"),
+        ("DDIMScheduler", {}, "clip_sample: got True; accepted: .* clip_sample=False"),
+        ("DDPMScheduler", {}, "clip_sample: got True"),
+        ("UniPCMultistepScheduler", dict(thresholding=True), "thresholding: got True"),
+    ],
+)
+def test_schedulers_that_cannot_be_guided_are_refused(kind, settings, line, guide):
+    schedule = getattr(diffusers, kind)(**settings)
+    with pytest.raises(SettingError, match=line), repelling(schedule, guide, particles=8):
+        pass
+    assert "step" not in vars(schedule)
+
+
+def jacobian(denoise):
+    return ParticleGuidance(denoise, LogDet(), factor=3)
+
+
+def hidden(denoise):
+    guided = jacobian(denoise)
+    return lambda x, sigma: guided(x, sigma)
+
+
+def elsewhere(denoise):
+    return lambda x, sigma: denoise(x + 1, sigma)
+
+
+@pytest.mark.parametrize(
+    "guide, particles, line",
+    [
+        (jacobian, 8, r"space: got 'jacobian'; accepted: .*denoiser_of\(pipe\)"),
+        (hidden, 8, r"space: got 'jacobian'; accepted: .*denoiser_of\(pipe\)"),
+        (elsewhere, 8, "guide: got 'a call of the denoiser at another x'"),
+        (lambda denoise: denoise, 3, "particles: got 3; accepted: a divisor of the 8 samples"),
+        (lambda denoise: denoise, 0, "particles: got 0; accepted"),
+    ],
+)
+def test_guidance_that_cannot_work_in_a_scheduler_is_refused(guide, particles, line):
+    schedule = scheduler("DDIM")
+    with pytest.raises(SettingError, match=line):
+        with repelling(schedule, guide, particles=particles):
+            draw(schedule, sets=1)
+
+
+def test_a_learned_variance_is_refused(guide):
+    schedule = diffusers.DDPMScheduler(**UNCLIPPED, variance_type="learned")
+    sample = torch.zeros(8, 1, SIDE, SIDE)
+    with pytest.raises(SettingError, match=r"got \[8, 2, 8, 8\]; accepted: .*\[8, 1, 8, 8\]"):
+        with repelling(schedule, guide, particles=8):
+            schedule.step(torch.zeros(8, 2, SIDE, SIDE), 500, sample)
+
+
+# ---------------------------------------------------------------- tiny pipelines
+
+
+def unet(**settings):
+    return diffusers.UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        **settings,
+    )
+
+
+def vae(**settings):
+    return diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        sample_size=16,
+        **settings,
+    )
+
+
+def without(*names):
+    """Parts of a pipeline that it does without where prompts are embedded already."""
+    return dict.fromkeys(names)
+
+
+def stable_diffusion():
+    return diffusers.StableDiffusionPipeline(
+        unet=unet(),
+        vae=vae(),
+        scheduler=diffusers.DDIMScheduler(**UNCLIPPED, steps_offset=1),
+        requires_safety_checker=False,
+        **without("text_encoder", "tokenizer", "safety_checker", "feature_extractor"),
+    )
+
+
+def stable_diffusion_xl():
+    network = unet(
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 16,
+        transformer_layers_per_block=1,
+    )
+    return diffusers.StableDiffusionXLPipeline(
+        unet=network,
+        vae=vae(),
+        scheduler=diffusers.EulerDiscreteScheduler(**STABLE),
+        **without("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
+    )
+
+
+def stable_diffusion_3():
+    network = diffusers.SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        caption_projection_dim=16,
+        pooled_projection_dim=16,
+        pos_embed_max_size=8,
+    )
+    names = [f"{part}{n}" for part in ("text_encoder", "tokenizer") for n in ("", "_2", "_3")]
+    return diffusers.StableDiffusion3Pipeline(
+        transformer=network,
+        vae=vae(shift_factor=0.1),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        **without(*names),
+    )
+
+
+def flux():
+    network = diffusers.FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        pooled_projection_dim=16,
+        axes_dims_rope=[4, 4, 8],
+        guidance_embeds=True,
+    )
+    return diffusers.FluxPipeline(
+        transformer=network,
+        vae=vae(shift_factor=0.1),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        **without("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
+    )
+
+
+PIPELINES = {
+    "SD": stable_diffusion,
+    "SDXL": stable_diffusion_xl,
+    "SD3": stable_diffusion_3,
+    "Flux": flux,
+}
+B = 3
+
+
+@functools.cache
+def pipeline(name):
+    pytest.importorskip("transformers")  # without it diffusers has no such pipelines
+    torch.manual_seed(0)
+    pipe = PIPELINES[name]()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def conditions(name, guided=True):
+    """Two prompts, embedded, and whether classifier-free guidance is used: what is asked for."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = dict(prompt_embeds=(2, 5, 16), negative_prompt_embeds=(2, 5, 16))
+    if name != "SD":
+        shapes |= dict(pooled_prompt_embeds=(2, 16), negative_pooled_prompt_embeds=(2, 16))
+    embedded = {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+    strength = dict(true_cfg_scale=4.0) if name == "Flux" else dict(guidance_scale=5.0)
+    if not guided:
+        strength = {key: 1.0 for key in strength}
+    return embedded | strength | dict(height=16, width=16)
+
+
+def latents(name, **given):
+    """Two sets of B, as the pipeline has them."""
+    settings = conditions(name) | given
+    for key in settings:
+        if "embeds" in key:
+            settings[key] = settings[key].repeat_interleave(B, 0)
+    return pipeline(name)(
+        **settings,
+        num_inference_steps=4,
+        output_type="latent",
+        generator=torch.Generator().manual_seed(0),
+    ).images
+
+
+every_pipeline = pytest.mark.parametrize("name", PIPELINES)
+
+
+@every_pipeline
+@pytest.mark.parametrize("guided", [True, False], ids=["cfg", "plain"])
+def test_an_identity_guide_changes_no_bit_of_a_pipeline(name, guided):
+    pipe, settings = pipeline(name), conditions(name, guided)
+    plain = latents(name, **settings)
+    with repelling(pipe.scheduler, lambda denoise: denoise, particles=B):
+        assert torch.equal(latents(name, **settings), plain)
+    assert plain.isfinite().all() and plain.std() > 0
+
+
+def apart(images):
+    return torch.stack(
+        [torch.pdist(each.flatten(1)).mean() for each in images.unflatten(0, (2, B))]
+    )
+
+
+@every_pipeline
+def test_a_guided_pipeline_spreads_and_is_itself_again_after(name):
+    pipe, plain = pipeline(name), latents(name)
+    guide = functools.partial(
+        ParticleGuidance, potential=LogDet(), factor=3, space="denoised", strength="drift"
+    )
+    with repelling(pipe.scheduler, guide, particles=B):
+        spread = latents(name)
+    assert (apart(spread) > 1.03 * apart(plain)).all()
+    assert torch.equal(latents(name), plain)
+
+
+@every_pipeline
+@pytest.mark.parametrize("guided", [True, False], ids=["cfg", "plain"])
+def test_a_pipeline_as_a_denoiser_is_what_its_scheduler_sees(name, guided):
+    """D with conditioning, classifier-free guidance and noise levels, by two independent ways."""
+    pipe, settings, seen = pipeline(name), conditions(name, guided), []
+
+    def watch(denoise):
+        return lambda x, sigma: seen.append((x, sigma, denoise(x, sigma))) or seen[-1][-1]
+
+    with repelling(pipe.scheduler, watch, particles=B):
+        latents(name, **settings)
+    denoise = denoiser_of(pipe, **settings)
+    before = pipe.scheduler
+    for x, sigma, expected in seen[1:]:
+        with torch.no_grad():
+            torch.testing.assert_close(denoise(x, sigma), expected, rtol=1e-3, atol=2e-3)
+    assert pipe.scheduler is before and x.shape[2:] == denoise.shape
+
+
+def test_a_denoiser_has_gradients_and_leaves_its_pipeline_as_it_was():
+    pipe = pipeline("SD")
+    denoise = denoiser_of(pipe, **conditions("SD"))
+    x = torch.randn(2, B, *denoise.shape).requires_grad_()
+    guided = ParticleGuidance(denoise, LogDet(), factor=1)
+    sigma = torch.tensor(2.0, dtype=torch.float64)
+    assert not torch.equal(guided(x, sigma), denoise(x, sigma))
+    assert "encode_prompt" not in vars(pipe)
+    with pytest.raises(SettingError, match="prompt: got '2 for 3 particles'"):
+        denoise(x[:1], sigma)
+
+
+def test_a_bfloat16_pipeline_stays_finite():
+    pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    pipe = stable_diffusion().to(dtype=torch.bfloat16)
+    pipe.set_progress_bar_config(disable=True)
+    settings = {
+        key: value.bfloat16().repeat_interleave(B, 0) if "embeds" in key else value
+        for key, value in conditions("SD").items()
+    }
+    guide = functools.partial(
+        ParticleGuidance, potential=LogDet(), factor=3, space="denoised", strength="drift"
+    )
+    with repelling(pipe.scheduler, guide, particles=B):
+        images = pipe(**settings, num_inference_steps=4, output_type="latent").images
+    assert images.dtype == torch.bfloat16 and images.isfinite().all()
+
+
+# ---------------------------------------------------------------- an exact pipeline
+
+
+@pytest.fixture
+def exact_pipe():
+    schedule = scheduler("DDIM")
+    pipe = diffusers.DDIMPipeline(Network(schedule), schedule)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_a_pilot_through_the_pipeline_finds_the_window_of_its_data(exact_pipe):
+    denoise = denoiser_of(exact_pipe)
+    low, high = pilot(denoise, particles=64).window()
+    noise = torch.randn(1, 64, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(3))
+    sigmas = karras_sigmas(22, denoise.sigma_min, denoise.sigma_max, rho=7)
+    expected = measure(exact, noise * sigmas[0], sigmas).window()
+    assert (low, high) == pytest.approx(expected, rel=0.25)
+    assert 0.5 < low < 1.2 and 5 < high < 11
+
+
+class Unconditional:
+    """A pipeline without latents, with any scheduler."""
+
+    def __init__(self, schedule):
+        self.scheduler, self.unet = schedule, Network(schedule)
+
+    def __call__(self, batch_size=1):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    "name", ["DDIM", "DDIM v", "DDIM sample", "Euler v", "UniPC flow", "Flow Euler", "EDM Euler"]
+)
+def test_a_pipeline_is_the_denoiser_of_its_data(name):
+    denoise = denoiser_of(Unconditional(scheduler(name)))
+    for sigma in torch.tensor([0.03, 0.2, 1.0, 4.4, 14.6], dtype=torch.float64):
+        x = BLOBS[:6].view(2, 3, 1, SIDE, SIDE) + sigma.float() * torch.randn(2, 3, 1, SIDE, SIDE)
+        torch.testing.assert_close(denoise(x, sigma), exact(x, sigma), rtol=2e-3, atol=2e-3)
+
+
+def test_a_measured_guide_finds_more_places_through_a_real_pipeline(exact_pipe):
+    """Nothing is told but the pipeline: neither a noise level nor a strength."""
+    decided = pilot(denoiser_of(exact_pipe), particles=16)
+
+    def sets():
+        images = exact_pipe(
+            batch_size=160,
+            num_inference_steps=30,
+            generator=torch.Generator().manual_seed(0),
+            output_type="np",
+        ).images
+        return 2 * torch.as_tensor(images).permute(0, 3, 1, 2).unflatten(0, (-1, 8)) - 1
+
+    plain, _ = places(sets())
+    with repelling(exact_pipe.scheduler, measured_guide(decided), particles=8):
+        guided, shown = places(sets())
+    assert guided > plain + 1.5 and shown >= 0.97
