@@ -241,6 +241,8 @@ class HeldOut:
         self.x = windows.target + self.sigma[:, None, None, None] * noise
         self.target = windows.expected(self.x, self.sigma)
         self.cond = windows.cond
+        # What losses are comparable by: two of different windows or noise levels are not.
+        self.measured = [train.target, train.p_mean, train.p_std, settings.run.seed]
         # No more windows at once than in training.
         self.chunks = math.ceil(n * train.accumulate / train.batch_size)
 
@@ -468,7 +470,14 @@ class Training:
         metadata = self.metadata() | dict(groups=groups)
         if self.best is not None:
             tensors |= {f"best.{name}": value for name, value in self.best.tensors.items()}
-            metadata |= dict(best=[self.best.loss, self.best.iteration])
+            assert self.held_out is not None
+            metadata |= dict(
+                best=dict(
+                    loss=self.best.loss,
+                    iteration=self.best.iteration,
+                    measured=self.held_out.measured,
+                )
+            )
         checkpoint.save_tensors(outdir / STATE, tensors, metadata, outdir / PREVIOUS)
         self.save_model(outdir)
 
@@ -520,9 +529,9 @@ class Training:
                         state[key] = torch.empty_like(parameter).copy_(value)
         self.iteration = metadata["iteration"]
         self.seconds = metadata["train_seconds"]
-        if self.held_out is not None and "best" in metadata:
-            loss, iteration = metadata["best"]
-            self.best = Best(loss, iteration, tensors_of("best.", tensors))
+        best = metadata.get("best")
+        if self.held_out is not None and best and best["measured"] == self.held_out.measured:
+            self.best = Best(best["loss"], best["iteration"], tensors_of("best.", tensors))
 
     def _load_generators(self, tensors: dict[str, Tensor]) -> None:
         """Set the generators of dropout to those of a state; states of early versions have

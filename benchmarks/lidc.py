@@ -84,14 +84,28 @@ def show(metric: dict[str, Any]) -> str:
     return f"{mean} [{low:.3f}, {high:.3f}]"
 
 
-def markdown(rows: list[dict[str, Any]], command: str) -> str:
-    """The table, and the command of its last rows."""
+def said_of_data(frames: str, num_sets: int) -> str:
+    """A line about the sequences, and about the sets of the table."""
+    data = load_frames(WorldSettings(dataset="frames", frames=frames), "test").data
+    parts = {split: data.splits.count(split) for split in ("train", "validation", "test")}
+    of_each = ", ".join(f"{split} {count:,}" for split, count in parts.items())
+    patients = len(set(data.cases.groups))
+    sets = min(num_sets, parts["test"])
+    return (
+        f"{len(data.splits):,} sequences of {patients} patients: {of_each}. The table has {sets} "
+        f"sets of {READERS}, each for another test sequence. Brackets are 95% intervals."
+    )
+
+
+def markdown(rows: list[dict[str, Any]], command: str, said: str) -> str:
+    """The table under a line about it, and the command of its last row."""
     titles = [METRICS[key].title for key in KEYS]
     lines = [f"| set of {READERS} | {' | '.join(titles)} |", "|---" * (1 + len(KEYS)) + "|"]
     for row in rows:
         values = [show(row["metrics"][key]) for key in KEYS]
         lines.append(f"| {row['name']} | {' | '.join(values)} |")
-    return "\n".join(lines) + f"\n\n    {command}\n"
+    table = "\n".join(lines)
+    return f"{said}\n\n{table}\n\n    {command}\n"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -114,7 +128,9 @@ def main(argv: list[str] | None = None) -> None:
         rows.append(dict(name=name, flags=METHODS.get(name), metrics=kept))
         print(f"{name:32} {', '.join(show(metrics[key]) for key in KEYS)}", flush=True)
     (outdir / "lidc.json").write_text(json.dumps(rows, indent=1))
-    (outdir / "lidc.md").write_text(markdown(rows, f"python evaluate.py {flags} --pg_factor 3"))
+    command = f"python evaluate.py {flags} {METHODS['guided']}"
+    said = said_of_data(args.frames, args.num_sets)
+    (outdir / "lidc.md").write_text(markdown(rows, command, said))
     figure, _ = outlines([str(outdir / name) for name in METHODS], list(DRAWN))
     assert isinstance(figure, Figure)
     save(figure, outdir / "lidc.png", dpi=80)

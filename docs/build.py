@@ -1,6 +1,6 @@
 """Write the tables and pictures of the documentation from measured results.
 
-    for b in figures guidance pixels sampling network potentials worlds training grid
+    for b in figures guidance pixels sampling network potentials worlds training grid lidc
     do python benchmarks/$b.py; done
     for e in 1 2 3 4 5 6 7 8 9 10; do python evaluate.py --experiment e$e; done
     python docs/build.py
@@ -50,6 +50,7 @@ BENCHMARKS = (
     "worlds",
     "training",
     "grid",
+    "lidc",
 )
 PAGES = (
     "README.md",
@@ -57,6 +58,7 @@ PAGES = (
     "docs/figures.md",
     "docs/from-the-thesis.md",
     "docs/guidance.md",
+    "docs/lidc.md",
     "docs/performance.md",
 )
 # Rows of the README's first table: what is asked, the experiment whose recipe says what the thesis

@@ -89,6 +89,13 @@ def test_resuming_keeps_what_was_best_before(trained, noise_frames, tmp_path):
         assert a["iteration"] == b["iteration"] and a.get("best") == b.get("best")
 
 
+def test_what_was_best_at_other_noise_levels_is_forgotten(trained):
+    """Its loss says nothing beside those that are measured from now on."""
+    same, _ = train.setup(["--resume", str(trained)])
+    other, _ = train.setup(["--resume", str(trained), "--p_mean", "0.5"])
+    assert same.best is not None and other.best is None
+
+
 def test_worlds_of_digits_have_none(tiny_model):
     assert "held_out_loss" not in log_of(tiny_model)[-1]
     assert checkpoint.read_metadata(tiny_model / "model.safetensors")["iteration"] == 30
