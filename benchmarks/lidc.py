@@ -33,9 +33,15 @@ from ranges import to_model_range, to_unit_range  # noqa: E402
 from records import finished  # noqa: E402
 from tasks import FramesTask  # noqa: E402
 
-METHODS = {"independent": "", "guided": "--pg_factor 3"}
+# A name, which is that of a folder too, and flags of evaluate.py.
+METHODS = {
+    "independent": "",
+    "default": "--pg_factor 3",
+    "guided": "--pg_factor 3 --pg_only_if_needed false",
+}
 KEYS = ("hm_iou", "ged", "mean_iou", "iou_distance", "distance_to_answers")
 DRAWN = (0, 1, 2, 3)  # sets in the picture
+COLUMNS = ("independent", "guided")  # of the picture
 
 
 @dataclass
@@ -98,7 +104,7 @@ def said_of_data(frames: str, num_sets: int) -> str:
 
 
 def markdown(rows: list[dict[str, Any]], command: str, said: str) -> str:
-    """The table under a line about it, and the command of its last row."""
+    """The table under a line about it, and the command of the rows that were sampled."""
     titles = [METRICS[key].title for key in KEYS]
     lines = [f"| set of {READERS} | {' | '.join(titles)} |", "|---" * (1 + len(KEYS)) + "|"]
     for row in rows:
@@ -125,13 +131,15 @@ def main(argv: list[str] | None = None) -> None:
     rows = []
     for name, metrics in measured.items():
         kept = {key: {k: metrics[key][k] for k in ("mean", "ci95")} for key in KEYS}
-        rows.append(dict(name=name, flags=METHODS.get(name), metrics=kept))
+        flags_of_row = METHODS.get(name, "")
+        label = f"`{flags_of_row}`" if flags_of_row else name
+        rows.append(dict(name=label, metrics=kept))
         print(f"{name:32} {', '.join(show(metrics[key]) for key in KEYS)}", flush=True)
     (outdir / "lidc.json").write_text(json.dumps(rows, indent=1))
-    command = f"python evaluate.py {flags} {METHODS['guided']}"
+    command = f"python evaluate.py {flags}"
     said = said_of_data(args.frames, args.num_sets)
     (outdir / "lidc.md").write_text(markdown(rows, command, said))
-    figure, _ = outlines([str(outdir / name) for name in METHODS], list(DRAWN))
+    figure, _ = outlines([str(outdir / name) for name in COLUMNS], list(DRAWN))
     assert isinstance(figure, Figure)
     save(figure, outdir / "lidc.png", dpi=80)
     print(f"written to {outdir}")

@@ -200,6 +200,7 @@ OTHER_FLAGS = {
     *("--set", "--threshold", "--value", "--num_sequences", "--print_completion"),  # visualize.py
     "--network",  # benchmarks/network.py
     *("--check", "--pictures"),  # docs/tour.py, docs/build.py
+    *("--size", "--no"),  # examples/lidc.py, pip's --no-deps
     *("--nodes", "--ntasks", "--gpus"),  # srun
     *("--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint"),  # torchrun
 }
