@@ -27,7 +27,7 @@ from drawing import (
     grid_of_axes,
     new_figure,
 )
-from metrics import expected_modes_iid
+from metrics import BACKWARD, expected_modes_iid
 from names import AXES, METRICS
 
 NO_INTERVAL = "no interval: a single set, or values that are not finite"
@@ -240,14 +240,13 @@ def prior(rows: Sequence[dict], title: str = "") -> Figure:
     return figure
 
 
-# A backward pass to the input in units of a forward pass, median of the included networks on a CPU.
-BACKWARD = 1.3
+MARKERS = "osD^vP<>X"  # with COLOURS, different for thirty methods
 
 
 def frontier(rows: Sequence[dict], title: str = "") -> Figure:
     """Modes found on the trained denoiser, against quality and against cost, a curve per method.
 
-    The cost of a particle is in forward passes of the network; a backward one counts as BACKWARD.
+    The cost of a particle is in forward passes of the network, as `metrics.cost_metrics` counts.
     """
     trained = [row for row in rows if row["cell"].get("denoiser", "trained") == "trained"]
     figure, ((left, right),) = grid_of_axes(
@@ -272,12 +271,12 @@ def frontier(rows: Sequence[dict], title: str = "") -> Figure:
                 across,
                 [one["mean"] for one in found],
                 yerr=error_bars(found),
-                marker="osD^vP"[index // 10 * 3 + index % 3],
+                marker=MARKERS[(index // 10 * 3 + index % 3) % len(MARKERS)],
                 ms=5,
                 lw=1.3,
                 elinewidth=0.8,
                 label=method,
-                color=COLOURS[index] if index < len(COLOURS) else "#333333",
+                color=COLOURS[index % len(COLOURS)],
             )
 
     expected = trained[0]["result"]["modes_expected_iid"]
@@ -302,7 +301,7 @@ def frontier(rows: Sequence[dict], title: str = "") -> Figure:
     left.set_xlabel("quality score (L2 to the translated digit, less is better)")
     right.set_xlabel("cost per particle, in forward passes of the network")
     left.set_ylabel(f"modes found, of {trained[0]['result']['modes_total']}")
-    right.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    right.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     add_title(figure, with_note_on_intervals(title, [row["result"]["modes_found"] for row in rows]))
     return figure
 

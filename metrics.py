@@ -22,9 +22,8 @@ from potentials import overlap
 
 RESAMPLES = 2000  # bootstrap samples of the sets behind each interval
 BATCH = 2**22  # numbers of these that are held in memory at a time
-# What a backward pass to the input costs, in calls of the network: 16 of them made 43 calls take
-# 1.495 times as long (docs/performance.md), (1.495 - 1) * 43 / 16.
-BACKWARD = 1.33
+# A backward pass to the input in units of a forward pass, median of the included networks on a CPU.
+BACKWARD = 1.3
 
 
 def centroid(images: Tensor) -> Tensor:

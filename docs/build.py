@@ -1,8 +1,9 @@
 """Write the tables and pictures of the documentation from measured results.
 
-    for b in figures guidance pixels sampling network potentials worlds training grid lidc
+    for b in figures guidance strengths eddy lidc; do python benchmarks/$b.py; done
+    for b in pixels sampling network potentials worlds training grid
     do python benchmarks/$b.py; done
-    for e in 1 2 3 4 5 6 7 8 9 10; do python evaluate.py --experiment e$e; done
+    for e in $(seq 14); do python evaluate.py --experiment e$e; done
     python docs/build.py
 
 Numbers are never typed: the text between `<!-- NAME -->` and `<!-- end -->` in a page is written
@@ -43,6 +44,8 @@ PICTURES = {
 BENCHMARKS = (
     "figures",
     "guidance",
+    "strengths",
+    "eddy",
     "pixels",
     "sampling",
     "network",
@@ -55,6 +58,7 @@ BENCHMARKS = (
 PAGES = (
     "README.md",
     "docs/checkpoints.md",
+    "docs/eddy.md",
     "docs/figures.md",
     "docs/from-the-thesis.md",
     "docs/guidance.md",
@@ -91,6 +95,35 @@ QUESTIONS = [
     ("Gaussians on a circle", None, "mixture, independent", "mixture, guided"),
     ("masks by four experts", None, "masks, trained, independent", "masks, trained, guided"),
 ]
+# What each row of the comparison needs beside a denoiser, and what becomes of the frequencies.
+NEEDS = {
+    "independent": ("nothing", "kept"),
+    "the optimum": ("the answers", "shifted, computable"),
+    "particle guidance": ("backward passes, a pilot", "shifted"),
+    "particle guidance, fewer steps": ("backward passes, a pilot", "shifted"),
+    "D space": ("a pilot", "shifted"),
+    "EDM's sampler": ("backward passes, a pilot", "shifted"),
+    "rbf": ("backward passes, a pilot", "shifted"),
+    "DiverseFlow": ("backward passes", "shifted"),
+    "RKE": ("backward passes", "shifted"),
+    "SRIW": ("nothing", "shifted"),
+    "OSCAR": ("backward passes, three particles", "shifted"),
+    "variance": ("twice the calls, backward passes", "tilted, known"),
+    "EDDY": ("nothing", "kept, from independent noise"),
+    "SPELL": ("a radius", "shifted"),
+    "SPELL, early": ("a radius, a noise level", "shifted"),
+    "CADS": ("a condition to add noise to", "shifted"),
+    "contrastive noise": ("3 backward passes", "shifted"),
+    "simplex noise": ("a sampler without churn", "kept"),
+    "antithetic noise": ("a sampler without churn", "kept"),
+    "stratified noise": ("backward passes at first, no churn", "kept"),
+    "balanced draw": ("a noise level, no churn", "kept"),
+    "simplex churn": ("a sampler with churn", "kept"),
+    "shrinking pool": ("memory for the pool", "shifted"),
+    "medoids of independent": ("four times the calls", "shifted"),
+    "the thesis's form": ("nothing", "shifted"),
+    "the thesis's form as it was run": ("nothing", "shifted"),
+}
 # How many operations a second an H100's data sheet promises in bfloat16, and the share that is
 # assumed to be reached.
 PEAK, REACHED = 989e12, 0.2
@@ -211,7 +244,10 @@ def rivals_table(rows: list[dict]) -> str:
         "directions of 8",
         "quality (L2, less is better)",
         "HM IoU*",
-        "network calls per particle",
+        "equivalent draws",
+        "frequencies off by (chance)",
+        "dispersion",
+        "cost in network calls",
     ]
     lines = [
         [
@@ -219,7 +255,11 @@ def rivals_table(rows: list[dict]) -> str:
             experiments.interval(result["modes_found"]),
             experiments.interval(result["quality"]),
             experiments.interval(result["hm_iou"]),
-            f"{result['network_calls']:.0f}",
+            *(
+                experiments.audit_entry(result, key)
+                for key in ("equivalent_draws", "frequency_tv", "count_dispersion")
+            ),
+            experiments.audit_entry(result, "forward_equivalents"),
         ]
         for method, result in first.items()
         if method in COMPARED
@@ -227,11 +267,53 @@ def rivals_table(rows: list[dict]) -> str:
     return f"{markdown_table(header, lines)}\n\n{sets_of(first['independent'])}"
 
 
+def which_table(rows: list[dict]) -> str:
+    """The answer to "which should I use?": every method at its first strength, on three models."""
+    models = ("exact", "exact, p = 0.5", "copying", "trained")
+    exact, unequal, copying, plain = (first_of_each_method(rows, name) for name in models)
+    header = [
+        "method",
+        "exact",
+        "copying network",
+        "plain U-Net",
+        "its quality",
+        "exact, p = 0.5",
+        "frequencies off by (chance)",
+        "frequencies, in theory",
+        "cost",
+        "needs",
+    ]
+    lines = []
+    for method, (needs, frequencies) in NEEDS.items():
+        each = [results.get(method) for results in (exact, copying, plain)]
+        found = [experiments.interval(result and result["modes_found"]) for result in each]
+        measured = next(result for result in reversed(each) if result)
+        lines.append(
+            [
+                COMPARED.get(method, method),
+                *found,
+                experiments.interval(each[-1] and each[-1]["quality"]),
+                experiments.interval(unequal.get(method, {}).get("modes_found")),
+                experiments.audit_entry(unequal.get(method, {}), "frequency_tv"),
+                frequencies,
+                experiments.audit_entry(measured, "forward_equivalents"),
+                needs,
+            ]
+        )
+    sets = ", ".join(
+        f"{results['independent']['num_sets']} {name}"
+        for name, results in zip(models, (exact, unequal, copying, plain))
+    )
+    return f"{markdown_table(header, lines)}\n\nDirections of 8 found by sets of 8; sets: {sets}."
+
+
 def thesis_table(rows: list[dict]) -> str:
     """Directions found by independent sets and by the thesis's form, per strength and denoiser."""
     found: dict[str, dict[str, str]] = {}
     for row in rows:
         cell = row["cell"]
+        if cell["denoiser"] not in ("exact", "trained"):
+            continue
         if cell["method"] != "independent" and "thesis" not in cell["method"]:
             continue
         what = COMPARED[cell["method"]]
@@ -242,8 +324,9 @@ def thesis_table(rows: list[dict]) -> str:
     denoisers = list(next(iter(found.values())))
     lines = [[what, *(each[name] for name in denoisers)] for what, each in found.items()]
     table = markdown_table(["", *(f"{name} denoiser" for name in denoisers)], lines)
-    independent = first_of_each_method(rows, denoisers[0])["independent"]
-    return f"{table}\n\n{sets_of(independent)}"
+    independent = [first_of_each_method(rows, name)["independent"] for name in denoisers]
+    sizes = ", ".join(f"{each['num_sets']} {name}" for each, name in zip(independent, denoisers))
+    return f"{table}\n\nOf the sets: {sizes}. {sets_of(independent[-1])}"
 
 
 def sets_of(result: dict) -> str:
@@ -434,6 +517,7 @@ def main(argv: list[str] | None = None) -> None:
     methods = json.loads((RESULTS / "guidance.json").read_text())
     tables["answers"] = answers_table(figures)
     tables["rivals"] = rivals_table(methods)
+    tables["which"] = which_table(methods)
     tables["thesis"] = thesis_table(methods)
     for page in PAGES:
         for name, text in tables.items():

@@ -148,3 +148,32 @@ def test_the_benchmark_of_outlines_measures_bounds_and_methods(tmp_path, monkeyp
     before = Path("out/guided/metrics.json").stat().st_mtime_ns
     load("lidc").main(flags)  # what is finished is kept
     assert Path("out/guided/metrics.json").stat().st_mtime_ns == before
+
+
+def test_the_chosen_strength_finds_most_at_no_worse_quality():
+    strengths = load("strengths")
+
+    def on_both(found, quality):
+        result = dict(modes_found=dict(mean=found), quality=dict(mean=quality))
+        return dict(exact=result, trained=result)
+
+    independent = on_both(5.2, 0.5)
+    tried = {0.1: on_both(6.0, 0.4), 1.0: on_both(7.0, 0.52), 10.0: on_both(7.9, 0.8)}
+    assert strengths.chosen(tried, independent) == 1.0
+    equal = tried | {0.3: on_both(7.0, 0.4)}
+    assert strengths.chosen(equal, independent) == 0.3  # of equals the weakest
+    assert strengths.chosen({10.0: tried[10.0]}, independent) is None
+
+
+@pytest.mark.slow
+def test_eddys_benchmark_compares_the_same_noise(tmp_path, monkeypatch):
+    eddy = load("eddy")
+    monkeypatch.setattr(eddy, "STEPS", (4, 8))
+    eddy.main(["--num_sets", "8", "--data_root", str(ROOT / "data"), "--outdir", str(tmp_path)])
+    rows = json.loads((tmp_path / "eddy.json").read_text())["rows"]
+    assert len(rows) == 2 * 2 * 2
+    for row in rows:
+        gain = row["field"]["modes_found"]["mean"] - row["alone"]["modes_found"]["mean"]
+        assert row["gain"]["mean"] == pytest.approx(gain)
+    assert "| simplex | 8 |" in (tmp_path / "eddy.md").read_text()
+    assert (tmp_path / "eddy.png").is_file()

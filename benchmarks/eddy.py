@@ -1,0 +1,150 @@
+"""Is the gain of a divergence-free field one of discretisation? EDDY over the number of steps.
+
+    python benchmarks/eddy.py                   # 400 sets in the plane, 100 on the exact circle
+    python benchmarks/eddy.py --num_sets 50     # a first look
+
+The exact field keeps the distribution of each particle, and of independent particles their joint
+distribution too: from independent noise it then finds as many modes as independent draws. Modes
+and frequencies are measured at 15, 60 and 300 steps of EDM's sampler, from independent and from
+simplex noise, with the exact denoisers of ten Gaussians in the plane (ten particles) and of the
+circle (eight directions, eight particles). A finished cell stays in --outdir. Writes eddy.json,
+eddy.md and eddy.png there.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import assemble  # noqa: E402
+import experiments  # noqa: E402
+import measure  # noqa: E402
+from command_line import make_parser  # noqa: E402
+from config import Count  # noqa: E402
+from metrics import mean_interval  # noqa: E402
+
+# Flags of each world, and the strength of the field. Ten times that leaves the data.
+WORLDS = {
+    "Gaussians in the plane": ("--dataset mixture --batch_size 10", 1.0),
+    "exact circle": ("--dataset circle_jumping --batch_size 8", 1.0),
+}
+STEPS = (15, 60, 300)
+NOISES = ("iid", "simplex")
+FEWER = 4  # on the circle: a quarter of the sets, which take longer
+
+
+@dataclass
+class BenchmarkSettings:
+    """Benchmark"""
+
+    num_sets: Count = 400
+    """sets in the plane; a quarter of them on the circle"""
+    data_root: str = "data"
+    """folder of torchvision's MNIST"""
+    outdir: str = "runs/benchmark-eddy"
+    """folder for cells and results"""
+
+
+def cells(num_sets: int, data_root: str, outdir: Path) -> list[dict[str, Any]]:
+    """{world, noise, steps, alone, field: results of metrics.json, gain} of every combination.
+
+    `gain` is the mean over sets of how many modes more the field finds from the same noise.
+    """
+    rows = []
+    for world, (flags, factor) in WORLDS.items():
+        sets = num_sets if world == next(iter(WORLDS)) else max(2, num_sets // FEWER)
+        for noise in NOISES:
+            for steps in STEPS:
+                common = f"--denoiser exact {flags} --noise {noise} --num_steps {steps}"
+                common += f" --num_sets {sets} --data_root {data_root} --device cpu"
+                row: dict[str, Any] = dict(world=world, noise=noise, steps=steps, factor=factor)
+                methods = dict(alone="none", field=f"eddy --pg_factor {factor}")
+                for name, method in methods.items():
+                    argv = [*common.split(), "--guidance", *method.split()]
+                    row[name] = experiments.run_cell(*assemble.parse(argv), outdir)
+                found = [row[name]["modes_found"]["per_set"] for name in methods]
+                row["gain"] = mean_interval([b - a for a, b in zip(*found)])
+                rows.append(row)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Modes and frequencies without and with the field."""
+    header = ["world", "noise", "steps", "modes alone", "with the field", "gain"]
+    header += ["frequencies off by (chance)", "with the field", "within 3 sd or quality"]
+    lines = []
+    for row in rows:
+        results = [row["alone"], row["field"]]
+        fit = [
+            result["within_3_sd"] if "within_3_sd" in result else result["quality"]["mean"]
+            for result in results
+        ]
+        low, high = row["gain"]["ci95"]
+        lines.append(
+            [
+                row["world"],
+                row["noise"],
+                row["steps"],
+                *(experiments.interval(result["modes_found"]) for result in results),
+                f"{row['gain']['mean']:+.2f} [{low:+.2f}, {high:+.2f}]",
+                *(experiments.audit_entry(result, "frequency_tv") for result in results),
+                f"{fit[0]:.3f}, {fit[1]:.3f}",
+            ]
+        )
+    return measure.table(header, lines)
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Modes found against steps, a panel per world, with and without the field."""
+    from charts import error_bars
+    from drawing import COLOURS, GREY, grid_of_axes, save
+
+    figure, (axes,) = grid_of_axes(1, len(WORLDS), 9, 3.8)
+    colours = dict(zip(NOISES, COLOURS))
+    for axis, world in zip(axes, WORLDS):
+        mine = [row for row in rows if row["world"] == world]
+        for noise in NOISES:
+            for name, style in (("alone", "--"), ("field", "-")):
+                curve = [row[name]["modes_found"] for row in mine if row["noise"] == noise]
+                axis.errorbar(
+                    STEPS,
+                    [found["mean"] for found in curve],
+                    yerr=error_bars(curve),
+                    color=colours[noise],
+                    ls=style,
+                    marker="o",
+                    ms=4,
+                    label=f"{noise} noise" + (", EDDY's field" if name == "field" else ""),
+                )
+        axis.axhline(mine[0]["alone"]["modes_expected_iid"], color=GREY, ls=":", lw=1)
+        axis.set_xscale("log")
+        axis.set_xticks(STEPS, map(str, STEPS))
+        axis.minorticks_off()
+        axis.set_xlabel("steps")
+        axis.set_title(world, fontsize=10)
+    axes[0].set_ylabel("modes found")
+    axes[-1].legend(frameon=False, fontsize=8)
+    save(figure, path)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser(BenchmarkSettings, description=__doc__.split("\n")[0]).parse_args(argv)
+    outdir = Path(args.outdir)
+    outdir.mkdir(parents=True, exist_ok=True)
+    rows = cells(args.num_sets, args.data_root, outdir)
+    sets = ", ".join(
+        f"{row['alone']['num_sets']} in each cell of {row['world']}"
+        for row in rows
+        if (row["noise"], row["steps"]) == (NOISES[0], STEPS[0])
+    )
+    note = f"Sets: {sets}. Brackets are 95% intervals; a gain is of pairs with the same noise."
+    measure.write(outdir, "eddy", f"{table(rows)}\n\n{note}", rows=experiments.brief(rows))
+    draw(rows, outdir / "eddy.png")
+
+
+if __name__ == "__main__":
+    main()
