@@ -533,7 +533,7 @@ def own_frames_of(
             settings.evaluate.rollout,
             "1 with a network that was trained on answers, which are no next frames",
         )
-    if then.get("path") == path and then["sha256"] != world.data.sha256:
+    if then.get("name") == world.data.path.name and then["sha256"] != world.data.sha256:
         return [
             f"WARNING: {path} has changed since the training (other hash); test sequences may have "
             "been trained on"

@@ -87,7 +87,10 @@ def diagnosis(result: dict[str, Any]) -> str | None:
     if low > 0:
         guided = method_of(result["settings"]) != METHODS["none"]
         advice = "independent ones may be better" if guided else "guidance would add to it"
-        return f"the samples of a set differ more than the answers do: {advice}"
+        low, high = result["iou_distance"]["ci95"]
+        calibrated = low <= result["distance_to_answers"]["mean"] <= high
+        knows = " (as much as a sample and an answer: the network knows no better)"
+        return f"the samples of a set differ more than the answers do{knows * calibrated}: {advice}"
     return "the samples of a set differ as much as the answers do"
 
 

@@ -77,7 +77,7 @@ class OwnData:
     def record(self) -> dict[str, Any]:
         """What checkpoints and results hold of it."""
         return dict(
-            path=str(self.path),
+            name=self.path.name,
             sha256=self.sha256,
             sequences=len(self.cases.lengths),
             shape=list(self.frames.pixels.shape),
