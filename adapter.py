@@ -466,7 +466,7 @@ def pilot(
     sets, members = range(denoise.prompts), range(particles)
     noise = ParticleNoise(seed, sets, members, denoise.shape, denoise.device, Stream.PILOT)
     with torch.no_grad():
-        return measure(denoise, noise() * sigmas[0], sigmas)
+        return measure(denoise, noise() * sigmas[0], sigmas, from_lowest=True)
 
 
 def measured_guide(

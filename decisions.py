@@ -91,13 +91,18 @@ def _interpolated(at: float, rising: Sequence[float], values: Sequence[float]) -
     return values[left] + weight * (values[right] - values[left])
 
 
-def measure(denoise: Denoiser, x: Tensor, sigmas: Tensor) -> Decisions:
+def measure(
+    denoise: Denoiser, x: Tensor, sigmas: Tensor, *, from_lowest: bool = False
+) -> Decisions:
     """V(sigma) along independent trajectories of the ODE.
 
     Arguments:
         denoise: the unguided denoiser
         x: (G, P, C, H, W), noise of standard deviation sigmas[0], P > 1 particles in each set
         sigmas: (N + 1,) float64, as `sampler.karras_sigmas` returns them
+        from_lowest: whether the curve starts where V is lowest, rather than at the largest noise
+            level. A network that predicts noise errs in D by sigma times its error, so that its D
+            differ most where nothing is decided
 
     Raises ValueError if the samples of every set are alike, so that nothing is decided at all.
     """
@@ -111,6 +116,9 @@ def measure(denoise: Denoiser, x: Tensor, sigmas: Tensor) -> Decisions:
     if not final > 0 or not math.isfinite(final):
         raise ValueError(f"samples: their variance is {final}; accepted: sets that differ")
     shares = (torch.tensor(variances) / final).clamp(0, 1)
+    if from_lowest:
+        lowest = int(shares.argmin())
+        shares[:lowest] = shares[lowest]
     floor = float(shares[0])
     rising = ((shares - floor) / max(1 - floor, 1e-6)).clamp(0, 1).cummax(0).values
     # Rounded, so that a curve that is read again is the one that was measured.

@@ -1,24 +1,18 @@
-"""Diverse sets from a diffusers pipeline, by two routes.
+"""Diverse sets from a diffusers pipeline whose modes can be counted, by two routes.
 
     pip install -r requirements-bench.txt
     python examples/diffusers_pipeline.py
 
-A tiny UNet2DModel learns eight images, a blob at one of eight places, by DDPM's loss, so the modes
-can be counted. Sets of eight are then sampled in three ways:
+A tiny UNet2DModel learns eight images, a blob at one of eight places, by DDPM's loss. A pilot
+through the pipeline measures the window of noise levels in which they are decided. Sets of eight
+are then sampled in four ways:
 
-    plain     by a DDIMPipeline as it is
-    replaced  by the pipeline with `pipe.unet` replaced by a `GuidedUNet`: its sets repel
-    wrapped   by `edm_sampler`: `EpsilonDenoiser` makes the U-Net a denoiser, for any guidance here
+    plain               by a DDIMPipeline as it is
+    repelling           by the same pipeline, guided at its scheduler
+    sampler, unguided   by our sampler, which takes the pipeline as a denoiser
+    sampler             by our sampler, with gradients through the network
 
-Both routes use one change of variables (Karras et al. 2022, arXiv 2206.00364, section 5.1 and Table
-1; Song et al. 2020, arXiv 2010.02502). A DDPM network predicts the noise in x_t = sqrt(abar) y +
-sqrt(1 - abar) eps, so
-
-    x = x_t / sqrt(abar) = y + s eps,   s = sqrt((1 - abar) / abar),   D(x; s) = x - s eps(x_t, t).
-
-For your own pipeline: `pipe.unet = GuidedUNet(pipe.unet, pipe.scheduler, guide, particles=...)`,
-where `guide` wraps a denoiser. Noise levels, including `sigma_min` and `sigma_max`, are in units of
-the data, here [-1, 1].
+Both routes are in `adapter.py`, and work with text-to-image pipelines too: docs/pipelines.md.
 """
 
 from __future__ import annotations
@@ -27,22 +21,20 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
 
-import numpy as np
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
-from diffusers.models.unets.unet_2d import UNet2DOutput
-from torch import Tensor, nn
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from adapter import denoiser_of, measured_guide, pilot, repelling  # noqa: E402
 from command_line import make_parser, run_folder  # noqa: E402
-from config import Count, NonNegative, Seed, Sigma, build  # noqa: E402
+from config import Count, NonNegative, Seed, build  # noqa: E402
 from guidance import Denoiser, ParticleGuidance  # noqa: E402
 from potentials import LogDet  # noqa: E402
 from ranges import to_model_range, to_unit_range  # noqa: E402
-from sampler import edm_sampler, karras_sigmas  # noqa: E402
+from sampler import integrate, window_schedule  # noqa: E402
 
 SIDE = 8
 
@@ -58,99 +50,13 @@ class ExampleSettings:
     particles: Count = 8
     """particles in a set"""
     num_steps: Count = 30
-    """steps of the pipeline; edm_sampler takes half as many, of two network calls each"""
-    factor: NonNegative = 3.0
+    """calls of the network, by every route"""
+    factor: NonNegative = 2.0
     """strength of the guidance"""
-    sigma_min: Sigma = 0.7
-    """guidance acts from here ..."""
-    sigma_max: Sigma = 3.0
-    """... to here: two blobs are 4 to 6 apart, so this is where a particle chooses"""
     seed: Seed = 0
     """seed of everything random"""
     outdir: str = "runs/diffusers"
     """folder for the picture"""
-
-
-# ---------------------------------------------------------------- the two routes
-
-
-class EpsilonDenoiser:
-    """A DDPM network as a denoiser: (x (G, B, C, H, W), sigma scalar) -> D(x; sigma) like x.
-
-    Arguments:
-        unet: predicts eps: (x_t (N, C, H, W), t scalar) -> an object with `sample`, like x_t
-        scheduler: holds the noise levels of its training; a sigma between two of them gets a t
-            between theirs
-
-    Raises ValueError where the scheduler says that the network does not predict eps.
-    """
-
-    def __init__(self, unet: Callable, scheduler):
-        if scheduler.config.prediction_type != "epsilon":
-            raise ValueError(
-                f"prediction_type: got {scheduler.config.prediction_type!r}; accepted: 'epsilon'"
-            )
-        self.unet = unet
-        abar = scheduler.alphas_cumprod.double()
-        self.log_sigmas = ((1 - abar) / abar).log().numpy() / 2  # (T,), rising
-
-    def timestep(self, sigma: float) -> float:
-        """The t at which training had this noise level; outside its range, the first or last t."""
-        return float(np.interp(math.log(sigma), self.log_sigmas, np.arange(len(self.log_sigmas))))
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        s = float(sigma)
-        flat = x.flatten(0, 1)
-        t = torch.tensor(self.timestep(s), device=x.device)
-        eps = self.unet(flat / math.sqrt(1 + s * s), t).sample  # sqrt(abar) = 1 / sqrt(1 + s^2)
-        return (flat - s * eps).view_as(x)
-
-
-class GuidedUNet(nn.Module):
-    """Replaces the U-Net of a pipeline; consecutive images of a batch form a set that repels.
-
-    Arguments:
-        unet: that of the pipeline
-        scheduler: that of the pipeline
-        guide: denoiser -> guided denoiser, such as ParticleGuidance with all but `denoise` given
-        particles: images in a set
-
-    Raises ValueError for a scheduler that clips: while particles are pushed D is not an image, and
-    DDIM's noise would keep the push that the clipped image has lost, with the opposite sign.
-    """
-
-    unet: UNet2DModel
-
-    def __init__(
-        self, unet: nn.Module, scheduler, guide: Callable[[Denoiser], Denoiser], *, particles: int
-    ):
-        super().__init__()
-        for clips in ("clip_sample", "thresholding"):
-            if scheduler.config.get(clips):
-                raise ValueError(f"{clips}: got True; accepted: a scheduler with {clips}=False")
-        self.unet = unet
-        self.config = unet.config
-        self.particles = particles
-        denoiser = EpsilonDenoiser(unet, scheduler)
-        self.sigmas = np.exp(denoiser.log_sigmas)
-        self.guided = guide(denoiser)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the noise that the pipeline draws."""
-        return self.unet.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device on which the pipeline draws its noise."""
-        return self.unet.device
-
-    def forward(self, sample: Tensor, timestep: Tensor) -> UNet2DOutput:
-        """x_t (N, C, H, W), t scalar -> the eps that makes the scheduler step to the guided D."""
-        sigma = torch.tensor(self.sigmas[int(timestep)])
-        x = (sample * (1 + sigma**2).sqrt()).unflatten(0, (-1, self.particles))
-        eps = (x - self.guided(x, sigma)) / sigma
-        return UNet2DOutput(sample=eps.view_as(sample))
 
 
 # ---------------------------------------------------------------- something to learn, and to count
@@ -231,32 +137,35 @@ def draw(pipe: DDIMPipeline, settings: ExampleSettings) -> Tensor:
 
 
 def run(settings: ExampleSettings, pipe: DDIMPipeline) -> dict[str, Tensor]:
-    """The sets of every route, from the same pipeline and seed: {route: (G, B, 1, H, W)}."""
-
-    def guide(denoise: Denoiser) -> Denoiser:
-        return ParticleGuidance(
-            denoise,
-            LogDet(),
-            factor=settings.factor,
-            sigma_min=settings.sigma_min,
-            sigma_max=settings.sigma_max,
-        )
-
-    unet = pipe.unet
+    """The sets of every route, from the same pipeline: {route: (G, B, 1, H, W)}."""
+    denoise = denoiser_of(pipe)
+    decided = pilot(denoise, particles=64, seed=settings.seed)
     sets = {"plain": draw(pipe, settings)}
-    pipe.unet = GuidedUNet(unet, pipe.scheduler, guide, particles=settings.particles)
-    sets["replaced"] = draw(pipe, settings)
-    pipe.unet = unet
+    guide = measured_guide(decided, factor=settings.factor)
+    with repelling(pipe.scheduler, guide, particles=settings.particles):
+        sets["repelling"] = draw(pipe, settings)
 
-    denoise = EpsilonDenoiser(unet, pipe.scheduler)
-    low, high = np.exp(denoise.log_sigmas[[0, -1]])
-    sigmas = karras_sigmas(math.ceil(settings.num_steps / 2), low, high, rho=7.0)
-    shape = (settings.num_sets, settings.particles, 1, SIDE, SIDE)
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(settings.seed))
-    start = noise * sigmas[0]
-    with torch.no_grad():
-        sets["wrapped, unguided"] = edm_sampler(denoise, start, sigmas)
-        sets["wrapped"] = edm_sampler(guide(denoise), start, sigmas)
+    low, high = denoise.sigma_min, denoise.sigma_max
+    window = decided.window()
+    schedule = window_schedule(
+        settings.num_steps, window, churn=0.3, sigma_min=low, sigma_max=high, rho=7.0
+    )
+    generator = torch.Generator().manual_seed(settings.seed)
+    shape = (settings.num_sets, settings.particles, *denoise.shape)
+    noise = lambda: torch.randn(shape, generator=generator)
+    guided = ParticleGuidance(
+        denoise,
+        LogDet(),
+        factor=settings.factor,
+        sigma_min=window[0],
+        sigma_max=window[1],
+        fade=decided.undecided,
+    )
+    routes: dict[str, Denoiser] = {"sampler, unguided": denoise, "sampler": guided}
+    for name, each in routes.items():
+        generator.manual_seed(settings.seed)
+        with torch.no_grad():
+            sets[name] = integrate(each, noise() * high, schedule, noise=noise)
     return sets
 
 

@@ -3,12 +3,13 @@
 import functools
 import inspect
 import math
+import re
 from types import SimpleNamespace
 
 import numpy
 import pytest
 import torch
-from conftest import slow_but
+from conftest import ROOT, slow_but
 from torch import nn
 
 from adapter import denoiser_of, measured_guide, pilot, repelling
@@ -596,6 +597,22 @@ def test_a_pilot_through_the_pipeline_finds_the_window_of_its_data(exact_pipe):
     assert 0.5 < low < 1.2 and 5 < high < 11
 
 
+def test_the_error_of_a_network_that_predicts_noise_is_not_taken_for_a_decision():
+    """It grows with sigma: D = x - sigma (eps + error) differ most where nothing is decided."""
+    generator = torch.Generator().manual_seed(0)
+
+    def inexact(x, sigma):
+        return exact(x, sigma) + 0.07 * sigma * torch.randn(x.shape, generator=generator)
+
+    noise = torch.randn(1, 64, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(3))
+    sigmas = karras_sigmas(22, 0.03, 14.6, rho=7)
+    low, high = measure(exact, noise * sigmas[0], sigmas).window()
+    found = measure(inexact, noise * sigmas[0], sigmas, from_lowest=True).window()
+    assert found[0] == pytest.approx(low, rel=0.5) and high / 3 < found[1] < high * 1.1
+    unaware = measure(inexact, noise * sigmas[0], sigmas).window()
+    assert unaware[1] < found[1] / 1.5
+
+
 class Unconditional:
     """A pipeline without latents, with any scheduler."""
 
@@ -633,3 +650,51 @@ def test_a_measured_guide_finds_more_places_through_a_real_pipeline(exact_pipe):
     with repelling(exact_pipe.scheduler, measured_guide(decided), particles=8):
         guided, shown = places(sets())
     assert guided > plain + 1.5 and shown >= 0.97
+
+
+# ---------------------------------------------------------------- other libraries
+
+
+def wrapper(name):
+    """A function that docs/pipelines.md defines."""
+    page = (ROOT / "docs" / "pipelines.md").read_text()
+    names: dict = {}
+    exec(re.search(rf"```python\n(# {name}\n.*?)```", page, flags=re.S)[1], names)
+    return names[name]
+
+
+LEVELS = torch.tensor([0.05, 0.7, 3.0, 12.0], dtype=torch.float64)
+
+
+def test_a_denoiser_of_k_diffusion_is_one_of_ours():
+    """Theirs takes a batch, with a noise level for each image of it."""
+
+    def theirs(x, sigma):
+        assert x.shape == (6, 1, SIDE, SIDE) and sigma.shape == (6,) and sigma.dtype == x.dtype
+        return exact(x[None], sigma[0].double())[0]
+
+    denoise = wrapper("of_k_diffusion")(theirs)
+    for sigma in LEVELS:
+        x = sigma.float() * torch.randn(2, 3, 1, SIDE, SIDE)
+        torch.testing.assert_close(denoise(x, sigma), exact(x, sigma), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", ["VPSchedule", "VESchedule", "RectifiedSchedule"])
+def test_a_denoiser_of_azula_is_one_of_ours(schedule):
+    """Whatever the scale of the signal in their schedule."""
+    azula = pytest.importorskip("azula.noise")
+    from azula.denoise import DiracPosterior
+
+    class Exact(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.schedule = getattr(azula, schedule)()
+
+        def forward(self, x, t):
+            alpha, sigma = self.schedule(t.double())
+            return DiracPosterior(exact((x / alpha)[None], sigma / alpha)[0].to(x))
+
+    denoise = wrapper("of_azula")(Exact())
+    for sigma in LEVELS:
+        x = sigma.float() * torch.randn(2, 3, 1, SIDE, SIDE)
+        torch.testing.assert_close(denoise(x, sigma), exact(x, sigma), rtol=1e-2, atol=5e-3)

@@ -199,6 +199,7 @@ def test_the_tour_is_what_its_commands_print(monkeypatch, capsys):
 OTHER_FLAGS = {
     *("--set", "--threshold", "--value", "--num_sequences", "--print_completion"),  # visualize.py
     "--network",  # benchmarks/network.py
+    *("--model", "--prompt", "--particles", "--factor"),  # examples/text_to_image.py
     *("--check", "--pictures"),  # docs/tour.py, docs/build.py
     *("--size", "--no"),  # examples/lidc.py, pip's --no-deps
     *("--nodes", "--ntasks", "--gpus"),  # srun

@@ -1,0 +1,116 @@
+"""The text-to-image example, with a tiny random model from a local directory."""
+
+import json
+import re
+import string
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
+sys.path.insert(0, str(ROOT / "examples"))
+
+import diffusers  # noqa: E402
+import test_adapter  # noqa: E402
+import text_to_image as example  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A directory with a Stable Diffusion of random weights and a vocabulary of letters."""
+    folder = tmp_path_factory.mktemp("model")
+    letters = [*string.ascii_lowercase, *(f"{letter}</w>" for letter in string.ascii_lowercase)]
+    words = ["<|startoftext|>", "<|endoftext|>", *letters]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = transformers.CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16
+    )
+    torch.manual_seed(0)
+    text = transformers.CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    pipe = diffusers.StableDiffusionPipeline(
+        unet=test_adapter.unet(),
+        vae=test_adapter.vae(),
+        scheduler=diffusers.DDIMScheduler(**test_adapter.UNCLIPPED, steps_offset=1),
+        tokenizer=tokenizer,
+        text_encoder=transformers.CLIPTextModel(text),
+        requires_safety_checker=False,
+        **test_adapter.without("safety_checker", "feature_extractor"),
+    )
+    pipe.save_pretrained(folder / "pipeline")
+    return str(folder / "pipeline")
+
+
+SHORT = "--prompt house --num_steps 8 --pilot_steps 4".split()
+
+
+# Without classifier-free guidance, which drives random weights into saturated pictures.
+STRONG = ["--factor", "12", "--guidance_scale", "1"]
+
+
+def scores(out):
+    return [float(score) for score in re.findall(r"Vendi score ([\d.]+) of 4", out)]
+
+
+@pytest.mark.slow
+def test_the_example_draws_both_sets(model, tmp_path, capsys):
+    example.main(["--model", model, *SHORT, "--outdir", str(tmp_path), *STRONG])
+    independent, guided = scores(capsys.readouterr().out)
+    assert 1 <= independent < guided <= 4
+    assert (tmp_path / "pictures.png").stat().st_size > 3000
+
+
+@pytest.mark.slow
+def test_at_no_strength_both_sets_are_one(model, tmp_path, capsys):
+    flow = ["--factor", "0", "--guidance_scale", "2", "--image_size", "16"]
+    example.main(["--model", model, *SHORT, "--outdir", str(tmp_path), *flow])
+    independent, guided = scores(capsys.readouterr().out)
+    assert independent == guided
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheduler", ["UniPCMultistepScheduler", "EulerDiscreteScheduler"])
+def test_another_scheduler(model, tmp_path, capsys, scheduler):
+    more = ["--scheduler", scheduler, "--precision", "bfloat16"]
+    example.main(["--model", model, *SHORT, "--outdir", str(tmp_path), *more])
+    assert all(1 <= score <= 4 for score in scores(capsys.readouterr().out))
+
+
+@pytest.mark.parametrize(
+    "flags, line",
+    [
+        (["--model", "nowhere/at/all"], "model: got 'nowhere/at/all'; accepted: a text-to-image"),
+        (["--particles", "1"], "particles: got 1; accepted: at least 2"),
+        (["--prompt", ""], "prompt: got ''; accepted: --prompt with the prompt to use"),
+        (["--scheduler", "PNDMScheduler"], "scheduler: got 'PNDMScheduler'; accepted: DDIM"),
+        (["--scheduler", "Nonsense"], "scheduler: got 'Nonsense'; accepted: a scheduler of diff"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(model, flags, line, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(SystemExit) as stop:
+        example.main(["--model", model, *SHORT, *flags])
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stop.value.code == 2 and line in error
+
+
+def test_the_vendi_score_counts_different_pictures():
+    one = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert example.vendi(one.expand(4, -1, -1, -1)) == pytest.approx(1)
+    halves = torch.zeros(2, 3, 32, 32)
+    halves[0, :, :16] = 1
+    halves[1, :, :, :16] = 1  # orthogonal around grey
+    assert example.vendi(halves) == pytest.approx(2)
