@@ -51,8 +51,10 @@ class ExampleSettings:
     """particles in a set"""
     num_steps: Count = 30
     """calls of the network, by every route"""
-    factor: NonNegative = 2.0
-    """strength of the guidance"""
+    factor: NonNegative = 1.5
+    """strength of the guidance in the pipeline, in units of the drift that denoises"""
+    sampler_factor: NonNegative = 3.0
+    """strength of the guidance in our sampler, in units of the joint density"""
     seed: Seed = 0
     """seed of everything random"""
     outdir: str = "runs/diffusers"
@@ -156,7 +158,7 @@ def run(settings: ExampleSettings, pipe: DDIMPipeline) -> dict[str, Tensor]:
     guided = ParticleGuidance(
         denoise,
         LogDet(),
-        factor=settings.factor,
+        factor=settings.sampler_factor,
         sigma_min=window[0],
         sigma_max=window[1],
         fade=decided.undecided,

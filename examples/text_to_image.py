@@ -39,8 +39,8 @@ class PictureSettings:
     """what the pictures show"""
     particles: Count = 4
     """pictures in a set, at least 2"""
-    factor: NonNegative = 3.0
-    """strength of the guidance; 0: none"""
+    factor: NonNegative = 1.5
+    """strength of the guidance, in units of the drift that denoises; 0: none"""
     num_steps: Count = 30
     """steps of the pipeline"""
     pilot_steps: Count = 12

@@ -173,7 +173,7 @@ def guide():
     generator = torch.Generator().manual_seed(5)
     sigmas = karras_sigmas(22, 0.03, 80, rho=7)
     noise = torch.randn(8, 8, 1, SIDE, SIDE, generator=generator)
-    return measured_guide(measure(exact, noise * 80, sigmas))
+    return measured_guide(measure(exact, noise * 80, sigmas), factor=3)
 
 
 # ---------------------------------------------------------------- schedulers
@@ -634,7 +634,7 @@ def test_a_pipeline_is_the_denoiser_of_its_data(name):
 
 
 def test_a_measured_guide_finds_more_places_through_a_real_pipeline(exact_pipe):
-    """Nothing is told but the pipeline: neither a noise level nor a strength."""
+    """Nothing is told but the pipeline: neither a noise level nor a strength of its latents."""
     decided = pilot(denoiser_of(exact_pipe), particles=16)
 
     def sets():
