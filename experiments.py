@@ -269,7 +269,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     axes = list(dict.fromkeys(axis for row in rows for axis in row["cell"]))
     metrics = [shown_metrics(row["result"]) for row in rows]
     headings = list(dict.fromkeys(heading for each in metrics for heading in each))
-    audited = [key for key in AUDIT if any(key in row["result"] for row in rows)]
+    audited = [key for key in AUDIT if any(row["result"].get(key) is not None for row in rows)]
     header = [*axes, *headings, *(METRICS[key].title for key in (*audited, *COST))]
     lines = [_table_row(header), "|" + "---|" * len(header)]
     for row, each in zip(rows, metrics):
