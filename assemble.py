@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
-import json
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +18,6 @@ from command_line import Parser, asks_for_config, given, make_parser, print_conf
 from config import (
     EvaluationSettings,
     ExperimentSettings,
-    SamplerSettings,
     TrackingSettings,
     WorldSettings,
     build,
@@ -29,10 +26,8 @@ from config import (
 )
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-    from decisions import Decisions
     from model import EDMDenoiser
     from own_frames import OwnFrames
     from set_sampler import SetSampler
@@ -140,15 +135,6 @@ def _choose(settings: EvaluationSettings) -> None:
         repelled = guidance.guidance == "pg" and guidance.pg_factor > 0 and together
         edms = sampler.s_churn > 0 or sampler.second_stage != "next"
         sampler.sampler = "window" if repelled and not edms else "edm"
-
-
-def needs_decisions(settings: EvaluationSettings) -> bool:
-    """Whether something is left to a pilot: where it is decided what a sample shows."""
-    sampler = settings.sampler
-    guidance = settings.guidance
-    window = sampler.sampler == "window" and None in (sampler.window_min, sampler.window_max)
-    repelled = guidance.guidance == "pg" and guidance.pg_factor > 0
-    return window or (repelled and None in (guidance.pg_sigma_min, guidance.pg_sigma_max))
 
 
 def defaults_below(values: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
@@ -418,6 +404,7 @@ def set_up(
     Raises SettingError or FileNotFoundError.
     """
     import checkpoint
+    import pilot
     import tasks
     from data_loader import load_world
     from devices import pick_device, set_precision, use_bfloat16
@@ -460,7 +447,7 @@ def set_up(
         if settings.run.compile:
             network.compile(dynamic=True)
         if settings.world.dataset == "frames":
-            notices += own_frames_of(world, settings, network, trained)
+            notices += _check_frames(world, settings, network, trained)
             notices += _guide_if_needed(settings, trained)
     task = kind(world, settings.evaluate.num_sets, settings.run.seed)
     modes = world.modes_total if task.answers is None else task.answers.shape[1]
@@ -474,13 +461,13 @@ def set_up(
         feature_classifier = checkpoint.load_classifier("guide", device)
     curve = None
     pilot_calls = 0
-    if needs_decisions(settings):
-        curve, pilot_calls = decisions_of(settings, kind, world, network, path, device)
+    if pilot.needs_decisions(settings):
+        curve, pilot_calls = pilot.decisions_of(settings, kind, world, network, path, device)
     sampler = SetSampler(task, settings, device, network, feature_classifier, curve)
     return Evaluation(settings, task, sampler, path, pilot_calls, notices)
 
 
-def own_frames_of(
+def _check_frames(
     world: OwnFrames,
     settings: EvaluationSettings,
     network: EDMDenoiser,
@@ -567,79 +554,3 @@ def _guide_if_needed(settings: EvaluationSettings, trained: Mapping[str, Any]) -
         f"WARNING: {found}; guidance would add to that, so these sets are independent "
         "(--pg_only_if_needed false guides them)"
     ]
-
-
-# Sets, and particles in each. Without a backward pass they cost about 3% of 32 guided sets of 8.
-PILOT = (4, 4)
-# If more than this differs at the largest noise level, the samples of a set hardly differ: a rare
-# answer has not been drawn yet. The pilot then has twice as many particles, up to four times.
-LARGEST_FLOOR = 0.25
-
-
-def _name_of_pilot(task: Task, sampler: SamplerSettings) -> str:
-    """A hash of all that a trained network sees in a pilot: conditions, labels, noise levels.
-
-    Conditions count as 8-bit images, so that rounding on another machine makes no new name.
-    """
-    seen = hashlib.sha256(json.dumps([PILOT, task.world.frame_shape, record(sampler)]).encode())
-    seen.update((task.cond * 255).round().clamp(0, 255).byte().numpy().tobytes())
-    if task.labels is not None:
-        seen.update(task.labels.numpy().tobytes())
-    return seen.hexdigest()[:16]
-
-
-def decisions_of(
-    settings: EvaluationSettings,
-    kind: type[Task],
-    world: Any,
-    network: EDMDenoiser | None,
-    path: Path | None,
-    device: torch.device,
-) -> tuple[Decisions, int]:
-    """Where it is decided what a sample shows, measured by a pilot of a few independent sets.
-
-    It is kept beside the checkpoint, and read from there the next time. It depends on the network,
-    the first conditions of the world and the range of noise levels, not on the seed or the sets of
-    the evaluation.
-
-    Arguments:
-        settings, path: as for `set_up`
-        kind: the class of the task
-        world: the test split of the world
-        network: the trained denoiser, None for the exact one
-        device: where it computes
-
-    Returns (the curve, the network calls that it took, of all particles together).
-    """
-    import decisions
-    from records import sha256_of
-    from set_sampler import SetSampler
-
-    sets, particles = PILOT
-    most = kind.most_sets(world)
-    sampler = settings.sampler
-    pilot = EvaluationSettings(
-        evaluate=copy.copy(settings.evaluate),
-        world=settings.world,
-        digits=settings.digits,
-        sampler=SamplerSettings(
-            sampler="edm",
-            sigma_min=sampler.sigma_min,
-            sigma_max=sampler.sigma_max,
-            rho=sampler.rho,
-        ),
-    )
-    task = kind(world, sets if most is None else min(sets, most), 0)
-    name = _name_of_pilot(task, pilot.sampler)
-    if path is not None:
-        held = decisions.cached(path, sha256_of(path), name)
-        if held is not None:
-            return held, 0
-    unguided = SetSampler(task, pilot, device, network)
-    curve = unguided.measure_decisions(particles)
-    while curve.floor > LARGEST_FLOOR and particles < PILOT[1] * 2**4:
-        particles *= 2
-        curve = unguided.measure_decisions(particles)
-    if path is not None:
-        decisions.keep(path, sha256_of(path), name, curve)
-    return curve, unguided.calls.forward

@@ -99,7 +99,7 @@ class SetSampler:
         network: the trained denoiser; None for the exact one, the mean over the right answers
         feature_classifier: the classifier whose features are compared, where guidance asks for it
         decisions: where it is decided what a sample shows; None where the settings do not ask for
-            it (`needs_decisions`)
+            it (`pilot.needs_decisions`)
 
     Attributes:
         schedule: the steps of the sampler
@@ -150,7 +150,7 @@ class SetSampler:
         s = self.settings.sampler
         low, high = s.window_min, s.window_max
         if low is None or high is None:
-            assert self.decisions is not None  # needs_decisions says so
+            assert self.decisions is not None  # pilot.needs_decisions says so
             measured_low, measured_high = self.decisions.window()
             high = high or min(measured_high, 0.99 * s.sigma_max)
             low = low or max(measured_low, 1.01 * s.sigma_min)
@@ -287,7 +287,7 @@ class SetSampler:
         if g.guidance != "pg":
             return low or 0.0, high or math.inf, None
         if low is None or high is None:
-            assert self.decisions is not None  # needs_decisions says so
+            assert self.decisions is not None  # pilot.needs_decisions says so
             if high is None:
                 # Noise is added back at the window's largest level too, before D is called.
                 high = self.decisions.window()[1] * (1 + s.window_churn)

@@ -9,6 +9,7 @@ import torch
 from conftest import ROOT
 
 import assemble
+import pilot
 import decisions
 from config import SettingError
 from decisions import Decisions
@@ -17,7 +18,7 @@ from ranges import to_model_range
 from sampler import karras_sigmas
 
 SIGMAS = karras_sigmas(22, 0.002, 80.0, 7.0)
-PILOTS_CALLS = 43 * assemble.PILOT[0] * assemble.PILOT[1]
+PILOTS_CALLS = 43 * pilot.PILOT[0] * pilot.PILOT[1]
 
 
 def evaluation(**values) -> assemble.Evaluation:
