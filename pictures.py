@@ -224,7 +224,8 @@ class Stack:
             self.pixels = np.empty((0, *picture.shape), picture.dtype)
         if picture.shape[:2] != self.pixels.shape[1:3]:
             sizes = " and ".join(
-                f"{height} x {width}" for height, width in (self.pixels.shape[1:3], picture.shape)
+                f"{height} x {width}"
+                for height, width in (self.pixels.shape[1:3], picture.shape[:2])
             )
             reject("frames", str(path), f"pictures of one size; found {sizes} px")
         picture, pixels = _alike(picture, self.pixels, path)
