@@ -707,15 +707,16 @@ def test_a_batch_that_does_not_fit_into_memory_is_refused_with_one_that_does(
 ):
     import devices
 
-    frames = np.random.default_rng(0).integers(256, size=(6, 2, 128, 128), dtype=np.uint8)
-    argv = ["--frames", str(frames_npz(tmp_path, frames)), "--device", "cpu"]
-    argv += ["--outdir", str(tmp_path / "run")]
-    monkeypatch.setattr(devices, "free_memory", lambda device: 8 * 2**30)
+    frames = np.random.default_rng(0).integers(256, size=(6, 2, 64, 64), dtype=np.uint8)
+    argv = ["--frames", str(frames_npz(tmp_path, frames)), *TINY, "--patch_size", "4"]
+    argv += ["--batch_size", "256", "--device", "cpu", "--outdir", str(tmp_path / "run")]
+    monkeypatch.setattr(devices, "free_memory", lambda device: 8 * 2**20)
     line = refused(train.main, argv)
-    assert "batch_size: got 512; accepted: at most " in line and "128 x 128 px" in line
+    assert "batch_size: got 256; accepted: at most " in line and "64 x 64 px" in line
     parts = int(line.split("accumulate = ")[1].split(";")[0])
+    assert parts > 1
     training, _ = train.setup([*argv, "--accumulate", str(2 ** (parts - 1).bit_length())])
-    assert training.settings.train.batch_size == 512
+    assert training.settings.train.batch_size == 256
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory: 137 GB")])
@@ -737,7 +738,7 @@ def test_particles_of_a_rollout_go_on_from_their_own_frames(tmp_path, refused, c
     """The second frame is what the same network samples when it is given the first ones."""
     videos = np.random.default_rng(0).integers(0, 256, (10, 4, SIDE, SIDE), dtype=np.uint8)
     # Long enough to depend on what is given.
-    longer = ["--iterations", "40", "--lr", "0.01", "--warmup", "0"]
+    longer = ["--iterations", "15", "--lr", "0.03", "--warmup", "0"]
     out = trained(tmp_path, frames_npz(tmp_path, videos), "--num_cond_frames", "2", *longer)
     argv = ["--checkpoint", str(out / "model.safetensors"), "--device", "cpu", "--num_steps", "3"]
     argv += ["--batch_size", "2", "--num_sets", "2", "--rollout", "3", "--outdir"]

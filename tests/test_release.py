@@ -87,6 +87,7 @@ def without_optional(*commands, check=True) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_nothing_needs_the_optional_libraries_until_they_are_asked_for(tmp_path):
     run, model = str(tmp_path / "run"), str(tmp_path / "model")
     common = ["--digits", "embedded", "--device", "cpu"]
