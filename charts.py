@@ -201,7 +201,9 @@ def prior(rows: Sequence[dict], title: str = "") -> Figure:
     figure = new_figure(5.6, 3.8)
     axis = figure.subplots()
     axis.plot([0.4, 1], [0.4, 1], color=GREY, lw=1, ls=":", label="the prior itself: p̂ = p")
-    offsets = ((-7, 5), (-4, -13), (7, 5))  # of the values from their points, in points
+    # Of the values from their points, in points; to the right of them where x is positive.
+    offsets = ((-7, 5), (-4, -13), (7, 5), (7, -8))
+    colours = (BLUE, GREEN, VERMILION, ORANGE)
     for index, sampler in enumerate(samplers):
         shares = [
             row["result"]["mode_frequencies"][0]
@@ -210,12 +212,12 @@ def prior(rows: Sequence[dict], title: str = "") -> Figure:
         ]
         means = [share["mean"] for share in shares]
         x = [share["prior"] + 0.006 * (index - 1) for share in shares]  # side by side
-        colour = (BLUE, GREEN, VERMILION)[index % 3]
+        colour = colours[index % len(colours)]
         axis.errorbar(
             x,
             means,
             yerr=error_bars(shares),
-            fmt="osD"[index % 3],
+            fmt="osD^"[index % len(colours)],
             ms=5,
             color=colour,
             label=sampler,
@@ -226,9 +228,9 @@ def prior(rows: Sequence[dict], title: str = "") -> Figure:
             axis.annotate(
                 f"{mean:.3f}",
                 (at, mean),
-                xytext=offsets[index % 3],
+                xytext=offsets[index % len(offsets)],
                 textcoords="offset points",
-                ha="left" if index % 3 == 2 else "right",
+                ha="left" if offsets[index % len(offsets)][0] > 0 else "right",
                 fontsize=7.5,
                 color=colour,
             )
@@ -295,7 +297,12 @@ def frontier(rows: Sequence[dict], title: str = "") -> Figure:
     )
     for axis, marks in ((left, QUALITY_TICKS), (right, COST_TICKS)):
         low, high = axis.get_xlim()
-        ticks = [tick for tick in marks if low <= tick <= high]
+        ticks: list[float] = []
+        for tick in marks:
+            # Where the axis is long, those that leave room for the text of the one before.
+            apart = math.inf if not ticks else math.log(tick / ticks[-1]) / math.log(high / low)
+            if low <= tick <= high and apart > 1 / 14:
+                ticks.append(tick)
         axis.set_xticks(ticks, map(str, ticks))
         axis.minorticks_off()
     left.set_xlabel("quality score (L2 to the translated digit, less is better)")

@@ -120,7 +120,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                     ms=4,
                     label=f"{noise} noise" + (", EDDY's field" if name == "field" else ""),
                 )
-        axis.axhline(mine[0]["alone"]["modes_expected_iid"], color=GREY, ls=":", lw=1)
+        expected = mine[0]["alone"]["modes_expected_iid"]
+        axis.axhline(expected, color=GREY, ls=":", lw=1, label="independent draws, theory")
         axis.set_xscale("log")
         axis.set_xticks(STEPS, map(str, STEPS))
         axis.minorticks_off()
