@@ -14,7 +14,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Mapping, Sequence
 
-from command_line import Parser, asks_for_config, given, make_parser, print_config
+from command_line import (
+    Parser,
+    asks_for_config,
+    given,
+    make_parser,
+    print_config,
+    this_process,
+)
 from config import (
     EvaluationSettings,
     ExperimentSettings,
@@ -324,8 +331,6 @@ class Evaluation:
         """
         import torch
         import torch.distributed as dist
-
-        from devices import this_process
 
         rank, ranks = this_process()
         if not shared or ranks == 1:

@@ -232,6 +232,11 @@ def make_parser(*groups: type, description: str | None, **options: Any) -> Parse
     return parser
 
 
+def this_process() -> tuple[int, int]:
+    """(the number of this process, how many torchrun started): (0, 1) without torchrun."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
 def _stop(number: int, frame) -> None:
     raise KeyboardInterrupt(number)
 
@@ -254,7 +259,7 @@ def run_program(main: Callable[[], Any]) -> None:
     except KeyboardInterrupt as stop:
         number, *how = stop.args or (signal.SIGINT,)
         code = 128 + number
-        if int(os.environ.get("RANK", 0)) == 0:
+        if this_process()[0] == 0:
             print(
                 "; ".join([f"{_name()}: stopped by {signal.Signals(number).name}", *how]),
                 file=sys.stderr,

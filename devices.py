@@ -37,11 +37,6 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda", own)
 
 
-def this_process() -> tuple[int, int]:
-    """(the number of this process, how many torchrun started): (0, 1) without torchrun."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
 def use_bfloat16(precision: str, device: torch.device) -> bool:
     """Whether the network runs in bfloat16 autocast, for "auto", "float32" or "bfloat16".
 

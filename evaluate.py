@@ -11,7 +11,6 @@ results.json, a picture, and its finished cells.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from command_line import (
     print_config,
     run_folder,
     run_program,
+    this_process,
     without_flags,
 )
 from config import EvaluationSettings, SettingError, TrackingSettings, as_yaml, build, reject
@@ -137,7 +137,7 @@ def evaluate(values: dict[str, Any]) -> None:
     try:
         evaluation = assemble.set_up(*assemble.complete(values))
         settings = evaluation.settings
-        if int(os.environ.get("RANK", 0)) > 0:
+        if this_process()[0] > 0:
             evaluation.sample(shared=True)  # the first process measures and writes
             return
         outdir = run_folder(
@@ -226,7 +226,7 @@ def run_experiment(values: dict[str, Any], flags: list[str]) -> None:
         tracker = tracking.start(build(TrackingSettings, values), outdir, config, continued=True)
         with tracker:
             rows = _run_cells(name, preset, shared, outdir, flags)
-            if int(os.environ.get("RANK", 0)) > 0:
+            if this_process()[0] > 0:
                 return
             from gallery import draw_experiment
 

@@ -31,7 +31,7 @@ from typing import Any, Iterator, Sequence
 import yaml
 
 import assemble
-from command_line import as_flags, given
+from command_line import as_flags, given, this_process
 from config import EvaluationSettings, SettingError, reject
 from names import METRICS
 
@@ -176,8 +176,7 @@ def run(
     from tqdm import tqdm
 
     recipe = load(name)
-    rank = int(os.environ.get("RANK", 0))
-    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    rank, ranks = this_process()
     typed = as_flags(shared) if flags is None else flags
     command = " ".join(["python evaluate.py --experiment", name, "--preset", preset, *typed])
     results = outdir / "results.json"

@@ -132,10 +132,8 @@ def grey_levels(
         reject("value_range", None, f"[black, white], because {found}")
     if smallest < 0:
         reject("value_range", None, f"[black, white], because {found}")
-    if largest <= 1 and array.dtype != np.bool_:
+    if largest <= 1:
         return Levels(0, 1, colours=colours)  # a mask; as grey levels it would be black
-    if array.dtype == np.bool_:
-        return Levels(0, 1, colours=colours)
     white = {1: 255.0, 2: 65535.0}.get(array.dtype.itemsize, 255.0)
     if array.dtype.itemsize > 2 and largest > 255:
         reject("value_range", None, f"[black, white], because {found}")

@@ -605,7 +605,8 @@ def answer_metrics(
         if several.any():
             spread = ((apart * pairs).sum((1, 2)) / pairs.sum((1, 2)))[several]
             result["answers_iou_distance"] = mean_interval(spread)
-            result["excess_spread"] = mean_interval(iou_distance(own)[several] - spread)
+            of_samples = torch.tensor(result["iou_distance"]["per_set"])[several]
+            result["excess_spread"] = mean_interval(of_samples - spread)
     if label_classes:
         result["class_iou"] = _class_iou(own, right)
     return result

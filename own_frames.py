@@ -257,6 +257,9 @@ class OwnFrames:
             own_counts = [count for count, each in zip(counts, data.splits) if each == split]
             self.first_answer = torch.tensor(first, dtype=torch.int64)
             self.counts = torch.tensor(own_counts, dtype=torch.int64)
+        # Known here, so that no draw has to ask a GPU.
+        self.most_answers = max(self.counts.tolist(), default=0)
+        self.ragged = self.counts.unique().numel() > 1
 
     def __len__(self) -> int:
         """The number of windows, W."""
@@ -287,16 +290,18 @@ class OwnFrames:
     @property
     def mode_probabilities(self) -> Tensor:
         """(A,) float64, the prior of each answer to a window that has the most: all are equal."""
-        count = int(self.counts.max())
+        count = self.most_answers
         return torch.full((count,), 1 / count, dtype=torch.float64)
 
     def answer_probabilities(self, which: Tensor) -> Tensor:
         """(n, A) float64, the prior of each answer to windows `which` (n,); 0 after the last."""
-        counts = self.counts[which].cpu()[:, None]
-        return (torch.arange(int(self.counts.max())) < counts) / counts.double()
+        counts = self.counts[which][:, None]
+        each = torch.arange(self.most_answers, device=counts.device)
+        return (each < counts) / counts.double()
 
     def to(self, device: torch.device | str) -> OwnFrames:
-        """Move all frames and answers to `device`; returns the world itself."""
+        """Draw on `device` from now on; returns the world itself. Pictures move when they are first
+        drawn there, once for all splits."""
         for name in ("starts", "first_answer", "counts"):
             setattr(self, name, getattr(self, name).to(device))
         return self
@@ -311,7 +316,7 @@ class OwnFrames:
 
         A is the largest number of answers to any window; one with fewer has its last one again.
         """
-        each = torch.arange(int(self.counts.max()), device=which.device)
+        each = torch.arange(self.most_answers, device=which.device)
         each = torch.minimum(each[None], self.counts[which][:, None] - 1)
         return self.drawn_from[self.first_answer[which][:, None] + each]
 
@@ -328,9 +333,8 @@ class OwnFrames:
         if which is None:
             which = torch.randint(len(self), (n,), generator=generator, device=device)
         counts = self.counts[which]
-        most = int(self.counts.max())
-        if bool((self.counts == most).all()):
-            drawn = torch.randint(most, (n,), generator=generator, device=device)
+        if not self.ragged:
+            drawn = torch.randint(self.most_answers, (n,), generator=generator, device=device)
         else:
             uniform = torch.rand(n, generator=generator, device=device)
             drawn = torch.minimum((uniform * counts).long(), counts - 1)

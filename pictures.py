@@ -180,7 +180,7 @@ def read_video(path: Path) -> np.ndarray:
     if path.suffix.lower() not in FFMPEG_VIDEOS:
         frames = _decoded(path, False, several=True)
         if any(frame.ndim != frames[0].ndim for frame in frames):
-            frames = [in_colour(frame) for frame in frames]
+            frames = [as_colour(frame) for frame in frames]
         return np.stack(frames)
     try:
         import imageio_ffmpeg  # noqa: F401
@@ -202,7 +202,7 @@ def read_video(path: Path) -> np.ndarray:
 # ---------------------------------------------------------------- many files
 
 
-def in_colour(pixels: np.ndarray) -> np.ndarray:
+def as_colour(pixels: np.ndarray) -> np.ndarray:
     """Grey pixels (..., H, W) as (..., H, W, 3)."""
     return np.repeat(pixels[..., None], 3, -1)
 
@@ -239,9 +239,9 @@ class Stack:
 def _alike(a: np.ndarray, b: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
     """A picture and a stack of them, both grey or colour and of one number type."""
     if a.ndim < b.ndim - 1:
-        a = in_colour(a)
+        a = as_colour(a)
     elif a.ndim > b.ndim - 1:
-        b = in_colour(b)
+        b = as_colour(b)
     if a.dtype != b.dtype:
         if np.float32 in (a.dtype, b.dtype):
             reject("frames", str(path), "pictures of floats only, or of integers only")

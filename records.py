@@ -115,9 +115,8 @@ def write_predictions(
             if result["settings"]["rollout"] > 1:
                 place = place.with_suffix("")
                 pictures = {place / f"frame_{t}.png": p for t, p in enumerate(pixels, start=1)}
-            place.parent.mkdir(parents=True, exist_ok=True)
             for path, picture in pictures.items():
-                path.parent.mkdir(exist_ok=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 colours_last = np.moveaxis(picture, 0, -1) if picture.ndim == 3 else picture
                 Image.fromarray(colours_last).save(path)
 

@@ -7,13 +7,13 @@ it.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any, Callable, Literal, TypeVar
 
 import yaml
 
+from command_line import this_process
 from config import SettingError, TrackingSettings, reject
 
 T = TypeVar("T")
@@ -233,7 +233,7 @@ def start(
 
     Raises SettingError where a service is not installed or cannot start.
     """
-    if int(os.environ.get("RANK", 0)) > 0:
+    if this_process()[0] > 0:
         return Tracker()
     services: list[WandB | TensorBoard] = []
     if settings.tensorboard:

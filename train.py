@@ -489,7 +489,7 @@ def several_answers(training: Training) -> bool:
     from own_frames import OwnFrames
 
     held_out = training.held_out and training.held_out.world
-    return isinstance(held_out, OwnFrames) and int(held_out.counts.max()) > 1
+    return isinstance(held_out, OwnFrames) and held_out.most_answers > 1
 
 
 def held_out_spread(training: Training, outdir: Path) -> dict[str, Any]:

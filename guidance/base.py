@@ -1,4 +1,4 @@
-"""What the guidance methods share: the range of a guided denoiser's pixels, and where it acts."""
+"""What guidance methods share: a push and its strength, its bounds, and where it acts."""
 
 from __future__ import annotations
 
@@ -26,6 +26,30 @@ def between(low: float, high: float, guided: Denoiser, plain: Denoiser) -> Denoi
         return (guided if low <= sigma <= high else plain)(x, sigma)
 
     return denoise
+
+
+class Pushed:
+    """A denoiser of sets D + s^2 factor f, for methods that state the push f; wraps any denoiser of
+    sets, and is that denoiser for a single particle.
+
+    Arguments:
+        denoise: the denoiser D to wrap
+        factor: strength; 0 is the denoiser itself
+    """
+
+    def __init__(self, denoise: Denoiser, *, factor: float):
+        self.denoise = denoise
+        self.factor = min(factor, LARGEST**2)
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        if self.factor == 0 or x.shape[1] == 1:
+            return self.denoise(x, sigma)
+        denoised, push = self.denoised_and_push(x, sigma)
+        return finite(denoised + sigma**2 * self.factor * push)
+
+    def denoised_and_push(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """D(x) and f, both like x (G, B, C, H, W), for two particles or more."""
+        raise NotImplementedError
 
 
 def per_particle(a: Tensor, b: Tensor) -> Tensor:

@@ -25,31 +25,19 @@ import math
 import torch
 from torch import Tensor
 
-from denoiser import Denoiser
-from guidance.base import LARGEST, finite
+from guidance.base import Pushed
 from potentials import squared_distances, weighted_differences
 
 SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1], as in EDM
 
 
-class Eddy:
-    """A denoiser of sets with a divergence-free push; wraps any denoiser of sets.
+class Eddy(Pushed):
+    """A denoiser of sets with a divergence-free push, the field above."""
 
-    Arguments:
-        denoise: the denoiser D to wrap
-        factor: strength; 0 is the denoiser itself
-    """
-
-    def __init__(self, denoise: Denoiser, *, factor: float):
-        self.denoise = denoise
-        self.factor = min(factor, LARGEST**2)
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def denoised_and_push(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """D(x) and the field f, both like x."""
         denoised = self.denoise(x, sigma)
-        if self.factor == 0 or x.shape[1] == 1:
-            return denoised
-        field = self.field(x.flatten(2), denoised.flatten(2), float(sigma)).view_as(x)
-        return finite(denoised + sigma**2 * self.factor * field)
+        return denoised, self.field(x.flatten(2), denoised.flatten(2), float(sigma)).view_as(x)
 
     def field(self, x: Tensor, denoised: Tensor, sigma: float) -> Tensor:
         """f of particles x (G, B, d) and D(x), in the same shape."""

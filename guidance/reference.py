@@ -21,28 +21,17 @@ import math
 import torch
 from torch import Tensor
 
-from denoiser import Denoiser
-from guidance.base import LARGEST, finite
+from guidance.base import Pushed
 from ranges import to_unit_range
 
 
-class Reference:
-    """A denoiser of sets in the thesis's form of particle guidance; wraps any denoiser of sets.
+class Reference(Pushed):
+    """A denoiser of sets in the thesis's form of particle guidance, the push above."""
 
-    Arguments:
-        denoise: the denoiser D to wrap
-        factor: strength; 0 is the denoiser itself
-    """
-
-    def __init__(self, denoise: Denoiser, *, factor: float):
-        self.denoise = denoise
-        self.factor = min(factor, LARGEST**2)
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def denoised_and_push(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """D(x) and grad U, both like x."""
         denoised = self.denoise(x, sigma)
-        if self.factor == 0 or x.shape[1] == 1:
-            return denoised
-        return finite(denoised + sigma**2 * self.factor * self._gradient(denoised).to(x))
+        return denoised, self._gradient(denoised).to(x)
 
     def _gradient(self, denoised: Tensor) -> Tensor:
         """grad U with respect to y, float64, like denoised (G, B, C, H, W)."""

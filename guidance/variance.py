@@ -26,17 +26,16 @@ import torch
 from torch import Tensor
 
 from denoiser import Denoiser
-from guidance.base import LARGEST, finite
+from guidance.base import Pushed
 
 STEP = 0.1  # e, in units of the noise level
 
 
-class Variance:
-    """A denoiser of sets tilted by their variance; wraps any denoiser of sets.
+class Variance(Pushed):
+    """A denoiser of sets tilted by their variance.
 
     Arguments:
-        denoise: the denoiser D to wrap
-        factor: exponent of h; 0 is the denoiser itself
+        denoise, factor: as in `Pushed`; the factor is the exponent of h
         directions: draws v (G, B or more, C, H, W), entries of mean 0 and variance 1
         features: L, a linear map of images (N, C, H, W) -> (N, ...); None: the images themselves
     """
@@ -49,22 +48,20 @@ class Variance:
         directions: Callable[[], Tensor],
         features: Callable[[Tensor], Tensor] | None = None,
     ):
-        self.denoise = denoise
-        self.factor = min(factor, LARGEST**2)
+        super().__init__(denoise, factor=factor)
         self.directions = directions
         self.features = features
 
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def denoised_and_push(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """D(x) and grad log h, both like x."""
         B = x.shape[1]
-        if self.factor == 0 or B == 1:
-            return self.denoise(x, sigma)
         v = self.directions()[:, :B].to(x)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             both = self.denoise(torch.cat([x, x + STEP * sigma * v], 1), sigma)
             log_h = self.expected_variance(both[:, :B], both[:, B:], v, sigma).log().sum()
             (grad,) = torch.autograd.grad(log_h, x)
-        return finite(both[:, :B].detach() + sigma**2 * self.factor * grad)
+        return both[:, :B].detach(), grad
 
     def expected_variance(
         self, denoised: Tensor, beside: Tensor, v: Tensor, sigma: Tensor

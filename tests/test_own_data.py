@@ -54,7 +54,6 @@ def folders(tmp_path, answer, number=6, answers="answers", extension="png"):
 
 def palette_image(labels, colours) -> Image.Image:
     image = Image.fromarray(labels.astype(np.uint8)).convert("P")
-    image = Image.fromarray(labels.astype(np.uint8), "P") if image.mode != "P" else image
     image.putpalette(np.asarray(colours, np.uint8).flatten().tolist())
     return image
 
