@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from drawing import (
+    Axes,
     BLUE,
     COLOURS,
     GREEN,
@@ -246,71 +247,95 @@ MARKERS = "osD^vP<>X"  # with COLOURS, different for thirty methods
 
 
 def frontier(rows: Sequence[dict], title: str = "") -> Figure:
-    """Modes found on the trained denoiser, against quality and against cost, a curve per method.
+    """Modes found against quality and against cost on the trained denoiser, a curve per method.
 
-    The cost of a particle is in forward passes of the network, as `metrics.cost_metrics` counts.
+    A third panel has modes against how far frequencies are off, on the exact denoiser of a world
+    with unequal priors, where rows hold one. The cost of a particle is in forward passes of the
+    network, as `metrics.cost_metrics` counts.
     """
     trained = [row for row in rows if row["cell"].get("denoiser", "trained") == "trained"]
-    figure, ((left, right),) = grid_of_axes(
-        1, 2, 10.4, 4.4, sharey=True, gridspec_kw=dict(wspace=0.06)
+    unequal = [row for row in rows if row["cell"].get("denoiser") == "exact, p = 0.5"]
+
+    def cost(result: dict) -> float:
+        return result["network_calls"] + BACKWARD * result["backward_calls"]
+
+    panels: list[tuple[str, list[dict], Callable[[dict], float]]] = [
+        (
+            "quality score (L2, less is better)",
+            trained,
+            lambda result: result["quality"]["mean"],
+        ),
+        ("cost per particle, in forward passes", trained, cost),
+    ]
+    if unequal:
+        across = "frequencies off by (exact denoiser, p = 0.5)"
+        panels.append((across, unequal, lambda result: result["frequency_tv"]))
+    figure, (axes,) = grid_of_axes(
+        1, len(panels), 3.9 * len(panels), 4.6, sharey=True, gridspec_kw=dict(wspace=0.06)
     )
 
-    def strength(row: dict) -> list[float]:
-        """Its numbers on the axes of the experiment, weakest first."""
-        return [number for number in row["cell"].values() if isinstance(number, (int, float))]
-
-    def cost(row: dict) -> float:
-        return row["result"]["network_calls"] + BACKWARD * row["result"]["backward_calls"]
-
-    for index, method in enumerate(different(row["cell"]["method"] for row in trained)):
-        curve = sorted((row for row in trained if row["cell"]["method"] == method), key=strength)
-        found = [row["result"]["modes_found"] for row in curve]
-        for axis, across in (
-            (left, [row["result"]["quality"]["mean"] for row in curve]),
-            (right, [cost(row) for row in curve]),
-        ):
-            axis.errorbar(
-                across,
+    methods = different(row["cell"]["method"] for _, chosen, _ in panels for row in chosen)
+    curves = {}
+    for axis, (across, chosen, value) in zip(axes, panels):
+        for index, method in enumerate(methods):
+            curve = sorted((row for row in chosen if row["cell"]["method"] == method), key=_numbers)
+            if not curve:
+                continue
+            found = [row["result"]["modes_found"] for row in curve]
+            curves[method] = axis.errorbar(
+                [value(row["result"]) for row in curve],
                 [one["mean"] for one in found],
                 yerr=error_bars(found),
                 marker=MARKERS[(index // 10 * 3 + index % 3) % len(MARKERS)],
                 ms=5,
                 lw=1.3,
                 elinewidth=0.8,
-                label=method,
                 color=COLOURS[index % len(COLOURS)],
             )
-
-    expected = trained[0]["result"]["modes_expected_iid"]
-    for axis in (left, right):
+        expected = chosen[0]["result"]["modes_expected_iid"]
         axis.axhline(expected, color=GREY, ls=":", lw=1)
-        axis.set_xscale("log")
+        axis.annotate(
+            "independent draws, theory",
+            (0.99, expected),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="top",
+            fontsize=8,
+            color="#666666",
+        )
+        axis.set_xlabel(across)
         axis.grid(alpha=0.3)
-    left.annotate(
-        "independent draws, theory",
-        (0.99, expected),
-        xycoords=("axes fraction", "data"),
-        ha="right",
-        va="top",
-        fontsize=8,
-        color="#666666",
+    _set_logarithmic(axes[0], QUALITY_TICKS)
+    _set_logarithmic(axes[1], COST_TICKS)
+    axes[0].set_ylabel(f"modes found, of {trained[0]['result']['modes_total']}")
+    axes[-1].legend(
+        [curves[method] for method in methods],
+        methods,
+        fontsize=7,
+        frameon=False,
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
     )
-    for axis, marks in ((left, QUALITY_TICKS), (right, COST_TICKS)):
-        low, high = axis.get_xlim()
-        ticks: list[float] = []
-        for tick in marks:
-            # Where the axis is long, those that leave room for the text of the one before.
-            apart = math.inf if not ticks else math.log(tick / ticks[-1]) / math.log(high / low)
-            if low <= tick <= high and apart > 1 / 14:
-                ticks.append(tick)
-        axis.set_xticks(ticks, map(str, ticks))
-        axis.minorticks_off()
-    left.set_xlabel("quality score (L2 to the translated digit, less is better)")
-    right.set_xlabel("cost per particle, in forward passes of the network")
-    left.set_ylabel(f"modes found, of {trained[0]['result']['modes_total']}")
-    right.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     add_title(figure, with_note_on_intervals(title, [row["result"]["modes_found"] for row in rows]))
     return figure
+
+
+def _numbers(row: dict) -> list[float]:
+    """Where a row stands on the axes of its experiment that hold numbers, such as the strength."""
+    return [number for number in row["cell"].values() if isinstance(number, (int, float))]
+
+
+def _set_logarithmic(axis: Axes, marks: Sequence[float]) -> None:
+    """Make the horizontal axis logarithmic, with those of the marks whose texts have room."""
+    axis.set_xscale("log")
+    low, high = axis.get_xlim()
+    ticks: list[float] = []
+    for mark in marks:
+        apart = math.inf if not ticks else math.log(mark / ticks[-1]) / math.log(high / low)
+        if low <= mark <= high and apart > 1 / 14:
+            ticks.append(mark)
+    axis.set_xticks(ticks, map(str, ticks))
+    axis.minorticks_off()
 
 
 def scaling(rows: Sequence[dict], title: str = "") -> Figure:

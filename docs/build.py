@@ -30,14 +30,7 @@ from names import COMPARED  # noqa: E402
 RESULTS = ROOT / "docs" / "results"
 # Name of a picture, and the flags of evaluate.py that make its sets.
 PICTURES = {
-    "independent": [],
-    "pg": ["--pg_factor", "3"],
-    "spell": ["--guidance", "spell"],
-    "cads": ["--guidance", "cads"],
     "sequential": ["--pg_factor", "3", "--batch_size", "4", "--sequential", "2"],
-    "kmedoids": ["--medoids_of", "4"],
-    "reference": ["--guidance", "reference", "--pg_factor", "3"],
-    "stratified": ["--noise", "stratified", "--stratified_rank", "3"],
     "masks": ["--checkpoint", "blobs", "--batch_size", "4", "--pg_factor", "3"],
     "mixture": ["--config", str(ROOT / "configs" / "mixture.yaml"), "--num_sets", "5"],
 }
@@ -160,6 +153,39 @@ def draw(name: str, flags: list[str], data_root: str) -> None:
     save(sheet, ROOT / "docs" / "pictures" / f"{name}.png", dpi=80)
 
 
+def draw_methods(data_root: str) -> None:
+    """Draw one set of the plain U-Net by every method of the comparison, of the same noise."""
+    import torch
+
+    import evaluate
+    from drawing import save
+    from records import finished
+    from sheets import notes_title, sample_sheet
+
+    rows: dict[str, tuple[dict, dict]] = {}
+    for labels, flags in experiments.cells(experiments.load("e10"), "quick"):
+        name = COMPARED.get(labels["method"], labels["method"])
+        if labels["denoiser"] != "trained" or name in rows:
+            continue
+        with tempfile.TemporaryDirectory() as run:
+            one = ["--num_sets", "1", "--seed", "2", "--data_root", data_root, "--outdir", run]
+            evaluate.main([*flags, *one])
+            rows[name] = finished(run)
+    results = [result for _, result in rows.values()]
+    sheet = sample_sheet(
+        *(torch.cat([arrays[key] for arrays, _ in rows.values()]) for key in ("cond", "samples")),
+        modes=torch.cat([arrays["modes"] for arrays, _ in rows.values()]),
+        labels=list(rows),
+        notes=[
+            f"{r['modes_found']['mean']:.0f} of {r['modes_total']}, {r['quality']['mean']:.2f}"
+            for r in results
+        ],
+        notes_title=notes_title(results[0]),
+        max_sets=len(rows),
+    )
+    save(sheet, ROOT / "docs" / "pictures" / "methods.png", dpi=80)
+
+
 def animate(data_root: str) -> None:
     """Draw the same set during denoising, independent and guided, as a GIF."""
     import evaluate
@@ -269,42 +295,52 @@ def rivals_table(rows: list[dict]) -> str:
 
 def which_table(rows: list[dict]) -> str:
     """The answer to "which should I use?": every method at its first strength, on three models."""
-    models = ("exact", "exact, p = 0.5", "copying", "trained")
-    exact, unequal, copying, plain = (first_of_each_method(rows, name) for name in models)
+    models = ("exact", "copying", "trained")
+    exact, copying, plain = (first_of_each_method(rows, name) for name in models)
     header = [
         "method",
         "exact",
         "copying network",
         "plain U-Net",
         "its quality",
-        "exact, p = 0.5",
-        "frequencies off by (chance)",
-        "frequencies, in theory",
+        "frequencies",
         "cost",
         "needs",
     ]
     lines = []
     for method, (needs, frequencies) in NEEDS.items():
         each = [results.get(method) for results in (exact, copying, plain)]
-        found = [experiments.interval(result and result["modes_found"]) for result in each]
         measured = next(result for result in reversed(each) if result)
         lines.append(
             [
                 COMPARED.get(method, method),
-                *found,
+                *(experiments.interval(result and result["modes_found"]) for result in each),
                 experiments.interval(each[-1] and each[-1]["quality"]),
-                experiments.interval(unequal.get(method, {}).get("modes_found")),
-                experiments.audit_entry(unequal.get(method, {}), "frequency_tv"),
                 frequencies,
                 experiments.audit_entry(measured, "forward_equivalents"),
                 needs,
             ]
         )
-    sets = ", ".join(
-        f"{results['independent']['num_sets']} {name}"
-        for name, results in zip(models, (exact, unequal, copying, plain))
-    )
-    return f"{markdown_table(header, lines)}\n\nDirections of 8 found by sets of 8; sets: {sets}."
+    return f"{markdown_table(header, lines)}\n\n{sets_of_models(exact, copying, plain)}"
+
+
+def unequal_table(rows: list[dict]) -> str:
+    """Every method where one answer is as likely as all others together: directions, frequencies."""
+    models = ("exact, p = 0.5", "copying, p = 0.5")
+    exact, copying = (first_of_each_method(rows, name) for name in models)
+    of_each = ("directions", "frequencies off by (chance)", "dispersion of counts")
+    header = ["method", *(f"{model}: {what}" for model in ("exact", "copying") for what in of_each)]
+    lines = []
+    for method in NEEDS:
+        entries = []
+        for result in (exact.get(method, {}), copying.get(method, {})):
+            entries += [
+                experiments.interval(result.get("modes_found")),
+                experiments.audit_entry(result, "frequency_tv"),
+                experiments.audit_entry(result, "count_dispersion"),
+            ]
+        lines.append([COMPARED.get(method, method), *entries])
+    return f"{markdown_table(header, lines)}\n\n{sets_of_models(exact, copying)}"
 
 
 def thesis_table(rows: list[dict]) -> str:
@@ -327,6 +363,17 @@ def thesis_table(rows: list[dict]) -> str:
     independent = [first_of_each_method(rows, name)["independent"] for name in denoisers]
     sizes = ", ".join(f"{each['num_sets']} {name}" for each, name in zip(independent, denoisers))
     return f"{table}\n\nOf the sets: {sizes}. {sets_of(independent[-1])}"
+
+
+def sets_of_models(*models: dict[str, dict]) -> str:
+    """A line about the sets of several columns, each the results of a model by method."""
+    counts = [each["independent"]["num_sets"] for each in models]
+    sets = f"{counts[0]}" if len(set(counts)) == 1 else ", ".join(map(str, counts))
+    expected = models[0]["independent"]["modes_expected_iid"]
+    return (
+        f"Directions of 8 found by sets of 8; independent draws find {expected:.2f} in theory. "
+        f"Number of sets, in the order of the columns: {sets}."
+    )
 
 
 def sets_of(result: dict) -> str:
@@ -503,6 +550,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.pictures:
         for name, flags in PICTURES.items():
             draw(name, flags, args.data_root)
+        draw_methods(args.data_root)
         animate(args.data_root)
         draw_decisions(args.data_root)
     tables = dict(checkpoint=checkpoint_table(), scale=scale_table())
@@ -518,6 +566,7 @@ def main(argv: list[str] | None = None) -> None:
     tables["answers"] = answers_table(figures)
     tables["rivals"] = rivals_table(methods)
     tables["which"] = which_table(methods)
+    tables["unequal"] = unequal_table(methods)
     tables["thesis"] = thesis_table(methods)
     for page in PAGES:
         for name, text in tables.items():
