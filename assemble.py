@@ -455,6 +455,7 @@ def set_up(
             notices += _check_frames(world, settings, network, trained)
             notices += _guide_if_needed(settings, trained)
     task = kind(world, settings.evaluate.num_sets, settings.run.seed)
+    task.device = device
     modes = world.modes_total if task.answers is None else task.answers.shape[1]
     if settings.guidance.guidance == "joint" and modes > MOST_MODES:
         reject("guidance", "joint", f"any other in a world of more than {MOST_MODES} answers")

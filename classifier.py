@@ -5,12 +5,18 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+import copy
+from typing import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ranges import to_model_range
+
+
+JUDGED_TOGETHER = dict(cpu=128, cuda=4096)  # frames; the maps of more do not fit a CPU's cache
 
 
 class Classifier(nn.Module):
@@ -47,11 +53,35 @@ class Classifier(nn.Module):
         H, W = frames.shape[1:]
         m = self.margin
         middle = to_model_range(frames[:, None, m : H - m, m : W - m])
-        h = F.relu(self.stem(middle))
+        h = F.relu(self.stem(middle), inplace=True)
         for level, (inner, outer) in enumerate(zip(self.inner, self.outer)):
             kept = self.skip[level - 1](F.avg_pool2d(h, 2)) if level else h
-            h = F.relu(kept + outer(F.relu(inner(h))))
+            h = F.relu(kept + outer(F.relu(inner(h), inplace=True)), inplace=True)
         return h.mean((2, 3))
 
     def forward(self, frames: Tensor) -> Tensor:
         return self.out(self.features(frames))
+
+    def fused(self) -> Classifier:
+        """A copy for judging: the same up to rounding, without gradients, and twice as fast.
+
+        Every normalisation, which is a fixed affine map after training, is part of the convolution
+        before it, and feature maps are channels-last. Call it in evaluation mode.
+        """
+        fused = copy.deepcopy(self)
+        for block in (fused.stem, *fused.inner, *fused.outer):
+            assert isinstance(block, nn.Sequential)
+            convolution, norm = block
+            assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+            block[0] = fuse_conv_bn_eval(convolution, norm)
+            block[1] = nn.Identity()
+        return fused.requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def judged(
+    network: Callable[[Tensor], Tensor], frames: Tensor, device: torch.device | str = "cpu"
+) -> Tensor:
+    """What a network says of many frames (N, H, W), a few at a time on its device: (N, ...)."""
+    together = JUDGED_TOGETHER[torch.device(device).type]
+    with torch.no_grad():
+        return torch.cat([network(part.to(device)).cpu() for part in frames.split(together)])

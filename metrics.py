@@ -8,7 +8,7 @@ a 95% confidence interval, every number of modes with what independent samples w
 from __future__ import annotations
 
 import math
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from potentials import overlap
 
 RESAMPLES = 2000  # bootstrap samples of the sets behind each interval
 BATCH = 2**22  # numbers of these that are held in memory at a time
+PART = 2**20  # numbers of images, or of their pairs, that are compared at a time: they fit a cache
 # A backward pass to the input in units of a forward pass, median of the included networks on a CPU.
 BACKWARD = 1.3
 
@@ -285,6 +286,16 @@ def channel_iou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return mask_iou(u, v).view(G, C, A, -1), present.view(G, C, A, -1)
 
 
+def _parts(samples: Tensor, answers: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Sets in parts of which PART numbers are enough for all pairs of answers, and for the images.
+
+    samples (G, B, ...), answers (G, k, ...), others (G, ...) -> the same of some sets at a time.
+    """
+    k = answers.shape[1]
+    one = max(k * k, samples[0].numel(), answers[0].numel(), 1)
+    return zip(*(each.split(max(1, PART // one)) for each in (samples, answers, *others)))
+
+
 def hm_iou(samples: Tensor, answers: Tensor) -> Tensor:
     """HM IoU*: the mean IoU of the distinct right answers and the samples matched to them.
 
@@ -293,11 +304,15 @@ def hm_iou(samples: Tensor, answers: Tensor) -> Tensor:
     is matched. samples (G, B, H, W), answers (G, k, H, W) -> (G,) in [0, 1].
     """
     means = []
-    for own, masks in zip(binarise(samples), binarise(answers)):  # (B, H, W), (k, H, W)
-        # Set by set, and without comparing all pairs of answers, of which there may be millions.
-        distinct = masks.unique(dim=0)
-        ious = mask_iou(distinct[None], own[None])[0].double().numpy()  # (distinct answers, B)
-        means.append(ious[linear_sum_assignment(ious, maximize=True)].mean())
+    for own, right in _parts(samples, answers):
+        masks = binarise(right)
+        ious = mask_iou(masks, binarise(own)).double().numpy()  # (G', k, B)
+        # A mask as a string of bits, without comparing all pairs, of which there may be millions.
+        bits = np.packbits(masks.flatten(2).numpy().astype(bool), axis=2)
+        for each, strings in zip(ious, bits):
+            first = {string.tobytes(): i for i, string in reversed(list(enumerate(strings)))}
+            distinct = each[[first[string] for string in sorted(first)]]
+            means.append(distinct[linear_sum_assignment(distinct, maximize=True)].mean())
     return torch.tensor(means)
 
 
@@ -312,10 +327,11 @@ def generalised_energy_distance(samples: Tensor, answers: Tensor, probabilities:
     """
     priors = probabilities.float().expand(len(samples), -1)
     squared = []
-    for s, y, p in zip(binarise(samples)[:, None], binarise(answers)[:, None], priors):
-        between = (1 - mask_iou(s, y)).mean(1) @ p
+    for own, right, p in _parts(samples, answers, priors):
+        s, y = binarise(own), binarise(right)
+        between = ((1 - mask_iou(s, y)).mean(1) * p).sum(1)
         within_set = (1 - mask_iou(s, s)).mean((1, 2))
-        within_truth = (1 - mask_iou(y, y)) @ p @ p
+        within_truth = ((1 - mask_iou(y, y)) * p[:, None] * p[:, :, None]).sum((1, 2))
         squared.append(2 * between - within_set - within_truth)
     # It is a squared distance, so rounding alone takes it below 0.
     return torch.cat(squared).clamp_min(0)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 import checkpoint
 from channels import as_images, as_planes, mixed, one_hot
+from classifier import Classifier, judged
 from denoiser import Denoiser
 from guidance import joint_weights
 from metrics import (
@@ -57,6 +58,7 @@ class Task:
         seed: the seed of the run
 
     Attributes:
+        device: where a network that judges samples computes
         cond: (G, c, H, W) in [0, 1], the conditioning frames; c is 0 without a condition
         answers: (G, k, H, W) in [0, 1], the right frames of each set, or None where they are not
             finitely many or not known
@@ -68,6 +70,7 @@ class Task:
     answers: Tensor | None = None
     labels: Tensor | None = None
     sequences: Sequences  # of worlds of frames, not of the plane
+    device: torch.device = torch.device("cpu")
 
     def __init__(self, world: World, num_sets: int, seed: int):
         self.world = world
@@ -152,11 +155,10 @@ class _DigitTask(Task):
         digits_per_set = world.num_digits
         which = _shuffled(len(world.digits.labels), num_sets * digits_per_set, seed)
         which = which.view(-1, 1, digits_per_set)
-        windows = [
-            world.windows(1, set_generator(seed, g), at_choice=world.directed, which=which[g])
-            for g in range(num_sets)
-        ]
-        self.sequences = Sequences.cat(windows)
+        generators = [set_generator(seed, g) for g in range(num_sets)]
+        self.sequences = world.windows(
+            num_sets, generators, at_choice=world.directed, which=which[:, 0]
+        )
         self.cond, _ = self.sequences.split(world.num_cond_frames)
         self.labels = self.sequences.labels[:, 0]
         self.answers = world.futures(self.sequences, which[:, 0]) if world.directed else None
@@ -210,11 +212,18 @@ class UnconditionalDigits(_DigitTask):
     The classifier that judges is never the one whose features guide.
     """
 
+    def _judge(self) -> Classifier:
+        return checkpoint.load_classifier("judge", self.device).fused()
+
+    def _recognise(self, samples: Tensor, judge: Classifier) -> tuple[Tensor, Tensor]:
+        return recognise(samples, lambda frames: judged(judge, frames, self.device))
+
     def modes(self, samples, sets):
-        return recognise(samples, checkpoint.load_classifier("judge"))[0]
+        return self._recognise(samples, self._judge())[0]
 
     def measure(self, samples):
-        digits, confidence = recognise(samples, checkpoint.load_classifier("judge"))
+        judge = self._judge()
+        digits, confidence = self._recognise(samples, judge)
         priors = self.world.mode_probabilities
         assert priors is not None  # every class of digits has one
         metrics = mode_metrics(digits, priors)
@@ -224,8 +233,7 @@ class UnconditionalDigits(_DigitTask):
             iou_distance=mean_interval(iou_distance(samples)),
             pairwise_l2=mean_interval(pairwise_l2(samples)),
         )
-        with torch.no_grad():
-            features = checkpoint.load_classifier("judge").features(samples.flatten(0, 1))
+        features = judged(judge.features, samples.flatten(0, 1), self.device)
         metrics |= diversity_metrics(cosine_kernel(features.view(*samples.shape[:2], -1)))
         return metrics, digits
 

@@ -217,11 +217,44 @@ def render(images: Tensor, positions: Tensor, image_size: int) -> Tensor:
     return frames.view(N, T, image_size, image_size)
 
 
-def random_integers(
-    low: int, high: int, size: tuple[int, ...], generator: torch.Generator
-) -> Tensor:
-    """Uniform int64 numbers from `low` to `high`, both included, on the generator's device."""
-    return torch.randint(low, high + 1, size, generator=generator, device=generator.device)
+# One generator for a whole batch, or one for each of its rows. A row of the second is what its
+# generator would give to a batch of one.
+Source = torch.Generator | Sequence[torch.Generator]
+
+
+def device_of(generator: Source) -> torch.device:
+    """Where the numbers of a source are drawn; of several generators, all on one device."""
+    return generator.device if isinstance(generator, torch.Generator) else generator[0].device
+
+
+def random_integers(low: int, high: int, size: tuple[int, ...], generator: Source) -> Tensor:
+    """Uniform int64 numbers from `low` to `high`, both included, on the source's device."""
+    drawn = torch.empty(size, dtype=torch.int64, device=device_of(generator))
+    if isinstance(generator, torch.Generator):
+        return drawn.random_(low, high + 1, generator=generator)
+    for row, own in zip(drawn, generator):
+        row.random_(low, high + 1, generator=own)
+    return drawn
+
+
+def random_shares(size: tuple[int, ...], generator: Source) -> Tensor:
+    """Uniform float32 numbers in [0, 1), on the source's device."""
+    drawn = torch.empty(size, device=device_of(generator))
+    if isinstance(generator, torch.Generator):
+        return drawn.uniform_(generator=generator)
+    for row, own in zip(drawn, generator):
+        row.uniform_(generator=own)
+    return drawn
+
+
+def random_choices(weights: Tensor, size: tuple[int, int], generator: Source) -> Tensor:
+    """Indices of weights (k,), drawn with them and with replacement, int64 on their device."""
+    n, each = size
+    if isinstance(generator, torch.Generator):
+        drawn = torch.multinomial(weights, n * each, replacement=True, generator=generator)
+        return drawn.view(n, each)
+    rows = [torch.multinomial(weights, each, replacement=True, generator=own) for own in generator]
+    return torch.stack(rows)
 
 
 class MovingDigits:
@@ -295,7 +328,7 @@ class MovingDigits:
         return self
 
     # ------------------------------------------------------------ motion
-    def paths(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def paths(self, n: int, generator: Source) -> tuple[Tensor, Tensor]:
         """The motion of one digit in n sequences.
 
         Returns positions (n, T, 2) int64 in px, and choices (n, T) bool: whether the position is
@@ -307,14 +340,14 @@ class MovingDigits:
         """Frames that a window had better end with, (n, T) bool, given the choices (n, T)."""
         return torch.zeros_like(choices)
 
-    def motion(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def motion(self, n: int, generator: Source) -> tuple[Tensor, Tensor]:
         """Positions (n, T, K, 2) of the digits of n sequences, and choices (n, T) of any digit."""
         positions, choices = zip(*(self.paths(n, generator) for _ in range(self.num_digits)))
         return torch.stack(positions, 2), torch.stack(choices).any(0)
 
     # ------------------------------------------------------------ batches
     def draw_digits(
-        self, n: int, generator: torch.Generator, which: Tensor | None = None
+        self, n: int, generator: Source, which: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Images (n, K, S, S) and labels (n, K) of the digits `which` (n, K), or of drawn ones."""
         if which is None:
@@ -322,7 +355,7 @@ class MovingDigits:
             which = random_integers(0, last, (n, self.num_digits), generator)
         return self.digits.images[which], self.digits.labels[which]
 
-    def sequences(self, n: int, generator: torch.Generator) -> Sequences:
+    def sequences(self, n: int, generator: Source) -> Sequences:
         """Draw n whole sequences. The digits must be on the generator's device."""
         images, labels = self.draw_digits(n, generator)
         positions, choices = self.motion(n, generator)
@@ -331,7 +364,7 @@ class MovingDigits:
     def windows(
         self,
         n: int,
-        generator: torch.Generator,
+        generator: Source,
         *,
         which: Tensor | None = None,
         at_choice: bool = False,
@@ -343,7 +376,7 @@ class MovingDigits:
 
         Arguments:
             n: number of windows
-            generator: where everything random comes from
+            generator: where everything random comes from; or one for each window
             which: (n, num_digits) int64, indices of the digits; None: they are drawn
             at_choice: the last frame is one that the others do not determine, in sequences that
                 have such a frame late enough
@@ -353,7 +386,7 @@ class MovingDigits:
         positions, choices = self.motion(n, generator)
         # Among the places that end well, or else among all, the highest random score decides.
         starts = self.seq_len - T + 1
-        score = torch.rand(n, starts, generator=generator, device=generator.device)
+        score = random_shares((n, starts), generator)
         ends_well = choices if at_choice else self.preferred_ends(choices)
         start = (score + ends_well[:, T - 1 :].float()).argmax(1)  # (n,)
         rows = torch.arange(n, device=start.device)[:, None]
@@ -416,9 +449,9 @@ class Centered(MovingDigits):
         labels = self.digits.labels
         return torch.bincount(labels, minlength=NUM_CLASSES).double() / len(labels)
 
-    def paths(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def paths(self, n: int, generator: Source) -> tuple[Tensor, Tensor]:
         """The centre in every frame."""
-        device = generator.device
+        device = device_of(generator)
         positions = torch.full((n, self.seq_len, 2), self.centre, device=device)
         choices = torch.zeros(n, self.seq_len, dtype=torch.bool, device=device)
         return positions, choices
@@ -487,16 +520,15 @@ class CircleJumping(Directed):
         """(k, 2) int64, displacements (dy, dx) in px."""
         return torch.tensor(DIRECTIONS[: self.num_directions])
 
-    def paths(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def paths(self, n: int, generator: Source) -> tuple[Tensor, Tensor]:
         """Jumps to random offsets, each frame's drawn independently."""
-        device = generator.device
+        device = device_of(generator)
         positions = torch.full((n, self.seq_len, 2), self.centre, device=device)
         choices = torch.zeros(n, self.seq_len, dtype=torch.bool, device=device)
         odd = slice(1, None, 2)
         jumps = positions[:, odd].shape[1]
         weights = self.direction_probabilities.float().to(device)
-        drawn = torch.multinomial(weights, n * jumps, replacement=True, generator=generator)
-        positions[:, odd] += self.offsets.to(device)[drawn].view(n, jumps, 2)
+        positions[:, odd] += self.offsets.to(device)[random_choices(weights, (n, jumps), generator)]
         choices[:, odd] = True
         return positions, choices
 
@@ -535,9 +567,9 @@ class Horizontal(Directed):
         """(2, 2) int64, displacements (dy, dx) in px: right, left."""
         return torch.tensor([[0, HORIZONTAL_STEP], [0, -HORIZONTAL_STEP]])
 
-    def paths(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def paths(self, n: int, generator: Source) -> tuple[Tensor, Tensor]:
         """Steps along the middle row from a random column in a random direction."""
-        device = generator.device
+        device = device_of(generator)
         p = 0.5 if self.p is None else self.p
         reach = self.centre // HORIZONTAL_STEP  # steps from the centre to a border
         step = random_integers(-reach, reach, (n,), generator)  # columns, in steps from the centre
@@ -546,7 +578,7 @@ class Horizontal(Directed):
         choices = [torch.zeros(n, dtype=torch.bool, device=device)]
         for _ in range(self.seq_len - 1):
             at_centre = step == 0
-            right = torch.rand(n, generator=generator, device=device) < p
+            right = random_shares((n,), generator) < p
             direction = torch.where(at_centre, right.long() * 2 - 1, direction)
             outside = (step + direction).abs() > reach
             direction = torch.where(outside, -direction, direction)
@@ -577,9 +609,9 @@ class Free(MovingDigits):
         super().__init__(digits, **others)
         self.deterministic = deterministic
 
-    def paths(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def paths(self, n: int, generator: Source) -> tuple[Tensor, Tensor]:
         """Straight lines between walls, from a random corner with a random velocity."""
-        device = generator.device
+        device = device_of(generator)
         position = random_integers(0, self.room, (n, 2), generator)
         velocity = random_integers(-MAX_VELOCITY, MAX_VELOCITY, (n, 2), generator)
         positions = [position]
@@ -605,7 +637,7 @@ class Free(MovingDigits):
         return position, velocity
 
     def _released(
-        self, position: Tensor, velocity: Tensor, generator: torch.Generator
+        self, position: Tensor, velocity: Tensor, generator: Source
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Positions stopped at walls, velocities (n, 2) of which those at a wall are new and point
         away from it, and whether a digit is at a wall, (n,) bool."""

@@ -1,3 +1,4 @@
+import itertools
 import math
 import warnings
 
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+import metrics
 from metrics import (
     BACKWARD,
     centroid,
@@ -122,6 +124,41 @@ def test_ged_of_hand_made_sets():
     assert generalised_energy_distance(
         masks([0], [0], [0], [1]), answers, uneven
     ).item() == pytest.approx(0)
+
+
+@pytest.mark.parametrize("part", [1, 10**9])
+def test_agreement_of_many_sets_is_that_of_each(part, monkeypatch):
+    """Against masks as sets of pixels and a search of all matchings, however sets are split."""
+    monkeypatch.setattr(metrics, "PART", part)
+    generator = torch.Generator().manual_seed(2)
+    samples = (torch.rand(6, 3, 2, 3, generator=generator) > 0.5).float()
+    answers = (torch.rand(6, 4, 2, 3, generator=generator) > 0.5).float()
+    answers[::2, 3] = answers[::2, 1]  # one answer twice: it counts once for the matching
+    priors = torch.tensor([0.4, 0.3, 0.2, 0.1])
+
+    def pixels(images):
+        return [frozenset(np.flatnonzero(image)) for image in images.flatten(1).numpy()]
+
+    def similarity(a, b):
+        return len(a & b) / len(a | b) if a | b else 1.0
+
+    matched = []
+    distances = []
+    for own, right in zip(map(pixels, samples), map(pixels, answers)):
+        distinct = sorted(set(right), key=sorted)
+        small, large = sorted([distinct, own], key=len)
+        matchings = itertools.permutations(large, len(small))
+        matched.append(max(np.mean([*map(similarity, small, m)]) for m in matchings))
+        apart = lambda a, b, p, q: sum(
+            x * y * (1 - similarity(s, t)) for s, x in zip(a, p) for t, y in zip(b, q)
+        )
+        same, p = [1 / 3] * 3, priors.tolist()
+        distances.append(
+            2 * apart(own, right, same, p) - apart(own, own, same, same) - apart(right, right, p, p)
+        )
+    assert hm_iou(samples, answers).tolist() == pytest.approx(matched)
+    found = generalised_energy_distance(samples, answers, priors)
+    assert found.tolist() == pytest.approx(distances, abs=1e-6)
 
 
 def test_iou_distance_inside_a_set():

@@ -3,6 +3,7 @@ import torch
 
 import checkpoint
 import train_classifier
+from classifier import judged
 from data_loader import load_digits
 from metrics import recognise, without_background
 
@@ -76,4 +77,17 @@ def test_recognise_returns_what_the_classifier_says():
     assert torch.equal(digits, places)
     torch.testing.assert_close(
         confidence, torch.full((2, 3), float(torch.tensor([8.0] + [0.0] * 7).softmax(0)[0]))
+    )
+
+
+@pytest.mark.parametrize("judge", ["judge", "guide"])
+def test_a_judge_says_what_its_classifier_says(judge):
+    """With normalisations folded in, and a few frames at a time."""
+    classifier = checkpoint.load_classifier(judge)
+    frames = torch.rand(300, 32, 32, generator=torch.Generator().manual_seed(0))
+    fused = classifier.fused()
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fused.modules())
+    torch.testing.assert_close(judged(fused, frames), classifier(frames), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        judged(fused.features, frames), classifier.features(frames), rtol=1e-4, atol=1e-5
     )

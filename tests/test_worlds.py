@@ -9,8 +9,9 @@ from scipy import stats
 from config import DigitSettings, WorldSettings
 from data_loader import load_world
 from metrics import centroid
+from noise import set_generator
 from ranges import to_model_range
-from worlds import DIRECTIONS, Digits, Mixture, World, render
+from worlds import DIRECTIONS, Digits, Mixture, Sequences, World, render
 
 WORLDS = [
     dict(dataset="centered"),
@@ -224,3 +225,18 @@ def test_overlapping_digits_keep_the_brighter_one():
     images = torch.stack([torch.full((4, 4), 0.3), torch.full((4, 4), 0.8)])[None]
     frames = render(images, torch.tensor([[[[0, 0], [2, 2]]]]), 8)
     assert frames[0, 0, 1, 1] == pytest.approx(0.3) and frames[0, 0, 3, 3] == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("settings", WORLDS, ids=str)
+def test_a_window_of_a_generator_of_its_own_does_not_depend_on_the_others(world, settings):
+    """All together, each from its generator, they are what each is alone; so set by set."""
+    here = world(**settings)
+    which = torch.arange(5 * here.num_digits).view(5, -1) % len(here.digits.labels)
+    generators = lambda: [set_generator(3, g) for g in range(5)]
+    together = here.windows(5, generators(), which=which, at_choice=here.directed)
+    alone = [
+        here.windows(1, generator, which=which[g : g + 1], at_choice=here.directed)
+        for g, generator in enumerate(generators())
+    ]
+    for name in ("frames", "labels", "positions", "choices"):
+        assert torch.equal(getattr(together, name), getattr(Sequences.cat(alone), name))
