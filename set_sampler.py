@@ -7,8 +7,9 @@ i): neither depends on what is sampled beside it, nor on the chunks.
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from functools import partial
-from typing import Callable, Sequence
+from typing import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ from noise import (
     Stream,
     antithetic,
     contrastive,
+    drawn_ahead,
     leading_directions,
     set_generator,
     simplex,
@@ -128,6 +130,8 @@ class SetSampler:
         self.particle_shape = (task.world.answer_channels, *task.world.frame_shape)
         self.calls = CallCounter()
         self.progress: tqdm | None = None  # while sets are sampled
+        # Whether a thread draws noise while the network computes. On a CPU that takes its cores.
+        self.ahead = device.type != "cpu"
 
     # ------------------------------------------------------------ schedule
     def make_schedule(self) -> Schedule:
@@ -173,6 +177,20 @@ class SetSampler:
         return ParticleNoise(
             self.seed, sets.tolist(), particles, self.particle_shape, self.device, stream
         )
+
+    @contextmanager
+    def sampling_noise(
+        self, sets: Tensor, particles: Sequence[int]
+    ) -> Iterator[Callable[[], Tensor]]:
+        """The noise of one run of the sampler, a source that is called for each draw."""
+        noise = self.noise(sets, particles, Stream.SAMPLING)
+        if not self.ahead:
+            yield noise
+            return
+        g = self.settings.guidance
+        starting = g.balanced_of if g.noise == "balanced" and len(particles) > 1 else 1
+        with drawn_ahead(noise, starting + int((self.schedule.churn > 0).sum())) as source:
+            yield source
 
     # ------------------------------------------------------------ denoisers
     def denoiser(self, sets: Tensor, cond: Tensor | None = None) -> Denoiser:
@@ -319,7 +337,7 @@ class SetSampler:
         return min(max(position, 0.0), 1.0)
 
     # ------------------------------------------------------------ sampling
-    def initial_noise(self, sets: Tensor, noise: ParticleNoise, turn: int) -> Tensor:
+    def initial_noise(self, sets: Tensor, noise: Callable[[], Tensor], turn: int) -> Tensor:
         """Noise of standard deviation sigma_max, coupled in each set if the settings ask for it.
 
         Arguments:
@@ -397,9 +415,8 @@ class SetSampler:
         Returns samples (G, B, H, W).
         """
         particles = range(turn * batch_size, (turn + 1) * batch_size)
-        noise = self.noise(sets, particles, Stream.SAMPLING)
         guided = self.guided_denoiser(sets, particles, memory, cond)
-        with torch.no_grad():
+        with torch.no_grad(), self.sampling_noise(sets, particles) as noise:
             x = self.initial_noise(sets, noise, turn)
             x = self._integrate(sets, guided, x, noise, self.schedule, callback)
         return self.task.to_samples(x)
@@ -450,7 +467,6 @@ class SetSampler:
         Returns samples (G, B, H, W).
         """
         particles = range(self.batch_size * self.settings.guidance.group_of)
-        noise = self.noise(sets, particles, Stream.SAMPLING)
         guided = self.guided_denoiser(sets, particles)
         rows = torch.arange(len(sets), device=self.device)[:, None]
         kept = torch.arange(len(particles), device=self.device).expand(len(sets), -1)
@@ -461,7 +477,7 @@ class SetSampler:
             if callback is not None:
                 callback(step)
 
-        with torch.no_grad():
+        with torch.no_grad(), self.sampling_noise(sets, particles) as noise:
             x = self.initial_noise(sets, noise, 0)
             for i in range(self.schedule.num_steps):
                 step = self.schedule.part(i, i + 1)

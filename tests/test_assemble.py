@@ -13,6 +13,7 @@ import checkpoint
 import evaluate
 import tasks
 from config import EvaluationSettings, SettingError
+from noise import ParticleNoise
 from own_frames import load_frames
 
 EXACT = ["--denoiser", "exact", "--digits", "embedded", "--device", "cpu", "--num_steps", "2"]
@@ -160,6 +161,31 @@ def test_modes_of_some_sets_are_those_of_all(flags):
     assert found is None if modes is None else torch.equal(found, modes[some])
     x = evaluation.task.to_model(samples, evaluation.sampler.device)
     torch.testing.assert_close(evaluation.task.to_samples(x), samples)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--sampler", "edm"],
+        ["--sampler", "window", "--window_min", "1", "--window_max", "10"],
+        ["--sampler", "edm", "--s_churn", "5", "--group_of", "2"],
+        ["--sampler", "edm", "--noise", "balanced", "--s_churn", "5"],
+    ],
+    ids=["no churn", "window", "pruned", "balanced"],
+)
+def test_sampling_asks_for_each_draw_that_is_made_ahead(flags, monkeypatch):
+    """Samples are the same, and no noise is drawn for nothing."""
+    flags = [*EXACT, *flags, "--num_steps", "4", "--num_sets", "2", "--batch_size", "2"]
+    drawn = []
+    draw = ParticleNoise.draw
+    monkeypatch.setattr(ParticleNoise, "draw", lambda self: drawn.append(1) or draw(self))
+    sampler = assemble.evaluation([*flags, "--guidance", "none"]).sampler
+    samples = []
+    for sampler.ahead in (False, True):
+        drawn.append(0)
+        samples.append(sampler.sample_all(progress=False))
+    at_once, ahead = "".join(map(str, drawn)).split("0")[1:]
+    assert torch.equal(*samples) and at_once == ahead
 
 
 def test_each_set_of_frames_is_asked_for_another_window(frames_file):
