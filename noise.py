@@ -164,6 +164,7 @@ class _Words(ISeedSequence):
         self.words = words
 
     def generate_state(self, n_words, dtype=numpy.uint32):
+        """The words, of which a PCG64 asks for four of 64 bits."""
         return self.words
 
 
