@@ -29,6 +29,7 @@ from typing import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from denoiser import Denoiser
 from ranges import to_model_range, to_unit_range
@@ -59,9 +60,77 @@ def largest_divisor(number: int, limit: int) -> int:
     return next((d for d in range(min(limit, number), 1, -1) if number % d == 0), 1)
 
 
-def _norm(channels: int) -> nn.GroupNorm:
+class GroupNormInPlace(torch.autograd.Function):
+    """Group normalisation that keeps the layout and the precision of feature maps.
+
+    On a GPU, PyTorch's own makes a copy of channels-last maps in NCHW, and with autocast first one
+    in float32; what follows then copies the result back. Here sums are taken and factors computed
+    in float32, but maps are only ever read and written as they are. A GPU's kernels convert numbers
+    while they read and write; a CPU makes copies of its own, so there PyTorch's is better.
+
+    Its arguments are those of `torch.nn.functional.group_norm`, of maps x (N, C, H, W).
+    """
+
+    @staticmethod
+    def forward(ctx, x, groups, weight, bias, eps):
+        grouped = x.unflatten(1, (groups, -1))  # (N, groups, C / groups, H, W)
+        of_groups = dict(dim=(2, 3, 4), keepdim=True, dtype=weight.dtype)
+        mean = grouped.mean(**of_groups)
+        length = torch.linalg.vector_norm(grouped, **of_groups)
+        numbers = grouped[0, 0].numel()
+        minus_variance = torch.addcmul(mean * mean, length, length, value=-1 / numbers)
+        per_deviation = (eps - minus_variance.clamp_max_(0)).rsqrt_()
+        scale = per_deviation * _of_channels(weight, groups)
+        shift = torch.addcmul(_of_channels(bias, groups), mean, scale, value=-1)
+        ctx.save_for_backward(x, weight, mean, per_deviation)
+        y = torch.empty_like(x)
+        torch.addcmul(shift, grouped, scale, out=y.unflatten(1, (groups, -1)))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        # y = weight (x - mean) per_deviation + bias: dx is a multiple of dy, which a channel has,
+        # less one of x and one of 1, which a group has.
+        x, weight, mean, per_deviation = ctx.saved_tensors
+        groups = mean.shape[1]
+        grouped = x.unflatten(1, (groups, -1))
+        slope = dy.unflatten(1, (groups, -1))
+        weight = _of_channels(weight, groups)
+        sums = slope.sum((3, 4), keepdim=True, dtype=weight.dtype)
+        products = (slope * grouped).sum((3, 4), keepdim=True, dtype=weight.dtype)
+        centred = torch.addcmul(products, mean, sums, value=-1)
+        numbers = grouped[0, 0].numel()
+        of_x = per_deviation**3 * (centred * weight).sum(2, keepdim=True) / numbers
+        inner = (sums * weight).sum(2, keepdim=True)
+        constant = torch.addcmul(of_x * mean, per_deviation, inner, value=-1 / numbers)
+        dx = torch.empty_like(x)
+        out = dx.unflatten(1, (groups, -1))
+        torch.addcmul(constant, grouped, of_x, value=-1, out=out)
+        torch.addcmul(out, slope, per_deviation * weight, out=out)
+        return dx, None, (centred * per_deviation).sum(0).flatten(), sums.sum(0).flatten(), None
+
+
+def _of_channels(values: Tensor, groups: int) -> Tensor:
+    """(C,) as (1, groups, C / groups, 1, 1)."""
+    return values.view(1, groups, -1, 1, 1)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation of feature maps, without a copy on a GPU where they are in bfloat16.
+
+    A compiler makes no copy either, and fuses it with what comes before and after.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" or x.dtype == self.weight.dtype or torch.compiler.is_compiling():
+            return super().forward(x)
+        return GroupNormInPlace.apply(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def _norm(channels: int) -> GroupNorm:
     """Group normalisation in at most 32 equal groups of at least 4 channels, where so many fit."""
-    return nn.GroupNorm(largest_divisor(channels, min(32, channels // 4)), channels, eps=1e-6)
+    return GroupNorm(largest_divisor(channels, min(32, channels // 4)), channels, eps=1e-6)
 
 
 def _silu(h: Tensor) -> Tensor:
