@@ -73,6 +73,7 @@ class GroupNormInPlace(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, groups, weight, bias, eps):
+        """The normalised maps, like x."""
         grouped = x.unflatten(1, (groups, -1))  # (N, groups, C / groups, H, W)
         of_groups = dict(dim=(2, 3, 4), keepdim=True, dtype=weight.dtype)
         mean = grouped.mean(**of_groups)
@@ -90,6 +91,7 @@ class GroupNormInPlace(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
+        """The gradients to x, like x, and to weight and bias, in their precision."""
         # y = weight (x - mean) per_deviation + bias: dx is a multiple of dy, which a channel has,
         # less one of x and one of 1, which a group has.
         x, weight, mean, per_deviation = ctx.saved_tensors
@@ -123,6 +125,7 @@ class GroupNorm(nn.GroupNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """The normalised maps, (N, C, H, W) -> the same shape."""
         if x.device.type == "cpu" or x.dtype == self.weight.dtype or torch.compiler.is_compiling():
             return super().forward(x)
         return GroupNormInPlace.apply(x, self.num_groups, self.weight, self.bias, self.eps)
