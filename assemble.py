@@ -180,15 +180,17 @@ def find_checkpoint(name: str | None, dataset: str, p: float | None) -> Path:
     Arguments:
         name: a file, or the name of a shipped checkpoint; None for the one of the world
         dataset: the world
-        p: in `horizontal`, the probability of going right; None for 0.5
+        p: the probability of the first direction; None for equal ones
     """
     if name is not None and Path(name).is_file():
         return Path(name)
     wanted = name
     if wanted is None:
         wanted = dataset
-        if dataset == "horizontal":
-            wanted += f"_p{100 * (0.5 if p is None else p):.0f}"
+        if dataset == "horizontal" and p is None:
+            p = 0.5
+        if p is not None:
+            wanted += f"_p{100 * p:.0f}"
     path = CHECKPOINTS / f"{wanted}.safetensors"
     if path.is_file():
         return path
@@ -267,6 +269,27 @@ def _check(settings: EvaluationSettings, offered: str, trained: Mapping[str, Any
         )
     if guidance.guidance == "joint" and not exact:
         reject("guidance", "joint", "any other, or --denoiser exact, whose modes are known")
+
+
+# What decides how likely the answers of a world are.
+LAWS = dict(circle_jumping=("num_directions", "p"), horizontal=("p",), free=("deterministic",))
+
+
+def _other_law(world: WorldSettings, trained: Mapping[str, Any]) -> list[str]:
+    """Notices of where the answers are not as likely as in the network's training.
+
+    `trained` are the settings of the training.
+    """
+
+    def said(value: Any) -> str:
+        return "equal probabilities" if value is None else f"{value}"
+
+    return [
+        f"{key}: {said(getattr(world, key))} here and {said(trained[key])} in the network's "
+        "training; samples are judged by the former"
+        for key in LAWS.get(world.dataset, ())
+        if getattr(world, key) != trained[key]
+    ]
 
 
 # ---------------------------------------------------------------- the parts
@@ -451,6 +474,7 @@ def set_up(
         network.autocast = use_bfloat16(settings.run.precision, device)
         if settings.run.compile:
             network.compile(dynamic=True)
+        notices += _other_law(settings.world, trained["settings"])
         if settings.world.dataset == "frames":
             notices += _check_frames(world, settings, network, trained)
             notices += _guide_if_needed(settings, trained)

@@ -137,6 +137,14 @@ def test_sets_without_a_condition_are_as_many_as_one_likes():
         assert evaluation.notices == []
 
 
+def test_another_law_than_that_of_the_training_is_said():
+    few = ["--digits", "embedded", "--num_sets", "1", "--device", "cpu"]
+    assert assemble.evaluation([*few, "--p", "0.5"]).notices == []
+    (notice,) = assemble.evaluation([*few, "--p", "0.5", "--checkpoint", "circle_jumping"]).notices
+    assert notice.startswith("p: 0.5 here and equal probabilities in the network's training")
+    assert len(assemble.evaluation([*few, "--num_directions", "4"]).notices) == 1
+
+
 # ---------------------------------------------------------------- tasks
 
 
