@@ -325,7 +325,7 @@ def which_table(rows: list[dict]) -> str:
 
 
 def unequal_table(rows: list[dict]) -> str:
-    """Every method where one answer is as likely as all others together: directions, frequencies."""
+    """Every method where one answer is as likely as all others: directions and frequencies."""
     models = ("exact, p = 0.5", "copying, p = 0.5")
     exact, copying = (first_of_each_method(rows, name) for name in models)
     of_each = ("directions", "frequencies off by (chance)", "dispersion of counts")
