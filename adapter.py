@@ -19,6 +19,8 @@ so a guided D' around D becomes the prediction + (D' - D) / out. Where guidance 
 pipeline computes what it computes without it, bit for bit. The samples of one prompt are a set:
 `particles` consecutive ones repel each other, and never those of another set.
 
+`renewing` lets DDIM add noise back in the window, where guidance then finds more.
+
 `denoiser_of` goes the other way: a pipeline with its conditioning as `denoise(x, sigma)`, for the
 sampler, for the window that a pilot measures, and for gradients through the network.
 
@@ -86,6 +88,11 @@ INSTEAD = {
     "PNDMScheduler": "DDIMScheduler or UniPCMultistepScheduler",
     "IPNDMScheduler": "DEISMultistepScheduler",
 }
+
+# Schedulers whose steps take eta, the new noise in units of DDPM's.
+RENEWED = ("DDIMScheduler", "DDIMParallelScheduler")
+# So that rounding leaves no negative variance where all noise is new.
+ROUNDED = 1 - 1e-4
 
 Guide = Callable[[Denoiser], Denoiser]
 
@@ -241,6 +248,59 @@ def repelling(scheduler, guide: Guide, *, particles: int) -> Iterator[None]:
             model_output = predicted.clamp(-limit, limit).to(model_output.dtype)
         return plain(model_output, timestep, sample, *args, **kwargs)
 
+    with _in_place_of_step(scheduler, step):
+        yield
+
+
+@contextmanager
+def renewing(scheduler, window: tuple[float, float], *, share: float = 0.7) -> Iterator[None]:
+    """Within this context, DDIM draws part of its noise anew at each step that starts in a window.
+
+    Guidance in a scheduler moves samples to where the network's images may not lie, and moves them
+    once at each level. New noise covers what it did, and lets samples that are alike part again.
+    The noise that a step of DDIM leaves at the next noise level is a mixture of the predicted noise
+    and of new noise; any mixture keeps the distribution at that level (Song et al. 2021, arXiv
+    2010.02502, equation 12). DDPM's, eta 1, has the less new noise the more steps there are. Here
+    its share is the same whatever the number of steps. Outside of the window the pipeline's eta
+    counts.
+
+    Arguments:
+        scheduler: DDIM or DDIM parallel, with whatever it predicts
+        window: (smallest, largest) noise level, such as `Decisions.window` of a pilot
+        share: standard deviation of the new noise over that of all of it, from 0 to 1
+
+    Raises SettingError for another scheduler or share.
+    """
+    if not any(kind.__name__ in RENEWED for kind in type(scheduler).__mro__):
+        reject("scheduler", type(scheduler).__name__, ", ".join(RENEWED))
+    if not 0 <= share <= 1:
+        reject("share", share, "a number from 0 to 1")
+    low, high = window
+    plain = scheduler.step
+
+    @functools.wraps(plain)
+    def step(model_output: Tensor, timestep: Any, sample: Tensor, *args, **kwargs):
+        level = _level(scheduler, TIMESTEP, timestep)
+        config = scheduler.config
+        next_one = int(timestep) - config.num_train_timesteps // scheduler.num_inference_steps
+        if next_one >= 0 and level is not None and low <= level.sigma <= high:
+            here, there = (float(scheduler.alphas_cumprod[int(t)]) for t in (timestep, next_one))
+            # DDIM's new noise has eta times this share of the standard deviation.
+            of_ddpm = math.sqrt((1 - here / there) / (1 - here))
+            eta = share * ROUNDED / of_ddpm
+            if args:
+                args = (eta, *args[1:])
+            else:
+                kwargs["eta"] = eta
+        return plain(model_output, timestep, sample, *args, **kwargs)
+
+    with _in_place_of_step(scheduler, step):
+        yield
+
+
+@contextmanager
+def _in_place_of_step(scheduler, step: Callable) -> Iterator[None]:
+    """A scheduler with another `step` within this context."""
     before = vars(scheduler).get("step")
     scheduler.step = step
     try:
@@ -470,18 +530,24 @@ def pilot(
 
 
 def measured_guide(
-    decided: Decisions, *, factor: float = 1.5, potential: Potential = LogDet()
+    decided: Decisions,
+    *,
+    factor: float = 1.5,
+    potential: Potential = LogDet(),
+    features: Callable[[Tensor], Tensor] | None = None,
 ) -> Guide:
     """Particle guidance on the denoised images in the window that a pilot measured.
 
     Its push is in units of the drift that denoises, which every space of latents has: at factor 1
     their ratio is sqrt(2) per pixel. It fades as less is left undecided. An exact denoiser bears 3;
-    the less a network knows of what lies beside its data, the sooner samples leave it.
+    the less a network knows of what lies beside its data, the sooner samples leave it. `features`
+    is what particles are compared by, as in `ParticleGuidance`.
     """
     low, high = decided.window()
     return functools.partial(
         ParticleGuidance,
         potential=potential,
+        features=features,
         factor=factor,
         space="denoised",
         strength="drift",

@@ -1,6 +1,6 @@
 """Write the tables and pictures of the documentation from measured results.
 
-    for b in figures guidance strengths eddy lidc; do python benchmarks/$b.py; done
+    for b in figures guidance strengths eddy lidc pipelines; do python benchmarks/$b.py; done
     for b in pixels sampling network potentials worlds training grid
     do python benchmarks/$b.py; done
     for e in $(seq 14); do python evaluate.py --experiment e$e; done
@@ -47,6 +47,7 @@ BENCHMARKS = (
     "training",
     "grid",
     "lidc",
+    "pipelines",
 )
 PAGES = (
     "README.md",
@@ -57,6 +58,7 @@ PAGES = (
     "docs/guidance.md",
     "docs/lidc.md",
     "docs/performance.md",
+    "docs/pipelines.md",
 )
 # Rows of the README's first table: what is asked, the experiment whose recipe says what the thesis
 # found (None: nothing), and the names of two rows of benchmarks/figures.py, independent and guided.
@@ -563,6 +565,8 @@ def main(argv: list[str] | None = None) -> None:
     (ROOT / "docs" / "results.md").write_text(experiment_page(Path(args.runs)))
     figures = json.loads((RESULTS / "figures.json").read_text())
     methods = json.loads((RESULTS / "guidance.json").read_text())
+    pipelines = json.loads((RESULTS / "pipelines.json").read_text())
+    tables |= {f"pipelines: {name}": text for name, text in pipelines["tables"].items()}
     tables["answers"] = answers_table(figures)
     tables["rivals"] = rivals_table(methods)
     tables["which"] = which_table(methods)

@@ -3,14 +3,21 @@
     pip install -r requirements-bench.txt
     python examples/diffusers_pipeline.py
 
-A tiny UNet2DModel learns eight images, a blob at one of eight places, by DDPM's loss. A pilot
+A tiny UNet2DModel learns eight images, a blob at one of eight places, by predicting v. A pilot
 through the pipeline measures the window of noise levels in which they are decided. Sets of eight
-are then sampled in four ways:
+are then sampled in six ways:
 
-    plain               by a DDIMPipeline as it is
-    repelling           by the same pipeline, guided at its scheduler
-    sampler, unguided   by our sampler, which takes the pipeline as a denoiser
-    sampler             by our sampler, with gradients through the network
+    DDIM                       by a DDIMPipeline as it is, without noise
+    DDIM, guided               by the same pipeline, guided at its scheduler
+    DDIM, new noise            by the pipeline, with part of the noise drawn anew in the window
+    DDIM, new noise, guided    by the same, guided at its scheduler
+    sampler                    by our sampler, which takes the pipeline as a denoiser
+    sampler, guided            by our sampler, with gradients through the network
+
+Guidance at the scheduler moves samples to where the network's images may not lie. New noise covers
+what it did, so that guidance can be stronger, and acts on samples that can still change. A network
+that predicts v errs in D by the error of v at every noise level; one that predicts noise errs by
+sigma times its error, and guidance sees the differences of D.
 
 Both routes are in `adapter.py`, and work with text-to-image pipelines too: docs/pipelines.md.
 """
@@ -28,9 +35,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from adapter import denoiser_of, measured_guide, pilot, repelling  # noqa: E402
+from adapter import denoiser_of, measured_guide, pilot, renewing, repelling  # noqa: E402
 from command_line import make_parser, run_folder  # noqa: E402
-from config import Count, NonNegative, Seed, build  # noqa: E402
+from config import ClosedUnitInterval, Count, NonNegative, Seed, build  # noqa: E402
 from guidance import Denoiser, ParticleGuidance  # noqa: E402
 from potentials import LogDet  # noqa: E402
 from ranges import to_model_range, to_unit_range  # noqa: E402
@@ -53,6 +60,10 @@ class ExampleSettings:
     """calls of the network, by every route"""
     factor: NonNegative = 1.5
     """strength of the guidance in the pipeline, in units of the drift that denoises"""
+    renewed: ClosedUnitInterval = 0.7
+    """share of new noise in the window, standard deviation over that of all noise"""
+    renewed_factor: NonNegative = 4.0
+    """strength of the guidance in the pipeline with new noise"""
     sampler_factor: NonNegative = 3.0
     """strength of the guidance in our sampler, in units of the joint density"""
     seed: Seed = 0
@@ -88,9 +99,10 @@ def modes_of(samples: Tensor, images: Tensor) -> Tensor:
 
 
 def train(images: Tensor, iterations: int, batch_size: int = 32) -> DDIMPipeline:
-    """Train a pipeline that draws one of `images` (k, 1, H, W), by DDPM's loss.
+    """Train a pipeline that draws one of `images` (k, 1, H, W), by the error of v.
 
-    The noise levels are those of Stable Diffusion.
+    The noise levels are those of Stable Diffusion; v is that of Salimans & Ho 2022, arXiv
+    2202.00512.
     """
     unet = UNet2DModel(
         sample_size=SIDE,
@@ -107,6 +119,7 @@ def train(images: Tensor, iterations: int, batch_size: int = 32) -> DDIMPipeline
         beta_end=0.012,
         beta_schedule="scaled_linear",
         clip_sample=False,
+        prediction_type="v_prediction",
         timestep_spacing="trailing",
     )
     optimizer = torch.optim.AdamW(unet.parameters(), lr=4e-3)
@@ -116,7 +129,7 @@ def train(images: Tensor, iterations: int, batch_size: int = 32) -> DDIMPipeline
         noise = torch.randn_like(clean)
         t = torch.randint(scheduler.config.num_train_timesteps, (batch_size,))
         predicted = unet(scheduler.add_noise(clean, noise, t), t).sample
-        loss = (predicted - noise).square().mean()
+        loss = (predicted - scheduler.get_velocity(clean, noise, t)).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -142,10 +155,16 @@ def run(settings: ExampleSettings, pipe: DDIMPipeline) -> dict[str, Tensor]:
     """The sets of every route, from the same pipeline: {route: (G, B, 1, H, W)}."""
     denoise = denoiser_of(pipe)
     decided = pilot(denoise, particles=64, seed=settings.seed)
-    sets = {"plain": draw(pipe, settings)}
+    particles = settings.particles
+    sets = {"DDIM": draw(pipe, settings)}
     guide = measured_guide(decided, factor=settings.factor)
-    with repelling(pipe.scheduler, guide, particles=settings.particles):
-        sets["repelling"] = draw(pipe, settings)
+    with repelling(pipe.scheduler, guide, particles=particles):
+        sets["DDIM, guided"] = draw(pipe, settings)
+    stronger = measured_guide(decided, factor=settings.renewed_factor)
+    with renewing(pipe.scheduler, decided.window(), share=settings.renewed):
+        sets["DDIM, new noise"] = draw(pipe, settings)
+        with repelling(pipe.scheduler, stronger, particles=particles):
+            sets["DDIM, new noise, guided"] = draw(pipe, settings)
 
     low, high = denoise.sigma_min, denoise.sigma_max
     window = decided.window()
@@ -163,7 +182,7 @@ def run(settings: ExampleSettings, pipe: DDIMPipeline) -> dict[str, Tensor]:
         sigma_max=window[1],
         fade=decided.undecided,
     )
-    routes: dict[str, Denoiser] = {"sampler, unguided": denoise, "sampler": guided}
+    routes: dict[str, Denoiser] = {"sampler": denoise, "sampler, guided": guided}
     for name, each in routes.items():
         generator.manual_seed(settings.seed)
         with torch.no_grad():
@@ -171,10 +190,22 @@ def run(settings: ExampleSettings, pipe: DDIMPipeline) -> dict[str, Tensor]:
     return sets
 
 
+def figures(sets: Tensor) -> dict:
+    """How many of the eight places sets (G, B, 1, H, W) show, and the share of samples on one.
+
+    Returns {places: {mean, ci95}, shown}.
+    """
+    from metrics import mean_interval
+
+    modes = modes_of(sets, blobs())
+    found = torch.stack([(modes == k).any(1) for k in range(8)]).sum(0)
+    return dict(places=mean_interval(found), shown=float((modes >= 0).float().mean()))
+
+
 def main(argv: list[str] | None = None) -> None:
     """Train, sample by every route, print how many places the sets show, and draw three of each."""
     from drawing import save
-    from metrics import expected_modes_iid, mean_interval
+    from metrics import expected_modes_iid
     from sheets import sample_sheet
 
     parser = make_parser(ExampleSettings, description=__doc__.split("\n")[0])
@@ -188,14 +219,11 @@ def main(argv: list[str] | None = None) -> None:
         f"{settings.num_sets} sets of {settings.particles}; independent draws find {expected:.2f} "
         "of 8 places\n"
     )
-    for name, each in modes.items():
-        places = mean_interval(torch.stack([(each == k).any(1) for k in range(8)]).sum(0))
-        low, high = places["ci95"] or (math.nan, math.nan)  # a single set has no interval
-        interval = f"[{low:.2f}, {high:.2f}]"
-        print(
-            f"{name:<18} {places['mean']:5.2f} {interval} places; "
-            f"{100 * (each >= 0).float().mean():.0f}% of the samples show one"
-        )
+    for name, samples in sets.items():
+        found = figures(samples)
+        mean, ci95 = found["places"]["mean"], found["places"]["ci95"]
+        interval = f" [{ci95[0]:.2f}, {ci95[1]:.2f}]" if ci95 else ""  # a single set has none
+        print(f"{name:<24} {mean:.2f}{interval} places; {100 * found['shown']:.1f}% are on one")
     rows = [
         (f"{name}  {i + 1}", samples[i, :, 0], modes[name][i])
         for name, samples in sets.items()

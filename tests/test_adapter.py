@@ -4,19 +4,17 @@ import functools
 import inspect
 import math
 import re
-from types import SimpleNamespace
 
-import numpy
 import pytest
 import torch
 from conftest import ROOT, slow_but
+from test_benchmarks import load
 from torch import nn
 
-from adapter import denoiser_of, measured_guide, pilot, repelling
+from adapter import denoiser_of, measured_guide, pilot, renewing, repelling
 from config import SettingError
 from decisions import measure
 from guidance import ParticleGuidance
-from model import posterior_mean
 from potentials import LogDet
 from sampler import karras_sigmas
 
@@ -25,137 +23,19 @@ diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
 
 SIDE = 8
-STABLE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-UNCLIPPED = STABLE | dict(clip_sample=False)
-FLOW = dict(prediction_type="flow_prediction", use_flow_sigmas=True)
-V = dict(prediction_type="v_prediction")
-Y = dict(prediction_type="sample")
-
-# Every scheduler that docs/pipelines.md names, in each of its parametrizations.
-SCHEDULERS = {
-    "DDIM": ("DDIMScheduler", UNCLIPPED | dict(timestep_spacing="trailing")),
-    "DDIM v": ("DDIMScheduler", UNCLIPPED | V | dict(timestep_spacing="trailing")),
-    "DDIM sample": ("DDIMScheduler", UNCLIPPED | Y | dict(timestep_spacing="trailing")),
-    "DDIM zero SNR": (
-        "DDIMScheduler",
-        UNCLIPPED | V | dict(timestep_spacing="trailing", rescale_betas_zero_snr=True),
-    ),
-    "DDIM parallel": ("DDIMParallelScheduler", UNCLIPPED | dict(timestep_spacing="trailing")),
-    "DDPM": ("DDPMScheduler", UNCLIPPED),
-    "DDPM parallel": ("DDPMParallelScheduler", UNCLIPPED),
-    "LCM": ("LCMScheduler", UNCLIPPED),
-    "TCD": ("TCDScheduler", UNCLIPPED),
-    "DPM++ 2M": ("DPMSolverMultistepScheduler", STABLE),
-    "DPM++ 2M v": ("DPMSolverMultistepScheduler", STABLE | V),
-    "DPM++ 2M sample": ("DPMSolverMultistepScheduler", STABLE | Y),
-    "DPM++ 2M flow": ("DPMSolverMultistepScheduler", FLOW),
-    "DPM++ 2M Karras": ("DPMSolverMultistepScheduler", STABLE | dict(use_karras_sigmas=True)),
-    "DPM++ 2M SDE": (
-        "DPMSolverMultistepScheduler",
-        STABLE | dict(algorithm_type="sde-dpmsolver++"),
-    ),
-    "DPM++ 2S": ("DPMSolverSinglestepScheduler", STABLE | dict(lower_order_final=True)),
-    "DEIS": ("DEISMultistepScheduler", STABLE),
-    "UniPC": ("UniPCMultistepScheduler", STABLE),
-    "UniPC flow": ("UniPCMultistepScheduler", FLOW),
-    "SA-Solver": ("SASolverScheduler", STABLE),
-    "Euler": ("EulerDiscreteScheduler", STABLE),
-    "Euler v": ("EulerDiscreteScheduler", STABLE | V),
-    "Euler ancestral": ("EulerAncestralDiscreteScheduler", STABLE),
-    "Heun": ("HeunDiscreteScheduler", STABLE),
-    "KDPM2": ("KDPM2DiscreteScheduler", STABLE),
-    "KDPM2 ancestral": ("KDPM2AncestralDiscreteScheduler", STABLE),
-    "Flow Euler": ("FlowMatchEulerDiscreteScheduler", dict(shift=3.0)),
-    "Flow Heun": ("FlowMatchHeunDiscreteScheduler", {}),
-    "Flow LCM": ("FlowMatchLCMScheduler", {}),
-    "EDM Euler": ("EDMEulerScheduler", {}),
-    "EDM DPM++": ("EDMDPMSolverMultistepScheduler", {}),
-}
+# What the benchmark measures with is what is tested here.
+benchmark = load("pipelines")
+SCHEDULERS, STABLE, UNCLIPPED = benchmark.SCHEDULERS, benchmark.STABLE, benchmark.UNCLIPPED
+Network, draw, exact, scheduler = (
+    benchmark.Network,
+    benchmark.draw,
+    benchmark.exact,
+    benchmark.scheduler,
+)
+BLOBS = benchmark.images()
 every_scheduler = pytest.mark.parametrize("name", SCHEDULERS)
-QUICK = ("DDIM v", "DPM++ 2M flow", "UniPC", "Euler v", "Heun", "Flow Euler", "EDM Euler")
+QUICK = ("DDIM v", "DPM++ 2M flow", "UniPC", "Euler v", "Heun", "Flow Euler", "EDM Euler v")
 quick_schedulers = pytest.mark.parametrize("name", slow_but(QUICK, SCHEDULERS))
-
-
-def scheduler(name):
-    kind, settings = SCHEDULERS[name]
-    return getattr(diffusers, kind)(**settings)
-
-
-def blobs():
-    """(8, 1, SIDE, SIDE) in [-1, 1]: a Gaussian blob at eight places on a circle."""
-    angle = torch.arange(8) * math.pi / 4
-    pixel = torch.arange(SIDE) - (SIDE - 1) / 2
-    y = 2.5 * angle.sin()[:, None, None]
-    x = 2.5 * angle.cos()[:, None, None]
-    squared_distance = (pixel[:, None] - y) ** 2 + (pixel - x) ** 2
-    return 2 * (-squared_distance / (2 * 1.2**2)).exp()[:, None] - 1
-
-
-BLOBS = blobs()
-
-
-def exact(x, sigma):
-    """E[y | x] of the eight images, for sets (G, B, 1, SIDE, SIDE)."""
-    return posterior_mean(x, sigma, BLOBS.to(x).expand(len(x), -1, -1, -1, -1))
-
-
-class Network(nn.Module):
-    """A perfectly trained network: it sees what a pipeline gives to one, and t, and nothing else.
-
-    Its noise level is that of t in training, so that it knows nothing of how the adapter reads it.
-    """
-
-    config = SimpleNamespace(sample_size=SIDE, in_channels=1)
-    dtype, device = torch.float32, torch.device("cpu")
-
-    def __init__(self, schedule):
-        super().__init__()
-        self.kind = schedule.config.get("prediction_type", "flow_prediction")
-        self.data = schedule.config.get("sigma_data")
-        if hasattr(schedule, "alphas_cumprod"):
-            abar = schedule.alphas_cumprod.double()
-            self.log_sigmas = ((1 - abar) / abar.clamp_min(1e-12)).log() / 2
-
-    def forward(self, sample, t):
-        t, dtype = float(t), sample.dtype
-        sample = sample.double()[None]  # one set
-        if self.data is not None:
-            sigma = math.exp(4 * t)
-            x = sample * math.hypot(sigma, self.data)
-            out = sigma * self.data / math.hypot(sigma, self.data)
-            skip = self.data**2 / (sigma**2 + self.data**2)
-            return SimpleNamespace(sample=((self.clean(x, sigma) - skip * x) / out)[0].to(dtype))
-        if self.kind == "flow_prediction":
-            s = t / 1000
-            clean = BLOBS.mean(0) if s == 1 else self.clean(sample / (1 - s), s / (1 - s))
-            return SimpleNamespace(sample=((sample - clean) / s)[0].to(dtype))
-        sigma = math.exp(numpy.interp(t, range(len(self.log_sigmas)), self.log_sigmas))
-        alpha = 1 / math.hypot(1, sigma)
-        clean = self.clean(sample / alpha, sigma)
-        noise = (sample / alpha - clean) / sigma
-        predictions = {"sample": clean, "epsilon": noise}
-        predictions["v_prediction"] = alpha * noise - alpha * sigma * clean
-        return SimpleNamespace(sample=predictions[self.kind][0].to(dtype))
-
-    def clean(self, x, sigma):
-        return exact(x, torch.tensor(sigma, dtype=torch.float64))
-
-
-def draw(schedule, sets=16, steps=30, dtype=torch.float32, noise=None):
-    """What a pipeline does: sets of 8, (sets, 8, 1, SIDE, SIDE)."""
-    generator = torch.Generator().manual_seed(0)
-    network = Network(schedule)
-    schedule.set_timesteps(steps)
-    if noise is None:
-        noise = torch.randn(8 * sets, 1, SIDE, SIDE, generator=generator, dtype=dtype)
-    sample = noise * getattr(schedule, "init_noise_sigma", 1.0)
-    arguments = inspect.signature(schedule.step).parameters
-    extra = dict(generator=generator) if "generator" in arguments else {}
-    for t in schedule.timesteps:
-        scale = getattr(schedule, "scale_model_input", lambda sample, t: sample)
-        prediction = network(scale(sample, t), t).sample
-        sample = schedule.step(prediction, t, sample, **extra, return_dict=False)[0]
-    return sample.unflatten(0, (-1, 8))
 
 
 def places(sets):
@@ -170,10 +50,7 @@ def places(sets):
 @pytest.fixture(scope="module")
 def guide():
     """Measured on the exact denoiser, whose noise levels are those of every scheduler."""
-    generator = torch.Generator().manual_seed(5)
-    sigmas = karras_sigmas(22, 0.03, 80, rho=7)
-    noise = torch.randn(8, 8, 1, SIDE, SIDE, generator=generator)
-    return measured_guide(measure(exact, noise * 80, sigmas), factor=3)
+    return benchmark.exact_guide()
 
 
 # ---------------------------------------------------------------- schedulers
@@ -286,6 +163,68 @@ def test_sets_of_several_prompts_do_not_mix(guide):
         (first, second), (same, changed) = draw(schedule, noise=noise), draw(schedule, noise=other)
     torch.testing.assert_close(first, same, atol=1e-4, rtol=0)
     assert not torch.allclose(second, changed, atol=0.1)
+
+
+# ---------------------------------------------------------------- new noise
+
+ALL_LEVELS = (0.0, math.inf)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("name", ["DDIM", "DDIM v", "DDIM parallel"])
+def test_a_share_of_the_noise_is_drawn_anew(name, share):
+    """What a step leaves at the next level is the rest of the predicted noise, and new noise."""
+    schedule = scheduler(name)
+    schedule.set_timesteps(30)
+    t, following = schedule.timesteps[15:17]
+    noise = torch.randn(4000, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    here, there = (float(schedule.alphas_cumprod[t]) for t in (t, following))
+    clean = BLOBS[:1].expand_as(noise)
+    sample = here**0.5 * clean + (1 - here) ** 0.5 * noise
+    predicted = {"DDIM v": here**0.5 * noise - (1 - here) ** 0.5 * clean}.get(name, noise)
+    generator = torch.Generator().manual_seed(1)
+    with renewing(schedule, ALL_LEVELS, share=share):
+        after = schedule.step(predicted, t, sample, eta=0.3, generator=generator).prev_sample
+    left = (after - there**0.5 * clean) / (1 - there) ** 0.5
+    kept = float((left * noise).mean() / noise.square().mean())
+    assert kept == pytest.approx((1 - share**2) ** 0.5, abs=0.02)
+    assert float((left - kept * noise).std()) == pytest.approx(share, abs=0.01)
+
+
+def test_new_noise_outside_of_the_window_is_the_pipelines():
+    schedule = scheduler("DDIM")
+    plain = draw(schedule, sets=1, steps=15)
+    with renewing(schedule, (20.0, 30.0)):
+        assert torch.equal(draw(schedule, sets=1, steps=15), plain)
+    with renewing(schedule, ALL_LEVELS):
+        assert not torch.allclose(draw(schedule, sets=1, steps=15), plain, atol=0.1)
+    assert torch.equal(draw(schedule, sets=1, steps=15), plain)
+
+
+def test_guidance_finds_more_with_new_noise_which_alone_changes_nothing(guide):
+    schedule = scheduler("DDIM")
+    with repelling(schedule, guide, particles=8):
+        without, _ = places(draw(schedule))
+    window = guide.keywords["sigma_min"], guide.keywords["sigma_max"]
+    with renewing(schedule, window):
+        plain, shown = places(draw(schedule))
+        assert 4.6 < plain < 5.9 and shown == 1
+        with repelling(schedule, guide, particles=8):
+            guided, shown = places(draw(schedule))
+    assert guided >= max(without, 7.5) and shown == 1
+    assert "step" not in vars(schedule)
+
+
+@pytest.mark.parametrize(
+    "name, share, line",
+    [
+        ("Euler", 0.5, "scheduler: got 'EulerDiscreteScheduler'; accepted: DDIMScheduler"),
+        ("DDIM", 1.5, "share: got 1.5; accepted: a number from 0 to 1"),
+    ],
+)
+def test_new_noise_that_cannot_be_had_is_refused(name, share, line):
+    with pytest.raises(SettingError, match=line), renewing(scheduler(name), (1, 2), share=share):
+        pass
 
 
 # ---------------------------------------------------------------- what is refused
@@ -624,7 +563,11 @@ class Unconditional:
 
 
 @pytest.mark.parametrize(
-    "name", ["DDIM", "DDIM v", "DDIM sample", "Euler v", "UniPC flow", "Flow Euler", "EDM Euler"]
+    "name",
+    [
+        *("DDIM", "DDIM v", "DDIM sample", "Euler v", "UniPC flow", "Flow Euler"),
+        *("EDM Euler", "EDM Euler v"),
+    ],
 )
 def test_a_pipeline_is_the_denoiser_of_its_data(name):
     denoise = denoiser_of(Unconditional(scheduler(name)))

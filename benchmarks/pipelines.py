@@ -1,0 +1,434 @@
+"""Guidance in the pipelines of diffusers: every scheduler, what it costs, and the two examples.
+
+    pip install -r requirements-bench.txt
+    python benchmarks/pipelines.py
+
+Four tables: modes that sets show with every scheduler and an exact network, without and with
+guidance; how long a guided pipeline takes over the same pipeline without; and what
+`examples/diffusers_pipeline.py` and `examples/digits_pipeline.py` find. A finished part is kept in
+--outdir and not measured again.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import math
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Callable
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy  # noqa: E402
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+import measure  # noqa: E402
+
+from adapter import Guide, measured_guide, repelling  # noqa: E402
+from command_line import make_parser  # noqa: E402
+from config import Count, Seed, build  # noqa: E402
+from decisions import measure as decided  # noqa: E402
+from guidance import ParticleGuidance  # noqa: E402
+from model import posterior_mean  # noqa: E402
+from potentials import LogDet  # noqa: E402
+from sampler import karras_sigmas  # noqa: E402
+
+STABLE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+UNCLIPPED = STABLE | dict(clip_sample=False)
+TRAILING = UNCLIPPED | dict(timestep_spacing="trailing")
+FLOW = dict(prediction_type="flow_prediction", use_flow_sigmas=True)
+V = dict(prediction_type="v_prediction")
+Y = dict(prediction_type="sample")
+SDE = dict(algorithm_type="sde-dpmsolver++")
+
+# Every scheduler that docs/pipelines.md names, in each of its parametrizations.
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "DDIM": ("DDIMScheduler", TRAILING),
+    "DDIM v": ("DDIMScheduler", TRAILING | V),
+    "DDIM sample": ("DDIMScheduler", TRAILING | Y),
+    "DDIM zero SNR": ("DDIMScheduler", TRAILING | V | dict(rescale_betas_zero_snr=True)),
+    "DDIM parallel": ("DDIMParallelScheduler", TRAILING),
+    "DDPM": ("DDPMScheduler", UNCLIPPED),
+    "DDPM parallel": ("DDPMParallelScheduler", UNCLIPPED),
+    "LCM": ("LCMScheduler", UNCLIPPED),
+    "TCD": ("TCDScheduler", UNCLIPPED),
+    "DPM++ 2M": ("DPMSolverMultistepScheduler", STABLE),
+    "DPM++ 2M v": ("DPMSolverMultistepScheduler", STABLE | V),
+    "DPM++ 2M sample": ("DPMSolverMultistepScheduler", STABLE | Y),
+    "DPM++ 2M flow": ("DPMSolverMultistepScheduler", FLOW),
+    "DPM++ 2M Karras": ("DPMSolverMultistepScheduler", STABLE | dict(use_karras_sigmas=True)),
+    "DPM++ 2M SDE": ("DPMSolverMultistepScheduler", STABLE | SDE),
+    "DPM++ 2S": ("DPMSolverSinglestepScheduler", STABLE | dict(lower_order_final=True)),
+    "DEIS": ("DEISMultistepScheduler", STABLE),
+    "UniPC": ("UniPCMultistepScheduler", STABLE),
+    "UniPC flow": ("UniPCMultistepScheduler", FLOW),
+    "SA-Solver": ("SASolverScheduler", STABLE),
+    "Euler": ("EulerDiscreteScheduler", STABLE),
+    "Euler v": ("EulerDiscreteScheduler", STABLE | V),
+    "Euler ancestral": ("EulerAncestralDiscreteScheduler", STABLE),
+    "Heun": ("HeunDiscreteScheduler", STABLE),
+    "KDPM2": ("KDPM2DiscreteScheduler", STABLE),
+    "KDPM2 ancestral": ("KDPM2AncestralDiscreteScheduler", STABLE),
+    "Flow Euler": ("FlowMatchEulerDiscreteScheduler", dict(shift=3.0)),
+    "Flow Heun": ("FlowMatchHeunDiscreteScheduler", {}),
+    "Flow LCM": ("FlowMatchLCMScheduler", {}),
+    "EDM Euler": ("EDMEulerScheduler", {}),
+    "EDM Euler v": ("EDMEulerScheduler", V),
+    "EDM DPM++": ("EDMDPMSolverMultistepScheduler", {}),
+    "EDM DPM++ v": ("EDMDPMSolverMultistepScheduler", V),
+}
+FACTOR = 3.0  # of the guidance with an exact network
+COSTED = 4  # steps of the pipeline whose time is measured
+
+
+@dataclass
+class PipelineBenchmarkSettings:
+    """Pipelines"""
+
+    num_sets: Count = 40
+    """sets of 8 with every scheduler, and of either example"""
+    num_steps: Count = 30
+    """steps of every scheduler"""
+    repetitions: Count = 9
+    """of everything that is timed, interleaved"""
+    iterations: Count = 1200
+    """updates of the example's network"""
+    seed: Seed = 1
+    """seed of the examples; their settings were chosen on seed 0"""
+    outdir: str = "runs/benchmark-pipelines"
+    """folder for the results"""
+
+
+# ---------------------------------------------------------------- a network that is exact
+
+
+def example(name: str):
+    """A module of examples/."""
+    sys.path.append(str(ROOT / "examples"))
+    return __import__(name)
+
+
+@functools.cache
+def images() -> Tensor:
+    """The data, (8, 1, 8, 8) in [-1, 1]: a Gaussian blob at eight places on a circle."""
+    return example("diffusers_pipeline").blobs()
+
+
+def exact(x: Tensor, sigma: Tensor) -> Tensor:
+    """E[y | x] of the eight images, for sets (G, B, 1, 8, 8)."""
+    return posterior_mean(x, sigma, images().to(x).expand(len(x), -1, -1, -1, -1))
+
+
+def scheduler(name: str):
+    """A new scheduler of SCHEDULERS."""
+    import diffusers
+
+    kind, settings = SCHEDULERS[name]
+    return getattr(diffusers, kind)(**settings)
+
+
+class Network(nn.Module):
+    """A perfectly trained network: it sees what a pipeline gives to one, and t, and nothing else.
+
+    Its noise level is that of t in training, so that it knows nothing of how the adapter reads it.
+    """
+
+    config = SimpleNamespace(sample_size=8, in_channels=1)
+    dtype, device = torch.float32, torch.device("cpu")
+
+    def __init__(self, schedule):
+        super().__init__()
+        self.kind = schedule.config.get("prediction_type", "flow_prediction")
+        self.data = schedule.config.get("sigma_data")
+        if hasattr(schedule, "alphas_cumprod"):
+            abar = schedule.alphas_cumprod.double()
+            self.log_sigmas = ((1 - abar) / abar.clamp_min(1e-12)).log() / 2
+
+    def forward(self, sample, t):
+        t, dtype = float(t), sample.dtype
+        sample = sample.double()[None]  # one set
+        if self.data is not None:
+            sigma = math.exp(4 * t)
+            x = sample * math.hypot(sigma, self.data)
+            out = sigma * self.data / math.hypot(sigma, self.data)
+            if self.kind == "v_prediction":
+                out = -out
+            skip = self.data**2 / (sigma**2 + self.data**2)
+            return SimpleNamespace(sample=((self.clean(x, sigma) - skip * x) / out)[0].to(dtype))
+        if self.kind == "flow_prediction":
+            s = t / 1000
+            clean = images().mean(0) if s == 1 else self.clean(sample / (1 - s), s / (1 - s))
+            return SimpleNamespace(sample=((sample - clean) / s)[0].to(dtype))
+        sigma = math.exp(numpy.interp(t, range(len(self.log_sigmas)), self.log_sigmas))
+        alpha = 1 / math.hypot(1, sigma)
+        clean = self.clean(sample / alpha, sigma)
+        noise = (sample / alpha - clean) / sigma
+        predictions = {"sample": clean, "epsilon": noise}
+        predictions["v_prediction"] = alpha * noise - alpha * sigma * clean
+        return SimpleNamespace(sample=predictions[self.kind][0].to(dtype))
+
+    def clean(self, x: Tensor, sigma: float) -> Tensor:
+        """E[y | x] for x (1, N, 1, 8, 8)."""
+        return exact(x, torch.tensor(sigma, dtype=torch.float64))
+
+
+def draw(
+    schedule, sets: int = 16, steps: int = 30, dtype=torch.float32, noise: Tensor | None = None
+) -> Tensor:
+    """What a pipeline does, with the exact network: sets of 8, (sets, 8, 1, 8, 8)."""
+    generator = torch.Generator().manual_seed(0)
+    network = Network(schedule)
+    schedule.set_timesteps(steps)
+    if noise is None:
+        noise = torch.randn(8 * sets, *images().shape[1:], generator=generator, dtype=dtype)
+    sample = noise * getattr(schedule, "init_noise_sigma", 1.0)
+    arguments = inspect.signature(schedule.step).parameters
+    extra = dict(generator=generator) if "generator" in arguments else {}
+    for t in schedule.timesteps:
+        scale = getattr(schedule, "scale_model_input", lambda sample, t: sample)
+        prediction = network(scale(sample, t), t).sample
+        sample = schedule.step(prediction, t, sample, **extra, return_dict=False)[0]
+    return sample.unflatten(0, (-1, 8))
+
+
+def exact_guide() -> Guide:
+    """Guidance in the window of the exact network, the same with every scheduler."""
+    generator = torch.Generator().manual_seed(5)
+    sigmas = karras_sigmas(22, 0.03, 80, rho=7)
+    noise = torch.randn(8, 8, *images().shape[1:], generator=generator)
+    return measured_guide(decided(exact, noise * 80, sigmas), factor=FACTOR)
+
+
+# ---------------------------------------------------------------- parts
+
+
+def with_a_scheduler(name: str, settings: PipelineBenchmarkSettings) -> dict[str, Any]:
+    """What sets show with a scheduler and the exact network, independent and guided."""
+    figures = example("diffusers_pipeline").figures
+    schedule = scheduler(name)
+    independent = figures(draw(schedule, settings.num_sets, settings.num_steps).float())
+    with repelling(schedule, exact_guide(), particles=8):
+        guided = figures(draw(schedule, settings.num_sets, settings.num_steps).float())
+    return dict(independent=independent, guided=guided)
+
+
+def network(side: int):
+    """A UNet2DModel of latents (4, side, side), of random weights."""
+    from diffusers import UNet2DModel
+
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=side,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(64, 128, 192),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+    )
+    return unet.eval().requires_grad_(False)
+
+
+def cost(settings: PipelineBenchmarkSettings, side: int = 32) -> dict[str, Any]:
+    """Seconds of a pipeline that draws a set of 8, guided at every step, over those without.
+
+    The second ratio is what the adapter adds alone: a guided step of the scheduler less one without
+    guidance, in units of a step of the pipeline. It is small beside what pipelines differ by.
+    """
+    from diffusers import DDIMPipeline
+
+    unet = network(side)
+    pipe = DDIMPipeline(unet, scheduler("DDIM"))
+    pipe.set_progress_bar_config(disable=True)
+    guide = functools.partial(
+        ParticleGuidance, potential=LogDet(), factor=FACTOR, space="denoised", strength="drift"
+    )
+
+    def plain() -> None:
+        pipe(batch_size=8, num_inference_steps=COSTED, output_type="np")
+
+    def guided() -> None:
+        with repelling(pipe.scheduler, guide, particles=8):
+            plain()
+
+    sample = torch.randn(8, 4, side, side, generator=torch.Generator().manual_seed(0))
+    pipe.scheduler.set_timesteps(COSTED)
+    times = pipe.scheduler.timesteps
+
+    def steps() -> None:
+        for t in times:
+            pipe.scheduler.step(sample, t, sample)
+
+    def guided_steps() -> None:
+        with repelling(pipe.scheduler, guide, particles=8):
+            steps()
+
+    runs: dict[Any, Callable[[], Any]] = {
+        "plain": plain,
+        "guided": guided,
+        "steps": steps,
+        "guided steps": guided_steps,
+    }
+    seconds = measure.interleaved(runs, settings.repetitions)
+    added = [
+        (a - b) / c for a, b, c in zip(seconds["guided steps"], seconds["steps"], seconds["plain"])
+    ]
+    return dict(
+        parameters=sum(each.numel() for each in unet.parameters()),
+        step=statistics.median(seconds["plain"]) / COSTED,
+        ratio=measure.ratio(seconds, "guided", "plain"),
+        added=measure.spread(added),
+    )
+
+
+def places(settings: PipelineBenchmarkSettings) -> dict[str, Any]:
+    """What examples/diffusers_pipeline.py finds. Its trained pipeline is kept in --outdir."""
+    from diffusers import DDIMPipeline
+
+    module = example("diffusers_pipeline")
+    mine = module.ExampleSettings(
+        iterations=settings.iterations, num_sets=settings.num_sets, seed=settings.seed
+    )
+    folder = Path(settings.outdir) / "places"
+    if not (folder / "model_index.json").is_file():
+        torch.manual_seed(mine.seed)
+        module.train(module.blobs(), mine.iterations).save_pretrained(folder)
+    pipe = DDIMPipeline.from_pretrained(folder)
+    pipe.unet.eval().requires_grad_(False)
+    pipe.set_progress_bar_config(disable=True)
+    found = {name: module.figures(sets) for name, sets in module.run(mine, pipe).items()}
+    return dict(settings=vars(mine), routes=found)
+
+
+def digits(settings: PipelineBenchmarkSettings) -> dict[str, Any]:
+    """What examples/digits_pipeline.py finds."""
+    module = example("digits_pipeline")
+    mine = module.DigitsSettings(num_sets=settings.num_sets, seed=settings.seed)
+    folder = Path(settings.outdir) / "digits"
+    module.convert().save_pretrained(folder)
+    found = {
+        name: module.figures(sets) for name, sets in module.run(mine, module.load(folder)).items()
+    }
+    return dict(settings=vars(mine), routes=found)
+
+
+def kept(path: Path, measured: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A part's result, from its file where it is finished."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        result = json.dumps(measured())
+        path.write_text(result)
+        print(path.stem, file=sys.stderr)
+    return json.loads(path.read_text())
+
+
+# ---------------------------------------------------------------- tables
+
+
+def interval(value: dict[str, Any], digits: int = 2) -> str:
+    """A mean with its interval."""
+    if value["ci95"] is None:
+        return f"{value['mean']:.{digits}f}"
+    low, high = value["ci95"]
+    return f"{value['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def percent(share: float) -> str:
+    """A share in percent, rounded down, so that 100% means all."""
+    return f"{math.floor(1000 * share) / 10:.1f}%"
+
+
+def scheduler_table(rows: dict[str, dict], settings: PipelineBenchmarkSettings) -> str:
+    """Places and the share of samples on one, for every scheduler."""
+    header = ["scheduler", "independent", "on an image", "guided", "on an image"]
+    lines = []
+    for name, row in rows.items():
+        cells = [f"{SCHEDULERS[name][0]}, {name}"]
+        for each in (row["independent"], row["guided"]):
+            cells += [interval(each["places"]), percent(each["shown"])]
+        lines.append(cells)
+    return (
+        f"Places of 8, exact network, {settings.num_sets} sets of 8, {settings.num_steps} steps, "
+        f"factor {FACTOR:g}:\n\n{measure.table(header, lines)}"
+    )
+
+
+def cost_table(row: dict[str, Any]) -> str:
+    """What guidance costs."""
+    header = ["parameters", "s a step, set of 8", "guided over plain", "added by the adapter"]
+    added = {key: 100 * value for key, value in row["added"].items()}
+    cells = [
+        f"{row['parameters'] / 1e6:.1f} M",
+        f"{row['step']:.2f}",
+        measure.shown(row["ratio"], 3),
+        f"{measure.shown(added)}% of a step",
+    ]
+    where = "{device}, {threads} threads, torch {torch}, diffusers {diffusers}".format(
+        **measure.machine()
+    )
+    return f"{measure.table(header, [cells])}\n\nMeasured on {where}."
+
+
+def places_table(part: dict[str, Any]) -> str:
+    """What the example of eight places finds."""
+    rows = [
+        [name, interval(row["places"]), percent(row["shown"])]
+        for name, row in part["routes"].items()
+    ]
+    what = "{num_sets} sets of {particles}, {num_steps} calls, seed {seed}".format(
+        **part["settings"]
+    )
+    return f"{what}:\n\n{measure.table(['route', 'places of 8', 'on a place'], rows)}"
+
+
+def digits_table(part: dict[str, Any]) -> str:
+    """What the example of digits finds."""
+    rows = [
+        [name, interval(row["digits"]), interval(row["confidence"], 3)]
+        for name, row in part["routes"].items()
+    ]
+    what = "{num_sets} sets of {particles}, {num_steps} calls, seed {seed}".format(
+        **part["settings"]
+    )
+    return f"{what}:\n\n{measure.table(['route', 'digits of 10', 'confidence'], rows)}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure what is not finished, and write the tables."""
+    parser = make_parser(PipelineBenchmarkSettings, description=__doc__.split("\n")[0])
+    settings = build(PipelineBenchmarkSettings, parser.parse_args(argv))
+    cells = Path(settings.outdir) / "cells"
+    schedulers = {
+        name: kept(cells / f"{name}.json", functools.partial(with_a_scheduler, name, settings))
+        for name in SCHEDULERS
+    }
+    of_places = kept(cells / "places.json", lambda: places(settings))
+    of_digits = kept(cells / "digits.json", lambda: digits(settings))
+    costs = kept(cells / "cost.json", lambda: cost(settings))
+    tables = dict(
+        schedulers=scheduler_table(schedulers, settings),
+        cost=cost_table(costs),
+        places=places_table(of_places),
+        digits=digits_table(of_digits),
+    )
+    measure.write(
+        settings.outdir,
+        "pipelines",
+        "\n\n".join(tables.values()),
+        schedulers=schedulers,
+        cost=costs,
+        places=of_places,
+        digits=of_digits,
+        tables=tables,
+    )
+
+
+if __name__ == "__main__":
+    main()
