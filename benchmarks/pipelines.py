@@ -18,9 +18,10 @@ import math
 import statistics
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Callable
+from typing import Any, Callable, Literal
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -33,7 +34,7 @@ import measure  # noqa: E402
 
 from adapter import Guide, measured_guide, repelling  # noqa: E402
 from command_line import make_parser  # noqa: E402
-from config import Count, Seed, build  # noqa: E402
+from config import Count, Many, Seed, build  # noqa: E402
 from decisions import measure as decided  # noqa: E402
 from guidance import ParticleGuidance  # noqa: E402
 from model import posterior_mean  # noqa: E402
@@ -102,6 +103,13 @@ class PipelineBenchmarkSettings:
     """updates of the example's network"""
     seed: Seed = 1
     """seed of the examples; their settings were chosen on seed 0"""
+    parts: Many[Literal["schedulers", "places", "digits", "cost"]] = (
+        "schedulers",
+        "places",
+        "digits",
+        "cost",
+    )
+    """what to measure now; tables of what was measured before are written too"""
     outdir: str = "runs/benchmark-pipelines"
     """folder for the results"""
 
@@ -247,7 +255,7 @@ def cost(settings: PipelineBenchmarkSettings, side: int = 32) -> dict[str, Any]:
     unet = network(side)
     pipe = DDIMPipeline(unet, scheduler("DDIM"))
     pipe.set_progress_bar_config(disable=True)
-    guide = functools.partial(
+    guide = partial(
         ParticleGuidance, potential=LogDet(), factor=FACTOR, space="denoised", strength="drift"
     )
 
@@ -319,12 +327,13 @@ def digits(settings: PipelineBenchmarkSettings) -> dict[str, Any]:
     return dict(settings=vars(mine), routes=found)
 
 
-def kept(path: Path, measured: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A part's result, from its file where it is finished."""
+def kept(path: Path, measured: Callable[[], dict[str, Any]] | None) -> dict[str, Any] | None:
+    """A part's result, from its file where it is finished; None where it is not to be measured."""
     if not path.is_file():
+        if measured is None:
+            return None
         path.parent.mkdir(parents=True, exist_ok=True)
-        result = json.dumps(measured())
-        path.write_text(result)
+        path.write_text(json.dumps(measured()))
         print(path.stem, file=sys.stderr)
     return json.loads(path.read_text())
 
@@ -405,28 +414,32 @@ def main(argv: list[str] | None = None) -> None:
     parser = make_parser(PipelineBenchmarkSettings, description=__doc__.split("\n")[0])
     settings = build(PipelineBenchmarkSettings, parser.parse_args(argv))
     cells = Path(settings.outdir) / "cells"
+
+    def result(part: str, name: str, measured: Callable[[], dict[str, Any]]):
+        return kept(cells / f"{name}.json", measured if part in settings.parts else None)
+
     schedulers = {
-        name: kept(cells / f"{name}.json", functools.partial(with_a_scheduler, name, settings))
+        name: result("schedulers", name, partial(with_a_scheduler, name, settings))
         for name in SCHEDULERS
     }
-    of_places = kept(cells / "places.json", lambda: places(settings))
-    of_digits = kept(cells / "digits.json", lambda: digits(settings))
-    costs = kept(cells / "cost.json", lambda: cost(settings))
-    tables = dict(
-        schedulers=scheduler_table(schedulers, settings),
-        cost=cost_table(costs),
-        places=places_table(of_places),
-        digits=digits_table(of_digits),
-    )
+    results: dict[str, Any] = {
+        part: result(part, part, partial(measured, settings))
+        for part, measured in (("places", places), ("digits", digits), ("cost", cost))
+    }
+    results["schedulers"] = schedulers if all(schedulers.values()) else None
+    write_tables = {
+        "schedulers": partial(scheduler_table, settings=settings),
+        "places": places_table,
+        "digits": digits_table,
+        "cost": cost_table,
+    }
+    tables = {
+        part: write_table(results[part])
+        for part, write_table in write_tables.items()
+        if results[part] is not None
+    }
     measure.write(
-        settings.outdir,
-        "pipelines",
-        "\n\n".join(tables.values()),
-        schedulers=schedulers,
-        cost=costs,
-        places=of_places,
-        digits=of_digits,
-        tables=tables,
+        settings.outdir, "pipelines", "\n\n".join(tables.values()), tables=tables, **results
     )
 
 
