@@ -321,8 +321,10 @@ def digits(settings: PipelineBenchmarkSettings) -> dict[str, Any]:
     mine = module.DigitsSettings(num_sets=settings.num_sets, seed=settings.seed)
     folder = Path(settings.outdir) / "digits"
     module.convert().save_pretrained(folder)
+    cells = Path(settings.outdir) / "cells"
     found = {
-        name: module.figures(sets) for name, sets in module.run(mine, module.load(folder)).items()
+        name: kept(cells / f"digits, {name}.json", lambda: module.figures(drawn()))
+        for name, drawn in module.routes(mine, module.load(folder)).items()
     }
     return dict(settings=vars(mine), routes=found)
 
@@ -427,7 +429,7 @@ def main(argv: list[str] | None = None) -> None:
         for part, measured in (("places", places), ("digits", digits), ("cost", cost))
     }
     results["schedulers"] = schedulers if all(schedulers.values()) else None
-    write_tables = {
+    write_tables: dict[str, Callable[..., str]] = {
         "schedulers": partial(scheduler_table, settings=settings),
         "places": places_table,
         "digits": digits_table,

@@ -220,19 +220,19 @@ def main(argv: list[str] | None = None) -> None:
         "of 8 places\n"
     )
     for name, samples in sets.items():
-        found = figures(samples)
-        mean, ci95 = found["places"]["mean"], found["places"]["ci95"]
+        figure = figures(samples)
+        mean, ci95 = figure["places"]["mean"], figure["places"]["ci95"]
         interval = f" [{ci95[0]:.2f}, {ci95[1]:.2f}]" if ci95 else ""  # a single set has none
-        print(f"{name:<24} {mean:.2f}{interval} places; {100 * found['shown']:.1f}% are on one")
+        print(f"{name:<24} {mean:.2f}{interval} places; {100 * figure['shown']:.1f}% are on one")
     rows = [
         (f"{name}  {i + 1}", samples[i, :, 0], modes[name][i])
         for name, samples in sets.items()
         for i in range(min(3, settings.num_sets))
     ]
-    names, samples, found = zip(*rows)
+    names, drawn, found = zip(*rows)
     sheet = sample_sheet(
         torch.empty(len(rows), 0, SIDE, SIDE),
-        to_unit_range(torch.stack(samples)),
+        to_unit_range(torch.stack(drawn)),
         modes=torch.stack(found),
         labels=names,
     )

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -59,7 +60,7 @@ class DigitsSettings:
     """sets"""
     particles: Count = 10
     """particles in a set"""
-    num_steps: Count = 43
+    num_steps: Count = 30
     """calls of the network for each particle, by every route"""
     factor: NonNegative = 1.5
     """strength of the guidance in the pipeline, in units of the drift that denoises"""
@@ -153,46 +154,47 @@ def draw(pipe: DiffusionPipeline, settings: DigitsSettings) -> Tensor:
     return to_model_range(sets)
 
 
-def run(settings: DigitsSettings, pipe: DiffusionPipeline) -> dict[str, Tensor]:
-    """The sets of every route, from the same pipeline: {route: (G, B, 1, H, W)}."""
+def routes(settings: DigitsSettings, pipe: DiffusionPipeline) -> dict[str, Callable[[], Tensor]]:
+    """What draws the sets of every route, (G, B, 1, H, W), from the same pipeline, by its name."""
     denoise = denoiser_of(pipe)
     decided = pilot(denoise, particles=64, seed=settings.seed)
+    low, high = window = decided.window()
     compare = features()
-    guide = partial(measured_guide, decided, features=compare)
-    particles = settings.particles
-    sets = {"DDIM": draw(pipe, settings)}
-    with repelling(pipe.scheduler, guide(factor=settings.factor), particles=particles):
-        sets["DDIM, guided"] = draw(pipe, settings)
-    with renewing(pipe.scheduler, decided.window(), share=settings.renewed):
-        sets["DDIM, new noise"] = draw(pipe, settings)
-        with repelling(pipe.scheduler, guide(factor=settings.renewed_factor), particles=particles):
-            sets["DDIM, new noise, guided"] = draw(pipe, settings)
 
-    low, high = decided.window()
-    schedule = window_schedule(
-        settings.num_steps,
-        (low, high),
-        churn=0.3,
-        sigma_min=denoise.sigma_min,
-        sigma_max=denoise.sigma_max,
-        rho=7.0,
-    )
-    guided = ParticleGuidance(
-        denoise,
-        LogDet(),
-        factor=settings.sampler_factor,
-        features=compare,
-        sigma_min=low,
-        sigma_max=high,
-        fade=decided.undecided,
-    )
-    shape = (settings.num_sets, settings.particles, *denoise.shape)
-    for name, each in {"sampler": denoise, "sampler, guided": guided}.items():
+    def pipeline(share: float | None, factor: float) -> Tensor:
+        guide = measured_guide(decided, factor=factor, features=compare)
+        with ExitStack() as stack:
+            if share is not None:
+                stack.enter_context(renewing(pipe.scheduler, window, share=share))
+            stack.enter_context(repelling(pipe.scheduler, guide, particles=settings.particles))
+            return draw(pipe, settings)
+
+    def sampler(factor: float) -> Tensor:
+        guided = ParticleGuidance(
+            denoise,
+            LogDet(),
+            factor=factor,
+            features=compare,
+            sigma_min=low,
+            sigma_max=high,
+            fade=decided.undecided,
+        )
+        bounds = dict(sigma_min=denoise.sigma_min, sigma_max=denoise.sigma_max)
+        schedule = window_schedule(settings.num_steps, window, churn=0.3, rho=7.0, **bounds)
+        shape = (settings.num_sets, settings.particles, *denoise.shape)
         generator = torch.Generator().manual_seed(settings.seed)
         noise = lambda: torch.randn(shape, generator=generator)
         with torch.no_grad():
-            sets[name] = integrate(each, noise() * denoise.sigma_max, schedule, noise=noise)
-    return sets
+            return integrate(guided, noise() * denoise.sigma_max, schedule, noise=noise)
+
+    return {
+        "DDIM": partial(pipeline, None, 0.0),
+        "DDIM, guided": partial(pipeline, None, settings.factor),
+        "DDIM, new noise": partial(pipeline, settings.renewed, 0.0),
+        "DDIM, new noise, guided": partial(pipeline, settings.renewed, settings.renewed_factor),
+        "sampler": partial(sampler, 0.0),
+        "sampler, guided": partial(sampler, settings.sampler_factor),
+    }
 
 
 def figures(sets: Tensor) -> dict[str, dict]:
@@ -217,7 +219,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = run_folder(settings.outdir, "")
     convert().save_pretrained(folder / "pipeline")
     pipe = load(folder / "pipeline")
-    sets = run(settings, pipe)
+    sets = {name: drawn() for name, drawn in routes(settings, pipe).items()}
     expected = expected_modes_iid(torch.full((10,), 0.1), settings.particles)
     print(
         f"{settings.num_sets} sets of {settings.particles}, {settings.num_steps} calls; "
@@ -236,8 +238,8 @@ def main(argv: list[str] | None = None) -> None:
         for name, samples in sets.items()
         for i in range(min(3, settings.num_sets))
     ]
-    names, samples = zip(*rows)
-    images = to_unit_range(torch.stack(samples))
+    names, drawn = zip(*rows)
+    images = to_unit_range(torch.stack(drawn))
     sheet = sample_sheet(torch.empty(len(rows), 0, *images.shape[2:]), images, labels=names)
     path = folder / "sets.png"
     save(sheet, path)

@@ -58,6 +58,8 @@ SMALL = {
     "worlds": "--sequences 16 --repetitions 1 --device cpu",
     "training": "--network NETWORK --compile false --device cpu --updates 1 --repetitions 1",
     "grid": "--experiment e9 --num_sets 1 --repetitions 1",
+    "pipelines": "--num_sets 1 --num_steps 4 --repetitions 1 --iterations 2 "
+    '--parts ["schedulers","places","cost"]',
 }
 NETWORK = dict(
     dataset="free", channels=[16], blocks=1, attention=[], patch_size=4, motion=4, batch_size=8
@@ -78,6 +80,10 @@ def test_every_benchmark_of_speed_measures(name, tmp_path, monkeypatch):
     elif name == "training":
         one_of_three = {"parts": benchmark.SAME_BATCH["accumulate 4"]}
         monkeypatch.setattr(benchmark, "SAME_BATCH", one_of_three)
+    elif name == "pipelines":
+        pytest.importorskip("diffusers")
+        monkeypatch.setattr(benchmark, "SCHEDULERS", {"DDIM": benchmark.SCHEDULERS["DDIM"]})
+        monkeypatch.setattr(benchmark, "COSTED", 1)
     elif name == "grid":
         monkeypatch.setattr(benchmark, "ANSWERS", benchmark.ANSWERS[-1:])
         # tests/test_experiments.py shares cells among two.

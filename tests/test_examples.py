@@ -8,12 +8,15 @@ import torch
 from conftest import ROOT
 from torch import nn
 
+import checkpoint
+from adapter import denoiser_of
 from model import posterior_mean
 
 pytest.importorskip("diffusers")
 sys.path.insert(0, str(ROOT / "examples"))
 
 import diffusers_pipeline as example  # noqa: E402
+import digits_pipeline as digits  # noqa: E402
 from diffusers import DDIMPipeline, DDIMScheduler  # noqa: E402
 
 
@@ -82,3 +85,24 @@ def test_the_example_as_it_is_with_a_short_training(tmp_path, capsys, monkeypatc
     noisy = sets["DDIM, new noise"], sets["DDIM, new noise, guided"]
     assert not torch.allclose(*noisy, atol=0.1)
     assert places(noisy[1]) >= places(noisy[0])
+
+
+@pytest.mark.slow
+def test_the_digits_are_a_pipeline_of_diffusers(tmp_path):
+    """Saved, loaded by its folder alone, the same denoiser as ours, and guided."""
+    digits.convert().save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"model_index.json", "scheduler", "unet"}
+    pipe = digits.load(tmp_path)
+    assert type(pipe) is DDIMPipeline and type(pipe.unet) is digits.DigitsUNet
+    ours, _ = checkpoint.load_denoiser(ROOT / "checkpoints" / "centered.safetensors")
+    denoise = denoiser_of(pipe)
+    for sigma in torch.tensor([0.05, 0.7, 4.0], dtype=torch.float64):
+        x = sigma.float() * torch.randn(1, 2, 1, 32, 32)
+        torch.testing.assert_close(denoise(x, sigma), ours.bind()(x, sigma), atol=1e-3, rtol=1e-3)
+    settings = digits.DigitsSettings(num_sets=1, particles=2, num_steps=4)
+    sets = {name: drawn() for name, drawn in digits.routes(settings, pipe).items()}
+    assert len(sets) == 6
+    for samples in sets.values():
+        assert samples.shape == (1, 2, 1, 32, 32) and samples.isfinite().all()
+    assert not torch.allclose(sets["DDIM, guided"], sets["DDIM"], atol=0.01)
+    assert 1 <= digits.figures(sets["DDIM"])["digits"]["mean"] <= 2
