@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import Callable
 
 import torch
@@ -55,6 +56,57 @@ def set_precision(precision: str) -> None:
     of products.
     """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def placed(values: Tensor, device: torch.device) -> Tensor:
+    """A small constant of the CPU on a device. It is not to be written to.
+
+    Equal ones are copied there once: a copy from memory that is not pinned makes a GPU wait.
+    """
+    if values.device.type == device.type:
+        return values
+    return _placed(values.contiguous().numpy().tobytes(), values.dtype, values.shape, device)
+
+
+@lru_cache(maxsize=64)
+def _placed(
+    data: bytes, dtype: torch.dtype, shape: torch.Size, device: torch.device
+) -> Tensor:
+    """A tensor of these bytes on a device."""
+    return torch.frombuffer(bytearray(data), dtype=dtype).view(shape).to(device)
+
+
+class Late:
+    """A number on a device that the host reads one call late, when it has asked for more.
+
+    A GPU then never waits for the host, and the host runs ahead of it by one call at most.
+    """
+
+    def __init__(self) -> None:
+        self.held: tuple[Tensor, torch.cuda.Event | None] | None = None
+
+    def exchange(self, value: Tensor) -> float | None:
+        """Take a number, a 0-dim tensor; returns the one before, None where there is none."""
+        before = self.read()
+        on_gpu = value.device.type == "cuda"
+        host = torch.empty((), dtype=value.dtype, pin_memory=on_gpu)
+        host.copy_(value, non_blocking=True)
+        event = None
+        if on_gpu:
+            event = torch.cuda.Event()
+            event.record()
+        self.held = (host, event)
+        return before
+
+    def read(self) -> float | None:
+        """The number that was taken last, and then no longer held."""
+        if self.held is None:
+            return None
+        host, event = self.held
+        self.held = None
+        if event is not None:
+            event.synchronize()
+        return float(host)
 
 
 def free_memory(device: torch.device) -> int:

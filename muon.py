@@ -45,7 +45,14 @@ def orthogonalised(
 
 
 class Muon(torch.optim.Muon):
-    """torch.optim.Muon, with the matrices of one shape updated together."""
+    """torch.optim.Muon, with the matrices of one shape updated together.
+
+    Attributes:
+        found_inf: None, or a 0-dim float32 tensor: where it is 1 rather than 0, a step changes
+            nothing. Fused optimizers of torch have it too, for GradScaler
+    """
+
+    found_inf: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -66,6 +73,13 @@ class Muon(torch.optim.Muon):
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        lr = group["lr"]
+        decay: float | Tensor = 1 - lr * group["weight_decay"]
+        if self.found_inf is not None:
+            kept = self.found_inf == 0
+            # A step from a buffer to itself leaves it as it is.
+            grads = [torch.where(kept, grad, buffer) for grad, buffer in zip(grads, buffers)]
+            decay = torch.where(kept, decay, 1.0)
         torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
         if group["nesterov"]:
             directions = torch.stack(torch._foreach_lerp(grads, buffers, group["momentum"]))
@@ -74,8 +88,9 @@ class Muon(torch.optim.Muon):
         updates = orthogonalised(
             directions, group["ns_coefficients"], group["ns_steps"], group["eps"]
         ).to(parameters[0].dtype)
-        lr = group["lr"]
-        torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+        if self.found_inf is not None:
+            updates = torch.where(kept, updates, 0.0)
+        torch._foreach_mul_(parameters, decay)
         torch._foreach_add_(
             parameters, updates.unbind(), alpha=-lr * max(1, shape[0] / shape[1]) ** 0.5
         )

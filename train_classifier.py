@@ -33,6 +33,7 @@ from config import (
 )
 
 WARMUP = 100  # updates over which the learning rate rises linearly
+DISTORTIONS = 5  # random numbers that distort a frame
 
 
 @dataclass
@@ -65,28 +66,24 @@ class ClassifierSettings:
     """where to run; auto: on a GPU if there is one"""
 
 
-def distort(images, generator):
+def distort(images, uniform):
     """Randomly distorted frames, (N, 1, H, W) in [0, 1] -> the same shape.
 
     Each is rotated by up to 12 degrees, scaled and sheared by up to 15 %, and moved by up to
-    1.5 px.
+    1.5 px. uniform (DISTORTIONS, N) in [0, 1) decides how, on the device of the frames.
     """
     import torch
     import torch.nn.functional as F
 
     n = len(images)
     side = images.shape[-1]
-
-    def uniform():
-        """(n,) in [-1, 1], one number per frame."""
-        return 2 * torch.rand(n, generator=generator).to(images) - 1
-
-    angle = uniform() * math.radians(12)
-    stretch = 1 + 0.15 * uniform()
-    shear = 0.15 * uniform()
+    turned, stretched, sheared, right, down = 2 * uniform - 1
+    angle = turned * math.radians(12)
+    stretch = 1 + 0.15 * stretched
+    shear = 0.15 * sheared
     # affine_grid counts in half sides: 3 / side are 1.5 px.
-    right = 3 * uniform() / side
-    down = 3 * uniform() / side
+    right = 3 * right / side
+    down = 3 * down / side
     first_row = [stretch * angle.cos(), -angle.sin() + shear, right]
     second_row = [angle.sin(), stretch * angle.cos(), down]
     matrices = torch.stack([*first_row, *second_row], 1).view(n, 2, 3)
@@ -121,19 +118,21 @@ def train(settings: ClassifierSettings, digits, device):
         muon=True,
         ends=("stem", "out"),
     )
-    frames = digits.centred(settings.image_size)
-    labels = digits.labels
-    updates = settings.epochs * (len(frames) // settings.batch_size)
+    frames = digits.centred(settings.image_size).to(device)
+    labels = digits.labels.to(device)
+    n = settings.batch_size
+    batches = len(frames) // n
+    updates = settings.epochs * batches
     done = 0
     bar = tqdm(total=updates, unit="it", disable=None)
     for _ in range(settings.epochs):
-        order = torch.randperm(len(frames), generator=generator)
-        for rows in order.split(settings.batch_size):
-            if len(rows) < settings.batch_size:
-                break
-            batch = distort(frames[rows][:, None].to(device), generator)
+        # Drawn for a whole epoch, because each copy makes a GPU wait.
+        order = torch.randperm(len(frames), generator=generator)[: batches * n].to(device)
+        uniform = torch.rand(batches, DISTORTIONS, n, generator=generator).to(device)
+        for rows, numbers in zip(order.split(n), uniform):
+            batch = distort(frames[rows][:, None], numbers)
             loss = F.cross_entropy(
-                net(batch[:, 0]), labels[rows].to(device), label_smoothing=settings.label_smoothing
+                net(batch[:, 0]), labels[rows], label_smoothing=settings.label_smoothing
             )
             net.zero_grad(set_to_none=True)
             loss.backward()

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 import checkpoint
 from augmentation import augment
 from config import OptimizationSettings, TrainingSettings, reject
-from devices import kept_bytes, machine_name, use_bfloat16
+from devices import Late, kept_bytes, machine_name, placed, use_bfloat16
 from model import EDMDenoiser, edm_loss, inside, lit_box, posterior_mean, sigma_data_of
 from muon import Muon
 from noise import Stream, set_generator
@@ -94,13 +94,18 @@ class Optimizer:
         # Kernels are channels-last, so this order is the one that needs no copy.
         return tensor.permute(0, 2, 3, 1).flatten(1) if tensor.ndim == 4 else tensor
 
-    def step(self, scale: float) -> None:
-        """One update at `scale` times the base learning rates."""
+    def step(self, scale: float, left_out: Tensor | None = None) -> None:
+        """One update at `scale` times the base learning rates.
+
+        With `left_out` 1 rather than 0, a 0-dim float32 tensor where the weights are, nothing
+        changes, whatever the gradients are; the host does not have to know it.
+        """
         for matrix, parameter in zip(self.matrices, self.hidden):
             assert parameter.grad is not None  # the loss depends on every weight
             matrix.grad = self._matrix(parameter.grad)
         for name, part in self.parts.items():
             part.param_groups[0]["lr"] = self.base[name] * scale
+            part.found_inf = left_out  # type: ignore[attr-defined]  # what torch calls it
             part.step()
 
 
@@ -200,7 +205,7 @@ def draw(
             prior = world.mode_probabilities
             assert prior is not None
             answers = world.futures(windows)[:, :, None]
-            log_prior = prior.log().float().to(generator.device)
+            log_prior = placed(prior.log().float(), generator.device)
     cond, target = windows.split(world.cond_channels, world.answer_channels)
     if augmentation != "none":
         parts = [cond, target] if answers is None else [cond, target, answers.flatten(1, 2)]
@@ -290,7 +295,9 @@ class Training:
         self.ranks = dist.get_world_size() if dist.is_initialized() else 1
         self.iteration = 0  # updates so far
         self.seconds = 0.0  # of all updates
-        self.skipped = 0  # updates in a row without a finite gradient
+        # Updates in a row without a finite gradient, and what the host knows of them.
+        self.skipped = torch.zeros((), device=device)
+        self.known = Late()
 
         sigma_data, box = self._measure()
         channels = (world.cond_channels, world.answer_channels)
@@ -353,8 +360,8 @@ class Training:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yields {iteration, loss, grad_norm, lr_scale} after every update.
 
-        An update whose gradient is not finite is left out. Raises Diverged after PATIENCE of them
-        in a row.
+        An update whose gradient is not finite leaves the weights as they were. Raises Diverged
+        after PATIENCE of them in a row, one update late: the host never waits to know.
         """
         settings = self.settings.train
         while self.iteration < settings.iterations:
@@ -362,23 +369,24 @@ class Training:
             loss = self.backward()
             norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), settings.clip_grad)
             scale = learning_rate_scale(self.iteration, settings)
-            if norm.isfinite():
-                self.optimizer.step(scale)
-                torch._foreach_lerp_(
-                    list(self.ema.parameters()),
-                    list(self.net.parameters()),
-                    1 - ema_decay(self.iteration, settings),
-                )
-                self.skipped = 0
-            else:
-                self.skipped += 1
-            if self.skipped == PATIENCE:
-                raise Diverged(
-                    f"no finite gradient in {PATIENCE} updates up to {self.iteration + 1}"
-                )
+            left_out = (~norm.isfinite()).float()
+            self.optimizer.step(scale, left_out)
+            torch._foreach_lerp_(
+                list(self.ema.parameters()),
+                list(self.net.parameters()),
+                1 - ema_decay(self.iteration, settings),
+            )
+            self.skipped = (self.skipped + left_out) * left_out
+            self._check(self.known.exchange(self.skipped))
             self.iteration += 1
             self.seconds += time.perf_counter() - start
             yield dict(iteration=self.iteration, loss=loss, grad_norm=norm, lr_scale=scale)
+        self._check(self.known.read())
+
+    def _check(self, skipped: float | None) -> None:
+        """Raise Diverged where `skipped` updates in a row, up to the last one, were left out."""
+        if skipped == PATIENCE:
+            raise Diverged(f"no finite gradient in {PATIENCE} updates up to {self.iteration}")
 
     def measure_held_out(self) -> float | None:
         """The held-out loss of the averaged weights, which are kept if it is the lowest so far.

@@ -1,0 +1,485 @@
+"""An imitation of a GPU: what one would refuse, where it would be waited for, and what it does.
+
+    with GPU() as gpu:
+        training, _ = train.setup([..., "--device", "cuda"])
+        with gpu.counting() as counts:
+            next(iter(training))
+    print(counts.waits, counts.operations, counts.bytes, gpu.errors)
+
+Everything is computed on the CPU, so that every number is real and every branch is taken. Only the
+storages of tensors are marked: in the memory of the GPU, or pinned. torch answers as if there were
+one GPU (`Answers`, and what `_torch` replaces), and the marks are followed through every operation
+(`Follow`). Findings are of these kinds:
+
+    mix        an operation on tensors of both sides
+    crash      what raises on a GPU: .numpy(), a generator of the other side; or a kernel that is
+               compiled where it runs, which needs a C compiler
+    wait       the host waits until the GPU has done all that it was asked for: .item(), .cpu(), a
+               copy from pageable memory, a boolean mask as an index
+    pageable   a copy that does not wait by itself, from memory that is not pinned: the driver may
+
+Not seen: other threads, the dtypes of CUDA's autocast, limits of kernels, cuDNN, torch.compile.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterator
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+ROOT = Path(__file__).resolve().parent.parent
+CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
+MEMORY = 64 * 2**30  # bytes that the imitation says are free
+# Operations whose result, or its size, has to be known to the host.
+TO_THE_HOST = {
+    *("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "bincount"),
+    *("_unique2", "unique_dim", "unique_consecutive", "linalg_cholesky", "linalg_inv"),
+}
+INDEXING = {"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_"}
+# Operations that take a number of the host in place of a tensor, beside those that work by element.
+TAKE_NUMBERS = {"fill_", "masked_fill", "masked_fill_", "where", *INDEXING}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found.
+
+    Arguments:
+        kind: "mix", "crash", "wait" or "pageable"
+        what: was done
+        line: FILE:LINE of this project that did it
+    """
+
+    kind: str
+    what: str
+    line: str
+
+    def __str__(self) -> str:
+        return f"{self.line}: {self.kind}: {self.what}"
+
+
+class Storages:
+    """A set of storages. A storage is out of it once it is freed."""
+
+    def __init__(self) -> None:
+        # While there is a weak reference, the address is not used again.
+        self.held: dict[int, StorageWeakRef] = {}
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage()._cdata in self.held
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """Put the storage of a tensor into the set; returns the tensor."""
+        storage = tensor.untyped_storage()
+        self.held[storage._cdata] = StorageWeakRef(storage)
+        if len(self.held) % 20_000 == 0:
+            self.held = {key: ref for key, ref in self.held.items() if not ref.expired()}
+        return tensor
+
+
+@dataclass
+class Counts:
+    """What was asked of the GPU.
+
+    Arguments:
+        waits: how often the host waited for it
+        operations: about as many kernels are launched; views are none
+        bytes: read and written by these, each by itself
+        moved: bytes read and written by those that only copy: casts and layout copies
+        findings: and how often each
+    """
+
+    waits: int
+    operations: int
+    bytes: int
+    moved: int
+    findings: Counter[Finding]
+
+    def __sub__(self, other: Counts) -> Counts:
+        return Counts(
+            self.waits - other.waits,
+            self.operations - other.operations,
+            self.bytes - other.bytes,
+            self.moved - other.moved,
+            self.findings - other.findings,
+        )
+
+
+class GPU:
+    """The imitation, as a context; see the top of this file.
+
+    Attributes:
+        counts: of all that was done so far
+        there: which storages are in the GPU's memory; what caches hold stays there for the next one
+        pinned: which storages of the host are pinned
+    """
+
+    there = Storages()
+    pinned = Storages()
+
+    def __init__(self) -> None:
+        self.counts = Counts(0, 0, 0, 0, Counter())
+        self.made_there = 0  # > 0: what an operation makes of no tensor is on the GPU
+
+    def __enter__(self) -> GPU:
+        self.stack = ExitStack()
+        self.stack.enter_context(_torch(self))
+        self.stack.enter_context(Answers(self))
+        self.stack.enter_context(Follow(self))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.stack.close()
+
+    @property
+    def errors(self) -> list[str]:
+        """What a GPU would have refused."""
+        return [str(each) for each in self.counts.findings if each.kind in ("mix", "crash")]
+
+    @contextmanager
+    def counting(self) -> Iterator[Counts]:
+        """A context whose value holds, at its end, what was done in it."""
+        before = self.counts - Counts(0, 0, 0, 0, Counter())
+        during = self.counts - before
+        yield during
+        vars(during).update(vars(self.counts - before))
+
+    def found(self, kind: str, what: str) -> None:
+        """Note a finding of the line that runs."""
+        self.counts.waits += kind == "wait"
+        self.counts.findings[Finding(kind, what, _line())] += 1
+
+    @contextmanager
+    def making(self, there: bool) -> Iterator[None]:
+        """A context in which what is made of no tensor is on the GPU, if `there`."""
+        self.made_there += there
+        try:
+            yield
+        finally:
+            self.made_there -= there
+
+
+def _line() -> str:
+    """The innermost line of the project that runs, this file left out."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name.startswith(f"{ROOT}/") and name != __file__ and "/site-packages/" not in name:
+            return f"{name[len(str(ROOT)) + 1 :]}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return "a library"
+
+
+def _tensors(*values: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+class Follow(TorchDispatchMode):
+    """Follows the marks of a GPU through every operation, and counts."""
+
+    def __init__(self, gpu: GPU):
+        super().__init__()
+        self.gpu = gpu
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        gpu = self.gpu
+        name = func._schema.name.split("::")[1]
+        given = _tensors(args, kwargs)
+        there = [tensor for tensor in given if tensor in gpu.there]
+        if there:
+            self.check(name, args, given, there, torch.Tag.pointwise in func.tags)
+        out = func(*args, **kwargs)
+        if there or (gpu.made_there and not given):
+            known = {tensor.untyped_storage()._cdata for tensor in given}
+            for tensor in _tensors(out):
+                if tensor.untyped_storage()._cdata not in known:
+                    gpu.there.add(tensor)
+        if there and not func.is_view:
+            moved = sum(t.numel() * t.element_size() for t in [*given, *_tensors(out)])
+            gpu.counts.operations += 1
+            gpu.counts.bytes += moved
+            gpu.counts.moved += moved * (name in ("_to_copy", "copy_", "clone"))
+        return out
+
+    def check(
+        self, name: str, args: tuple, given: list[Tensor], there: list[Tensor], by_element: bool
+    ) -> None:
+        """Note what an operation with a tensor on the GPU does beside computing."""
+        gpu = self.gpu
+        host = [tensor for tensor in given if tensor not in gpu.there]
+        if name in TO_THE_HOST:
+            gpu.found("wait", f"{name}: the host has to know the result")
+        if name == "multinomial" and (args[1] == 1 or not (len(args) > 2 and args[2])):
+            gpu.found("wait", "multinomial of one number, or without replacement: checks its input")
+        if name == "bmm" and args[0].shape[2] == 1:
+            gpu.found("crash", "bmm of inner size 1: its kernel needs a C compiler")
+        if name in INDEXING and args[0] in gpu.there:
+            indices = [index for index in args[1] if index is not None]
+            if any(index.dtype == torch.bool for index in indices):
+                gpu.found("wait", "a boolean mask as an index")
+            if any(index not in gpu.there for index in indices):
+                gpu.found("wait", "an index of the host")
+            host = [each for each in host if not any(each is index for index in indices)]
+        if name == "copy_" and host:
+            self.copied(args[0], args[1], len(args) > 2 and args[2])
+        elif host:
+            numbers = all(tensor.ndim == 0 for tensor in host)
+            if not (numbers and (by_element or name in TAKE_NUMBERS)):
+                shapes = [tuple(tensor.shape) for tensor in (*there, *host)][:4]
+                gpu.found("mix", f"{name} of {len(there)} there, {len(host)} here: {shapes}")
+
+    def copied(self, to: Tensor, source: Tensor, free: bool) -> None:
+        """Note a copy between the sides; `free` if it was asked not to wait."""
+        gpu = self.gpu
+        up = to in gpu.there
+        host = source if up else to
+        if host in gpu.pinned and free:
+            return
+        kind = "pageable" if free and up else "wait"
+        gpu.found(kind, f"a copy {'to' if up else 'from'} the GPU")
+
+
+class Answers(TorchFunctionMode):
+    """Answers for devices; what is computed is computed on the CPU."""
+
+    def __init__(self, gpu: GPU):
+        super().__init__()
+        self.gpu = gpu
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        gpu = self.gpu
+        name = getattr(func, "__name__", "")
+        if func is Tensor.to:
+            return self.to(args[0], *self.target(args[1:], kwargs))
+        if func in (Tensor.cpu, Tensor.cuda):
+            free = kwargs.get("non_blocking", False)
+            return self.to(args[0], CPU if func is Tensor.cpu else CUDA, free, {})
+        if func is Tensor.pin_memory:
+            return gpu.pinned.add(args[0].clone())
+        if func is Tensor.is_pinned:
+            return args[0] in gpu.pinned
+        if func is Tensor.record_stream:
+            return None
+        there = any(tensor in gpu.there for tensor in _tensors(args, kwargs))
+        if there and func in (Tensor.numpy, Tensor.__array__):
+            gpu.found("crash", f"{name} of a tensor on the GPU")
+        if there and func is Tensor.tolist:
+            gpu.found("wait", "tolist")
+        pinned = kwargs.pop("pin_memory", False)
+        device = kwargs.get("device")
+        target = CPU if device is None else torch.device(device)
+        if device is not None:
+            kwargs["device"] = CPU if target.type == "cuda" else target
+        self.check_generator(name, kwargs.get("generator"), target if device else None, there)
+        made = target.type == "cuda" or (there and device is None)
+        with gpu.making(made):
+            out = func(*args, **kwargs)
+        if target.type == "cuda":
+            if name in ("tensor", "as_tensor", "asarray", "new_tensor"):
+                gpu.found("wait", f"{name}: a copy of numbers of the host to the GPU")
+                out = out.clone()
+            for tensor in _tensors(out):
+                gpu.there.add(tensor)
+        if pinned:
+            gpu.pinned.add(out)
+        return out
+
+    def check_generator(
+        self, name: str, generator: Any, target: torch.device | None, there: bool
+    ) -> None:
+        """Note a generator that is not where its numbers are asked for."""
+        if generator is not None:
+            side = target or (CUDA if there else CPU)
+            if generator.device.type != side.type:
+                what = f"{name} on {side.type} by a generator on {generator.device.type}"
+                self.gpu.found("crash", what)
+
+    @staticmethod
+    def target(args: tuple, kwargs: dict) -> tuple[torch.device | None, bool, dict]:
+        """Device, whether not to wait, and what else arguments of Tensor.to ask for."""
+        device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
+        free = kwargs.pop("non_blocking", False)
+        for arg in (*args, kwargs.pop("other", None)):
+            if isinstance(arg, Tensor):
+                device, dtype = arg.device, arg.dtype
+            elif isinstance(arg, (str, torch.device)):
+                device = arg
+            elif isinstance(arg, torch.dtype):
+                dtype = arg
+            elif isinstance(arg, bool):
+                free = arg
+        if dtype is not None:
+            kwargs["dtype"] = dtype
+        return None if device is None else torch.device(device), free, kwargs
+
+    def to(
+        self, tensor: Tensor, target: torch.device | None, free: bool, others: dict
+    ) -> Tensor:
+        """Tensor.to: a tensor on a side, in another type or layout."""
+        gpu = self.gpu
+        there = tensor in gpu.there
+        if target is None or (target.type == "cuda") == there:
+            with gpu.making(there):
+                return tensor.to(**others) if others else tensor
+        if others:
+            tensor = tensor.to(**others)
+        out = torch.empty_like(tensor, requires_grad=False)
+        if target.type == "cuda":
+            gpu.there.add(out)
+        else:  # it was marked as like one on the GPU
+            gpu.there.held.pop(out.untyped_storage()._cdata, None)
+        if tensor.requires_grad and torch.is_grad_enabled():
+            return _Moved.apply(tensor, out, free)
+        return out.copy_(tensor.detach(), non_blocking=free)
+
+
+class _Moved(torch.autograd.Function):
+    """A copy to the other side whose gradient is copied back."""
+
+    @staticmethod
+    def forward(ctx, tensor, out, free):
+        ctx.like = tensor
+        ctx.mark_dirty(out)
+        return out.copy_(tensor, non_blocking=free)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.to(ctx.like.device), None, None
+
+
+class Generator(torch.Generator):
+    """A generator that says that it is where it was asked for."""
+
+    def __new__(cls, device="cpu"):
+        return super().__new__(cls)
+
+    def __init__(self, device="cpu"):
+        self.side = torch.device(device)
+
+    @property
+    def device(self):
+        return self.side
+
+
+@contextmanager
+def _torch(gpu: GPU) -> Iterator[None]:
+    """torch says that there is one GPU, `gpu`; CUDA itself is never asked for."""
+
+    class Event:
+        """An event. Waiting for it is waiting for all if nothing has been asked for since."""
+
+        def __init__(self, **options: Any):
+            self.at = -1
+
+        def record(self, stream: Any = None) -> None:
+            self.at = gpu.counts.operations
+
+        def synchronize(self) -> None:
+            if self.at == gpu.counts.operations:
+                gpu.found("wait", "an event after which nothing was asked for")
+
+        def query(self) -> bool:
+            return True
+
+        wait = record
+
+    class Stream:
+        """A stream. All are one."""
+
+        def __init__(self, *args: Any, **options: Any):
+            self.cuda_stream = 0
+
+        def wait_stream(self, other: Any) -> None: ...
+
+        def wait_event(self, event: Any) -> None: ...
+
+        def record_event(self, event: Any = None) -> Any:
+            event = event or Event()
+            event.record()
+            return event
+
+        def synchronize(self) -> None:
+            gpu.found("wait", "a stream")
+
+    cuda: dict[str, Any] = dict(
+        is_available=lambda: True,
+        is_initialized=lambda: False,
+        device_count=lambda: 1,
+        current_device=lambda: 0,
+        set_device=lambda device: None,
+        get_device_name=lambda device=None: "an imitation of a GPU",
+        get_device_capability=lambda device=None: (9, 0),
+        is_bf16_supported=lambda including_emulation=True: True,
+        mem_get_info=lambda device=None: (MEMORY, MEMORY),
+        memory_reserved=lambda device=None: 0,
+        memory_allocated=lambda device=None: 0,
+        max_memory_allocated=lambda device=None: 0,
+        reset_peak_memory_stats=lambda device=None: None,
+        empty_cache=lambda: None,
+        synchronize=lambda device=None: gpu.found("wait", "torch.cuda.synchronize"),
+        get_rng_state=lambda device=None: torch.get_rng_state(),
+        set_rng_state=lambda state, device=None: None,
+        manual_seed_all=lambda seed: None,
+        is_current_stream_capturing=lambda: False,
+        Event=Event,
+        Stream=Stream,
+        current_stream=lambda device=None: Stream(),
+        stream=lambda stream: nullcontext(),
+        _lazy_init=lambda: None,
+    )
+    where = torch._C.TensorBase.device.__get__  # type: ignore[attr-defined]
+    tensor: dict[str, Any] = dict(
+        device=property(lambda self: CUDA if self in gpu.there else where(self)),
+        is_cuda=property(lambda self: self in gpu.there),
+        get_device=lambda self: 0 if self in gpu.there else -1,
+    )
+    autocast = torch.autocast
+
+    def autocast_of_the_cpu(device_type: str, **options: Any):
+        return autocast("cpu" if device_type == "cuda" else device_type, **options)
+
+    with ExitStack() as stack:
+        for of, replaced in ((torch.cuda, cuda), (torch.Tensor, tensor)):
+            for name, value in replaced.items():
+                stack.enter_context(mock.patch.object(of, name, value))
+        stack.enter_context(mock.patch.object(torch, "Generator", Generator))
+        stack.enter_context(mock.patch.object(torch, "autocast", autocast_of_the_cpu))
+        for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):
+            check = mock.patch.object(torch.optim.Optimizer, name, lambda self: None, create=True)
+            stack.enter_context(check)
+        _group_by_mark(gpu, stack)
+        yield
+
+
+def _group_by_mark(gpu: GPU, stack: ExitStack) -> None:
+    """What groups tensors by device in C++, for optimizers and norms, is told of the marks."""
+    from torch.nn.utils import clip_grad
+    from torch.optim import optimizer
+    from torch.utils import _foreach_utils
+
+    group = _foreach_utils._group_tensors_by_device_and_dtype
+
+    def grouped(lists, with_indices=False):
+        groups = group(lists, with_indices)
+        on_gpu = lambda each: any(t is not None and t in gpu.there for t in each[0][0])
+        return {
+            (CUDA if on_gpu(each) else device, dtype): each
+            for (device, dtype), each in groups.items()
+        }
+
+    for module in (_foreach_utils, clip_grad, optimizer):
+        name = "_group_tensors_by_device_and_dtype"
+        stack.enter_context(mock.patch.object(module, name, grouped))
