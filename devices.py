@@ -76,6 +76,13 @@ def _placed(
     return torch.frombuffer(bytearray(data), dtype=dtype).view(shape).to(device)
 
 
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor of the CPU on a device. A GPU does not wait: it is copied from pinned memory."""
+    if torch.device(device).type != "cuda" or tensor.device.type == "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 class Late:
     """A number on a device that the host reads one call late, when it has asked for more.
 

@@ -603,5 +603,6 @@ def posterior_mean(
     logits = (flat @ mu.transpose(1, 2) - mu.square().sum(-1)[:, None] / 2) / (s2 + sd**2)
     if log_prior is not None:
         logits = logits + (log_prior if log_prior.ndim == 1 else log_prior[:, None])
-    means = weights(logits) @ mu  # (N, P, d)
+    # A GPU's kernel for products of inner size 1 is compiled when it is first used.
+    means = mu if mu.shape[1] == 1 else weights(logits) @ mu  # (N, P, d), or (N, 1, d)
     return ((s2 * means + sd**2 * flat) / (s2 + sd**2)).view_as(x)

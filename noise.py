@@ -26,6 +26,7 @@ from scipy import stats
 from torch import Tensor
 
 from denoiser import Denoiser
+from devices import sent
 
 # Distance between the streams of two batches of the same set: more than there are streams.
 LATER_BATCH = 16
@@ -283,9 +284,12 @@ def stratified(noise: Tensor, directions: Tensor, generators: list[torch.Generat
     shift = torch.stack([torch.rand(1, r, generator=g, dtype=torch.float64) for g in generators])
     order = torch.stack([torch.rand(B, r, generator=g).argsort(0) for g in generators])
     quantiles = ((order + shift) / B).clamp(1e-9, 1 - 1e-9)  # (G, B, r)
-    wanted = torch.as_tensor(stats.norm.ppf(quantiles.numpy())).to(noise)
+    wanted = torch.as_tensor(stats.norm.ppf(quantiles.numpy()), dtype=noise.dtype)
     components = flat @ axes.transpose(1, 2)  # (G, B, r)
-    return (flat + (wanted - components) @ axes).view_as(noise)
+    missing = sent(wanted, noise.device) - components
+    # A GPU's kernel for products of inner size 1 is compiled when it is first used.
+    change = missing * axes if r == 1 else missing @ axes
+    return (flat + change).view_as(noise)
 
 
 def contrastive(
@@ -370,7 +374,7 @@ def leading_directions(
 
     def draw() -> Tensor:
         noise = torch.stack([torch.randn((rank, *shape), generator=g) for g in generators])
-        return noise.to(device)
+        return sent(noise, device)
 
     v = draw()
     x = float(sigma) * draw()[:, :1].expand(G, rank, *shape)

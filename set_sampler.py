@@ -20,7 +20,7 @@ from classifier import Classifier
 from config import EvaluationSettings, SamplerSettings
 from decisions import Decisions, measure
 from denoiser import Denoiser
-from devices import free_memory, kept_bytes
+from devices import free_memory, kept_bytes, sent
 from guidance import (
     RKE,
     Cads,
@@ -204,7 +204,7 @@ class SetSampler:
             return self.task.exact_denoiser(sets, self.device)
         labels = None
         if self.network.unet.label is not None and self.task.labels is not None:
-            labels = self.task.labels[sets].to(self.device)
+            labels = sent(self.task.labels[sets], self.device)
         if cond is None:
             cond = self.task.condition(sets, self.device)
         return self.network.bind(cond, labels)
@@ -367,7 +367,7 @@ class SetSampler:
             z = torch.cat([z, *(noise() for _ in range(1, g.balanced_of))], 1)
             previews = self.previews(sets, z * scale)
             generators = self._generators(sets, Stream.QUANTILES.turn(turn))
-            drawn = balanced_draw(previews, B, generators).to(z.device)
+            drawn = sent(balanced_draw(previews, B, generators), z.device)
             z = z[torch.arange(len(z), device=z.device)[:, None], drawn]
         elif B > 1 and g.noise == "contrastive":
             denoise = self.calls.counted(self.denoiser(sets))
@@ -484,7 +484,7 @@ class SetSampler:
                 x = self._integrate(sets, guided, x, lambda: noise()[rows, kept], step, after_step)
                 if x.shape[1] > self.batch_size:
                     size = max(self.batch_size, x.shape[1] // 2)
-                    chosen = most_distant(last["denoised"], size).to(self.device)
+                    chosen = sent(most_distant(last["denoised"], size), self.device)
                     x = x[rows, chosen]
                     kept = kept[rows, chosen]
         return self.task.to_samples(x)

@@ -36,11 +36,12 @@ class Reference(Pushed):
     def _gradient(self, denoised: Tensor) -> Tensor:
         """grad U with respect to y, float64, like denoised (G, B, C, H, W)."""
         G, B = denoised.shape[:2]
-        off_diagonal = ~torch.eye(B, dtype=torch.bool, device=denoised.device)
         with torch.enable_grad():
             y = to_unit_range(denoised.detach()).flatten(2).double().requires_grad_()
             differences = y[:, :, None] - y[:, None, :]
-            d2 = differences.square().sum(-1)[:, off_diagonal].view(G, -1)  # (G, B (B - 1))
+            # All but the diagonal, (G, B (B - 1)), without a mask, which would make a GPU wait.
+            d2 = differences.square().sum(-1).flatten(1)[:, 1:].unflatten(1, (B - 1, B + 1))
+            d2 = d2[:, :, :-1].reshape(G, -1)
             # The square root of a zero has no gradient; two copies then do not feel each other.
             d = torch.where(d2 > 0, d2, 1.0).sqrt() * (d2 > 0)
             h = (d.median(-1, keepdim=True).values ** 2 / math.log(max(B, 2))).clamp_min(1e-12)
