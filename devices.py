@@ -69,9 +69,7 @@ def placed(values: Tensor, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _placed(
-    data: bytes, dtype: torch.dtype, shape: torch.Size, device: torch.device
-) -> Tensor:
+def _placed(data: bytes, dtype: torch.dtype, shape: torch.Size, device: torch.device) -> Tensor:
     """A tensor of these bytes on a device."""
     return torch.frombuffer(bytearray(data), dtype=dtype).view(shape).to(device)
 

@@ -123,9 +123,7 @@ class Task:
     def to_model(self, samples: Tensor, device: torch.device) -> Tensor:
         """The inverse of `to_samples`: (G', B, H, W) -> (G', B, C, H, W) on the device."""
         colours = self.world.answer_channels > 1
-        return sent(
-            to_model_range(as_planes(samples, self.world.label_classes, colours)), device
-        )
+        return sent(to_model_range(as_planes(samples, self.world.label_classes, colours)), device)
 
     def pictured(self, x: Tensor) -> Tensor:
         """What the sampler sees on its way, x (..., C, H, W) or D(x), as pictures on the CPU:

@@ -18,7 +18,8 @@ one GPU (`Answers`, and what `_torch` replaces), and the marks are followed thro
                copy from pageable memory, a boolean mask as an index
     pageable   a copy that does not wait by itself, from memory that is not pinned: the driver may
 
-Not seen: other threads, the dtypes of CUDA's autocast, limits of kernels, cuDNN, torch.compile.
+Not seen: other threads, gradients of tensors of the host, the dtypes of CUDA's autocast, limits of
+kernels, cuDNN, torch.compile.
 """
 
 from __future__ import annotations
@@ -333,9 +334,7 @@ class Answers(TorchFunctionMode):
             kwargs["dtype"] = dtype
         return None if device is None else torch.device(device), free, kwargs
 
-    def to(
-        self, tensor: Tensor, target: torch.device | None, free: bool, others: dict
-    ) -> Tensor:
+    def to(self, tensor: Tensor, target: torch.device | None, free: bool, others: dict) -> Tensor:
         """Tensor.to: a tensor on a side, in another type or layout."""
         gpu = self.gpu
         there = tensor in gpu.there
@@ -349,23 +348,7 @@ class Answers(TorchFunctionMode):
             gpu.there.add(out)
         else:  # it was marked as like one on the GPU
             gpu.there.held.pop(out.untyped_storage()._cdata, None)
-        if tensor.requires_grad and torch.is_grad_enabled():
-            return _Moved.apply(tensor, out, free)
-        return out.copy_(tensor.detach(), non_blocking=free)
-
-
-class _Moved(torch.autograd.Function):
-    """A copy to the other side whose gradient is copied back."""
-
-    @staticmethod
-    def forward(ctx, tensor, out, free):
-        ctx.like = tensor
-        ctx.mark_dirty(out)
         return out.copy_(tensor, non_blocking=free)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad.to(ctx.like.device), None, None
 
 
 class Generator(torch.Generator):
