@@ -287,7 +287,6 @@ class Answers(TorchFunctionMode):
             gpu.found("crash", f"{name} of a tensor on the GPU")
         if there and func is Tensor.tolist:
             gpu.found("wait", "tolist")
-        pinned = kwargs.pop("pin_memory", False)
         device = kwargs.get("device")
         target = CPU if device is None else torch.device(device)
         if device is not None:
@@ -296,14 +295,14 @@ class Answers(TorchFunctionMode):
         made = target.type == "cuda" or (there and device is None)
         with gpu.making(made):
             out = func(*args, **kwargs)
+        if there and func is Tensor.__deepcopy__:  # which copies a buffer without an operation
+            gpu.there.add(out)
         if target.type == "cuda":
             if name in ("tensor", "as_tensor", "asarray", "new_tensor"):
                 gpu.found("wait", f"{name}: a copy of numbers of the host to the GPU")
                 out = out.clone()
             for tensor in _tensors(out):
                 gpu.there.add(tensor)
-        if pinned:
-            gpu.pinned.add(out)
         return out
 
     def check_generator(
@@ -437,7 +436,11 @@ def _torch(gpu: GPU) -> Iterator[None]:
         is_cuda=property(lambda self: self in gpu.there),
         get_device=lambda self: 0 if self in gpu.there else -1,
     )
-    autocast = torch.autocast
+    autocast, empty = torch.autocast, torch.empty
+
+    def maybe_pinned(*size: Any, pin_memory: bool = False, **options: Any) -> Tensor:
+        out = empty(*size, **options)
+        return gpu.pinned.add(out) if pin_memory else out
 
     def autocast_of_the_cpu(device_type: str, **options: Any):
         return autocast("cpu" if device_type == "cuda" else device_type, **options)
@@ -448,6 +451,7 @@ def _torch(gpu: GPU) -> Iterator[None]:
                 stack.enter_context(mock.patch.object(of, name, value))
         stack.enter_context(mock.patch.object(torch, "Generator", Generator))
         stack.enter_context(mock.patch.object(torch, "autocast", autocast_of_the_cpu))
+        stack.enter_context(mock.patch.object(torch, "empty", maybe_pinned))
         for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):
             check = mock.patch.object(torch.optim.Optimizer, name, lambda self: None, create=True)
             stack.enter_context(check)
