@@ -360,7 +360,7 @@ class Generator(torch.Generator):
         self.side = torch.device(device)
 
     @property
-    def device(self):
+    def device(self):  # type: ignore[override]
         return self.side
 
 
