@@ -330,7 +330,7 @@ def digits(settings: PipelineBenchmarkSettings, measured: bool) -> dict[str, Any
             kept(cells / f"{prefix}{name}.json", lambda: module.figures(drawn()))
     found = {
         path.stem.removeprefix(prefix): json.loads(path.read_text())
-        for path in sorted(cells.glob(f"{prefix}*.json"))
+        for path in sorted(cells.glob(f"{prefix}*.json"), key=lambda path: path.stem)
     }
     return dict(settings=vars(mine), routes=found) if found else None
 
