@@ -473,7 +473,7 @@ def set_up(
         network, trained = checkpoint.load_denoiser(path, device)
         network.autocast = use_bfloat16(settings.run.precision, device)
         if settings.run.compile:
-            network.compile(dynamic=True)
+            network.compile_for_any_size()
         notices += _other_law(settings.world, trained["settings"])
         if settings.world.dataset == "frames":
             notices += _check_frames(world, settings, network, trained)

@@ -480,6 +480,18 @@ class EDMDenoiser(nn.Module):
             kept = torch.lerp(kept, moved.to(x), gain.to(x))
         return self._whole(kept + c_out * own.to(x), H, W)
 
+    def compile_for_any_size(self, **options: str) -> None:
+        """Compile the network once for all numbers of images; call it before the first image.
+
+        By default two sizes that are equal in the first call, such as the number of images and the
+        pixels of a patch, are taken for one, and each other combination is compiled anew, up to
+        Dynamo's limit of eight. `options` are those of torch.compile.
+        """
+        from torch.fx.experimental import _config as shapes  # imports much that is not needed else
+
+        shapes.use_duck_shape = False
+        self.compile(dynamic=True, **options)
+
     def bind(self, cond: Tensor | None = None, labels: Tensor | None = None) -> Denoiser:
         """A denoiser of sets: denoise(x (G, B, C, H, W), sigma scalar) -> x0, the same shape.
 

@@ -435,3 +435,25 @@ def test_a_reference_update_moves_little_for_types_and_layouts(monkeypatch):
     assert bytes_moved(net, 512) <= 5e9
     monkeypatch.setattr(GroupNorm, "forward", copied)
     assert bytes_moved(net, 512) >= 30e9
+
+
+@pytest.mark.slow
+def test_a_network_is_compiled_once_for_all_sizes():
+    """Whatever other size the number of images is equal to. The graph is traced, not translated."""
+    net = network(channels=[8], attention=[], patch_size=2, motion=1)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    plain, outputs = [], []
+    for outs in (plain, outputs):
+        if outs is outputs:
+            net.compile_for_any_size(backend="eager")
+        for G, B in ((4, 4), (9, 2), (3, 11)):  # 4 numbers a patch, 9 displacements
+            denoise = net.bind(torch.linspace(-1, 1, G * 64).view(G, 1, 8, 8))
+            with torch.no_grad():
+                outs.append(denoise(torch.linspace(-2, 2, G * B * 64).view(G, B, 1, 8, 8), SIGMA))
+    torch.testing.assert_close(outputs, plain)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    torch._dynamo.reset()
+
+
+SIGMA = torch.tensor(1.5, dtype=torch.float64)
