@@ -167,7 +167,14 @@ def make_denoiser(
         dropout=model.dropout,
         num_classes=10 if model.class_labels else 0,
     )
-    return EDMDenoiser(unet, sigma_data, box).to(memory_format=torch.channels_last)
+    denoiser = EDMDenoiser(unet, sigma_data, box).to(memory_format=torch.channels_last)
+    for parameter in denoiser.parameters():
+        if parameter.ndim == 4 and parameter.shape[2:] == (1, 1):
+            # The strides of its gradient, a matrix; any are channels-last. Processes that exchange
+            # gradients would copy them otherwise.
+            strides = (parameter.shape[1], 1, 1, 1)
+            parameter.data = parameter.data.as_strided(parameter.shape, strides)
+    return denoiser
 
 
 def denoiser_metadata(path: Path | str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, ContextManager, Iterator
 
@@ -262,6 +263,14 @@ class HeldOut:
         return float(torch.cat(losses).mean())
 
 
+def _shared(net: nn.Module) -> DistributedDataParallel:
+    """A network whose gradients the processes exchange. Its buffers are constants, which are not
+    exchanged at each call."""
+    renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    flag = "forward_sync_buffers" if renamed else "broadcast_buffers"
+    return DistributedDataParallel(net, **{flag: False})
+
+
 class Training:
     """One training run: a network, the average of its weights, an optimizer and the random streams.
 
@@ -319,7 +328,7 @@ class Training:
         )
         if settings.run.compile:
             self.net.compile()
-        self.parallel = DistributedDataParallel(self.net) if self.ranks > 1 else self.net
+        self.parallel = _shared(self.net) if self.ranks > 1 else self.net
 
     def _measure(self) -> tuple[float, tuple[int, int, int, int] | None]:
         """sigma_data, unless it is set, and with --crop the box of the frame to work on."""

@@ -63,6 +63,12 @@ SMALL = {
     "grid": "--experiment e9 --num_sets 1 --repetitions 1",
     "pipelines": "--num_sets 1 --num_steps 4 --repetitions 1 --iterations 2 "
     '--parts ["schedulers","places","cost"]',
+    "counters": "--reference NETWORK --small NETWORK --updates 1",
+    "gpu": (
+        "--network NETWORK --compile false --device cpu --updates 1 --repetitions 1 --num_sets 1 "
+        "--particles 4 --experiment e9 --preset quick --grid_sets 1 --digits embedded "
+        "--checkpoint circle_jumping"
+    ),
 }
 NETWORK = dict(
     dataset="free", channels=[16], blocks=1, attention=[], patch_size=4, motion=4, batch_size=8
@@ -74,8 +80,12 @@ NETWORK = dict(
 def test_every_benchmark_of_speed_measures(name, tmp_path, monkeypatch):
     """Each part of it, on something small; processes are few, for each takes seconds to start."""
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "benchmarks")])
     benchmark = load(name)
-    if name == "network":
+    if name == "gpu":
+        parts = {part: run for part, run in benchmark.PARTS.items() if part != "network"}
+        monkeypatch.setattr(benchmark, "PARTS", parts)
+    elif name == "network":
         monkeypatch.setattr(benchmark, "MATRIX_SIDE", 64)
         monkeypatch.setattr(benchmark, "COPIED", 2**10)
     elif name == "potentials":
@@ -101,6 +111,13 @@ def test_every_benchmark_of_speed_measures(name, tmp_path, monkeypatch):
         line for line in (tmp_path / f"{name}.md").read_text().splitlines() if line.startswith("| ")
     ]
     assert len(rows) > 2 and len({line.count("|") for line in rows[:3]}) == 1
+    if name == "gpu":
+        assert parts.keys() < result.keys() and result["failed"] == {}
+        before = result | dict(failed={})
+        benchmark.main(["--train", "true", *flags, "--minutes", "0.4", "--outdir", str(tmp_path)])
+        result = json.loads((tmp_path / "gpu.json").read_text())
+        assert {name: result[name] for name in before} == before  # what was measured is kept
+        assert result["failed"] == {} and result["training"]["updates"] > 0
 
 
 @pytest.mark.slow
