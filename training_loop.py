@@ -267,8 +267,8 @@ def _shared(net: nn.Module) -> DistributedDataParallel:
     """A network whose gradients the processes exchange. Its buffers are constants, which are not
     exchanged at each call."""
     renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
-    flag = "forward_sync_buffers" if renamed else "broadcast_buffers"
-    return DistributedDataParallel(net, **{flag: False})
+    flags: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return DistributedDataParallel(net, **flags)
 
 
 class Training:

@@ -189,7 +189,8 @@ def same_seed(args: GPUBenchmarkSettings, left: float) -> dict[str, Any]:
     result = {}
     for name, flags in {"trained": ["--checkpoint", args.checkpoint], "exact": []}.items():
         flags = [*flags, "--denoiser", name, *common(args), "--num_sets", "8", "--pg_factor", "3"]
-        samples, modes = [], []
+        samples: list[Any] = []
+        modes: list[Any] = []
         for device in ("cpu", args.device):
             # Of two flags of one name the last counts.
             own = ["--precision", "float32", "--device", device]
