@@ -118,6 +118,7 @@ COMPARED: dict[str, str] = {
     "DiverseFlow": METHODS["diverseflow"],
     "RKE": METHODS["rke"],
     "SRIW": METHODS["sriw"],
+    "SRIW in the window": "SRIW in the window of particle guidance",
     "OSCAR": METHODS["oscar"],
     "variance": METHODS["variance"],
     "EDDY": METHODS["eddy"],

@@ -104,6 +104,7 @@ NEEDS = {
     "DiverseFlow": ("backward passes", "shifted"),
     "RKE": ("backward passes", "shifted"),
     "SRIW": ("nothing", "shifted"),
+    "SRIW in the window": ("a pilot", "shifted"),
     "OSCAR": ("backward passes, three particles", "shifted"),
     "variance": ("twice the calls, backward passes", "tilted, known"),
     "EDDY": ("nothing", "kept, from independent noise"),
@@ -362,7 +363,7 @@ def thesis_table(rows: list[dict]) -> str:
         directions = experiments.interval(row["result"]["modes_found"])
         found.setdefault(what, {})[cell["denoiser"]] = directions
     denoisers = list(next(iter(found.values())))
-    lines = [[what, *(each[name] for name in denoisers)] for what, each in found.items()]
+    lines = [[what, *(each.get(name, "") for name in denoisers)] for what, each in found.items()]
     table = markdown_table(["", *(f"{name} denoiser" for name in denoisers)], lines)
     independent = [first_of_each_method(rows, name)["independent"] for name in denoisers]
     sizes = ", ".join(f"{each['num_sets']} {name}" for each, name in zip(independent, denoisers))
