@@ -435,7 +435,7 @@ def set_up(
     import pilot
     import tasks
     from data_loader import load_world
-    from devices import pick_device, set_precision, use_bfloat16
+    from devices import pick_device, set_precision, set_reproducible, use_bfloat16
     from guidance import MOST_MODES
     from potentials import POTENTIALS
     from set_sampler import SetSampler
@@ -445,6 +445,7 @@ def set_up(
         reject("pg_kernel", settings.guidance.pg_kernel, ", ".join(map(repr, POTENTIALS)))
     device = pick_device(settings.run.device)
     set_precision(settings.run.precision)
+    set_reproducible(settings.run.reproducible)
 
     world: Any = load_world(settings.world, settings.digits, split)
     notices: list[str] = []

@@ -467,6 +467,9 @@ class RunSettings:
     compile: bool = False
     """torch.compile the network: slow to start, then faster (docs/performance.md says where it
     pays)"""
+    reproducible: bool = False
+    """on a GPU, take only algorithms that give the same bits every time, at a price in speed; a CPU
+    always does"""
     outdir: Optional[str] = None
     """directory for the results (null: a new one in runs/)"""
 

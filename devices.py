@@ -58,6 +58,20 @@ def set_precision(precision: str) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
+def set_reproducible(only: bool) -> None:
+    """Let a GPU take only algorithms whose results are the same bits every time, or any.
+
+    Without it, backward passes of attention, cuDNN's convolutions and sums of scattered values may
+    add up in another order. Where PyTorch knows no such algorithm it warns and takes another.
+    """
+    if only:
+        # What cuBLAS needs for it, read when it starts.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(only, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.backends.cudnn.deterministic = only
+
+
 def placed(values: Tensor, device: torch.device) -> Tensor:
     """A small constant of the CPU on a device. It is not to be written to.
 

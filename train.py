@@ -239,12 +239,13 @@ def setup(argv: Sequence[str] | None = None) -> tuple[Training, Path]:
     FileNotFoundError or ValueError."""
     settings, state = parse(argv)
     from data_loader import load_world
-    from devices import pick_device, set_precision
+    from devices import pick_device, set_precision, set_reproducible
     from own_frames import OwnFrames
     from training_loop import STATE, Training
 
     device = pick_device(settings.run.device)
     set_precision(settings.run.precision)
+    set_reproducible(settings.run.reproducible)
     join_processes(device)
     world = load_world(settings.world, settings.digits, "train").to(device)
     check_sides(settings, world.frame_shape)

@@ -10,6 +10,7 @@ import torch
 from conftest import ROOT
 
 import devices
+import evaluate
 from config import SettingError
 from model import MOST_IMAGES, filled
 
@@ -46,6 +47,20 @@ def test_tf32_is_used_for_all_operations_or_for_none(precision):
         assert used == (precision == "tf32",) * 2
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def test_a_reproducible_run_takes_no_other_algorithms_and_the_next_run_may(tmp_path):
+    flags = ["--digits", "embedded", "--num_sets", "1", "--num_steps", "2", "--device", "cpu"]
+    try:
+        for name, only in (("a", True), ("b", False)):
+            outdir = str(tmp_path / name)
+            evaluate.main([*flags, "--reproducible", str(only).lower(), "--outdir", outdir])
+            assert torch.are_deterministic_algorithms_enabled() == only
+            assert torch.backends.cudnn.deterministic == only
+    finally:
+        devices.set_reproducible(False)
+    one, other = (np.load(tmp_path / name / "samples.npz")["samples"] for name in "ab")
+    assert (one == other).all()
 
 
 def test_noise_levels_are_filled_in_where_the_images_are():
