@@ -68,7 +68,6 @@ def set_reproducible(only: bool) -> None:
         # What cuBLAS needs for it, read when it starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(only, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.deterministic = only
 
 
