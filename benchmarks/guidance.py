@@ -64,13 +64,13 @@ def markdown(rows: list[dict]) -> str:
         "network calls",
         "backward",
         "cost",
-        "seconds",
+        "sets",
     ]
     for denoiser in dict.fromkeys(row["cell"]["denoiser"] for row in rows):
         mine = [row for row in rows if row["cell"]["denoiser"] == denoiser]
         first = {row["cell"]["method"]: row for row in reversed(mine)}
         what = (
-            "{num_sets} {digits_source} test digits, sets of {batch_size}, {modes_total} "
+            "{digits_source} test digits, sets of {batch_size}, {modes_total} "
             "directions, 22 steps, {device}"
         ).format(**mine[0]["result"])
         lines += [
@@ -96,7 +96,7 @@ def markdown(rows: list[dict]) -> str:
                 f"{result['network_calls']:.1f}",
                 f"{result['backward_calls']:.1f}",
                 experiments.audit_entry(result, "forward_equivalents"),
-                f"{result['seconds']:.0f}",
+                f"{result['num_sets']}",
             ]
             lines.append("| " + " | ".join(entries) + " |")
         lines.append("")

@@ -295,7 +295,8 @@ def rivals_table(rows: list[dict]) -> str:
         for method, result in first.items()
         if method in COMPARED
     ]
-    return f"{markdown_table(header, lines)}\n\n{sets_of(first['independent'])}"
+    sets = sets_of(first["independent"]).removesuffix(".") + smaller_rows(first) + "."
+    return f"{markdown_table(header, lines)}\n\n{sets}"
 
 
 def which_table(rows: list[dict]) -> str:
@@ -377,8 +378,19 @@ def sets_of_models(*models: dict[str, dict]) -> str:
     expected = models[0]["independent"]["modes_expected_iid"]
     return (
         f"Directions of 8 found by sets of 8; independent draws find {expected:.2f} in theory. "
-        f"Number of sets, in the order of the columns: {sets}."
+        f"Number of sets, in the order of the columns: {sets}{smaller_rows(*models)}."
     )
+
+
+def smaller_rows(*models: dict[str, dict]) -> str:
+    """The methods that have fewer sets than the others of a model, `; NAME: COUNT`."""
+    fewer = {
+        method: result["num_sets"]
+        for results in models
+        for method, result in results.items()
+        if result["num_sets"] < results["independent"]["num_sets"]
+    }
+    return "".join(f"; {COMPARED.get(name, name)}: {count}" for name, count in fewer.items())
 
 
 def sets_of(result: dict) -> str:
