@@ -84,7 +84,6 @@ def test_the_example_as_it_is_with_a_short_training(tmp_path, capsys, monkeypatc
     )
     noisy = sets["DDIM, new noise"], sets["DDIM, new noise, guided"]
     assert not torch.allclose(*noisy, atol=0.1)
-    assert places(noisy[1]) >= places(noisy[0])
 
 
 @pytest.mark.slow
