@@ -26,11 +26,14 @@ from __future__ import annotations
 
 import math
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Callable
 
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, UNet2DModel
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -38,12 +41,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from adapter import denoiser_of, measured_guide, pilot, renewing, repelling  # noqa: E402
 from command_line import make_parser, run_folder  # noqa: E402
 from config import ClosedUnitInterval, Count, NonNegative, Seed, build  # noqa: E402
-from guidance import Denoiser, ParticleGuidance  # noqa: E402
+from guidance import ParticleGuidance  # noqa: E402
 from potentials import LogDet  # noqa: E402
 from ranges import to_model_range, to_unit_range  # noqa: E402
 from sampler import integrate, window_schedule  # noqa: E402
 
 SIDE = 8
+# The noise levels of Stable Diffusion, 0.03 to 14.6.
+NOISE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 
 
 @dataclass
@@ -115,12 +120,7 @@ def train(images: Tensor, iterations: int, batch_size: int = 32) -> DDIMPipeline
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
     )
     scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        prediction_type="v_prediction",
-        timestep_spacing="trailing",
+        **NOISE, clip_sample=False, prediction_type="v_prediction", timestep_spacing="trailing"
     )
     optimizer = torch.optim.AdamW(unet.parameters(), lr=4e-3)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=iterations)
@@ -139,8 +139,8 @@ def train(images: Tensor, iterations: int, batch_size: int = 32) -> DDIMPipeline
     return pipe
 
 
-def draw(pipe: DDIMPipeline, settings: ExampleSettings) -> Tensor:
-    """Sets from a pipeline, (G, B, 1, H, W) in [-1, 1]."""
+def draw(pipe: DiffusionPipeline, settings: Any) -> Tensor:
+    """Sets from a pipeline, (G, B, C, H, W) in [-1, 1]; `settings` as of `routes`."""
     images = pipe(
         batch_size=settings.num_sets * settings.particles,
         num_inference_steps=settings.num_steps,
@@ -151,43 +151,61 @@ def draw(pipe: DDIMPipeline, settings: ExampleSettings) -> Tensor:
     return to_model_range(sets)
 
 
-def run(settings: ExampleSettings, pipe: DDIMPipeline) -> dict[str, Tensor]:
-    """The sets of every route, from the same pipeline: {route: (G, B, 1, H, W)}."""
+def routes(
+    settings: Any,
+    pipe: DiffusionPipeline,
+    features: Callable[[Tensor], Tensor] | None = None,
+) -> dict[str, Callable[[], Tensor]]:
+    """What draws the sets of every route, (G, B, C, H, W), from the same pipeline, by its name.
+
+    Arguments:
+        settings: with the fields of `ExampleSettings` from `num_sets` to `seed`
+        pipe: without a condition
+        features: what particles are compared by, images (N, C, H, W) -> (N, d); None: their pixels
+    """
     denoise = denoiser_of(pipe)
     decided = pilot(denoise, particles=64, seed=settings.seed)
-    particles = settings.particles
-    sets = {"DDIM": draw(pipe, settings)}
-    guide = measured_guide(decided, factor=settings.factor)
-    with repelling(pipe.scheduler, guide, particles=particles):
-        sets["DDIM, guided"] = draw(pipe, settings)
-    stronger = measured_guide(decided, factor=settings.renewed_factor)
-    with renewing(pipe.scheduler, decided.window(), share=settings.renewed):
-        sets["DDIM, new noise"] = draw(pipe, settings)
-        with repelling(pipe.scheduler, stronger, particles=particles):
-            sets["DDIM, new noise, guided"] = draw(pipe, settings)
+    low, high = window = decided.window()
 
-    low, high = denoise.sigma_min, denoise.sigma_max
-    window = decided.window()
-    schedule = window_schedule(
-        settings.num_steps, window, churn=0.3, sigma_min=low, sigma_max=high, rho=7.0
-    )
-    generator = torch.Generator().manual_seed(settings.seed)
-    shape = (settings.num_sets, settings.particles, *denoise.shape)
-    noise = lambda: torch.randn(shape, generator=generator)
-    guided = ParticleGuidance(
-        denoise,
-        LogDet(),
-        factor=settings.sampler_factor,
-        sigma_min=window[0],
-        sigma_max=window[1],
-        fade=decided.undecided,
-    )
-    routes: dict[str, Denoiser] = {"sampler": denoise, "sampler, guided": guided}
-    for name, each in routes.items():
-        generator.manual_seed(settings.seed)
+    def pipeline(share: float | None, factor: float) -> Tensor:
+        guide = measured_guide(decided, factor=factor, features=features)
+        with ExitStack() as stack:
+            if share is not None:
+                stack.enter_context(renewing(pipe.scheduler, window, share=share))
+            stack.enter_context(repelling(pipe.scheduler, guide, particles=settings.particles))
+            return draw(pipe, settings)
+
+    def sampler(factor: float) -> Tensor:
+        guided = ParticleGuidance(
+            denoise,
+            LogDet(),
+            factor=factor,
+            features=features,
+            sigma_min=low,
+            sigma_max=high,
+            fade=decided.undecided,
+        )
+        bounds = dict(sigma_min=denoise.sigma_min, sigma_max=denoise.sigma_max)
+        schedule = window_schedule(settings.num_steps, window, churn=0.3, rho=7.0, **bounds)
+        shape = (settings.num_sets, settings.particles, *denoise.shape)
+        generator = torch.Generator().manual_seed(settings.seed)
+        noise = lambda: torch.randn(shape, generator=generator)
         with torch.no_grad():
-            sets[name] = integrate(each, noise() * high, schedule, noise=noise)
-    return sets
+            return integrate(guided, noise() * denoise.sigma_max, schedule, noise=noise)
+
+    return {
+        "DDIM": partial(pipeline, None, 0.0),
+        "DDIM, guided": partial(pipeline, None, settings.factor),
+        "DDIM, new noise": partial(pipeline, settings.renewed, 0.0),
+        "DDIM, new noise, guided": partial(pipeline, settings.renewed, settings.renewed_factor),
+        "sampler": partial(sampler, 0.0),
+        "sampler, guided": partial(sampler, settings.sampler_factor),
+    }
+
+
+def run(settings: ExampleSettings, pipe: DDIMPipeline) -> dict[str, Tensor]:
+    """The sets of every route, from the same pipeline: {route: (G, B, 1, H, W)}."""
+    return {name: drawn() for name, drawn in routes(settings, pipe).items()}
 
 
 def figures(sets: Tensor) -> dict:

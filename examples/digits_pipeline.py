@@ -23,9 +23,7 @@ from __future__ import annotations
 
 import math
 import sys
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Callable
 
@@ -39,17 +37,11 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import checkpoint  # noqa: E402
-from adapter import denoiser_of, measured_guide, pilot, renewing, repelling  # noqa: E402
+import diffusers_pipeline  # noqa: E402
 from command_line import make_parser, run_folder  # noqa: E402
 from config import ClosedUnitInterval, Count, ModelSettings, NonNegative, Seed, build  # noqa: E402
-from guidance import ParticleGuidance  # noqa: E402
 from metrics import mean_interval, mode_metrics, recognise  # noqa: E402
-from potentials import LogDet  # noqa: E402
-from ranges import to_model_range, to_unit_range  # noqa: E402
-from sampler import integrate, window_schedule  # noqa: E402
-
-# The noise levels of Stable Diffusion, 0.03 to 14.6.
-NOISE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+from ranges import to_unit_range  # noqa: E402
 
 
 @dataclass
@@ -101,7 +93,7 @@ class DigitsUNet(ModelMixin, ConfigMixin):
         super().__init__()
         settings = build(ModelSettings, model)
         self.denoiser = checkpoint.make_denoiser((0, in_channels), settings, sigma_data, box)
-        abar = DDIMScheduler(**NOISE).alphas_cumprod.double()
+        abar = DDIMScheduler(**diffusers_pipeline.NOISE).alphas_cumprod.double()
         self.log_sigmas = ((1 - abar) / abar).log().numpy() / 2  # (T,), rising
 
     def forward(self, sample: Tensor, timestep: Tensor | float) -> UNet2DOutput:
@@ -123,7 +115,10 @@ def convert(name: str = "centered") -> DDIMPipeline:
     )
     unet.denoiser.load_state_dict(denoiser.state_dict())
     scheduler = DDIMScheduler(
-        **NOISE, clip_sample=False, prediction_type="sample", timestep_spacing="trailing"
+        **diffusers_pipeline.NOISE,
+        clip_sample=False,
+        prediction_type="sample",
+        timestep_spacing="trailing",
     )
     return DDIMPipeline(unet, scheduler)
 
@@ -142,59 +137,9 @@ def features() -> Callable[[Tensor], Tensor]:
     return lambda images: classifier.features(to_unit_range(images[:, 0]))
 
 
-def draw(pipe: DiffusionPipeline, settings: DigitsSettings) -> Tensor:
-    """Sets from a pipeline, (G, B, 1, H, W) in [-1, 1]."""
-    images = pipe(
-        batch_size=settings.num_sets * settings.particles,
-        num_inference_steps=settings.num_steps,
-        generator=torch.Generator().manual_seed(settings.seed),
-        output_type="np",
-    ).images
-    sets = torch.as_tensor(images).permute(0, 3, 1, 2).unflatten(0, (-1, settings.particles))
-    return to_model_range(sets)
-
-
 def routes(settings: DigitsSettings, pipe: DiffusionPipeline) -> dict[str, Callable[[], Tensor]]:
     """What draws the sets of every route, (G, B, 1, H, W), from the same pipeline, by its name."""
-    denoise = denoiser_of(pipe)
-    decided = pilot(denoise, particles=64, seed=settings.seed)
-    low, high = window = decided.window()
-    compare = features()
-
-    def pipeline(share: float | None, factor: float) -> Tensor:
-        guide = measured_guide(decided, factor=factor, features=compare)
-        with ExitStack() as stack:
-            if share is not None:
-                stack.enter_context(renewing(pipe.scheduler, window, share=share))
-            stack.enter_context(repelling(pipe.scheduler, guide, particles=settings.particles))
-            return draw(pipe, settings)
-
-    def sampler(factor: float) -> Tensor:
-        guided = ParticleGuidance(
-            denoise,
-            LogDet(),
-            factor=factor,
-            features=compare,
-            sigma_min=low,
-            sigma_max=high,
-            fade=decided.undecided,
-        )
-        bounds = dict(sigma_min=denoise.sigma_min, sigma_max=denoise.sigma_max)
-        schedule = window_schedule(settings.num_steps, window, churn=0.3, rho=7.0, **bounds)
-        shape = (settings.num_sets, settings.particles, *denoise.shape)
-        generator = torch.Generator().manual_seed(settings.seed)
-        noise = lambda: torch.randn(shape, generator=generator)
-        with torch.no_grad():
-            return integrate(guided, noise() * denoise.sigma_max, schedule, noise=noise)
-
-    return {
-        "DDIM": partial(pipeline, None, 0.0),
-        "DDIM, guided": partial(pipeline, None, settings.factor),
-        "DDIM, new noise": partial(pipeline, settings.renewed, 0.0),
-        "DDIM, new noise, guided": partial(pipeline, settings.renewed, settings.renewed_factor),
-        "sampler": partial(sampler, 0.0),
-        "sampler, guided": partial(sampler, settings.sampler_factor),
-    }
+    return diffusers_pipeline.routes(settings, pipe, features())
 
 
 def figures(sets: Tensor) -> dict[str, dict]:
