@@ -268,7 +268,7 @@ def frontier(rows: Sequence[dict], title: str = "") -> Figure:
         ("cost per particle, in forward passes", trained, cost),
     ]
     if unequal:
-        across = "frequencies off by (exact denoiser, p = 0.5)"
+        across = "frequencies off by (total variation)"
         panels.append((across, unequal, lambda result: result["frequency_tv"]))
     figure, (axes,) = grid_of_axes(
         1, len(panels), 3.9 * len(panels), 4.6, sharey=True, gridspec_kw=dict(wspace=0.06)
@@ -303,6 +303,7 @@ def frontier(rows: Sequence[dict], title: str = "") -> Figure:
             fontsize=8,
             color="#666666",
         )
+        axis.set_title(f"denoiser: {chosen[0]['cell'].get('denoiser', 'trained')}", fontsize=9)
         axis.set_xlabel(across)
         axis.grid(alpha=0.3)
     _set_logarithmic(axes[0], QUALITY_TICKS)
@@ -332,7 +333,7 @@ def _set_logarithmic(axis: Axes, marks: Sequence[float]) -> None:
     ticks: list[float] = []
     for mark in marks:
         apart = math.inf if not ticks else math.log(mark / ticks[-1]) / math.log(high / low)
-        if low <= mark <= high and apart > 1 / 14:
+        if low <= mark <= high and apart > 1 / 10:
             ticks.append(mark)
     axis.set_xticks(ticks, map(str, ticks))
     axis.minorticks_off()
