@@ -293,6 +293,7 @@ def cost(settings: PipelineBenchmarkSettings, side: int = 32) -> dict[str, Any]:
         step=statistics.median(seconds["plain"]) / COSTED,
         ratio=measure.ratio(seconds, "guided", "plain"),
         added=measure.spread(added),
+        machine=measure.machine(),
     )
 
 
@@ -388,7 +389,7 @@ def cost_table(row: dict[str, Any]) -> str:
         f"{measure.shown(added)}% of a step",
     ]
     where = "{device}, {threads} threads, torch {torch}, diffusers {diffusers}".format(
-        **measure.machine()
+        **row["machine"]
     )
     return f"{measure.table(header, [cells])}\n\nMeasured on {where}."
 
