@@ -67,7 +67,8 @@ def set_reproducible(only: bool) -> None:
     if only:
         # What cuBLAS needs for it, read when it starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(only, warn_only=True)
+    if only != torch.are_deterministic_algorithms_enabled():  # the call imports for two seconds
+        torch.use_deterministic_algorithms(only, warn_only=True)
     torch.backends.cudnn.deterministic = only
 
 

@@ -29,7 +29,7 @@ from collections import Counter
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 from unittest import mock
 
 import torch
@@ -160,12 +160,11 @@ class GPU:
         self.counts.waits += kind == "wait"
         self.counts.findings[Finding(kind, what, _line())] += 1
 
-    @contextmanager
-    def making(self, there: bool) -> Iterator[None]:
-        """A context in which what is made of no tensor is on the GPU, if `there`."""
+    def making(self, there: bool, func: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Call a function; what it makes of no tensor is on the GPU, if `there`."""
         self.made_there += there
         try:
-            yield
+            return func(*args, **kwargs)
         finally:
             self.made_there -= there
 
@@ -204,19 +203,21 @@ class Follow(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         gpu = self.gpu
-        name = func._schema.name.split("::")[1]
-        given = _tensors(args, kwargs)
+        given = _tensors(*args, *kwargs.values())
         there = [tensor for tensor in given if tensor in gpu.there]
         if there:
+            name = func._schema.name.split("::")[1]
             self.check(name, args, given, there, torch.Tag.pointwise in func.tags)
         out = func(*args, **kwargs)
-        if there or (gpu.made_there and not given):
-            known = {tensor.untyped_storage()._cdata for tensor in given}
-            for tensor in _tensors(out):
-                if tensor.untyped_storage()._cdata not in known:
-                    gpu.there.add(tensor)
+        if not there and (given or not gpu.made_there):
+            return out
+        made = _tensors(out)
+        known = {tensor.untyped_storage()._cdata for tensor in given}
+        for tensor in made:
+            if tensor.untyped_storage()._cdata not in known:
+                gpu.there.add(tensor)
         if there and not func.is_view:
-            moved = sum(t.numel() * t.element_size() for t in [*given, *_tensors(out)])
+            moved = sum(t.numel() * t.element_size() for t in [*given, *made])
             gpu.counts.operations += 1
             gpu.counts.bytes += moved
             gpu.counts.moved += moved * (name in ("_to_copy", "copy_", "clone"))
@@ -271,6 +272,8 @@ class Answers(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         gpu = self.gpu
         name = getattr(func, "__name__", "")
+        if name == "__get__":  # a property: no new storage
+            return func(*args, **kwargs)
         if func is Tensor.to:
             return self.to(args[0], *self.target(args[1:], kwargs))
         if func in (Tensor.cpu, Tensor.cuda):
@@ -282,7 +285,7 @@ class Answers(TorchFunctionMode):
             return args[0] in gpu.pinned
         if func is Tensor.record_stream:
             return None
-        there = any(tensor in gpu.there for tensor in _tensors(args, kwargs))
+        there = any(tensor in gpu.there for tensor in _tensors(*args, *kwargs.values()))
         if there and func in (Tensor.numpy, Tensor.__array__):
             gpu.found("crash", f"{name} of a tensor on the GPU")
         if there and func is Tensor.tolist:
@@ -293,8 +296,7 @@ class Answers(TorchFunctionMode):
             kwargs["device"] = CPU if target.type == "cuda" else target
         self.check_generator(name, kwargs.get("generator"), target if device else None, there)
         made = target.type == "cuda" or (there and device is None)
-        with gpu.making(made):
-            out = func(*args, **kwargs)
+        out = gpu.making(made, func, *args, **kwargs)
         if there and func is Tensor.__deepcopy__:  # which copies a buffer without an operation
             gpu.there.add(out)
         if target.type == "cuda":
@@ -338,8 +340,7 @@ class Answers(TorchFunctionMode):
         gpu = self.gpu
         there = tensor in gpu.there
         if target is None or (target.type == "cuda") == there:
-            with gpu.making(there):
-                return tensor.to(**others) if others else tensor
+            return gpu.making(there, tensor.to, **others) if others else tensor
         if others:
             tensor = tensor.to(**others)
         out = torch.empty_like(tensor, requires_grad=False)
