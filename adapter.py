@@ -350,7 +350,7 @@ class _OneLevel:
 
     def set_timesteps(self, *args, device=None, timesteps=None, sigmas=None, **kwargs) -> None:
         """One timestep, whatever the pipeline asks for."""
-        self.timesteps = torch.tensor([self.timestep], device=device)
+        self.timesteps = torch.full((1,), self.timestep, device=device)  # a GPU does not wait
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """There is one step."""
@@ -447,7 +447,7 @@ class PipelineDenoiser:
                 side = config.sample_size
                 like = next(pipe.unet.parameters(), torch.empty(0))
                 latents = torch.zeros(n, config.in_channels, side, side).to(like)
-            t = torch.tensor(timestep, device=latents.device)
+            t = torch.full((), timestep, device=latents.device)  # filled: a GPU does not wait
             return latents, pipe.unet(latents, t).sample
         given = self.call | dict(latents=latents, num_inference_steps=1, output_type="latent")
         if self.call.get("prompt_embeds") is not None:

@@ -172,7 +172,8 @@ class Network(nn.Module):
             return SimpleNamespace(sample=((self.clean(x, sigma) - skip * x) / out)[0].to(dtype))
         if self.kind == "flow_prediction":
             s = t / 1000
-            clean = images().mean(0) if s == 1 else self.clean(sample / (1 - s), s / (1 - s))
+            mean = images().mean(0).to(sample)
+            clean = mean if s == 1 else self.clean(sample / (1 - s), s / (1 - s))
             return SimpleNamespace(sample=((sample - clean) / s)[0].to(dtype))
         sigma = math.exp(numpy.interp(t, range(len(self.log_sigmas)), self.log_sigmas))
         alpha = 1 / math.hypot(1, sigma)
@@ -193,9 +194,9 @@ def draw(
     """What a pipeline does, with the exact network: sets of 8, (sets, 8, 1, 8, 8)."""
     generator = torch.Generator().manual_seed(0)
     network = Network(schedule)
-    schedule.set_timesteps(steps)
     if noise is None:
         noise = torch.randn(8 * sets, *images().shape[1:], generator=generator, dtype=dtype)
+    schedule.set_timesteps(steps, device=noise.device)
     sample = noise * getattr(schedule, "init_noise_sigma", 1.0)
     arguments = inspect.signature(schedule.step).parameters
     extra = dict(generator=generator) if "generator" in arguments else {}

@@ -189,9 +189,9 @@ def routes(
         schedule = window_schedule(settings.num_steps, window, churn=0.3, rho=7.0, **bounds)
         shape = (settings.num_sets, settings.particles, *denoise.shape)
         generator = torch.Generator().manual_seed(settings.seed)
-        noise = lambda: torch.randn(shape, generator=generator)
+        noise = lambda: torch.randn(shape, generator=generator).to(denoise.device)
         with torch.no_grad():
-            return integrate(guided, noise() * denoise.sigma_max, schedule, noise=noise)
+            return integrate(guided, noise() * denoise.sigma_max, schedule, noise=noise).cpu()
 
     return {
         "DDIM": partial(pipeline, None, 0.0),

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 from pathlib import Path
 
 import docstring_parser
@@ -51,6 +52,18 @@ def pytest_cmdline_main(config):
         return
     option.numprocesses = min(os.cpu_count() or 1, MOST_WORKERS)
     option.dist = "worksteal"
+
+
+@pytest.fixture
+def gpu():
+    """An imitation of a GPU."""
+    sys.path.append(str(ROOT / "benchmarks"))  # behind the root, whose modules come first
+    try:
+        from imitation import GPU
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+    with GPU() as gpu:
+        yield gpu
 
 
 @pytest.fixture(scope="session")

@@ -35,12 +35,6 @@ BLOBS = ["--frames", str(ROOT / "examples" / "blobs.npz")]
 DRAW_WAITS = 2
 
 
-@pytest.fixture
-def gpu():
-    with GPU() as gpu:
-        yield gpu
-
-
 def start(folder, flags, device="cuda"):
     """A training, and its updates."""
     training, _ = train.setup([*TINY, *flags, "--device", device, "--outdir", str(folder)])

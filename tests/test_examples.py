@@ -70,6 +70,16 @@ def test_both_routes_find_more_with_a_network_that_is_exact(pipe):
 
 
 @pytest.mark.slow
+def test_the_example_runs_with_a_pipeline_on_a_gpu(gpu):
+    pipe = example.train(example.blobs(), iterations=2)
+    settings = example.ExampleSettings(num_sets=1, particles=3, num_steps=4)
+    expected = example.run(settings, pipe)
+    sets = example.run(settings, pipe.to("cuda"))
+    assert all(torch.equal(samples, expected[route]) for route, samples in sets.items())
+    assert gpu.errors == []
+
+
+@pytest.mark.slow
 def test_the_example_as_it_is_with_a_short_training(tmp_path, capsys, monkeypatch):
     kept = {}
     run = example.run
