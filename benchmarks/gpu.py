@@ -165,6 +165,25 @@ def sampling(args: GPUBenchmarkSettings, left: float) -> dict[str, Any]:
     return result
 
 
+def noise(args: GPUBenchmarkSettings, left: float) -> dict[str, Any]:
+    """Seconds to draw the noise of one step of the sets, at 64 x 64 px, on the CPU.
+
+    torch.randn draws as many numbers from one stream, on one core.
+    """
+    import torch
+
+    from noise import ParticleNoise
+
+    source = ParticleNoise(0, range(args.num_sets), range(8), (1, 64, 64), args.device)
+    runs = {"a stream a particle": source.draw, "one stream": lambda: torch.randn(source.shape)}
+    times = measure.interleaved(runs, args.repetitions)
+    return dict(
+        threads=torch.get_num_threads(),
+        seconds={name: measure.spread(values) for name, values in times.items()},
+        over_one_stream=measure.ratio(times, *runs),
+    )
+
+
 def guidance(args: GPUBenchmarkSettings, left: float) -> dict[str, Any]:
     """Seconds of one gradient of each potential of a large set of 32 x 32 px: {potential: ...}."""
     import torch
@@ -219,7 +238,8 @@ def grid(args: GPUBenchmarkSettings, left: float) -> dict[str, Any]:
 
 
 PARTS: dict[str, Part] = {
-    part.__name__: part for part in (update, profile, sampling, guidance, same_seed, network, grid)
+    part.__name__: part
+    for part in (update, profile, sampling, noise, guidance, same_seed, network, grid)
 }
 
 
@@ -271,6 +291,10 @@ def rows_of(results: dict[str, Any]) -> list[list[str]]:
         per_second = each["sets"] / each["seconds"]
         value = f"{each['seconds']:.1f} s, {per_second:.0f} sets/s"
         rows.append([f"{each['sets']:,} sets of 8, {name}", value])
+    if "noise" in results:
+        ratio = measure.shown(results["noise"]["over_one_stream"])
+        threads = results["noise"]["threads"]
+        rows.append([f"noise, {threads} threads, over torch.randn on one core", ratio])
     for name, each in results.get("guidance", {}).items():
         value = {key: 1e3 * number for key, number in each.items()}
         rows.append([f"a gradient of {name}, ms", measure.shown(value, 1)])

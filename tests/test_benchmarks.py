@@ -60,7 +60,7 @@ SMALL = {
     "potentials": "--particles [4] --pixels 16 --repetitions 1",
     "worlds": "--sequences 16 --repetitions 1 --device cpu",
     "training": "--network NETWORK --compile false --device cpu --updates 1 --repetitions 1",
-    "grid": "--experiment e9 --num_sets 1 --repetitions 1",
+    "grid": "--experiment e9 --num_sets 1 --evaluated 1 --evaluations 1 --repetitions 1",
     "pipelines": "--num_sets 1 --num_steps 4 --repetitions 1 --iterations 2 "
     '--parts ["schedulers","places","cost"]',
     "counters": "--reference NETWORK --small NETWORK --updates 1",
@@ -99,7 +99,7 @@ def test_every_benchmark_of_speed_measures(name, tmp_path, monkeypatch):
         monkeypatch.setattr(benchmark, "COSTED", 1)
     elif name == "grid":
         monkeypatch.setattr(benchmark, "ANSWERS", benchmark.ANSWERS[-1:])
-        # tests/test_experiments.py shares cells among two.
+        # tests/test_experiments.py shares cells and sets among two.
         launch = benchmark.measure.launch
         monkeypatch.setattr(benchmark.measure, "launch", lambda script, ranks: launch(script, 1))
     few = dict(iterations=60) if name == "gpu" else {}  # a training that ends
