@@ -9,12 +9,14 @@ What does not fit into --minutes is left to the next call.
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Literal
@@ -84,35 +86,41 @@ def common(args: GPUBenchmarkSettings) -> list[str]:
 
 
 def update(args: GPUBenchmarkSettings, left: float) -> dict[str, Any]:
-    """Images a second of an update, and its share of the peak: {variant: ...}."""
+    """Images a second of an update, and its share of the peak."""
+    return _update(args, compiled=False)
+
+
+def update_compiled(args: GPUBenchmarkSettings, left: float) -> dict[str, Any]:
+    """The same with torch.compile."""
+    return _update(args, compiled=True)
+
+
+def _update(args: GPUBenchmarkSettings, compiled: bool) -> dict[str, Any]:
     import torch
     from network import operations
 
     import train
 
-    result = {}
-    for name in ["as it is", "compiled"][: 1 + args.compile]:
-        with tempfile.TemporaryDirectory() as folder:
-            flags = ["--config", args.network, *common(args), "--outdir", folder]
-            training, _ = train.setup([*flags, "--compile", str(name == "compiled").lower()])
-            steps = iter(training)
-            x, sigma, _, cond, labels = training.batch()
-            given = (
-                cond if cond.shape[1] else None,
-                labels if training.net.unet.label is not None else None,
-            )
-            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-                forward = operations(lambda: training.net(x[:1], sigma[:1], *_first(given)))
-            run = lambda: [next(steps) for _ in range(args.updates)]
-            times = measure.interleaved({name: run}, args.repetitions, args.device)[name]
-            images = args.updates * training.settings.train.batch_size
-            rates = measure.spread([images / seconds for seconds in times])
-            result[name] = dict(
-                images_per_second=rates,
-                operations_per_second=3 * forward * rates["median"],
-                share_of_peak=_share(3 * forward * rates["median"], args.device),
-            )
-    return result
+    with tempfile.TemporaryDirectory() as folder:
+        flags = ["--config", args.network, *common(args), "--outdir", folder]
+        training, _ = train.setup([*flags, "--compile", str(compiled).lower()])
+        steps = iter(training)
+        x, sigma, _, cond, labels = training.batch()
+        given = (
+            cond if cond.shape[1] else None,
+            labels if training.net.unet.label is not None else None,
+        )
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            forward = operations(lambda: training.net(x[:1], sigma[:1], *_first(given)))
+        run = lambda: [next(steps) for _ in range(args.updates)]
+        times = measure.interleaved({"update": run}, args.repetitions, args.device)["update"]
+    images = args.updates * training.settings.train.batch_size
+    rates = measure.spread([images / seconds for seconds in times])
+    return dict(
+        images_per_second=rates,
+        operations_per_second=3 * forward * rates["median"],
+        share_of_peak=_share(3 * forward * rates["median"], args.device),
+    )
 
 
 def _first(given: tuple) -> list:
@@ -239,7 +247,10 @@ def grid(args: GPUBenchmarkSettings, left: float) -> dict[str, Any]:
 
 PARTS: dict[str, Part] = {
     part.__name__: part
-    for part in (update, profile, sampling, noise, guidance, same_seed, network, grid)
+    for part in (
+        *(update, profile, sampling, noise, guidance, same_seed),
+        *(grid, network, update_compiled),
+    )
 }
 
 
@@ -280,11 +291,14 @@ def training(args: GPUBenchmarkSettings, left: float) -> dict[str, Any]:
 def rows_of(results: dict[str, Any]) -> list[list[str]]:
     """(what, value) of every figure."""
     rows = []
-    for name, each in results.get("update", {}).items():
+    for name in ("update", "update_compiled"):
+        if name not in results:
+            continue
+        each = results[name]
         share = each["share_of_peak"]
         peak = "" if share is None else f", {100 * share:.0f}% of the bfloat16 peak"
         value = measure.shown(each["images_per_second"], 0)
-        rows.append([f"update, {name}", f"{value} images/s{peak}"])
+        rows.append([name.replace("_", ", "), f"{value} images/s{peak}"])
     for name, share in list(results.get("profile", {}).items())[:6]:
         rows.append([f"share of an update: `{name}`", f"{100 * share:.1f}%"])
     for name, each in results.get("sampling", {}).items():
@@ -319,6 +333,8 @@ def rows_of(results: dict[str, Any]) -> list[list[str]]:
 
 def main(argv: list[str] | None = None) -> None:
     args = make_parser(GPUBenchmarkSettings, description=__doc__.split("\n")[0]).parse_args(argv)
+    import torch
+
     end = time.perf_counter() + 60 * args.minutes
     args.device = pick_device(args.device).type
     out = Path(args.outdir)
@@ -331,20 +347,21 @@ def main(argv: list[str] | None = None) -> None:
         left = end - time.perf_counter() - (SAVING if args.train else 0)
         if not args.train and (name in results or left < LEAST):
             continue
+        if name == "update_compiled" and not args.compile:
+            continue
         failed = results.setdefault("failed", {})
         failed.pop(name, None)
         try:
             results[name] = part(args, max(left, 1.0))
         except subprocess.TimeoutExpired:
             failed[name] = "cut off by --minutes; call again"
-        except ModuleNotFoundError as error:
-            if error.name != "diffusers":
-                raise
-            failed[name] = "diffusers is not installed"
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            failed[name] = "out of memory"
+        except Exception as error:  # a GPU's minutes are for the other parts then
+            traceback.print_exc()
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            failed[name] = "out of memory" if out_of_memory(error) else reason
+        gc.collect()
+        if args.device == "cuda":
+            torch.cuda.empty_cache()  # for the programs that a part starts
         table = measure.table(["on one device", "measured"], rows_of(results))
         measure.write(out, "gpu", table, args.device, **results)
 
