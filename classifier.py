@@ -81,7 +81,8 @@ class Classifier(nn.Module):
 def judged(
     network: Callable[[Tensor], Tensor], frames: Tensor, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """What a network says of many frames (N, H, W), a few at a time on its device: (N, ...)."""
+    """What a network says of many frames (N, H, W), or of their features (N, d), a few at a time on
+    its device: (N, ...)."""
     together = JUDGED_TOGETHER[torch.device(device).type]
     with torch.no_grad():
         return torch.cat([network(part.to(device)).cpu() for part in frames.split(together)])

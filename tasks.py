@@ -222,15 +222,19 @@ class UnconditionalDigits(_DigitTask):
     def _judge(self) -> Classifier:
         return checkpoint.load_classifier("judge", self.device).fused()
 
-    def _recognise(self, samples: Tensor, judge: Classifier) -> tuple[Tensor, Tensor]:
-        return recognise(samples, lambda frames: judged(judge, frames, self.device))
-
     def modes(self, samples, sets):
-        return self._recognise(samples, self._judge())[0]
+        judge = self._judge()
+        return recognise(samples, lambda frames: judged(judge, frames, self.device))[0]
 
     def measure(self, samples):
         judge = self._judge()
-        digits, confidence = self._recognise(samples, judge)
+        seen: list[Tensor] = []
+
+        def classifier(frames: Tensor) -> Tensor:
+            seen.append(judged(judge.features, frames, self.device))
+            return judged(judge.out, seen[-1], self.device)
+
+        digits, confidence = recognise(samples, classifier)
         priors = self.world.mode_probabilities
         assert priors is not None  # every class of digits has one
         metrics = mode_metrics(digits, priors)
@@ -240,8 +244,7 @@ class UnconditionalDigits(_DigitTask):
             iou_distance=mean_interval(iou_distance(samples)),
             pairwise_l2=mean_interval(pairwise_l2(samples)),
         )
-        features = judged(judge.features, samples.flatten(0, 1), self.device)
-        metrics |= diversity_metrics(cosine_kernel(features.view(*samples.shape[:2], -1)))
+        metrics |= diversity_metrics(cosine_kernel(seen[0].view(*samples.shape[:2], -1)))
         return metrics, digits
 
 
