@@ -1,3 +1,5 @@
+from unittest.mock import ANY
+
 import pytest
 import torch
 
@@ -6,6 +8,7 @@ import train_classifier
 from classifier import judged
 from data_loader import load_digits
 from metrics import recognise, without_background
+from tasks import UnconditionalDigits
 
 
 @pytest.mark.slow
@@ -90,4 +93,19 @@ def test_a_judge_says_what_its_classifier_says(judge):
     torch.testing.assert_close(judged(fused, frames), classifier(frames), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(
         judged(fused.features, frames), classifier.features(frames), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_sets_of_digits_are_measured_by_what_the_judge_sees(world, digits):
+    """A faint background is not seen; different digits count for more than one ten times."""
+    task = UnconditionalDigits(world(dataset="centered"), num_sets=2, seed=0)
+    frames = (digits.centred(32) > 0.5).float()
+    first = [int((digits.labels == d).nonzero()[0]) for d in range(10)]
+    sets = torch.stack([frames[first], frames[first[:1]].expand(10, -1, -1)])
+    metrics, modes = task.measure(sets)
+    assert metrics["vendi"]["per_set"][0] > 2 and metrics["vendi"]["per_set"][1] < 1.001
+    assert torch.equal(modes, task.modes(sets, torch.arange(2)))
+    assert len(set(modes[0].tolist())) > 3 and len(set(modes[1].tolist())) == 1
+    assert task.measure(sets.clamp_min(0.05))[0] == metrics | dict(
+        iou_distance=ANY, pairwise_l2=ANY
     )
