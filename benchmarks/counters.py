@@ -3,17 +3,20 @@
     python benchmarks/counters.py
 
 The programs run on an imitation of a GPU (imitation.py). Bytes are those that operations read and
-write, each by itself; they are counted with small batches and grow with the batch.
+write, each by itself; they are counted with small batches and grow with the batch. Kernels are
+those that torch.compile makes of a network call for the CPU, in float32; for a GPU it decides by
+the same rules what is one kernel.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Callable, Optional
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -23,6 +26,7 @@ import measure  # noqa: E402
 from command_line import make_parser  # noqa: E402
 from config import Count  # noqa: E402
 
+CHECKPOINT = "circle_jumping"  # the network that is called
 DRAWS = {"independent": "0", "through the Jacobian": "3"}  # the strength of guidance
 
 
@@ -40,6 +44,8 @@ class CounterBenchmarkSettings:
     """that are counted"""
     num_steps: Count = 3
     """of a sampler"""
+    compile: bool = True
+    """count kernels too, which takes minutes"""
     before: Optional[str] = None
     """a counters.json of an earlier version, to be shown beside"""
     outdir: str = "runs/benchmark-counters"
@@ -77,9 +83,9 @@ def of_draws(factor: str, args) -> tuple[dict[str, float], dict[str, float]]:
     import assemble
 
     with GPU() as gpu:
-        flags = ["--digits", "embedded", "--device", "cuda", "--num_sets", "2", "--pg_factor"]
-        flags += [factor, "--num_steps", str(args.num_steps), "--window_min", "0.3"]
-        flags += ["--window_max", "5", "--pg_sigma_min", "0.01", "--pg_sigma_max", "80"]
+        flags = f"--checkpoint {CHECKPOINT} --digits embedded --device cuda --num_sets 2".split()
+        flags += f"--pg_factor {factor} --num_steps {args.num_steps}".split()
+        flags += "--window_min 0.3 --window_max 5 --pg_sigma_min 0.01 --pg_sigma_max 80".split()
         sampler = assemble.evaluation(flags).sampler
         steps: list[Counts] = []
         zero = gpu.counts - gpu.counts
@@ -98,6 +104,35 @@ def of_draws(factor: str, args) -> tuple[dict[str, float], dict[str, float]]:
     return call, dict(waits=whole.waits)
 
 
+# A line of compiled code that calls a kernel: one that is fused of operations, or a library's.
+KERNEL = re.compile(
+    r"^\s+(?:\w+ = )?(?:cpp_fused\w*|extern_kernels\.\w+|torch\.ops\.[\w.]+)\(", re.MULTILINE
+)
+
+
+def of_compiled_calls() -> dict[str, int]:
+    """Kernels of a network call, and of one with its gradient, by the names of DRAWS."""
+    import torch
+    from torch._inductor.utils import run_and_get_code
+
+    import checkpoint
+
+    path = ROOT / "checkpoints" / f"{CHECKPOINT}.safetensors"
+    network, _ = checkpoint.load_denoiser(path, torch.device("cpu"))
+    network.compile_for_any_size()
+    denoise = network.bind(torch.zeros(2, 1, 32, 32))
+    x = torch.zeros(2, 3, 1, 32, 32, requires_grad=True)
+    sigma = torch.tensor(1.0)
+
+    def kernels(run: Callable[[], object]) -> int:
+        return sum(len(KERNEL.findall(code)) for code in run_and_get_code(run)[1])
+
+    with torch.no_grad():
+        alone = kernels(lambda: denoise(x, sigma))
+    both = kernels(lambda: torch.autograd.grad(denoise(x, sigma).sum(), x))
+    return dict(zip(DRAWS, (alone, both)))
+
+
 def main(argv: list[str] | None = None) -> None:
     args = make_parser(CounterBenchmarkSettings, description=__doc__.split("\n")[0]).parse_args(
         argv
@@ -108,6 +143,9 @@ def main(argv: list[str] | None = None) -> None:
     }
     for name, factor in DRAWS.items():
         results[f"network call, {name}"], results[f"draw, {name}"] = of_draws(factor, args)
+    if args.compile:
+        for name, count in of_compiled_calls().items():
+            results[f"network call, {name}"]["kernels"] = count
     earlier = json.loads(Path(args.before).read_text())["results"] if args.before else {}
     header = [
         "what",
@@ -115,6 +153,7 @@ def main(argv: list[str] | None = None) -> None:
         "operations",
         "bytes an image",
         "of these by casts and layout copies",
+        "kernels, compiled",
     ]
     rows = [[name, *cells(each, earlier.get(name))] for name, each in results.items()]
     text = measure.table(header, rows)
@@ -128,6 +167,7 @@ SHOWN = {
     "operations": lambda number: f"{number:,.0f}",
     "bytes_per_image": lambda number: f"{number / 1e6:,.1f} MB",
     "copied_per_image": lambda number: f"{number / 1e6:,.1f} MB",
+    "kernels": lambda number: f"{number}",
 }
 
 
