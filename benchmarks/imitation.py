@@ -94,7 +94,7 @@ class Counts:
 
     Arguments:
         waits: how often the host waited for it
-        operations: about as many kernels are launched; views are none
+        operations: about as many kernels are launched; views are none, nor is memory that is taken
         bytes: read and written by these, each by itself
         moved: bytes read and written by those that only copy: casts and layout copies
         findings: and how often each
@@ -216,7 +216,7 @@ class Follow(TorchDispatchMode):
         for tensor in made:
             if tensor.untyped_storage()._cdata not in known:
                 gpu.there.add(tensor)
-        if there and not func.is_view:
+        if there and not func.is_view and not name.startswith(("empty", "new_empty")):
             moved = sum(t.numel() * t.element_size() for t in [*given, *made])
             gpu.counts.operations += 1
             gpu.counts.bytes += moved
