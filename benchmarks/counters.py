@@ -4,8 +4,7 @@
 
 The programs run on an imitation of a GPU (imitation.py). Bytes are those that operations read and
 write, each by itself; they are counted with small batches and grow with the batch. Kernels are
-those that torch.compile makes of a network call for the CPU, in float32; for a GPU it decides by
-the same rules what is one kernel.
+those that torch.compile makes of a network call for the CPU, in float32; a GPU's are others.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ import tempfile
 import time
 import traceback
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Literal
 
@@ -85,17 +86,8 @@ def common(args: GPUBenchmarkSettings) -> list[str]:
 # ---------------------------------------------------------------- parts
 
 
-def update(args: GPUBenchmarkSettings, left: float) -> dict[str, Any]:
+def update(args: GPUBenchmarkSettings, left: float, compiled: bool = False) -> dict[str, Any]:
     """Images a second of an update, and its share of the peak."""
-    return _update(args, compiled=False)
-
-
-def update_compiled(args: GPUBenchmarkSettings, left: float) -> dict[str, Any]:
-    """The same with torch.compile."""
-    return _update(args, compiled=True)
-
-
-def _update(args: GPUBenchmarkSettings, compiled: bool) -> dict[str, Any]:
     import torch
     from network import operations
 
@@ -245,13 +237,11 @@ def grid(args: GPUBenchmarkSettings, left: float) -> dict[str, Any]:
     return dict(cells=len(cells), seconds_of_cells=sum(cells), seconds_of_last_call=seconds)
 
 
+COMPILED = "update, compiled"
 PARTS: dict[str, Part] = {
     part.__name__: part
-    for part in (
-        *(update, profile, sampling, noise, guidance, same_seed),
-        *(grid, network, update_compiled),
-    )
-}
+    for part in (update, profile, sampling, noise, guidance, same_seed, grid, network)
+} | {COMPILED: partial(update, compiled=True)}
 
 
 def training(args: GPUBenchmarkSettings, left: float) -> dict[str, Any]:
@@ -291,14 +281,12 @@ def training(args: GPUBenchmarkSettings, left: float) -> dict[str, Any]:
 def rows_of(results: dict[str, Any]) -> list[list[str]]:
     """(what, value) of every figure."""
     rows = []
-    for name in ("update", "update_compiled"):
-        if name not in results:
-            continue
-        each = results[name]
+    updates = {name: results[name] for name in ("update", COMPILED) if name in results}
+    for name, each in updates.items():
         share = each["share_of_peak"]
         peak = "" if share is None else f", {100 * share:.0f}% of the bfloat16 peak"
         value = measure.shown(each["images_per_second"], 0)
-        rows.append([name.replace("_", ", "), f"{value} images/s{peak}"])
+        rows.append([name, f"{value} images/s{peak}"])
     for name, share in list(results.get("profile", {}).items())[:6]:
         rows.append([f"share of an update: `{name}`", f"{100 * share:.1f}%"])
     for name, each in results.get("sampling", {}).items():
@@ -343,11 +331,10 @@ def main(argv: list[str] | None = None) -> None:
     if path.is_file():
         results = {k: v for k, v in json.loads(path.read_text()).items() if k != "machine"}
     parts: dict[str, Part] = dict(training=training) if args.train else PARTS
+    parts = {name: part for name, part in parts.items() if args.compile or name != COMPILED}
     for name, part in parts.items():
         left = end - time.perf_counter() - (SAVING if args.train else 0)
         if not args.train and (name in results or left < LEAST):
-            continue
-        if name == "update_compiled" and not args.compile:
             continue
         failed = results.setdefault("failed", {})
         failed.pop(name, None)

@@ -187,13 +187,14 @@ def start_up(args) -> tuple[str, dict]:
 def main(argv: list[str] | None = None) -> None:
     args = make_parser(GridBenchmarkSettings, description=__doc__.split("\n")[0]).parse_args(argv)
     path = Path(args.outdir, "grid.json")
-    results = json.loads(path.read_text()) if path.is_file() else dict(tables={})
-    results.pop("machine", None)
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    tables = before.get("tables", {})
+    results = {name: before[name] for name in tables}
     for part in (start_up, grid, evaluation):
         name = part.__name__
         if name in args.parts:
-            results["tables"][name], results[name] = part(args)
-    measure.write(args.outdir, "grid", "\n\n".join(results["tables"].values()), **results)
+            tables[name], results[name] = part(args)
+    measure.write(args.outdir, "grid", "\n\n".join(tables.values()), tables=tables, **results)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from_object)
 
 ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "benchmarks"))  # behind the root, whose modules come first
 # Flags of a training of a few seconds.
 SMALL = (
     "--digits embedded --channels [16] --blocks 1 --attention [] --patch_size 4 --batch_size 8 "
@@ -57,11 +58,8 @@ def pytest_cmdline_main(config):
 @pytest.fixture
 def gpu():
     """An imitation of a GPU."""
-    sys.path.append(str(ROOT / "benchmarks"))  # behind the root, whose modules come first
-    try:
-        from imitation import GPU
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
+    from imitation import GPU
+
     with GPU() as gpu:
         yield gpu
 

@@ -419,6 +419,9 @@ PIPELINES = {
     "Flux": flux,
 }
 B = 3
+REPULSION = functools.partial(
+    ParticleGuidance, potential=LogDet(), factor=3, space="denoised", strength="drift"
+)
 # How often a call of a pipeline waits for a GPU by itself.
 OWN_WAITS = {"SDXL": 1, "Flux": 3}
 
@@ -481,10 +484,7 @@ def apart(images):
 @every_pipeline
 def test_a_guided_pipeline_spreads_and_is_itself_again_after(name):
     pipe, plain = pipeline(name), latents(name)
-    guide = functools.partial(
-        ParticleGuidance, potential=LogDet(), factor=3, space="denoised", strength="drift"
-    )
-    with repelling(pipe.scheduler, guide, particles=B):
+    with repelling(pipe.scheduler, REPULSION, particles=B):
         spread = latents(name)
     assert (apart(spread) > 1.03 * apart(plain)).all()
     assert torch.equal(latents(name), plain)
@@ -532,10 +532,7 @@ def test_a_pipeline_on_a_gpu_is_guided_there(name, gpu):
             key: value.to(device) if isinstance(value, torch.Tensor) else value
             for key, value in conditions(name).items()
         }
-        guide = functools.partial(
-            ParticleGuidance, potential=LogDet(), factor=3, space="denoised", strength="drift"
-        )
-        with repelling(pipe.scheduler, guide, particles=B):
+        with repelling(pipe.scheduler, REPULSION, particles=B):
             spread = latents(name, **settings)
         denoise = denoiser_of(pipe, **settings)
         x = torch.randn(2, B, *denoise.shape, generator=torch.Generator().manual_seed(2)).to(device)
@@ -564,10 +561,7 @@ def test_a_bfloat16_pipeline_stays_finite():
         key: value.bfloat16().repeat_interleave(B, 0) if "embeds" in key else value
         for key, value in conditions("SD").items()
     }
-    guide = functools.partial(
-        ParticleGuidance, potential=LogDet(), factor=3, space="denoised", strength="drift"
-    )
-    with repelling(pipe.scheduler, guide, particles=B):
+    with repelling(pipe.scheduler, REPULSION, particles=B):
         images = pipe(**settings, num_inference_steps=4, output_type="latent").images
     assert images.dtype == torch.bfloat16 and images.isfinite().all()
 

@@ -5,11 +5,11 @@ imitation sees is shown by faults that are planted in a real update.
 """
 
 import functools
-import sys
 
 import pytest
 import torch
 from conftest import ROOT
+from imitation import CUDA, GPU
 
 import assemble
 import evaluate
@@ -20,9 +20,6 @@ from guidance import joint_weights
 from noise import stratified
 from training_loop import Diverged
 from worlds import Digits
-
-sys.path.append(str(ROOT / "benchmarks"))  # behind the root, whose modules come first
-from imitation import CUDA, GPU  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -144,7 +141,10 @@ TRAININGS = {
 }
 
 
-SAVED = ("adam", "posterior, motion, muon", "own frames, float32")
+SAVED = (
+    *("adam", "posterior, motion, muon"),
+    *("own frames, float32", "own frames, posterior, shifted"),
+)
 
 
 @pytest.mark.parametrize("name", TRAININGS)
