@@ -13,19 +13,16 @@ eddy.md and eddy.png there.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+import measure
 
-import assemble  # noqa: E402
-import experiments  # noqa: E402
-import measure  # noqa: E402
-from command_line import make_parser  # noqa: E402
-from config import Count  # noqa: E402
-from metrics import mean_interval  # noqa: E402
+import assemble
+import experiments
+from config import Count
+from metrics import mean_interval
 
 # Flags of each world, and the strength of the field. Ten times that leaves the data.
 WORLDS = {
@@ -45,8 +42,6 @@ class BenchmarkSettings:
     """sets in the plane; a quarter of them on the circle"""
     data_root: str = "data"
     """folder of torchvision's MNIST"""
-    outdir: str = "runs/benchmark-eddy"
-    """folder for cells and results"""
 
 
 def cells(num_sets: int, data_root: str, outdir: Path) -> list[dict[str, Any]]:
@@ -74,21 +69,19 @@ def cells(num_sets: int, data_root: str, outdir: Path) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Modes and frequencies without and with the field."""
-    header = ["world", "noise", "steps", "modes alone", "with the field", "gain"]
-    header += ["frequencies off by (chance)", "with the field", "within 3 sd or quality"]
+    header = (
+        "world | noise | steps | modes alone | with the field | gain"
+        " | frequencies off by (chance) | with the field | within 3 sd or quality"
+    )
     lines = []
     for row in rows:
         results = [row["alone"], row["field"]]
-        fit = [
-            result["within_3_sd"] if "within_3_sd" in result else result["quality"]["mean"]
-            for result in results
-        ]
+        fit = [result.get("within_3_sd", result["quality"]) for result in results]
+        fit = [each if isinstance(each, float) else each["mean"] for each in fit]
         low, high = row["gain"]["ci95"]
         lines.append(
             [
-                row["world"],
-                row["noise"],
-                row["steps"],
+                *(row[key] for key in ("world", "noise", "steps")),
                 *(experiments.interval(result["modes_found"]) for result in results),
                 f"{row['gain']['mean']:+.2f} [{low:+.2f}, {high:+.2f}]",
                 *(experiments.audit_entry(result, "frequency_tv") for result in results),
@@ -133,18 +126,13 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = make_parser(BenchmarkSettings, description=__doc__.split("\n")[0]).parse_args(argv)
-    outdir = Path(args.outdir)
-    outdir.mkdir(parents=True, exist_ok=True)
-    rows = cells(args.num_sets, args.data_root, outdir)
-    sets = ", ".join(
-        f"{row['alone']['num_sets']} in each cell of {row['world']}"
-        for row in rows
-        if (row["noise"], row["steps"]) == (NOISES[0], STEPS[0])
-    )
+    args = measure.arguments(BenchmarkSettings, argv)
+    rows = cells(args.num_sets, args.data_root, args.outdir)
+    counts = {row["world"]: row["alone"]["num_sets"] for row in rows}
+    sets = ", ".join(f"{count} in each cell of {world}" for world, count in counts.items())
     note = f"Sets: {sets}. Brackets are 95% intervals; a gain is of pairs with the same noise."
-    measure.write(outdir, "eddy", f"{table(rows)}\n\n{note}", rows=experiments.brief(rows))
-    draw(rows, outdir / "eddy.png")
+    measure.write(args.outdir, "eddy", f"{table(rows)}\n\n{note}", rows=experiments.brief(rows))
+    draw(rows, args.outdir / "eddy.png")
 
 
 if __name__ == "__main__":

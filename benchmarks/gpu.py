@@ -14,22 +14,16 @@ import json
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Callable, Literal
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+import measure
 
-import measure  # noqa: E402
-
-from command_line import make_parser  # noqa: E402
-from config import Count, Positive  # noqa: E402
-from devices import out_of_memory, pick_device  # noqa: E402
+from config import Count, Positive
+from devices import out_of_memory, pick_device
 
 # Operations a second in bfloat16 that data sheets promise, without sparsity, by the card's name.
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
@@ -71,82 +65,59 @@ class GPUBenchmarkSettings:
     """folder of torchvision's MNIST"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where to run"""
-    outdir: str = "runs/benchmark-gpu"
-    """folder for the results"""
 
 
-Part = Callable[[GPUBenchmarkSettings, float], dict[str, Any]]
-
-
-def common(args: GPUBenchmarkSettings) -> list[str]:
+def common(args) -> list[str]:
     """The flags that every program takes."""
     return ["--digits", args.digits, "--data_root", args.data_root, "--device", args.device]
 
 
 # ---------------------------------------------------------------- parts
+# Each is given the seconds that are left.
 
 
-def update(args: GPUBenchmarkSettings, left: float, compiled: bool = False) -> dict[str, Any]:
+def update(args, left: float, compiled: bool = False) -> dict[str, Any]:
     """Images a second of an update, and its share of the peak."""
     import torch
     from network import operations
+    from training import start
 
-    import train
-
-    with tempfile.TemporaryDirectory() as folder:
-        flags = ["--config", args.network, *common(args), "--outdir", folder]
-        training, _ = train.setup([*flags, "--compile", str(compiled).lower()])
-        steps = iter(training)
-        x, sigma, _, cond, labels = training.batch()
-        given = (
-            cond if cond.shape[1] else None,
-            labels if training.net.unet.label is not None else None,
-        )
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            forward = operations(lambda: training.net(x[:1], sigma[:1], *_first(given)))
-        run = lambda: [next(steps) for _ in range(args.updates)]
-        times = measure.interleaved({"update": run}, args.repetitions, args.device)["update"]
-    images = args.updates * training.settings.train.batch_size
-    rates = measure.spread([images / seconds for seconds in times])
-    return dict(
-        images_per_second=rates,
-        operations_per_second=3 * forward * rates["median"],
-        share_of_peak=_share(3 * forward * rates["median"], args.device),
-    )
+    flags = [*common(args), "--compile", str(compiled).lower()]
+    training = start(args.network, args.device, *flags)
+    steps = iter(training)
+    x, sigma, _, cond, labels = (each[:1] for each in training.batch())
+    labelled = training.net.unet.label is not None
+    conditions = [cond if cond.shape[1] else None, labels if labelled else None]
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        forward = operations(lambda: training.net(x, sigma, *conditions))
+    run = lambda: [next(steps) for _ in range(args.updates)]
+    times = measure.interleaved({"update": run}, args.repetitions, args.device)["update"]
+    rates = measure.rate(times, args.updates * training.settings.train.batch_size)
+    done = 3 * forward * rates["median"]
+    card = torch.cuda.get_device_name() if args.device == "cuda" else ""
+    share = next((done / peak for name, peak in PEAKS.items() if name in card), None)
+    return dict(images_per_second=rates, operations_per_second=done, share_of_peak=share)
 
 
-def _first(given: tuple) -> list:
-    return [None if tensor is None else tensor[:1] for tensor in given]
-
-
-def _share(rate: float, device: str) -> float | None:
-    """Operations a second over the card's peak in bfloat16, None where that is not known."""
-    import torch
-
-    name = torch.cuda.get_device_name() if device == "cuda" else ""
-    return next((rate / peak for card, peak in PEAKS.items() if card in name), None)
-
-
-def profile(args: GPUBenchmarkSettings, left: float) -> dict[str, Any]:
+def profile(args, left: float) -> dict[str, Any]:
     """The operations in which an update spends its time: {name: share}."""
     import training
 
-    with tempfile.TemporaryDirectory() as folder:
-        return training.profile(args, folder)[1]
+    return training.profile(args)[1]
 
 
-def network(args: GPUBenchmarkSettings, left: float) -> dict[str, Any]:
+def network(args, left: float) -> dict[str, Any]:
     """The network against that of diffusers, which has to be installed (benchmarks/network.py)."""
     import network as benchmark
 
-    out = Path(args.outdir, "network")
+    out = args.outdir / "network"
     flags = ["--network", args.network, "--compile", str(args.compile).lower()]
     flags += ["--images", str(256 if args.device == "cuda" else 1), "--device", args.device]
     benchmark.main([*flags, "--repetitions", str(args.repetitions), "--outdir", str(out)])
     return json.loads((out / "network.json").read_text())["results"]
 
 
-def sampling(args: GPUBenchmarkSettings, left: float) -> dict[str, Any]:
+def sampling(args, left: float) -> dict[str, Any]:
     """Seconds for many sets of eight, independent and guided: {which: ...}."""
     import assemble
 
@@ -165,7 +136,7 @@ def sampling(args: GPUBenchmarkSettings, left: float) -> dict[str, Any]:
     return result
 
 
-def noise(args: GPUBenchmarkSettings, left: float) -> dict[str, Any]:
+def noise(args, left: float) -> dict[str, Any]:
     """Seconds to draw the noise of one step of the sets, at 64 x 64 px, on the CPU.
 
     torch.randn draws as many numbers from one stream, on one core.
@@ -184,7 +155,7 @@ def noise(args: GPUBenchmarkSettings, left: float) -> dict[str, Any]:
     )
 
 
-def guidance(args: GPUBenchmarkSettings, left: float) -> dict[str, Any]:
+def guidance(args, left: float) -> dict[str, Any]:
     """Seconds of one gradient of each potential of a large set of 32 x 32 px: {potential: ...}."""
     import torch
 
@@ -192,16 +163,12 @@ def guidance(args: GPUBenchmarkSettings, left: float) -> dict[str, Any]:
 
     generator = torch.Generator().manual_seed(0)
     y = torch.randn(1, args.particles, 1024, generator=generator).to(args.device)
-    runs = {name: _gradient(make(Bandwidth()), y) for name, make in POTENTIALS.items()}
+    runs = {name: partial(make(Bandwidth()).grad, y) for name, make in POTENTIALS.items()}
     times = measure.interleaved(runs, args.repetitions, args.device)
     return {name: measure.spread(values) for name, values in times.items()}
 
 
-def _gradient(potential, y) -> Callable[[], Any]:
-    return lambda: potential.grad(y)
-
-
-def same_seed(args: GPUBenchmarkSettings, left: float) -> dict[str, Any]:
+def same_seed(args, left: float) -> dict[str, Any]:
     """Samples of the CPU and of the device from the same seed, in float32: {denoiser: ...}."""
     import assemble
 
@@ -224,36 +191,36 @@ def same_seed(args: GPUBenchmarkSettings, left: float) -> dict[str, Any]:
     return result
 
 
-def grid(args: GPUBenchmarkSettings, left: float) -> dict[str, Any]:
+def grid(args, left: float) -> dict[str, Any]:
     """Seconds of an experiment. Its cells are kept: what is cut off goes on with the next call."""
-    out = Path(args.outdir, "grid")
-    command = [sys.executable, str(ROOT / "evaluate.py"), "--experiment", args.experiment]
+    out = args.outdir / "grid"
+    command = [sys.executable, str(measure.ROOT / "evaluate.py"), "--experiment", args.experiment]
     command += ["--preset", args.preset, "--num_sets", str(args.grid_sets), *common(args)]
-    start = time.perf_counter()
-    subprocess.run([*command, "--outdir", str(out)], check=True, timeout=left)
-    seconds = time.perf_counter() - start
-    results = json.loads((out / "results.json").read_text())
-    cells = [row["result"]["seconds"] for row in results["rows"]]
-    return dict(cells=len(cells), seconds_of_cells=sum(cells), seconds_of_last_call=seconds)
+    run = partial(subprocess.run, [*command, "--outdir", str(out)], check=True, timeout=left)
+    seconds = measure.seconds(run)
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    of_cells = sum(row["result"]["seconds"] for row in rows)
+    return dict(cells=len(rows), seconds_of_cells=of_cells, seconds_of_last_call=seconds)
 
 
 COMPILED = "update, compiled"
-PARTS: dict[str, Part] = {
+PARTS: dict[str, Callable[..., dict[str, Any]]] = {
     part.__name__: part
     for part in (update, profile, sampling, noise, guidance, same_seed, grid, network)
-} | {COMPILED: partial(update, compiled=True)}
+}
+PARTS[COMPILED] = partial(update, compiled=True)
 
 
-def training(args: GPUBenchmarkSettings, left: float) -> dict[str, Any]:
+def training(args, left: float) -> dict[str, Any]:
     """Some minutes of the training, from where it stopped."""
     import checkpoint
 
-    out = Path(args.outdir, "training")
+    out = args.outdir / "training"
     if (out / "config.yaml").is_file():
         flags = ["--resume", str(out), "--device", args.device]
     else:
         flags = ["--config", args.network, *common(args), "--outdir", str(out)]
-    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *flags])
+    process = subprocess.Popen([sys.executable, str(measure.ROOT / "train.py"), *flags])
     try:
         process.wait(left)
     except subprocess.TimeoutExpired:
@@ -278,32 +245,32 @@ def training(args: GPUBenchmarkSettings, left: float) -> dict[str, Any]:
 # ---------------------------------------------------------------- the table
 
 
-def rows_of(results: dict[str, Any]) -> list[list[str]]:
-    """(what, value) of every figure."""
+def table(results: dict[str, Any]) -> str:
+    """Every figure."""
     rows = []
-    updates = {name: results[name] for name in ("update", COMPILED) if name in results}
-    for name, each in updates.items():
-        share = each["share_of_peak"]
-        peak = "" if share is None else f", {100 * share:.0f}% of the bfloat16 peak"
-        value = measure.shown(each["images_per_second"], 0)
-        rows.append([name, f"{value} images/s{peak}"])
-    for name, share in list(results.get("profile", {}).items())[:6]:
+    part = lambda name: results.get(name, {}).items()
+    for name in ("update", COMPILED):
+        if name in results:
+            share = results[name]["share_of_peak"]
+            peak = "" if share is None else f", {100 * share:.0f}% of the bfloat16 peak"
+            value = measure.shown(results[name]["images_per_second"], 0)
+            rows.append([name, f"{value} images/s{peak}"])
+    for name, share in list(part("profile"))[:6]:
         rows.append([f"share of an update: `{name}`", f"{100 * share:.1f}%"])
-    for name, each in results.get("sampling", {}).items():
-        per_second = each["sets"] / each["seconds"]
-        value = f"{each['seconds']:.1f} s, {per_second:.0f} sets/s"
+    for name, each in part("sampling"):
+        value = f"{each['seconds']:.1f} s, {each['sets'] / each['seconds']:.0f} sets/s"
         rows.append([f"{each['sets']:,} sets of 8, {name}", value])
     if "noise" in results:
         ratio = measure.shown(results["noise"]["over_one_stream"])
         threads = results["noise"]["threads"]
         rows.append([f"noise, {threads} threads, over torch.randn on one core", ratio])
-    for name, each in results.get("guidance", {}).items():
-        value = {key: 1e3 * number for key, number in each.items()}
-        rows.append([f"a gradient of {name}, ms", measure.shown(value, 1)])
-    for name, each in results.get("same_seed", {}).items():
+    for name, each in part("guidance"):
+        value = measure.shown({key: 1e3 * number for key, number in each.items()}, 1)
+        rows.append([f"a gradient of {name}, ms", value])
+    for name, each in part("same_seed"):
         value = f"{each['largest_difference']:.1e}; {each['other_modes']} of {each['particles']}"
         rows.append([f"CPU and GPU, {name}: difference; other modes", value])
-    for name, each in results.get("network", {}).items():
+    for name, each in part("network"):
         if name.endswith("forward") and each["times_as_fast_as_diffusers"]:
             value = measure.shown(each["times_as_fast_as_diffusers"])
             rows.append([f"{name}: times as fast as diffusers", value])
@@ -315,28 +282,28 @@ def rows_of(results: dict[str, Any]) -> list[list[str]]:
         rate = each["updates"] * each["batch_size"] / max(each["seconds"], 1e-9)
         done = f"{each['updates']:,} of {each['of']:,} updates"
         rows.append([f"training, {done}", f"{each['seconds'] / 60:.1f} min, {rate:.0f} images/s"])
-    rows += [[f"{name}: failed", reason] for name, reason in results.get("failed", {}).items()]
-    return rows
+    rows += [[f"{name}: failed", reason] for name, reason in part("failed")]
+    return measure.table("on one device | measured", rows)
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = make_parser(GPUBenchmarkSettings, description=__doc__.split("\n")[0]).parse_args(argv)
+    args = measure.arguments(GPUBenchmarkSettings, argv)
     import torch
 
     end = time.perf_counter() + 60 * args.minutes
     args.device = pick_device(args.device).type
-    out = Path(args.outdir)
-    path = out / "gpu.json"
-    results: dict[str, Any] = {}
-    if path.is_file():
-        results = {k: v for k, v in json.loads(path.read_text()).items() if k != "machine"}
-    parts: dict[str, Part] = dict(training=training) if args.train else PARTS
-    parts = {name: part for name, part in parts.items() if args.compile or name != COMPILED}
+    path = args.outdir / "gpu.json"
+    results = json.loads(path.read_text()) if path.is_file() else {}
+    results.pop("machine", None)
+    failed = results.setdefault("failed", {})
+    if args.train:
+        parts, end = dict(training=training), end - SAVING
+    else:
+        parts = {name: part for name, part in PARTS.items() if args.compile or name != COMPILED}
     for name, part in parts.items():
-        left = end - time.perf_counter() - (SAVING if args.train else 0)
+        left = end - time.perf_counter()
         if not args.train and (name in results or left < LEAST):
             continue
-        failed = results.setdefault("failed", {})
         failed.pop(name, None)
         try:
             results[name] = part(args, max(left, 1.0))
@@ -349,8 +316,7 @@ def main(argv: list[str] | None = None) -> None:
         gc.collect()
         if args.device == "cuda":
             torch.cuda.empty_cache()  # for the programs that a part starts
-        table = measure.table(["on one device", "measured"], rows_of(results))
-        measure.write(out, "gpu", table, args.device, **results)
+        measure.write(args.outdir, "gpu", table(results), args.device, **results)
 
 
 if __name__ == "__main__":

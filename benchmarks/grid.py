@@ -20,13 +20,9 @@ from typing import Literal
 
 import numpy as np
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+import measure
 
-import measure  # noqa: E402
-
-from command_line import make_parser  # noqa: E402
-from config import Count, Many  # noqa: E402
+from config import Count
 
 ANSWERS = [
     "-c pass",
@@ -53,85 +49,60 @@ class GridBenchmarkSettings:
     """repetitions of it"""
     repetitions: Count = 5
     """of the start-ups"""
-    parts: Many[Literal["start_up", "grid", "evaluation"]] = ("start_up", "grid", "evaluation")
-    """what to measure now; tables of what was measured before are written too"""
     data_root: str = "data"
     """folder of torchvision's MNIST"""
-    outdir: str = "runs/benchmark-grid"
-    """folder for the results"""
 
 
-def evaluate(flags: list[str], ranks: int, args, outdir: Path) -> None:
-    """Run evaluate.py in so many processes."""
+def evaluate(flags: str, ranks: int, data_root: str, outdir: Path) -> float:
+    """Run evaluate.py in so many processes. Returns seconds."""
     threads = max(1, (os.cpu_count() or 1) // ranks)
-    subprocess.run(
-        [
-            *measure.launch(ROOT / "evaluate.py", ranks),
-            *flags,
-            "--data_root",
-            args.data_root,
-            "--outdir",
-            str(outdir),
-        ],
+    command = [*measure.launch(measure.ROOT / "evaluate.py", ranks), *flags.split()]
+    run = partial(
+        subprocess.run,
+        [*command, "--data_root", data_root, "--outdir", str(outdir)],
         check=True,
         env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         stdout=subprocess.DEVNULL,
     )
+    return measure.seconds(run)
 
 
 def grid(args) -> tuple[str, dict]:
-    flags = ["--experiment", args.experiment, "--preset", args.preset]
-    flags += ["--num_sets", str(args.num_sets)]
-
-    def whole(ranks: int, outdir: Path) -> tuple[float, list[dict]]:
-        """Seconds and rows of the experiment."""
-        seconds = measure.seconds(lambda: evaluate(flags, ranks, args, outdir))
-        return seconds, json.loads((outdir / "results.json").read_text())["rows"]
-
+    """An experiment, whose cells are shared."""
+    flags = f"--experiment {args.experiment} --preset {args.preset} --num_sets {args.num_sets}"
+    seconds, rows = {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        (one, rows), (two, others) = (whole(ranks, Path(folder, str(ranks))) for ranks in (1, 2))
-    pairs = [(a["result"], b["result"]) for a, b in zip(rows, others)]
+        for ranks in (1, 2):
+            outdir = Path(folder, str(ranks))
+            seconds[ranks] = evaluate(flags, ranks, args.data_root, outdir)
+            rows[ranks] = json.loads((outdir / "results.json").read_text())["rows"]
+    pairs = [(a["result"], b["result"]) for a, b in zip(rows[1], rows[2])]
+    counts = [[each["modes_found"]["per_set"] for each in pair] for pair in pairs]
+    qualities = [[each["quality"]["mean"] for each in pair] for pair in pairs if pair[0]["quality"]]
     result = dict(
         experiment=args.experiment,
         preset=args.preset,
         num_sets=args.num_sets,
         cells=len(pairs),
-        seconds_one=one,
-        seconds_two=two,
-        times_as_fast=one / two,
-        counts_differ=sum(
-            a["modes_found"]["per_set"] != b["modes_found"]["per_set"] for a, b in pairs
-        ),
-        largest_difference_of_quality=max(
-            (abs(a["quality"]["mean"] - b["quality"]["mean"]) for a, b in pairs if a["quality"]),
-            default=0.0,
-        ),
+        seconds_one=seconds[1],
+        seconds_two=seconds[2],
+        times_as_fast=seconds[1] / seconds[2],
+        counts_differ=sum(a != b for a, b in counts),
+        largest_difference_of_quality=max((abs(a - b) for a, b in qualities), default=0.0),
     )
-    text = measure.table(
-        [
-            "cells",
-            "one process",
-            "two processes",
-            "times as fast",
-            "cells whose counts differ",
-            "largest difference of a quality",
-        ],
-        [
-            [
-                len(pairs),
-                f"{one:.0f} s",
-                f"{two:.0f} s",
-                f"{one / two:.2f}",
-                result["counts_differ"],
-                f"{result['largest_difference_of_quality']:.1e}",
-            ]
-        ],
+    row = (
+        "{cells} | {seconds_one:.0f} s | {seconds_two:.0f} s | {times_as_fast:.2f}"
+        " | {counts_differ} | {largest_difference_of_quality:.1e}"
+    ).format(**result)
+    header = (
+        "cells | one process | two processes | times as fast | cells whose counts differ"
+        " | largest difference of a quality"
     )
-    return text, result
+    return measure.table(header, [row.split(" | ")]), result
 
 
 def evaluation(args) -> tuple[str, dict]:
-    flags = ["--num_sets", str(args.evaluated)]
+    """One evaluation, whose sets are shared."""
     times: dict[int, list[float]] = {1: [], 2: []}
     differ = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -139,62 +110,37 @@ def evaluation(args) -> tuple[str, dict]:
             samples = {}
             for ranks in times:
                 outdir = Path(folder, str(ranks))
-                run = partial(evaluate, flags, ranks, args, outdir)
-                times[ranks].append(measure.seconds(run))
+                flags = f"--num_sets {args.evaluated}"
+                times[ranks].append(evaluate(flags, ranks, args.data_root, outdir))
                 samples[ranks] = np.load(outdir / "samples.npz")["samples"]
             differ += int((samples[1] != samples[2]).sum())
-    result = dict(
+    one, two, faster = *map(measure.spread, times.values()), measure.ratio(times, 1, 2)
+    seconds = [measure.shown(each, 0) for each in (one, two)]
+    header = "sets | one process, s | two processes, s | times as fast | pixels that differ"
+    text = measure.table(header, [[args.evaluated, *seconds, measure.shown(faster), differ]])
+    return text, dict(
         sets=args.evaluated,
-        seconds_one=measure.spread(times[1]),
-        seconds_two=measure.spread(times[2]),
-        times_as_fast=measure.ratio(times, 1, 2),
+        seconds_one=one,
+        seconds_two=two,
+        times_as_fast=faster,
         pixels_differ=differ,
     )
-    text = measure.table(
-        ["sets", "one process, s", "two processes, s", "times as fast", "pixels that differ"],
-        [
-            [
-                args.evaluated,
-                measure.shown(result["seconds_one"], 0),
-                measure.shown(result["seconds_two"], 0),
-                measure.shown(result["times_as_fast"]),
-                differ,
-            ]
-        ],
-    )
-    return text, result
 
 
 def start_up(args) -> tuple[str, dict]:
-    runs = {
-        line: (
-            lambda line=line: subprocess.run(
-                [sys.executable, *line.split()], cwd=ROOT, capture_output=True
-            )
-        )
-        for line in ANSWERS
-    }
-    times = {
-        name: measure.spread(values)
-        for name, values in measure.interleaved(runs, args.repetitions).items()
-    }
-    return measure.table(
-        ["command", "seconds to its answer"],
-        [[f"`python {name}`", measure.shown(value)] for name, value in times.items()],
-    ), times
+    """The time until programs answer."""
+    run = partial(subprocess.run, cwd=measure.ROOT, capture_output=True)
+    runs = {line: partial(run, [sys.executable, *line.split()]) for line in ANSWERS}
+    times = measure.interleaved(runs, args.repetitions)
+    result = {line: measure.spread(values) for line, values in times.items()}
+    rows = [[f"`python {line}`", measure.shown(value)] for line, value in result.items()]
+    return measure.table("command | seconds to its answer", rows), result
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = make_parser(GridBenchmarkSettings, description=__doc__.split("\n")[0]).parse_args(argv)
-    path = Path(args.outdir, "grid.json")
-    before = json.loads(path.read_text()) if path.is_file() else {}
-    tables = before.get("tables", {})
-    results = {name: before[name] for name in tables}
-    for part in (start_up, grid, evaluation):
-        name = part.__name__
-        if name in args.parts:
-            tables[name], results[name] = part(args)
-    measure.write(args.outdir, "grid", "\n\n".join(tables.values()), tables=tables, **results)
+    args = measure.arguments(GridBenchmarkSettings, argv)
+    parts = {part.__name__: part(args) for part in (start_up, grid, evaluation)}
+    measure.write_parts(args.outdir, "grid", parts)
 
 
 if __name__ == "__main__":

@@ -9,29 +9,28 @@ lidc.png there.
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+import torch
 
-import torch  # noqa: E402
+import measure
 
-import assemble  # noqa: E402
-import checkpoint  # noqa: E402
-import evaluate  # noqa: E402
-from command_line import fail, make_parser  # noqa: E402
-from config import Count, SettingError, WorldSettings  # noqa: E402
-from drawing import Figure, save  # noqa: E402
-from examples.lidc import READERS, bounds  # noqa: E402
-from gallery import outlines  # noqa: E402
-from names import METRICS  # noqa: E402
-from own_frames import load_frames  # noqa: E402
-from ranges import to_model_range, to_unit_range  # noqa: E402
-from records import finished  # noqa: E402
-from tasks import FramesTask  # noqa: E402
+import assemble
+import checkpoint
+import evaluate
+from command_line import fail
+from config import Count, SettingError, WorldSettings
+from drawing import Figure, save
+from examples.lidc import READERS, bounds
+from experiments import interval
+from gallery import outlines
+from names import METRICS
+from own_frames import load_frames
+from ranges import to_model_range, to_unit_range
+from records import finished
+from tasks import FramesTask
 
 # A name, which is that of a folder too, and flags of evaluate.py.
 METHODS = {
@@ -54,8 +53,6 @@ class BenchmarkSettings:
     """trained network: a file that train.py wrote, or the name of an included one"""
     num_sets: Count = 603
     """test sequences"""
-    outdir: str = "runs/benchmark-lidc"
-    """folder for evaluations and results"""
 
 
 def mean_of_network(path: Path, frames: str, num_sets: int) -> dict[str, Any]:
@@ -81,15 +78,6 @@ def run(flags: str, outdir: Path) -> dict[str, Any]:
     return finished(str(outdir))[1]
 
 
-def show(metric: dict[str, Any]) -> str:
-    """A mean and its interval."""
-    mean = f"{metric['mean']:.3f}"
-    if metric["ci95"] is None:
-        return mean
-    low, high = metric["ci95"]
-    return f"{mean} [{low:.3f}, {high:.3f}]"
-
-
 def said_of_data(frames: str, num_sets: int) -> str:
     """A line about the sequences, and about the sets of the table."""
     data = load_frames(WorldSettings(dataset="frames", frames=frames), "test").data
@@ -103,21 +91,8 @@ def said_of_data(frames: str, num_sets: int) -> str:
     )
 
 
-def markdown(rows: list[dict[str, Any]], command: str, said: str) -> str:
-    """The table under a line about it, and the command of the rows that were sampled."""
-    titles = [METRICS[key].title for key in KEYS]
-    lines = [f"| set of {READERS} | {' | '.join(titles)} |", "|---" * (1 + len(KEYS)) + "|"]
-    for row in rows:
-        values = [show(row["metrics"][key]) for key in KEYS]
-        lines.append(f"| {row['name']} | {' | '.join(values)} |")
-    table = "\n".join(lines)
-    return f"{said}\n\n{table}\n\n    {command}\n"
-
-
 def main(argv: list[str] | None = None) -> None:
-    args = make_parser(BenchmarkSettings, description=__doc__.split("\n")[0]).parse_args(argv)
-    outdir = Path(args.outdir)
-    outdir.mkdir(parents=True, exist_ok=True)
+    args = measure.arguments(BenchmarkSettings, argv)
     flags = f"--checkpoint {args.checkpoint} --frames {args.frames} --batch_size {READERS}"
     flags += f" --num_sets {args.num_sets} --device cpu"
     try:
@@ -127,22 +102,21 @@ def main(argv: list[str] | None = None) -> None:
     except SettingError as error:
         fail(str(error))
     for name, method in METHODS.items():
-        measured[name] = run(f"{flags} {method}", outdir / name)
-    rows = []
+        label = f"`{method}`" if method else name
+        measured[label] = run(f"{flags} {method}", args.outdir / name)
+    rows, lines = [], []
     for name, metrics in measured.items():
         kept = {key: {k: metrics[key][k] for k in ("mean", "ci95")} for key in KEYS}
-        flags_of_row = METHODS.get(name, "")
-        label = f"`{flags_of_row}`" if flags_of_row else name
-        rows.append(dict(name=label, metrics=kept))
-        print(f"{name:32} {', '.join(show(metrics[key]) for key in KEYS)}", flush=True)
-    (outdir / "lidc.json").write_text(json.dumps(rows, indent=1))
-    command = f"python evaluate.py {flags}"
-    said = said_of_data(args.frames, args.num_sets)
-    (outdir / "lidc.md").write_text(markdown(rows, command, said))
-    figure, _ = outlines([str(outdir / name) for name in COLUMNS], list(DRAWN))
+        rows.append(dict(name=name, metrics=kept))
+        lines.append([name, *map(interval, kept.values())])
+    titles = " | ".join(METRICS[key].title for key in KEYS)
+    table = measure.table(f"set of {READERS} | {titles}", lines)
+    text = f"{said_of_data(args.frames, args.num_sets)}\n\n{table}\n"
+    measure.save(args.outdir, "lidc", f"{text}\n    python evaluate.py {flags}\n", rows)
+    print(text)
+    figure, _ = outlines([str(args.outdir / name) for name in COLUMNS], list(DRAWN))
     assert isinstance(figure, Figure)
-    save(figure, outdir / "lidc.png", dpi=80)
-    print(f"written to {outdir}")
+    save(figure, args.outdir / "lidc.png", dpi=80)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""How the benchmarks measure: interleaved repetitions, ratios, and a record of the machine.
+"""What the benchmarks share: arguments, interleaved repetitions, ratios, tables, the machine.
 
 Whatever slows the machine down for a while affects all candidates alike. Ratios are taken within
 each repetition, so they can be trusted where seconds cannot.
+
+A benchmark imports this module first, since it lets the modules of the project be found.
 """
 
 from __future__ import annotations
@@ -12,9 +14,38 @@ import platform
 import statistics
 import sys
 import time
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Mapping, Optional, Sequence
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from command_line import fail, make_parser  # noqa: E402
+from config import SettingError  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass
+class OutputSettings:
+    """Output"""
+
+    outdir: Optional[str] = None
+    """folder for the results (null: runs/benchmark-NAME)"""
+
+
+def arguments(settings: type, argv: Sequence[str] | None) -> Any:
+    """The command line of a benchmark: its own settings, and `outdir`, a folder that exists."""
+    program = sys.modules[settings.__module__]
+    description = str(program.__doc__).split("\n")[0]
+    args = make_parser(settings, OutputSettings, description=description).parse_args(argv)
+    args.outdir = Path(args.outdir or f"runs/benchmark-{Path(str(program.__file__)).stem}")
+    args.outdir.mkdir(parents=True, exist_ok=True)
+    return args
+
+
+# ---------------------------------------------------------------- time
 
 
 def seconds(run: Callable[[], Any], device: str = "cpu") -> float:
@@ -36,10 +67,8 @@ def interleaved(
         seconds(run, device)
     times: dict[Any, list[float]] = {name: [] for name in runs}
     for turn in range(repetitions):
-        names = (
-            list(runs) if turn % 2 == 0 else list(reversed(runs))
-        )  # nobody always comes after the same one
-        for name in names:
+        # Nobody always comes after the same one.
+        for name in runs if turn % 2 == 0 else reversed(runs):
             times[name].append(seconds(runs[name], device))
     return times
 
@@ -53,26 +82,31 @@ def ratio(times: dict[Any, list[float]], name: Any, over: Any) -> dict[str, floa
     return spread([a / b for a, b in zip(times[name], times[over])])
 
 
+def rate(times: Sequence[float], count: float) -> dict[str, float]:
+    """How many a second, where each of `times` was spent on `count` of them."""
+    return spread([count / time for time in times])
+
+
 def launch(script: Path | str, ranks: int) -> list[str]:
     """The command that runs a script, in one process or in several by torchrun."""
-    several = (
-        ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-        if ranks > 1
-        else []
-    )
-    return [sys.executable, *several, str(script)]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    return [sys.executable, *(torchrun if ranks > 1 else []), str(script)]
 
 
-def shown(value: dict[str, float], digits: int = 2) -> str:
-    median, lowest, highest = (
-        f"{value[key]:.{digits}f}" for key in ("median", "lowest", "highest")
-    )
-    return f"{median} ({lowest} to {highest})"
+# ---------------------------------------------------------------- results
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+def shown(value: Mapping[str, float], digits: int = 2) -> str:
+    """A median and its range."""
+    numbers = (f"{value[key]:,.{digits}f}" for key in ("median", "lowest", "highest"))
+    return "{} ({} to {})".format(*numbers)
+
+
+def table(header: str, rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table; the columns of its header are separated by ` | `."""
+    lines = [header.split(" | "), *rows]
+    text = [f"| {' | '.join(map(str, line))} |" for line in lines]
+    return "\n".join([text[0], "|" + "---|" * len(lines[0]), *text[1:]])
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
@@ -85,20 +119,12 @@ def machine(device: str = "cpu") -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             pass
-    model = (
-        next(
-            (
-                line.split(":")[1].strip()
-                for line in open("/proc/cpuinfo")
-                if line.startswith("model name")
-            ),
-            platform.processor(),
-        )
-        if Path("/proc/cpuinfo").is_file()
-        else platform.processor()
-    )
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    processor = models[0] if models else platform.processor()
     return dict(
-        device=torch.cuda.get_device_name() if device == "cuda" else model,
+        device=torch.cuda.get_device_name() if device == "cuda" else processor,
         cores=os.cpu_count(),
         threads=torch.get_num_threads(),
         python=platform.python_version(),
@@ -106,14 +132,51 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     )
 
 
-def write(outdir: Path | str, name: str, text: str, device: str = "cpu", **results: Any) -> None:
+def write(outdir: Path, name: str, text: str, device: str = "cpu", **results: Any) -> None:
     """Print the tables; write them to outdir/NAME.md, and everything to outdir/NAME.json."""
     where = machine(device)
-    on = ", ".join(
-        f"{key} {value}" if key != "device" else str(value) for key, value in where.items()
-    )
-    outdir = Path(outdir)
-    outdir.mkdir(parents=True, exist_ok=True)
-    (outdir / f"{name}.json").write_text(json.dumps(dict(machine=where, **results), indent=1))
-    (outdir / f"{name}.md").write_text(f"{text}\n\nMeasured on {on}.\n")
-    print(f"{text}\n\nMeasured on {on}; written to {outdir}")
+    on = ", ".join(str(v) if key == "device" else f"{key} {v}" for key, v in where.items())
+    save(outdir, name, f"{text}\n\nMeasured on {on}.\n", dict(machine=where, **results))
+    print(f"{text}\n\nMeasured on {on}")
+
+
+def write_parts(
+    outdir: Path,
+    name: str,
+    parts: Mapping[str, tuple[str, Any]],
+    device: str = "cpu",
+    **about: Any,
+) -> None:
+    """Write what was measured in several parts, {part: (its table, its results)}."""
+    results = {part: result for part, (_, result) in parts.items()}
+    write(outdir, name, "\n\n".join(text for text, _ in parts.values()), device, **about, **results)
+
+
+def save(outdir: Path, name: str, text: str, results: Any) -> None:
+    """Write outdir/NAME.md and outdir/NAME.json."""
+    (outdir / f"{name}.md").write_text(text)
+    (outdir / f"{name}.json").write_text(json.dumps(results, indent=1))
+    print(f"written to {outdir}")
+
+
+def kept(path: Path, measured: Callable[[], Any]) -> Any:
+    """What `measured` returns, from a file if it was measured before."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(measured()))
+        print(path.stem, file=sys.stderr)
+    return json.loads(path.read_text())
+
+
+def experiment(recipe: str, name: str, preset: str, outdir: Path, **shared: Any) -> list[dict]:
+    """Run an experiment and draw outdir/NAME.png, diversity against quality. Returns its rows."""
+    import experiments
+    from charts import frontier
+    from drawing import save
+
+    try:
+        rows = experiments.run(recipe, preset, shared, outdir)
+    except SettingError as error:
+        fail(str(error))
+    save(frontier(rows), outdir / f"{name}.png")
+    return rows

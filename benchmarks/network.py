@@ -11,25 +11,21 @@ this machine multiplies matrices and copies memory. With and without torch.compi
 
 from __future__ import annotations
 
+import copy
 import math
-import sys
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Callable, Literal
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+import measure
 
-import measure  # noqa: E402
+from config import Count
+from devices import pick_device
 
-from command_line import make_parser  # noqa: E402
-from config import Count, ModelSettings, build  # noqa: E402
-from devices import pick_device  # noqa: E402
-
-MATRIX_SIDE = (
-    2048  # of the square matrices whose product is the rate that a network is compared with
-)
+# Of the square matrices whose product is the rate that a network is compared with.
+MATRIX_SIDE = 2048
 COPIED = 2**26  # numbers, so many that no cache holds them
+THEIRS = "diffusers UNet2DModel"
 
 
 @dataclass
@@ -46,40 +42,24 @@ class NetworkBenchmarkSettings:
     """measure torch.compile too"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where to run"""
-    outdir: str = "runs/benchmark-network"
-    """folder for the results"""
 
 
-def settings_of(config: str) -> dict:
-    """The whole record of the settings of a training config."""
-    import train
-
-    settings, _ = train.parse(["--config", config])
-    return settings.record()
-
-
-def peer(settings: dict):
-    """diffusers' U-Net of the same widths, depths and attention."""
+def peer(settings):
+    """diffusers' U-Net of the same widths, depths and attention, for settings of a training."""
     from diffusers import UNet2DModel
 
-    levels = range(len(settings["channels"]))
-    down = tuple(
-        "AttnDownBlock2D" if level in settings["attention"] else "DownBlock2D" for level in levels
-    )
-    up = tuple(
-        "AttnUpBlock2D" if level in settings["attention"] else "UpBlock2D"
-        for level in reversed(levels)
-    )
+    model = settings.model
+    attends = ["Attn" * (level in model.attention) for level in range(len(model.channels))]
     return UNet2DModel(
-        sample_size=settings["image_size"],
-        in_channels=settings["num_cond_frames"] + 1,
+        sample_size=settings.world.image_size,
+        in_channels=settings.world.num_cond_frames + 1,
         out_channels=1,
-        block_out_channels=tuple(settings["channels"]),
-        layers_per_block=settings["blocks"],
-        down_block_types=down,
-        up_block_types=up,
-        attention_head_dim=settings["head_channels"],
-        norm_num_groups=math.gcd(32, *settings["channels"]),
+        block_out_channels=tuple(model.channels),
+        layers_per_block=model.blocks,
+        down_block_types=tuple(f"{attention}DownBlock2D" for attention in attends),
+        up_block_types=tuple(f"{attention}UpBlock2D" for attention in reversed(attends)),
+        attention_head_dim=model.head_channels,
+        norm_num_groups=math.gcd(32, *model.channels),
         resnet_time_scale_shift="scale_shift",
         add_attention=False,
     )
@@ -118,163 +98,127 @@ def traffic(call) -> int:
     return counter.total
 
 
+def measured_rates(nets, args, device, x) -> tuple[float, dict, dict]:
+    """Seconds of everything, interleaved, in both precisions.
+
+    Arguments:
+        nets: {name: (network, call of it, operations for an image)}
+
+    Returns bytes a second of a copy, and {(what, precision, pass): seconds} and its operations.
+    """
+    import torch
+
+    def forward(call, bf16):
+        with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            call()
+
+    def step(net, call, bf16):
+        net.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            loss = call().float().square().mean()
+        loss.backward()
+
+    # Written to, so that every page of both is memory of its own.
+    source, target = (torch.ones(COPIED, device=device) for _ in range(2))
+    runs: dict[Any, Callable[[], Any]] = {"copy": lambda: target.copy_(source)}
+    works: dict[tuple[str, str, str], float] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        bf16, precision = dtype == torch.bfloat16, str(dtype).removeprefix("torch.")
+        matrix = torch.randn(MATRIX_SIDE, MATRIX_SIDE, device=device).to(dtype)
+        runs["matrix product", precision, ""] = partial(torch.matmul, matrix, matrix)
+        works["matrix product", precision, ""] = 2 * MATRIX_SIDE**3
+        for name, (net, call, each) in nets.items():
+            runs[name, precision, "forward"] = partial(forward, call, bf16)
+            works[name, precision, "forward"] = len(x) * each
+            runs[name, precision, "forward and backward"] = partial(step, net, call, bf16)
+            works[name, precision, "forward and backward"] = 3 * len(x) * each
+    times = measure.interleaved(runs, args.repetitions, device.type)
+    return measure.rate(times.pop("copy"), 2 * 4 * COPIED)["median"], times, works
+
+
 def main(argv: list[str] | None = None) -> None:
-    args = make_parser(NetworkBenchmarkSettings, description=__doc__.split("\n")[0]).parse_args(
-        argv
-    )
+    args = measure.arguments(NetworkBenchmarkSettings, argv)
     import torch
 
     import checkpoint
+    import train
 
     device, n = pick_device(args.device), args.images
-    settings = settings_of(args.network)
+    settings, _ = train.parse(["--config", args.network])
     torch.manual_seed(0)
-    model = build(ModelSettings, settings)
-    ours = checkpoint.make_denoiser((settings["num_cond_frames"], 1), model, 0.5).unet.to(device)
+    given, side = settings.world.num_cond_frames or 0, settings.world.image_size
+    ours = checkpoint.make_denoiser((given, 1), settings.model, 0.5).unet.to(device)
     theirs = peer(settings).to(device)
-    side, channels = settings["image_size"], settings["num_cond_frames"] + 1
-    x = torch.randn(n, channels, side, side, device=device).contiguous(
-        memory_format=torch.channels_last
-    )
+    x = torch.randn(n, given + 1, side, side, device=device)
+    x = x.contiguous(memory_format=torch.channels_last)
     c_noise = torch.randn(n, device=device)
-    nets = {
-        "this project": (lambda: ours(x, c_noise)[0]),
-        "diffusers UNet2DModel": (lambda: theirs(x, c_noise).sample),
+    calls: dict[str, tuple[Any, Callable[[], Any]]] = {
+        "this project": (ours, lambda: ours(x, c_noise)[0]),
+        THEIRS: (theirs, lambda: theirs(x, c_noise).sample),
     }
     with torch.no_grad():
-        moved = {name: traffic(call) / n for name, call in nets.items()}
-    counted = {
-        "this project": (ours, operations(nets["this project"]) / n),
-        "diffusers UNet2DModel": (theirs, operations(nets["diffusers UNet2DModel"]) / n),
-    }
+        moved = {name: traffic(call) / n for name, (_, call) in calls.items()}
+    nets = {name: (net, call, operations(call) / n) for name, (net, call) in calls.items()}
     if args.compile:
-        import copy
-
         compiled = copy.deepcopy(ours)
         compiled.compile()
-        nets["this project, compiled"] = lambda: compiled(x, c_noise)[0]
-        counted["this project, compiled"] = (compiled, counted["this project"][1])
+        call = lambda: compiled(x, c_noise)[0]
+        nets["this project, compiled"] = (compiled, call, nets["this project"][2])
 
-    def forward(call, bf16):
-        def run():
-            with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-                call()
-
-        return run
-
-    def step(name, call, bf16):
-        def run():
-            counted[name][0].zero_grad(set_to_none=True)
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-                loss = call().float().square().mean()
-            loss.backward()
-
-        return run
-
-    square = (MATRIX_SIDE, MATRIX_SIDE)
-    matrices = {
-        False: torch.randn(square, device=device),
-        True: torch.randn(square, device=device, dtype=torch.bfloat16),
-    }
-    # Written to, so that every page of both is memory of its own.
-    source, target = (torch.ones(COPIED, device=device) for _ in range(2))
-    # (what, precision, pass) -> what to run, and its operations.
-    runs: dict[tuple[str, str, str], Callable[[], Any]] = {
-        ("copy", "", ""): lambda: target.copy_(source)
-    }
-    works: dict[tuple[str, str, str], float] = {}
-    for bf16 in (False, True):
-        precision = "bfloat16" if bf16 else "float32"
-        matrix = matrices[bf16]
-        runs["matrix product", precision, ""] = partial(torch.matmul, matrix, matrix)
-        works["matrix product", precision, ""] = 2 * MATRIX_SIDE**3
-        for name, call in nets.items():
-            runs[name, precision, "forward"] = forward(call, bf16)
-            works[name, precision, "forward"] = n * counted[name][1]
-            runs[name, precision, "forward and backward"] = step(name, call, bf16)
-            works[name, precision, "forward and backward"] = 3 * n * counted[name][1]
-    times = measure.interleaved(runs, args.repetitions, device.type)
+    bandwidth, times, works = measured_rates(nets, args, device, x)
     rows, result = [], {}
-    bandwidth = measure.spread([2 * 4 * COPIED / t for t in times.pop(("copy", "", ""))])["median"]
-    for key in times:
+    for key, seconds in times.items():
         what, precision, kind = key
-        rates = measure.spread([works[key] / t / 1e9 for t in times[key]])
-        share = measure.spread(
-            [
-                works[key] / a / (2 * MATRIX_SIDE**3 / b)
-                for a, b in zip(times[key], times["matrix product", precision, ""])
-            ]
-        )
-        faster = (
-            measure.ratio(times, ("diffusers UNet2DModel", precision, kind), key) if kind else None
-        )
-        images = n / measure.spread(times[key])["median"] if kind else None
+        rates = measure.rate(seconds, works[key] / 1e9)
+        product = "matrix product", precision, ""
+        ratios = zip(times[product], seconds)
+        share = measure.spread([works[key] * a / (works[product] * b) for a, b in ratios])
+        faster = measure.ratio(times, (THEIRS, precision, kind), key) if kind else None
+        images = measure.rate(seconds, n)["median"] if kind else None
         result[", ".join(filter(None, key))] = dict(
             gigaflops=rates,
             share_of_matrix_product=share,
             times_as_fast_as_diffusers=faster,
             images_per_second=images,
         )
-        rows.append(
-            [
-                what,
-                precision,
-                kind,
-                f"{images:.0f}" if kind else "",
-                f"{rates['median']:.0f}",
-                f"{share['median']:.2f}",
-                measure.shown(faster) if faster and "diffusers" not in what else "",
-            ]
-        )
+        row = [*key, f"{images:.0f}" if kind else "", f"{rates['median']:.0f}"]
+        compared = measure.shown(faster) if faster and what != THEIRS else ""
+        rows.append([*row, f"{share['median']:.2f}", compared])
     parameters = {
-        name: sum(p.numel() for p in net.parameters()) for name, (net, _) in counted.items()
+        name: sum(p.numel() for p in net.parameters()) for name, (net, *_) in nets.items()
     }
-    product = measure.spread(
-        [2 * MATRIX_SIDE**3 / t for t in times["matrix product", "float32", ""]]
-    )["median"]
-    floor = measure.table(
+    product_rate = result["matrix product, float32"]["gigaflops"]["median"]
+    limits = [
         [
-            "forward, float32, an image",
-            "parameters",
-            "operations",
-            "at a matrix product's rate",
-            "bytes moved",
-            "at a copy's rate",
-        ],
-        [
-            [
-                name,
-                f"{parameters[name] / 1e6:.1f} M",
-                f"{counted[name][1] / 1e9:.2f} billion",
-                f"{1e3 * counted[name][1] / product:.1f} ms",
-                f"{moved[name] / 1e6:.0f} MB",
-                f"{1e3 * moved[name] / bandwidth:.1f} ms",
-            ]
-            for name in moved
-        ],
+            name,
+            f"{parameters[name] / 1e6:.1f} M",
+            f"{nets[name][2] / 1e9:.2f} billion",
+            f"{nets[name][2] / 1e6 / product_rate:.1f} ms",
+            f"{moved[name] / 1e6:.0f} MB",
+            f"{1e3 * moved[name] / bandwidth:.1f} ms",
+        ]
+        for name in moved
+    ]
+    limit = measure.table(
+        "forward, float32, an image | parameters | operations | at a matrix product's rate"
+        " | bytes moved | at a copy's rate",
+        limits,
     )
-    text = measure.table(
-        [
-            "network",
-            "precision",
-            "pass",
-            "images/s",
-            "billion operations/s",
-            "share of the matrix product's rate",
-            "times as fast as diffusers",
-        ],
+    speeds = measure.table(
+        "network | precision | pass | images/s | billion operations/s"
+        " | share of the matrix product's rate | times as fast as diffusers",
         rows,
     )
     measure.write(
         args.outdir,
         "network",
-        f"{floor}\n\n{text}",
+        f"{limit}\n\n{speeds}",
         device.type,
         network=args.network,
         images=n,
         repetitions=args.repetitions,
         parameters=parameters,
-        operations_per_image={name: c for name, (_, c) in counted.items()},
+        operations_per_image={name: each for name, (_, _, each) in nets.items()},
         bytes_per_image=moved,
         copy_bytes_per_second=bandwidth,
         results=result,

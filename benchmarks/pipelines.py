@@ -13,33 +13,28 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import math
 import statistics
 import sys
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Callable, Literal
+from typing import Any, Callable
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+import numpy
+import torch
+from torch import Tensor, nn
 
-import numpy  # noqa: E402
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+import measure
 
-import measure  # noqa: E402
-
-from adapter import Guide, measured_guide, repelling  # noqa: E402
-from command_line import make_parser  # noqa: E402
-from config import Count, Many, Seed, build  # noqa: E402
-from decisions import measure as decided  # noqa: E402
-from guidance import ParticleGuidance  # noqa: E402
-from model import posterior_mean  # noqa: E402
-from potentials import LogDet  # noqa: E402
-from sampler import karras_sigmas  # noqa: E402
+from adapter import Guide, measured_guide, repelling
+from config import Count, Seed
+from decisions import measure as decided
+from experiments import interval
+from guidance import ParticleGuidance
+from model import posterior_mean
+from potentials import LogDet
+from sampler import karras_sigmas
 
 STABLE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 UNCLIPPED = STABLE | dict(clip_sample=False)
@@ -103,15 +98,6 @@ class PipelineBenchmarkSettings:
     """updates of the example's network"""
     seed: Seed = 1
     """seed of the examples; their settings were chosen on seed 0"""
-    parts: Many[Literal["schedulers", "places", "digits", "cost"]] = (
-        "schedulers",
-        "places",
-        "digits",
-        "cost",
-    )
-    """what to measure now; tables of what was measured before are written too"""
-    outdir: str = "runs/benchmark-pipelines"
-    """folder for the results"""
 
 
 # ---------------------------------------------------------------- a network that is exact
@@ -119,7 +105,7 @@ class PipelineBenchmarkSettings:
 
 def example(name: str):
     """A module of examples/."""
-    sys.path.append(str(ROOT / "examples"))
+    sys.path.append(str(measure.ROOT / "examples"))
     return __import__(name)
 
 
@@ -218,14 +204,17 @@ def exact_guide() -> Guide:
 # ---------------------------------------------------------------- parts
 
 
-def with_a_scheduler(name: str, settings: PipelineBenchmarkSettings) -> dict[str, Any]:
-    """What sets show with a scheduler and the exact network, independent and guided."""
+def schedulers(args) -> dict[str, Any]:
+    """What sets show with every scheduler and the exact network: {name: {independent, guided}}."""
     figures = example("diffusers_pipeline").figures
-    schedule = scheduler(name)
-    independent = figures(draw(schedule, settings.num_sets, settings.num_steps).float())
-    with repelling(schedule, exact_guide(), particles=8):
-        guided = figures(draw(schedule, settings.num_sets, settings.num_steps).float())
-    return dict(independent=independent, guided=guided)
+    guide, result = exact_guide(), {}
+    for name in SCHEDULERS:
+        schedule = scheduler(name)
+        independent = figures(draw(schedule, args.num_sets, args.num_steps).float())
+        with repelling(schedule, guide, particles=8):
+            guided = figures(draw(schedule, args.num_sets, args.num_steps).float())
+        result[name] = dict(independent=independent, guided=guided)
+    return result
 
 
 def network(side: int):
@@ -245,7 +234,7 @@ def network(side: int):
     return unet.eval().requires_grad_(False)
 
 
-def cost(settings: PipelineBenchmarkSettings, side: int = 32) -> dict[str, Any]:
+def cost(args, side: int = 32) -> dict[str, Any]:
     """Seconds of a pipeline that draws a set of 8, guided at every step, over those without.
 
     The second ratio is what the adapter adds alone: a guided step of the scheduler less one without
@@ -256,6 +245,9 @@ def cost(settings: PipelineBenchmarkSettings, side: int = 32) -> dict[str, Any]:
     unet = network(side)
     pipe = DDIMPipeline(unet, scheduler("DDIM"))
     pipe.set_progress_bar_config(disable=True)
+    sample = torch.randn(8, 4, side, side, generator=torch.Generator().manual_seed(0))
+    pipe.scheduler.set_timesteps(COSTED)
+    times = pipe.scheduler.timesteps
     guide = partial(
         ParticleGuidance, potential=LogDet(), factor=FACTOR, space="denoised", strength="drift"
     )
@@ -263,100 +255,58 @@ def cost(settings: PipelineBenchmarkSettings, side: int = 32) -> dict[str, Any]:
     def plain() -> None:
         pipe(batch_size=8, num_inference_steps=COSTED, output_type="np")
 
-    def guided() -> None:
-        with repelling(pipe.scheduler, guide, particles=8):
-            plain()
-
-    sample = torch.randn(8, 4, side, side, generator=torch.Generator().manual_seed(0))
-    pipe.scheduler.set_timesteps(COSTED)
-    times = pipe.scheduler.timesteps
-
     def steps() -> None:
         for t in times:
             pipe.scheduler.step(sample, t, sample)
 
-    def guided_steps() -> None:
+    def guided(run: Callable[[], None]) -> None:
         with repelling(pipe.scheduler, guide, particles=8):
-            steps()
+            run()
 
-    runs: dict[Any, Callable[[], Any]] = {
-        "plain": plain,
-        "guided": guided,
-        "steps": steps,
-        "guided steps": guided_steps,
-    }
-    seconds = measure.interleaved(runs, settings.repetitions)
-    added = [
-        (a - b) / c for a, b, c in zip(seconds["guided steps"], seconds["steps"], seconds["plain"])
-    ]
+    runs: dict[Any, Callable[[], Any]] = {"plain": plain, "guided": partial(guided, plain)}
+    runs |= {"steps": steps, "guided steps": partial(guided, steps)}
+    seconds = measure.interleaved(runs, args.repetitions)
+    each = zip(seconds["guided steps"], seconds["steps"], seconds["plain"])
     return dict(
         parameters=sum(each.numel() for each in unet.parameters()),
         step=statistics.median(seconds["plain"]) / COSTED,
         ratio=measure.ratio(seconds, "guided", "plain"),
-        added=measure.spread(added),
+        added=measure.spread([(a - b) / c for a, b, c in each]),
         machine=measure.machine(),
     )
 
 
-def places(settings: PipelineBenchmarkSettings) -> dict[str, Any]:
+def places(args) -> dict[str, Any]:
     """What examples/diffusers_pipeline.py finds. Its trained pipeline is kept in --outdir."""
-    from diffusers import DDIMPipeline
-
     module = example("diffusers_pipeline")
-    mine = module.ExampleSettings(
-        iterations=settings.iterations, num_sets=settings.num_sets, seed=settings.seed
+    settings = module.ExampleSettings(
+        iterations=args.iterations, num_sets=args.num_sets, seed=args.seed
     )
-    folder = Path(settings.outdir) / "places"
+    folder = args.outdir / "places"
     if not (folder / "model_index.json").is_file():
-        torch.manual_seed(mine.seed)
-        module.train(module.blobs(), mine.iterations).save_pretrained(folder)
-    pipe = DDIMPipeline.from_pretrained(folder)
-    pipe.unet.eval().requires_grad_(False)
-    pipe.set_progress_bar_config(disable=True)
-    found = {name: module.figures(sets) for name, sets in module.run(mine, pipe).items()}
-    return dict(settings=vars(mine), routes=found)
+        torch.manual_seed(settings.seed)
+        module.train(module.blobs(), settings.iterations).save_pretrained(folder)
+    return found(module, settings, module.routes(settings, module.load(folder)))
 
 
-def digits(settings: PipelineBenchmarkSettings, measured: bool) -> dict[str, Any] | None:
-    """What examples/digits_pipeline.py finds, each route kept by itself.
-
-    Without `measured`, those routes that are finished; None where there are none.
-    """
+def digits(args) -> dict[str, Any]:
+    """What examples/digits_pipeline.py finds."""
     module = example("digits_pipeline")
-    mine = module.DigitsSettings(num_sets=settings.num_sets, seed=settings.seed)
-    cells, prefix = Path(settings.outdir) / "cells", "digits, "
-    if measured:
-        folder = Path(settings.outdir) / "digits"
-        module.convert().save_pretrained(folder)
-        for name, drawn in module.routes(mine, module.load(folder)).items():
-            kept(cells / f"{prefix}{name}.json", lambda: module.figures(drawn()))
-    found = {
-        path.stem.removeprefix(prefix): json.loads(path.read_text())
-        for path in sorted(cells.glob(f"{prefix}*.json"), key=lambda path: path.stem)
-    }
-    return dict(settings=vars(mine), routes=found) if found else None
+    settings = module.DigitsSettings(num_sets=args.num_sets, seed=args.seed)
+    folder = args.outdir / "digits"
+    module.convert().save_pretrained(folder)
+    return found(module, settings, module.routes(settings, module.load(folder)))
 
 
-def kept(path: Path, measured: Callable[[], dict[str, Any]] | None) -> dict[str, Any] | None:
-    """A part's result, from its file where it is finished; None where it is not to be measured."""
-    if not path.is_file():
-        if measured is None:
-            return None
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(measured()))
-        print(path.stem, file=sys.stderr)
-    return json.loads(path.read_text())
+def found(module, settings, routes: dict[str, Callable[[], Tensor]]) -> dict[str, Any]:
+    """The figures of every route of an example, and its settings."""
+    return dict(
+        settings=vars(settings),
+        routes={name: module.figures(drawn()) for name, drawn in routes.items()},
+    )
 
 
 # ---------------------------------------------------------------- tables
-
-
-def interval(value: dict[str, Any], digits: int = 2) -> str:
-    """A mean with its interval."""
-    if value["ci95"] is None:
-        return f"{value['mean']:.{digits}f}"
-    low, high = value["ci95"]
-    return f"{value['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def percent(share: float) -> str:
@@ -364,94 +314,62 @@ def percent(share: float) -> str:
     return f"{math.floor(1000 * share) / 10:.1f}%"
 
 
-def scheduler_table(rows: dict[str, dict], settings: PipelineBenchmarkSettings) -> str:
+def on_places(figures: dict[str, Any]) -> list[str]:
+    """How many places sets show, and the share of samples on one."""
+    return [interval(figures["places"]), percent(figures["shown"])]
+
+
+def scheduler_table(rows: dict[str, dict], args) -> str:
     """Places and the share of samples on one, for every scheduler."""
-    header = ["scheduler", "independent", "on an image", "guided", "on an image"]
-    lines = []
-    for name, row in rows.items():
-        cells = [f"{SCHEDULERS[name][0]}, {name}"]
-        for each in (row["independent"], row["guided"]):
-            cells += [interval(each["places"]), percent(each["shown"])]
-        lines.append(cells)
+    lines = [
+        [
+            f"{SCHEDULERS[name][0]}, {name}",
+            *on_places(row["independent"]),
+            *on_places(row["guided"]),
+        ]
+        for name, row in rows.items()
+    ]
+    table = measure.table("scheduler | independent | on an image | guided | on an image", lines)
     return (
-        f"Places of 8, exact network, {settings.num_sets} sets of 8, {settings.num_steps} steps, "
-        f"factor {FACTOR:g}:\n\n{measure.table(header, lines)}"
+        f"Places of 8, exact network, {args.num_sets} sets of 8, {args.num_steps} steps, "
+        f"factor {FACTOR:g}:\n\n{table}"
     )
 
 
 def cost_table(row: dict[str, Any]) -> str:
     """What guidance costs."""
-    header = ["parameters", "s a step, set of 8", "guided over plain", "added by the adapter"]
-    added = {key: 100 * value for key, value in row["added"].items()}
-    cells = [
-        f"{row['parameters'] / 1e6:.1f} M",
-        f"{row['step']:.2f}",
-        measure.shown(row["ratio"], 3),
-        f"{measure.shown(added)}% of a step",
-    ]
-    where = "{device}, {threads} threads, torch {torch}, diffusers {diffusers}".format(
-        **row["machine"]
-    )
-    return f"{measure.table(header, [cells])}\n\nMeasured on {where}."
+    added = measure.shown({key: 100 * value for key, value in row["added"].items()})
+    line = [f"{row['parameters'] / 1e6:.1f} M", f"{row['step']:.2f}"]
+    line += [measure.shown(row["ratio"], 3), f"{added}% of a step"]
+    header = "parameters | s a step, set of 8 | guided over plain | added by the adapter"
+    where = "{device}, {threads} threads, torch {torch}, diffusers {diffusers}"
+    return f"{measure.table(header, [line])}\n\nMeasured on {where.format(**row['machine'])}."
 
 
-def places_table(part: dict[str, Any]) -> str:
-    """What the example of eight places finds."""
-    rows = [
-        [name, interval(row["places"]), percent(row["shown"])]
-        for name, row in part["routes"].items()
-    ]
-    what = "{num_sets} sets of {particles}, {num_steps} calls, seed {seed}".format(
-        **part["settings"]
-    )
-    return f"{what}:\n\n{measure.table(['route', 'places of 8', 'on a place'], rows)}"
-
-
-def digits_table(part: dict[str, Any]) -> str:
-    """What the example of digits finds."""
-    rows = [
-        [name, interval(row["digits"]), interval(row["confidence"], 3)]
-        for name, row in part["routes"].items()
-    ]
-    what = "{num_sets} sets of {particles}, {num_steps} calls, seed {seed}".format(
-        **part["settings"]
-    )
-    return f"{what}:\n\n{measure.table(['route', 'digits of 10', 'confidence'], rows)}"
+def example_table(part: dict[str, Any], header: str, entries: Callable[[dict], list[str]]) -> str:
+    """What an example finds by every route."""
+    what = "{num_sets} sets of {particles}, {num_steps} calls, seed {seed}"
+    rows = [[name, *entries(figures)] for name, figures in part["routes"].items()]
+    return f"{what.format(**part['settings'])}:\n\n{measure.table(f'route | {header}', rows)}"
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure what is not finished, and write the tables."""
-    parser = make_parser(PipelineBenchmarkSettings, description=__doc__.split("\n")[0])
-    settings = build(PipelineBenchmarkSettings, parser.parse_args(argv))
-    cells = Path(settings.outdir) / "cells"
-
-    def result(part: str, name: str, measured: Callable[[], dict[str, Any]]):
-        return kept(cells / f"{name}.json", measured if part in settings.parts else None)
-
-    schedulers = {
-        name: result("schedulers", name, partial(with_a_scheduler, name, settings))
-        for name in SCHEDULERS
+    args = measure.arguments(PipelineBenchmarkSettings, argv)
+    parts = dict(schedulers=schedulers, places=places, digits=digits, cost=cost)
+    results = {
+        name: measure.kept(args.outdir / "cells" / f"{name}.json", partial(part, args))
+        for name, part in parts.items()
     }
-    results: dict[str, Any] = {
-        part: result(part, part, partial(measured, settings))
-        for part, measured in (("places", places), ("cost", cost))
-    }
-    results["digits"] = digits(settings, "digits" in settings.parts)
-    results["schedulers"] = schedulers if all(schedulers.values()) else None
-    write_tables: dict[str, Callable[..., str]] = {
-        "schedulers": partial(scheduler_table, settings=settings),
-        "places": places_table,
-        "digits": digits_table,
-        "cost": cost_table,
-    }
-    tables = {
-        part: write_table(results[part])
-        for part, write_table in write_tables.items()
-        if results[part] is not None
-    }
-    measure.write(
-        settings.outdir, "pipelines", "\n\n".join(tables.values()), tables=tables, **results
+    of_digits = lambda figures: [interval(each) for each in figures.values()]
+    tables = dict(
+        schedulers=scheduler_table(results["schedulers"], args),
+        places=example_table(results["places"], "places of 8 | on a place", on_places),
+        digits=example_table(results["digits"], "digits of 10 | confidence", of_digits),
+        cost=cost_table(results["cost"]),
     )
+    text = "\n\n".join(tables.values())
+    measure.write(args.outdir, "pipelines", text, tables=tables, **results)
 
 
 if __name__ == "__main__":

@@ -11,17 +11,13 @@ medoids.
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+import measure
 
-import measure  # noqa: E402
-
-from command_line import make_parser  # noqa: E402
-from config import Count, Many, WorldSettings  # noqa: E402
+from config import Count, Many, WorldSettings
+from experiments import interval
 
 
 @dataclass
@@ -36,21 +32,16 @@ class PixelBenchmarkSettings:
     """where digits come from"""
     data_root: str = "data"
     """folder of torchvision's MNIST"""
-    outdir: str = "runs/benchmark-pixels"
-    """folder for the results"""
 
 
 def determinant(images, count: int) -> list[int]:
     """Greedily the largest determinant of the RBF kernel, bandwidth as for `count`."""
-    import math
-
     import torch
 
     from potentials import RBF, Bandwidth
 
-    k, _ = RBF(Bandwidth(value=math.log(len(images)) / math.log(count))).matrices(
-        images[None], sigma=1.0
-    )
+    bandwidth = Bandwidth(value=math.log(len(images)) / math.log(count))
+    k, _ = RBF(bandwidth).matrices(images[None], sigma=1.0)
     left = k[0] + 1e-3 * torch.eye(len(images))
     chosen: list[int] = []
     for _ in range(count):
@@ -79,57 +70,34 @@ def medoids(images, count: int) -> list[int]:
     return kmedoids(images[None], count)[0].tolist()
 
 
-def shown(metric: dict) -> str:
-    """A mean with its 95% interval, if it has one."""
-    low, high = metric["ci95"] or (math.nan, math.nan)
-    return f"{metric['mean']:.2f} [{low:.2f}, {high:.2f}]"
-
-
 def main(argv: list[str] | None = None) -> None:
-    args = make_parser(PixelBenchmarkSettings, description=__doc__.split("\n")[0]).parse_args(argv)
+    args = measure.arguments(PixelBenchmarkSettings, argv)
     import torch
 
     from data_loader import load_digits
     from metrics import mean_interval
 
-    bank = load_digits(
-        args.digits, "test", size=WorldSettings().digit_size, data_root=args.data_root
-    )
+    size = WorldSettings().digit_size
+    bank = load_digits(args.digits, "test", size=size, data_root=args.data_root)
     generator, rows, result = torch.Generator().manual_seed(0), [], []
     for pool in args.pools:
-        picks = [
-            torch.randperm(len(bank.labels), generator=generator)[:pool]
-            for _ in range(args.num_sets)
-        ]
-        for name, size in {"raw": 1, "pooled 2 x 2": 2, "pooled 4 x 4": 4}.items():
-            images = torch.nn.functional.avg_pool2d(bank.images[:, None], size).flatten(1)
+        shuffled = lambda: torch.randperm(len(bank.labels), generator=generator)
+        picks = [shuffled()[:pool] for _ in range(args.num_sets)]
+        for name, side in {"raw": 1, "pooled 2 x 2": 2, "pooled 4 x 4": 4}.items():
+            images = torch.nn.functional.avg_pool2d(bank.images[:, None], side).flatten(1)
             found = {}
             for choose in (determinant, farthest, medoids):
-                counts = []
-                for which in picks:
-                    counts.append(len(set(bank.labels[which][choose(images[which], 10)].tolist())))
-                found[choose.__name__] = mean_interval(torch.tensor(counts).numpy())
+                chosen = (bank.labels[which][choose(images[which], 10)] for which in picks)
+                counts = [len(set(labels.tolist())) for labels in chosen]
+                found[choose.__name__] = mean_interval(counts)
             result.append(dict(pool=pool, pixels=name, found=found))
-            rows.append(
-                [
-                    pool,
-                    name,
-                    *(shown(metric) for metric in found.values()),
-                ]
-            )
+            rows.append([pool, name, *map(interval, found.values())])
     text = measure.table(
-        [
-            "real digits to choose ten from",
-            "pixels",
-            "largest determinant",
-            "farthest points",
-            "medoids",
-        ],
+        "real digits to choose ten from | pixels | largest determinant | farthest points | medoids",
         rows,
     )
-    measure.write(
-        args.outdir, "pixels", text, results=result, num_sets=args.num_sets, digits=args.digits
-    )
+    about = dict(num_sets=args.num_sets, digits=args.digits)
+    measure.write(args.outdir, "pixels", text, results=result, **about)
 
 
 if __name__ == "__main__":

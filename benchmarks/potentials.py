@@ -12,15 +12,11 @@ import math
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Optional
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+import measure
 
-import measure  # noqa: E402
-
-from command_line import make_parser  # noqa: E402
-from config import Count, Many  # noqa: E402
+from config import Count, Many
 
 
 @dataclass
@@ -35,17 +31,14 @@ class PotentialBenchmarkSettings:
     """of every case, while it takes less than a second"""
     alone: Optional[str] = None
     """measure this one only, in this process, and print the result as JSON"""
-    outdir: str = "runs/benchmark-potentials"
-    """folder for the results"""
 
 
 def peak_memory() -> int:
     """The most that this process ever held, bytes."""
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def alone(kernel: str, B: int, d: int, repetitions: int) -> dict:
@@ -55,21 +48,20 @@ def alone(kernel: str, B: int, d: int, repetitions: int) -> dict:
     from potentials import POTENTIALS, Bandwidth
 
     potential = POTENTIALS[kernel](Bandwidth())
-    generator = torch.Generator().manual_seed(0)
-    potential.grad(
-        torch.randn(1, 8, d, generator=generator).clamp(-1, 1)
-    )  # libraries loaded, threads started
-    y = torch.randn(1, B, d, generator=generator).clamp(-1, 1)
+    draw = torch.Generator().manual_seed(0)
+    # The first call loads libraries and starts threads.
+    potential.grad(torch.randn(1, 8, d, generator=draw).clamp(-1, 1))
+    y = torch.randn(1, B, d, generator=draw).clamp(-1, 1)
     before = peak_memory()
     potential.grad(y)
     extra = peak_memory() - before
     wide = y[0].double()
     times: dict[str, list[float]] = dict(gradient=[], products=[])
-    while (
-        len(times["gradient"]) < repetitions and sum(times["gradient"]) < 1 or not times["gradient"]
-    ):
+    for _ in range(repetitions):
         times["gradient"].append(measure.seconds(lambda: potential.grad(y)))
         times["products"].append(measure.seconds(lambda: (wide @ wide.T) @ wide))
+        if sum(times["gradient"]) >= 1:
+            break
     return dict(
         kernel=kernel,
         particles=B,
@@ -80,71 +72,52 @@ def alone(kernel: str, B: int, d: int, repetitions: int) -> dict:
     )
 
 
+def exponent(small: dict, large: dict) -> float:
+    """The power of the number of particles with which the time of a gradient grows."""
+    growth = math.log(large["seconds"]["median"] / small["seconds"]["median"])
+    return growth / math.log(large["particles"] / small["particles"])
+
+
 def main(argv: list[str] | None = None) -> None:
-    args = make_parser(PotentialBenchmarkSettings, description=__doc__.split("\n")[0]).parse_args(
-        argv
-    )
+    args = measure.arguments(PotentialBenchmarkSettings, argv)
     if args.alone:
         print(json.dumps(alone(args.alone, args.particles[0], args.pixels, args.repetitions)))
         return
     from potentials import POTENTIALS
 
-    cases, rows = [], []
+    cases, rows, exponents = [], [], {}
     for kernel in POTENTIALS:
+        mine: list[dict] = []
         for B in args.particles:
-            out = subprocess.run(
+            flags = f"--alone {kernel} --particles [{B}] --pixels {args.pixels}"
+            flags += f" --repetitions {args.repetitions} --outdir {args.outdir}"
+            command = [sys.executable, __file__, *flags.split()]
+            out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            case = json.loads(out)
+            if mine:
+                case["exponent"] = exponent(mine[-1], case)
+                exponents[kernel] = exponent(mine[0], case)
+            mine.append(case)
+            rows.append(
                 [
-                    sys.executable,
-                    __file__,
-                    "--alone",
                     kernel,
-                    "--particles",
-                    f"[{B}]",
-                    "--pixels",
-                    str(args.pixels),
-                    "--repetitions",
-                    str(args.repetitions),
-                ],
-                check=True,
-                stdout=subprocess.PIPE,
-                text=True,
-            ).stdout
-            cases.append(json.loads(out))
-            print(f"{kernel}, {B}: {cases[-1]['seconds']['median']:.3f} s", file=sys.stderr)
-    exponents = {}
-    for kernel in POTENTIALS:
-        mine = [c for c in cases if c["kernel"] == kernel]
-        for small, large in zip(mine, mine[1:]):
-            growth = math.log(large["seconds"]["median"] / small["seconds"]["median"])
-            large["exponent"] = growth / math.log(large["particles"] / small["particles"])
-        if len(mine) > 1:
-            growth = math.log(mine[-1]["seconds"]["median"] / mine[0]["seconds"]["median"])
-            exponents[kernel] = growth / math.log(mine[-1]["particles"] / mine[0]["particles"])
-        rows += [
-            [
-                kernel,
-                c["particles"],
-                f"{1e3 * c['seconds']['median']:.1f}",
-                f"{c['exponent']:.2f}" if "exponent" in c else "",
-                measure.shown(c["over_products"]),
-                f"{c['extra_bytes'] / 2**20:.0f} of {c['allowed_bytes'] / 2**20:.0f}",
-            ]
-            for c in mine
-        ]
+                    B,
+                    f"{1e3 * case['seconds']['median']:.1f}",
+                    f"{case['exponent']:.2f}" if "exponent" in case else "",
+                    measure.shown(case["over_products"]),
+                    f"{case['extra_bytes'] / 2**20:.0f} of {case['allowed_bytes'] / 2**20:.0f}",
+                ]
+            )
+            print(f"{kernel}, {B}: {case['seconds']['median']:.3f} s", file=sys.stderr)
+        cases += mine
     text = measure.table(
-        [
-            "potential",
-            "particles",
-            "ms",
-            "exponent since the size before",
-            "time over two (B x B x d) products, float64",
-            "extra memory, MiB, of 64 B (B + d) bytes",
-        ],
+        "potential | particles | ms | exponent since the size before"
+        " | time over two (B x B x d) products, float64"
+        " | extra memory, MiB, of 64 B (B + d) bytes",
         rows,
     )
-    measure.write(
-        args.outdir, "potentials", text, cases=cases, exponents=exponents, pixels=args.pixels
-    )
+    results = dict(cases=cases, exponents=exponents, pixels=args.pixels)
+    measure.write(args.outdir, "potentials", text, **results)
 
 
 if __name__ == "__main__":

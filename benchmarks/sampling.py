@@ -10,17 +10,12 @@ float64.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+import measure
 
-import measure  # noqa: E402
-
-from command_line import make_parser  # noqa: E402
-from config import Count  # noqa: E402
+from config import Count
 
 GUIDED = "--pg_factor 3 --sampler edm --pg_sigma_min 3 --pg_sigma_max 40".split()
 RUNS = {
@@ -44,8 +39,6 @@ class SamplingBenchmarkSettings:
     """steps of the sampler"""
     data_root: str = "data"
     """folder of torchvision's MNIST"""
-    outdir: str = "runs/benchmark-sampling"
-    """folder for the results"""
 
 
 def bare(set_sampler, sets, backward: bool):
@@ -74,49 +67,33 @@ def bare(set_sampler, sets, backward: bool):
     return calls
 
 
+def flags_of(args, num_sets: int) -> list[str]:
+    """Flags of evaluate.py that all runs share."""
+    flags = f"--num_sets {num_sets} --num_steps {args.num_steps} --data_root {args.data_root}"
+    return [*flags.split(), "--device", "cpu"]
+
+
 def overhead(args) -> tuple[str, dict]:
+    """Whole runs over their network calls alone."""
     import torch
 
     import assemble
 
-    base = [
-        "--num_sets",
-        str(args.num_sets),
-        "--num_steps",
-        str(args.num_steps),
-        "--data_root",
-        args.data_root,
-        "--device",
-        "cpu",
-    ]
-    set_samplers = {
-        name: assemble.evaluation([*base, *flags]).sampler for name, flags in RUNS.items()
-    }
+    base = flags_of(args, args.num_sets)
+    samplers = {name: assemble.evaluation([*base, *flags]).sampler for name, flags in RUNS.items()}
     sets = torch.arange(args.num_sets)
-    runs = {name: partial(set_sampler.sample, sets) for name, set_sampler in set_samplers.items()}
-    runs |= {
-        name: bare(set_samplers["through the Jacobian"], sets, backward)
-        for name, backward in (("forward", False), ("forward and backward", True))
-    }
+    runs = {name: partial(sampler.sample, sets) for name, sampler in samplers.items()}
+    for name, backward in (("forward", False), ("forward and backward", True)):
+        runs[name] = bare(samplers["through the Jacobian"], sets, backward)
     times = measure.interleaved(runs, args.repetitions)
-    result = {
-        name: dict(
-            over_forward=measure.ratio(times, name, "forward"),
-            over_forward_and_backward=measure.ratio(times, name, "forward and backward"),
-        )
-        for name in RUNS
-    }
-    rows = [
-        [
-            name,
-            measure.shown(r["over_forward"], 3),
-            measure.shown(r["over_forward_and_backward"], 3) if "Jacobian" in name else "",
-        ]
-        for name, r in result.items()
-    ]
-    return measure.table(
-        ["run", "over its forward calls", "over these and one backward to the input each"], rows
-    ), result
+    result, rows = {}, []
+    for name in RUNS:
+        forward, both = (measure.ratio(times, name, over) for over in list(runs)[-2:])
+        result[name] = dict(over_forward=forward, over_forward_and_backward=both)
+        second = measure.shown(both, 3) if "Jacobian" in name else ""
+        rows.append([name, measure.shown(forward, 3), second])
+    header = "run | over its forward calls | over these and one backward to the input each"
+    return measure.table(header, rows), result
 
 
 def samplers(net, cond, num_steps: int) -> dict:
@@ -155,9 +132,8 @@ def samplers(net, cond, num_steps: int) -> dict:
         heun.set_timesteps(num_steps)
         x = x * heun.init_noise_sigma
         for t in heun.timesteps:
-            heun.scale_model_input(
-                x, t
-            )  # what a network trained for it would see; ours wants the noisy image itself
+            # What a network trained for it would see; ours wants the noisy image itself.
+            heun.scale_model_input(x, t)
             sigma = heun.sigmas[heun.step_index]
             x = heun.step((x - net(x, sigma, cond)) / sigma, t, x).prev_sample
         return x
@@ -213,33 +189,16 @@ def peers(args) -> tuple[str, dict]:
             runs | {"bare": bare_calls},
             args.repetitions if kind == "U-Net" else 4 * args.repetitions,
         )
-        each = {name: [t / candidates[name][1] for t in times[name]] for name in candidates}
+        each = {name: [t / calls for t in times[name]] for name, (_, calls) in candidates.items()}
         for name, (_, calls) in candidates.items():
-            r = dict(
-                calls=calls,
-                over_bare=measure.ratio(times, name, "bare"),
-                per_call_over_ours=measure.ratio(each, name, "this project"),
+            over_bare = measure.ratio(times, name, "bare")
+            over_ours = measure.ratio(each, name, "this project")
+            result[f"{name}, {kind}"] = dict(
+                calls=calls, over_bare=over_bare, per_call_over_ours=over_ours
             )
-            result[f"{name}, {kind}"] = r
-            rows.append(
-                [
-                    kind,
-                    name,
-                    calls,
-                    measure.shown(r["over_bare"]),
-                    measure.shown(r["per_call_over_ours"]),
-                ]
-            )
-    return measure.table(
-        [
-            "network",
-            "sampler",
-            "network calls",
-            f"time over {2 * args.num_steps - 1} bare calls",
-            "time per call over ours",
-        ],
-        rows,
-    ), result
+            rows.append([kind, name, calls, measure.shown(over_bare), measure.shown(over_ours)])
+    header = "network | sampler | network calls | time over {} bare calls | time per call over ours"
+    return measure.table(header.format(2 * args.num_steps - 1), rows), result
 
 
 def precision(args) -> tuple[str, dict]:
@@ -250,38 +209,19 @@ def precision(args) -> tuple[str, dict]:
     from sampler import edm_sampler
 
     sets = torch.arange(4)
-    set_sampler = assemble.evaluation(
-        [
-            "--num_sets",
-            "4",
-            "--num_steps",
-            str(args.num_steps),
-            "--data_root",
-            args.data_root,
-            "--device",
-            "cpu",
-        ]
-    ).sampler
-    noise = torch.randn(
-        4,
-        8,
-        *set_sampler.particle_shape,
-        generator=torch.Generator().manual_seed(0),
-        dtype=torch.float64,
-    )
-
+    set_sampler = assemble.evaluation(flags_of(args, len(sets))).sampler
+    shape = (len(sets), 8, *set_sampler.particle_shape)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     net = set_sampler.network
     assert net is not None  # the shipped one
 
+    @torch.no_grad()
     def sample(state: torch.dtype, network: torch.dtype, bf16: bool):
         net.to(network).autocast = bf16
         denoise = set_sampler.denoiser(sets)
-        with torch.no_grad():
-            return edm_sampler(
-                lambda x, sigma: denoise(x, sigma).to(state),
-                (80 * noise).to(state),
-                set_sampler.schedule.sigmas,
-            ).double()
+        to_state = lambda x, sigma: denoise(x, sigma).to(state)
+        sigmas = set_sampler.schedule.sigmas
+        return edm_sampler(to_state, (80 * noise).to(state), sigmas).double()
 
     exact, result, rows = sample(torch.float64, torch.float64, False), {}, []
     for name, options in {
@@ -290,30 +230,22 @@ def precision(args) -> tuple[str, dict]:
         "float32 state, bfloat16 network": (torch.float32, torch.float32, True),
     }.items():
         error = (sample(*options) - exact).abs()
-        result[name] = dict(
-            largest=float(error.max()), root_mean_square=float(error.square().mean().sqrt())
-        )
-        rows.append(
-            [name, f"{result[name]['root_mean_square']:.1e}", f"{result[name]['largest']:.1e}"]
-        )
-    return measure.table(
-        ["precision", "error against float64, root mean square", "largest"], rows
-    ), result
+        largest, typical = float(error.max()), float(error.square().mean().sqrt())
+        result[name] = dict(largest=largest, root_mean_square=typical)
+        rows.append([name, f"{typical:.1e}", f"{largest:.1e}"])
+    header = "precision | error against float64, root mean square | largest"
+    return measure.table(header, rows), result
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = make_parser(SamplingBenchmarkSettings, description=__doc__.split("\n")[0]).parse_args(
-        argv
-    )
-    parts = {part.__name__: part(args) for part in (overhead, peers, precision)}
-    measure.write(
+    args = measure.arguments(SamplingBenchmarkSettings, argv)
+    measure.write_parts(
         args.outdir,
         "sampling",
-        "\n\n".join(text for text, _ in parts.values()),
+        {part.__name__: part(args) for part in (overhead, peers, precision)},
         num_sets=args.num_sets,
         num_steps=args.num_steps,
         repetitions=args.repetitions,
-        **{name: result for name, (_, result) in parts.items()},
     )
 
 

@@ -12,18 +12,12 @@ weakest. Writes strengths.json, strengths.md and strengths.png there.
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+import measure
 
-import experiments  # noqa: E402
-from command_line import fail, make_parser  # noqa: E402
-from config import SettingError  # noqa: E402
-from measure import table  # noqa: E402
+import experiments
 
 # How much worse the mean quality may be than that of independent samples, in L2 distance of images.
 TOLERANCE = 0.05
@@ -37,8 +31,6 @@ class BenchmarkSettings:
     """number of sets in each cell"""
     data_root: str = "data"
     """folder of torchvision's MNIST"""
-    outdir: str = "runs/benchmark-strengths"
-    """folder for cells and results"""
 
 
 def by_method(rows: list[dict[str, Any]]) -> dict[str, dict[float, dict[str, dict]]]:
@@ -88,7 +80,6 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     """A line per method: what was tried, what was chosen, and what it finds on each denoiser."""
     methods = by_method(rows)
     independent = methods["independent"][0.0]
-    denoisers = list(independent)
     lines = []
     for method, tried in methods.items():
         strength = chosen(tried, independent)
@@ -96,32 +87,22 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         if method == "independent":
             entry = [method, "", ""]
         entry.append("none" if strength is None else f"{strength:g}" if strength else "")
-        for denoiser in denoisers:
+        for denoiser in independent:
             result = tried[strength].get(denoiser) if strength is not None else None
             for key in ("modes_found", "quality"):
                 entry.append(experiments.interval(result and result[key]))
         lines.append(entry)
-    header = ["method", "tried", "from", "chosen"]
-    header += [f"{denoiser}: {what}" for denoiser in denoisers for what in ("modes", "quality")]
-    sets = ", ".join(f"{independent[name]['num_sets']} {name}" for name in denoisers)
-    return f"{table(header, lines)}\n\nSets of 8 in each cell: {sets}."
+    columns = "".join(f" | {name}: modes | {name}: quality" for name in independent)
+    table = measure.table(f"method | tried | from | chosen{columns}", lines)
+    sets = ", ".join(f"{result['num_sets']} {name}" for name, result in independent.items())
+    return f"{table}\n\nSets of 8 in each cell: {sets}."
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = make_parser(BenchmarkSettings, description=__doc__.split("\n")[0]).parse_args(argv)
-    outdir = Path(args.outdir)
-    outdir.mkdir(parents=True, exist_ok=True)
-    try:
-        rows = experiments.run("e13", args.preset, dict(data_root=args.data_root), outdir)
-    except SettingError as error:
-        fail(str(error))
-    (outdir / "strengths.json").write_text(json.dumps(choices(rows), indent=1))
-    (outdir / "strengths.md").write_text(markdown(rows))
-    from charts import frontier
-    from drawing import save
-
-    save(frontier(rows), outdir / "strengths.png")
-    print(f"written to {outdir}")
+    args = measure.arguments(BenchmarkSettings, argv)
+    shared = dict(data_root=args.data_root)
+    rows = measure.experiment("e13", "strengths", args.preset, args.outdir, **shared)
+    measure.save(args.outdir, "strengths", markdown(rows), choices(rows))
 
 
 if __name__ == "__main__":

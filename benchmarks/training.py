@@ -10,20 +10,15 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+import measure
 
-import measure  # noqa: E402
-
-from command_line import make_parser  # noqa: E402
-from config import Count  # noqa: E402
-from devices import pick_device  # noqa: E402
+from config import Count
+from devices import pick_device
 
 SAME_BATCH = {
     "accumulate 4": (1, ["--accumulate", "4"]),
@@ -44,75 +39,49 @@ class TrainingBenchmarkSettings:
     """of everything, interleaved"""
     compile: bool = True
     """measure torch.compile too"""
-    digits: Literal["mnist", "embedded"] = "embedded"
-    """where digits come from"""
-    data_root: str = "data"
-    """folder of torchvision's MNIST"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where to run"""
-    outdir: str = "runs/benchmark-training"
-    """folder for the results"""
 
 
-def start(args, outdir: str, *flags: str):
+def start(config: str, device: str, *flags: str):
+    """A training on embedded digits that writes nothing."""
     import train
 
-    argv = [
-        "--config",
-        args.network,
-        "--digits",
-        args.digits,
-        "--data_root",
-        args.data_root,
-        "--device",
-        args.device,
-        "--outdir",
-        outdir,
-        *flags,
-    ]
-    return train.setup(argv)[0]
+    argv = ["--config", config, "--digits", "embedded", "--device", device]
+    with tempfile.TemporaryDirectory() as folder:
+        return train.setup([*argv, "--outdir", folder, *flags])[0]
 
 
-def speed(args, outdir: str) -> tuple[str, dict]:
+def speed(args) -> tuple[str, dict]:
     """Images per second of every precision, compiled or not."""
-    variants = {"float32": [], "bfloat16": ["--precision", "bfloat16"]}
+    variants = {}
+    for precision in ("float32", "bfloat16"):
+        variants[precision] = ["--precision", precision]
     if args.compile:
-        variants |= {
-            f"{name}, compiled": [*flags, "--compile", "true"] for name, flags in variants.items()
-        }
-    trainings = {
-        name: start(args, outdir, "--precision", "float32", *flags)
-        for name, flags in variants.items()
-    }
+        for precision, flags in list(variants.items()):
+            variants[f"{precision}, compiled"] = [*flags, "--compile", "true"]
+    trainings = {name: start(args.network, args.device, *flags) for name, flags in variants.items()}
     steps = {name: iter(training) for name, training in trainings.items()}
 
     def updates(name):
         return lambda: [next(steps[name]) for _ in range(args.updates)]
 
-    times = measure.interleaved(
-        {name: updates(name) for name in variants}, args.repetitions, args.device
-    )
+    runs = {name: updates(name) for name in variants}
+    times = measure.interleaved(runs, args.repetitions, args.device)
     n, result, rows = args.updates * trainings["float32"].settings.train.batch_size, {}, []
     for name in variants:
-        rate = measure.spread([n / t for t in times[name]])
-        faster = measure.ratio(times, "float32", name)
+        rate, faster = measure.rate(times[name], n), measure.ratio(times, "float32", name)
         result[name] = dict(images_per_second=rate, times_as_fast_as_float32=faster)
-        rows.append(
-            [
-                name,
-                f"{rate['median']:.0f} ({rate['lowest']:.0f} to {rate['highest']:.0f})",
-                measure.shown(faster),
-            ]
-        )
-    return measure.table(["update", "images/s", "times as fast as float32"], rows), result
+        rows.append([name, measure.shown(rate, 0), measure.shown(faster)])
+    return measure.table("update | images/s | times as fast as float32", rows), result
 
 
-def profile(args, outdir: str) -> tuple[str, dict]:
+def profile(args) -> tuple[str, dict]:
     """The operations that an update spends most of its time in."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
-    training = start(args, outdir)
+    training = start(args.network, args.device)
     steps = iter(training)
     next(steps)
     cuda = training.device.type == "cuda"
@@ -124,10 +93,8 @@ def profile(args, outdir: str) -> tuple[str, dict]:
     events = sorted(record.key_averages(), key=own, reverse=True)
     total = sum(map(own, events))
     shares = {event.key: own(event) / total for event in events[:12]}
-    return measure.table(
-        ["operation", "share of an update's time"],
-        [[f"`{name}`", f"{100 * share:.1f}%"] for name, share in shares.items()],
-    ), shares
+    rows = [[f"`{name}`", f"{100 * share:.1f}%"] for name, share in shares.items()]
+    return measure.table("operation | share of an update's time", rows), shares
 
 
 WORKER = """
@@ -143,72 +110,47 @@ if training.ranks > 1:
 """
 
 
-def same_batch(args, outdir: str) -> tuple[str, dict]:
+def same_batch(args) -> tuple[str, dict]:
     """Weights and losses after 20 updates on the same batches, whole in one process or split."""
     import checkpoint
 
-    def train(name: str, ranks: int, flags: list[str]) -> tuple[dict, list[float]]:
-        folder = Path(outdir, name.replace(" ", "-").replace(",", ""))
-        script = Path(outdir, "worker.py")
-        script.write_text(WORKER)
-        subprocess.run(
-            [
-                *measure.launch(script, ranks),
-                "--config",
-                args.network,
-                "--digits",
-                "embedded",
-                "--optimizer",
-                "adam",
-                "--device",
-                "cpu",
-                "--iterations",
-                "20",
-                "--outdir",
-                str(folder),
-                *flags,
-            ],
-            check=True,
-            cwd=ROOT,
-            capture_output=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        )
-        weights = checkpoint.read_tensors(folder / "state.safetensors")
-        return (
-            {key: value for key, value in weights.items() if key.startswith("net.")},
-            [float(loss) for loss in (folder / "losses.txt").read_text().split()],
-        )
+    flags = f"--config {args.network} --digits embedded --optimizer adam --iterations 20"
+    environment = dict(PYTHONPATH=str(measure.ROOT), OMP_NUM_THREADS="1")
 
-    weights, losses = train("whole", 1, [])
-    result = {}
-    for name, (ranks, flags) in SAME_BATCH.items():
-        other, others = train(name, ranks, flags)
-        result[name] = dict(
-            weights=max(float((weights[key] - other[key]).abs().max()) for key in weights),
-            losses=max(abs(a - b) for a, b in zip(losses, others)),
-        )
-    return measure.table(
-        ["the same batch", "largest difference of a weight after 20 updates", "of a loss"],
-        [[name, f"{r['weights']:.1e}", f"{r['losses']:.1e}"] for name, r in result.items()],
-    ), result
+    def train(ranks: int, split: list[str]) -> tuple[dict, list[float]]:
+        with tempfile.TemporaryDirectory() as folder:
+            script, out = Path(folder, "worker.py"), Path(folder, "run")
+            script.write_text(WORKER)
+            command = [*measure.launch(script, ranks), *flags.split(), *split, "--device", "cpu"]
+            subprocess.run(
+                [*command, "--outdir", str(out)],
+                check=True,
+                cwd=measure.ROOT,
+                capture_output=True,
+                env=os.environ | environment,
+            )
+            weights = checkpoint.read_tensors(out / "state.safetensors")
+            losses = [float(loss) for loss in (out / "losses.txt").read_text().split()]
+        return {key: value for key, value in weights.items() if key.startswith("net.")}, losses
+
+    weights, losses = train(1, [])
+    result, rows = {}, []
+    for name, how in SAME_BATCH.items():
+        other, others = train(*how)
+        largest = max(float((weights[key] - other[key]).abs().max()) for key in weights)
+        of_loss = max(abs(a - b) for a, b in zip(losses, others))
+        result[name] = dict(weights=largest, losses=of_loss)
+        rows.append([name, f"{largest:.1e}", f"{of_loss:.1e}"])
+    header = "the same batch | largest difference of a weight after 20 updates | of a loss"
+    return measure.table(header, rows), result
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = make_parser(TrainingBenchmarkSettings, description=__doc__.split("\n")[0]).parse_args(
-        argv
-    )
+    args = measure.arguments(TrainingBenchmarkSettings, argv)
     args.device = pick_device(args.device).type
-    with tempfile.TemporaryDirectory() as outdir:
-        parts = {part.__name__: part(args, outdir) for part in (speed, profile, same_batch)}
-    measure.write(
-        args.outdir,
-        "training",
-        "\n\n".join(text for text, _ in parts.values()),
-        args.device,
-        network=args.network,
-        repetitions=args.repetitions,
-        **{name: result for name, (_, result) in parts.items()},
-    )
+    parts = {part.__name__: part(args) for part in (speed, profile, same_batch)}
+    about = dict(network=args.network, repetitions=args.repetitions)
+    measure.write_parts(args.outdir, "training", parts, args.device, **about)
 
 
 if __name__ == "__main__":

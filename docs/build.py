@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import experiments  # noqa: E402
+from benchmarks.measure import table  # noqa: E402
 from command_line import make_parser  # noqa: E402
 from names import COMPARED  # noqa: E402
 
@@ -34,63 +35,15 @@ PICTURES = {
     "masks": ["--checkpoint", "blobs", "--batch_size", "4", "--pg_factor", "3"],
     "mixture": ["--config", str(ROOT / "configs" / "mixture.yaml"), "--num_sets", "5"],
 }
-BENCHMARKS = (
-    "figures",
-    "guidance",
-    "strengths",
-    "eddy",
-    "pixels",
-    "sampling",
-    "network",
-    "potentials",
-    "worlds",
-    "training",
-    "grid",
-    "gpu",
-    "counters",
-    "lidc",
-    "pipelines",
-)
-PAGES = (
-    "README.md",
-    "docs/checkpoints.md",
-    "docs/eddy.md",
-    "docs/figures.md",
-    "docs/from-the-thesis.md",
-    "docs/guidance.md",
-    "docs/lidc.md",
-    "docs/performance.md",
-    "docs/pipelines.md",
-)
 # Rows of the README's first table: what is asked, the experiment whose recipe says what the thesis
-# found (None: nothing), and the names of two rows of benchmarks/figures.py, independent and guided.
+# found (None: nothing), and the name of two rows of benchmarks/figures.py, independent and guided.
 QUESTIONS = [
-    (
-        "directions of a jumping digit, plain U-Net",
-        "e5",
-        "plain U-Net, independent",
-        "plain U-Net, guided",
-    ),
-    (
-        "the same for half the network calls",
-        None,
-        "plain U-Net, independent, 11 steps",
-        "plain U-Net, guided, 11 steps",
-    ),
-    (
-        "directions, a network that copies the digit's pixels",
-        None,
-        "network that copies, independent",
-        "network that copies, guided",
-    ),
-    (
-        "unconditional digits",
-        "e1",
-        "unconditional digits, independent",
-        "unconditional digits, guided",
-    ),
-    ("Gaussians on a circle", None, "mixture, independent", "mixture, guided"),
-    ("masks by four experts", None, "masks, trained, independent", "masks, trained, guided"),
+    ("directions of a jumping digit, plain U-Net", "e5", "plain U-Net, {}"),
+    ("the same for half the network calls", None, "plain U-Net, {}, 11 steps"),
+    ("directions, a network that copies the digit's pixels", None, "network that copies, {}"),
+    ("unconditional digits", "e1", "unconditional digits, {}"),
+    ("Gaussians on a circle", None, "mixture, {}"),
+    ("masks by four experts", None, "masks, trained, {}"),
 ]
 # What each row of the comparison needs beside a denoiser, and what becomes of the frequencies.
 NEEDS = {
@@ -232,30 +185,17 @@ def draw_decisions(data_root: str) -> None:
 # ---------------------------------------------------------------- tables
 
 
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table of cells that are text already."""
-    lines = ["| " + " | ".join(row) + " |" for row in [header, *rows]]
-    lines.insert(1, "|" + "---|" * len(header))
-    return "\n".join(lines)
-
-
 def answers_table(figures: list[dict]) -> str:
     """The README's first table: the thesis's results beside independent and guided sets."""
     measured = {row["name"]: row for row in figures}
-    header = [
-        "what a set should contain",
-        "thesis, guided",
-        "independent, theory",
-        "independent",
-        "guided",
-    ]
     rows = []
-    for question, experiment, independent, guided in QUESTIONS:
+    for question, experiment, name in QUESTIONS:
         thesis = experiments.load(experiment)["reference"] if experiment else "–"
-        expected = measured[independent]["expected_iid"] or "–"
-        results = ["<br>".join(measured[name]["measured"]) for name in (independent, guided)]
-        rows.append([question, thesis, expected, *results])
-    return markdown_table(header, rows)
+        both = [measured[name.format(which)] for which in ("independent", "guided")]
+        results = ["<br>".join(row["measured"]) for row in both]
+        rows.append([question, thesis, both[0]["expected_iid"] or "–", *results])
+    header = "what a set should contain | thesis, guided | independent, theory | independent"
+    return table(f"{header} | guided", rows)
 
 
 def first_of_each_method(rows: list[dict], denoiser: str) -> dict[str, dict]:
@@ -270,49 +210,29 @@ def first_of_each_method(rows: list[dict], denoiser: str) -> dict[str, dict]:
 def rivals_table(rows: list[dict]) -> str:
     """The README's second table: every method at its first strength, with the trained network."""
     first = first_of_each_method(rows, "trained")
-    header = [
-        "method",
-        "directions of 8",
-        "quality (L2, less is better)",
-        "HM IoU*",
-        "equivalent draws",
-        "frequencies off by (chance)",
-        "dispersion",
-        "cost in network calls",
-    ]
+    header = (
+        "method | directions of 8 | quality (L2, less is better) | HM IoU* | equivalent draws"
+        " | frequencies off by (chance) | dispersion | cost in network calls"
+    )
+    audit = ("equivalent_draws", "frequency_tv", "count_dispersion", "forward_equivalents")
     lines = [
         [
             COMPARED[method],
-            experiments.interval(result["modes_found"]),
-            experiments.interval(result["quality"]),
-            experiments.interval(result["hm_iou"]),
-            *(
-                experiments.audit_entry(result, key)
-                for key in ("equivalent_draws", "frequency_tv", "count_dispersion")
-            ),
-            experiments.audit_entry(result, "forward_equivalents"),
+            *(experiments.interval(result[key]) for key in ("modes_found", "quality", "hm_iou")),
+            *(experiments.audit_entry(result, key) for key in audit),
         ]
         for method, result in first.items()
         if method in COMPARED
     ]
     sets = sets_of(first["independent"]).removesuffix(".") + smaller_rows(first) + "."
-    return f"{markdown_table(header, lines)}\n\n{sets}"
+    return f"{table(header, lines)}\n\n{sets}"
 
 
 def which_table(rows: list[dict]) -> str:
     """The answer to "which should I use?": every method at its first strength, on three models."""
     models = ("exact", "copying", "trained")
     exact, copying, plain = (first_of_each_method(rows, name) for name in models)
-    header = [
-        "method",
-        "exact",
-        "copying network",
-        "plain U-Net",
-        "its quality",
-        "frequencies",
-        "cost",
-        "needs",
-    ]
+    header = "method | exact | copying network | plain U-Net | its quality | frequencies | cost"
     lines = []
     for method, (needs, frequencies) in NEEDS.items():
         each = [results.get(method) for results in (exact, copying, plain)]
@@ -327,26 +247,26 @@ def which_table(rows: list[dict]) -> str:
                 needs,
             ]
         )
-    return f"{markdown_table(header, lines)}\n\n{sets_of_models(exact, copying, plain)}"
+    return f"{table(f'{header} | needs', lines)}\n\n{sets_of_models(exact, copying, plain)}"
 
 
 def unequal_table(rows: list[dict]) -> str:
     """Every method where one answer is as likely as all others: directions and frequencies."""
-    models = ("exact, p = 0.5", "copying, p = 0.5")
-    exact, copying = (first_of_each_method(rows, name) for name in models)
-    of_each = ("directions", "frequencies off by (chance)", "dispersion of counts")
-    header = ["method", *(f"{model}: {what}" for model in ("exact", "copying") for what in of_each)]
+    models = {name: first_of_each_method(rows, f"{name}, p = 0.5") for name in ("exact", "copying")}
+    header = "method" + "".join(
+        f" | {name}: directions | {name}: frequencies off by (chance)"
+        f" | {name}: dispersion of counts"
+        for name in models
+    )
     lines = []
     for method in NEEDS:
-        entries = []
-        for result in (exact.get(method, {}), copying.get(method, {})):
-            entries += [
-                experiments.interval(result.get("modes_found")),
-                experiments.audit_entry(result, "frequency_tv"),
-                experiments.audit_entry(result, "count_dispersion"),
-            ]
-        lines.append([COMPARED.get(method, method), *entries])
-    return f"{markdown_table(header, lines)}\n\n{sets_of_models(exact, copying)}"
+        line = [COMPARED.get(method, method)]
+        for result in (results.get(method, {}) for results in models.values()):
+            line.append(experiments.interval(result.get("modes_found")))
+            for key in ("frequency_tv", "count_dispersion"):
+                line.append(experiments.audit_entry(result, key))
+        lines.append(line)
+    return f"{table(header, lines)}\n\n{sets_of_models(*models.values())}"
 
 
 def thesis_table(rows: list[dict]) -> str:
@@ -365,10 +285,10 @@ def thesis_table(rows: list[dict]) -> str:
         found.setdefault(what, {})[cell["denoiser"]] = directions
     denoisers = list(next(iter(found.values())))
     lines = [[what, *(each.get(name, "") for name in denoisers)] for what, each in found.items()]
-    table = markdown_table(["", *(f"{name} denoiser" for name in denoisers)], lines)
+    header = " | ".join(f"{name} denoiser" for name in denoisers)
     independent = [first_of_each_method(rows, name)["independent"] for name in denoisers]
     sizes = ", ".join(f"{each['num_sets']} {name}" for each, name in zip(independent, denoisers))
-    return f"{table}\n\nOf the sets: {sizes}. {sets_of(independent[-1])}"
+    return f"{table(f' | {header}', lines)}\n\nOf the sets: {sizes}. {sets_of(independent[-1])}"
 
 
 def sets_of_models(*models: dict[str, dict]) -> str:
@@ -405,16 +325,7 @@ def checkpoint_table() -> str:
     """Every network in checkpoints/, from its own metadata."""
     import checkpoint
 
-    header = [
-        "checkpoint",
-        "parameters",
-        "size",
-        "trained on",
-        "updates",
-        "minutes",
-        "machine",
-        "command",
-    ]
+    header = "checkpoint | parameters | size | trained on | updates | minutes | machine | command"
     rows = []
     for path in sorted((ROOT / "checkpoints").glob("*.safetensors")):
         meta = checkpoint.read_metadata(path)
@@ -439,7 +350,7 @@ def checkpoint_table() -> str:
                 f"`{command}`",
             ]
         )
-    return markdown_table(header, rows)
+    return table(header, rows)
 
 
 def config_of(path: Path) -> str:
@@ -466,14 +377,10 @@ def scale_table() -> str:
             dataset="free", image_size=64, num_digits=2
         ),
     }
-    header = [
-        "model",
-        "operations per image, forward",
-        "operations of the sweep",
-        "hours on 1 GPU",
-        "on 8 GPUs",
-        "on 64 GPUs",
-    ]
+    header = (
+        "model | operations per image, forward | operations of the sweep | hours on 1 GPU"
+        " | on 8 GPUs | on 64 GPUs"
+    )
     rows = []
     for name, changes in models.items():
         settings = TrainingSettings.from_values(large | changes)
@@ -488,7 +395,7 @@ def scale_table() -> str:
         row = [name, f"{forward / 1e9:.1f} billion", f"{total:.1e}"]
         rows.append(row + [f"{hours / gpus:.2g}" for gpus in (1, 8, 64)])
     return (
-        f"{markdown_table(header, rows)}\n\n"
+        f"{table(header, rows)}\n\n"
         f"Calculated, not measured: {cells:,} cells of {sets} sets of {particles}, {calls} network "
         f"calls and {backward} backward passes per particle, on GPUs of {PEAK / 1e12:.0f} TFLOP/s "
         f"in bfloat16 (data sheet of an H100) of which {100 * REACHED:.0f}% are reached."
@@ -523,40 +430,34 @@ def keep_results(name: str, runs: Path) -> None:
             return
 
 
-def experiment_section(name: str) -> list[str]:
-    """The lines of docs/results.md about one experiment, from its recipe and docs/results."""
+def experiment_section(name: str) -> str:
+    """The part of docs/results.md about one experiment, from its recipe and docs/results."""
     recipe = experiments.load(name)
     results = json.loads((RESULTS / f"{name}.json").read_text())
-    lines = [
+    parts = [
         f"## {name.upper()}: {recipe['title']}",
-        "",
         f"    {results['command']}",
-        "",
         f"Reference: {recipe['reference']}.",
-        "",
         experiments.summary(results["rows"]),
-        "",
     ]
     for picture in sorted(RESULTS.glob(f"{name}-*.png")):
-        lines += [f"![{picture.stem}](results/{picture.name})", ""]
-    return [*lines, " ".join(recipe["meaning"].split()), ""]
+        parts.append(f"![{picture.stem}](results/{picture.name})")
+    return "\n\n".join([*parts, " ".join(recipe["meaning"].split())])
 
 
 def experiment_page(runs: Path) -> str:
     """The text of docs/results.md: every experiment, from the largest preset that was run."""
-    lines = [
+    parts = [
         "# Results of the experiments",
-        "",
         "Written by `python docs/build.py` from the result files. Brackets are 95% intervals. "
         "`--preset full` uses more sets per cell. *Reference* is what the thesis reports "
         "([coming from the thesis](from-the-thesis.md)) unless another source is named.",
-        "",
     ]
     recipes = experiments.RECIPES.glob("*.yaml")
     for path in sorted(recipes, key=lambda path: int(path.stem[1:])):
         keep_results(path.stem, runs)
-        lines += experiment_section(path.stem)
-    return "\n".join(lines)
+        parts.append(experiment_section(path.stem))
+    return "\n\n".join(parts) + "\n"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -571,8 +472,9 @@ def main(argv: list[str] | None = None) -> None:
         animate(args.data_root)
         draw_decisions(args.data_root)
     tables = dict(checkpoint=checkpoint_table(), scale=scale_table())
-    for name in BENCHMARKS:
-        for result in (Path(args.runs) / f"benchmark-{name}").glob(f"{name}.*"):
+    for folder in Path(args.runs).glob("benchmark-*"):
+        name = folder.name.removeprefix("benchmark-")
+        for result in folder.glob(f"{name}.*"):
             if result.suffix == ".md":
                 tables[name] = result.read_text()
             else:
@@ -587,9 +489,9 @@ def main(argv: list[str] | None = None) -> None:
     tables["which"] = which_table(methods)
     tables["unequal"] = unequal_table(methods)
     tables["thesis"] = thesis_table(methods)
-    for page in PAGES:
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for name, text in tables.items():
-            fill(ROOT / page, name, text)
+            fill(page, name, text)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable
+from typing import Callable
 
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, UNet2DModel
@@ -40,8 +40,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from adapter import denoiser_of, measured_guide, pilot, renewing, repelling  # noqa: E402
 from command_line import make_parser, run_folder  # noqa: E402
-from config import ClosedUnitInterval, Count, NonNegative, Seed, build  # noqa: E402
+from config import Count, Seed, build  # noqa: E402
+from experiments import interval  # noqa: E402
 from guidance import ParticleGuidance  # noqa: E402
+from metrics import expected_modes_iid, mean_interval  # noqa: E402
 from potentials import LogDet  # noqa: E402
 from ranges import to_model_range, to_unit_range  # noqa: E402
 from sampler import integrate, window_schedule  # noqa: E402
@@ -49,6 +51,11 @@ from sampler import integrate, window_schedule  # noqa: E402
 SIDE = 8
 # The noise levels of Stable Diffusion, 0.03 to 14.6.
 NOISE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+# Strengths of the guidance: in the pipeline and in the pipeline with new noise, in units of the
+# drift that denoises; in our sampler, in units of the joint density.
+FACTOR, RENEWED_FACTOR, SAMPLER_FACTOR = 1.5, 4.0, 3.0
+# Share of new noise in the window, standard deviation over that of all noise.
+RENEWED = 0.7
 
 
 @dataclass
@@ -63,14 +70,6 @@ class ExampleSettings:
     """particles in a set"""
     num_steps: Count = 30
     """calls of the network, by every route"""
-    factor: NonNegative = 1.5
-    """strength of the guidance in the pipeline, in units of the drift that denoises"""
-    renewed: ClosedUnitInterval = 0.7
-    """share of new noise in the window, standard deviation over that of all noise"""
-    renewed_factor: NonNegative = 4.0
-    """strength of the guidance in the pipeline with new noise"""
-    sampler_factor: NonNegative = 3.0
-    """strength of the guidance in our sampler, in units of the joint density"""
     seed: Seed = 0
     """seed of everything random"""
     outdir: str = "runs/diffusers"
@@ -134,12 +133,23 @@ def train(images: Tensor, iterations: int, batch_size: int = 32) -> DDIMPipeline
         loss.backward()
         optimizer.step()
         rate.step()
-    pipe = DDIMPipeline(unet.eval().requires_grad_(False), scheduler)
+    return silent(DDIMPipeline(unet, scheduler))
+
+
+def silent(pipe: DiffusionPipeline) -> DiffusionPipeline:
+    """The pipeline without a bar of its progress and without gradients of its weights."""
+    pipe.unet.eval().requires_grad_(False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def draw(pipe: DiffusionPipeline, settings: Any) -> Tensor:
+def load(folder: Path | str) -> DiffusionPipeline:
+    """A pipeline from its folder, silent."""
+    pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    return silent(pipe)
+
+
+def draw(pipe: DiffusionPipeline, settings) -> Tensor:
     """Sets from a pipeline, (G, B, C, H, W) in [-1, 1]; `settings` as of `routes`."""
     images = pipe(
         batch_size=settings.num_sets * settings.particles,
@@ -152,9 +162,7 @@ def draw(pipe: DiffusionPipeline, settings: Any) -> Tensor:
 
 
 def routes(
-    settings: Any,
-    pipe: DiffusionPipeline,
-    features: Callable[[Tensor], Tensor] | None = None,
+    settings, pipe: DiffusionPipeline, features: Callable[[Tensor], Tensor] | None = None
 ) -> dict[str, Callable[[], Tensor]]:
     """What draws the sets of every route, (G, B, C, H, W), from the same pipeline, by its name.
 
@@ -195,15 +203,15 @@ def routes(
 
     return {
         "DDIM": partial(pipeline, None, 0.0),
-        "DDIM, guided": partial(pipeline, None, settings.factor),
-        "DDIM, new noise": partial(pipeline, settings.renewed, 0.0),
-        "DDIM, new noise, guided": partial(pipeline, settings.renewed, settings.renewed_factor),
+        "DDIM, guided": partial(pipeline, None, FACTOR),
+        "DDIM, new noise": partial(pipeline, RENEWED, 0.0),
+        "DDIM, new noise, guided": partial(pipeline, RENEWED, RENEWED_FACTOR),
         "sampler": partial(sampler, 0.0),
-        "sampler, guided": partial(sampler, settings.sampler_factor),
+        "sampler, guided": partial(sampler, SAMPLER_FACTOR),
     }
 
 
-def run(settings: ExampleSettings, pipe: DDIMPipeline) -> dict[str, Tensor]:
+def run(settings, pipe: DiffusionPipeline) -> dict[str, Tensor]:
     """The sets of every route, from the same pipeline: {route: (G, B, 1, H, W)}."""
     return {name: drawn() for name, drawn in routes(settings, pipe).items()}
 
@@ -213,50 +221,62 @@ def figures(sets: Tensor) -> dict:
 
     Returns {places: {mean, ci95}, shown}.
     """
-    from metrics import mean_interval
-
     modes = modes_of(sets, blobs())
     found = torch.stack([(modes == k).any(1) for k in range(8)]).sum(0)
     return dict(places=mean_interval(found), shown=float((modes >= 0).float().mean()))
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Train, sample by every route, print how many places the sets show, and draw three of each."""
+def report(
+    sets: dict[str, Tensor],
+    what: str,
+    count: int,
+    describe: Callable[[Tensor], str],
+    path: Path,
+    modes_of: Callable[[Tensor], Tensor] | None = None,
+) -> None:
+    """Print what the sets of every route show, and draw three sets of each.
+
+    Arguments:
+        sets: {route: (G, B, 1, H, W) in [-1, 1]}
+        what: the modes' name
+        count: how many modes there are
+        describe: sets -> text
+        path: the picture
+        modes_of: sets -> (G, B), which mode each sample shows, for the frames' colours
+    """
     from drawing import save
-    from metrics import expected_modes_iid
     from sheets import sample_sheet
 
-    parser = make_parser(ExampleSettings, description=__doc__.split("\n")[0])
-    settings = build(ExampleSettings, parser.parse_args(argv))
-    torch.manual_seed(settings.seed)
-    images = blobs()
-    sets = run(settings, train(images, settings.iterations))
-    modes = {name: modes_of(samples, images) for name, samples in sets.items()}
-    expected = expected_modes_iid(torch.full((8,), 1 / 8), settings.particles)
+    num_sets, particles = next(iter(sets.values())).shape[:2]
+    expected = expected_modes_iid(torch.full((count,), 1 / count), particles)
     print(
-        f"{settings.num_sets} sets of {settings.particles}; independent draws find {expected:.2f} "
-        "of 8 places\n"
+        f"{num_sets} sets of {particles}; independent draws find {expected:.2f} of {count} {what}"
     )
     for name, samples in sets.items():
-        figure = figures(samples)
-        mean, ci95 = figure["places"]["mean"], figure["places"]["ci95"]
-        interval = f" [{ci95[0]:.2f}, {ci95[1]:.2f}]" if ci95 else ""  # a single set has none
-        print(f"{name:<24} {mean:.2f}{interval} places; {100 * figure['shown']:.1f}% are on one")
-    rows = [
-        (f"{name}  {i + 1}", samples[i, :, 0], modes[name][i])
-        for name, samples in sets.items()
-        for i in range(min(3, settings.num_sets))
-    ]
-    names, drawn, found = zip(*rows)
-    sheet = sample_sheet(
-        torch.empty(len(rows), 0, SIDE, SIDE),
-        to_unit_range(torch.stack(drawn)),
-        modes=torch.stack(found),
-        labels=names,
-    )
-    path = run_folder(settings.outdir, "") / "sets.png"
-    save(sheet, path)
+        print(f"{name:<24} {describe(samples)}")
+    drawn = torch.cat([samples[:3, :, 0] for samples in sets.values()])
+    modes = modes_of and torch.cat([modes_of(samples[:3]) for samples in sets.values()])
+    labels = [f"{name}  {i + 1}" for name in sets for i in range(min(3, num_sets))]
+    cond = torch.empty(len(drawn), 0, *drawn.shape[2:])
+    save(sample_sheet(cond, to_unit_range(drawn), modes=modes, labels=labels), path)
     print(f"written to {path}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train, sample by every route, print how many places the sets show, and draw three of each."""
+    parser = make_parser(ExampleSettings, description=__doc__.split("\n")[0])
+    settings = build(ExampleSettings, parser.parse_args(argv))
+    folder = run_folder(settings.outdir, "")
+    torch.manual_seed(settings.seed)
+    images = blobs()
+
+    def describe(sets: Tensor) -> str:
+        found = figures(sets)
+        return f"{interval(found['places'])} places; {100 * found['shown']:.1f}% are on one"
+
+    sets = run(settings, train(images, settings.iterations))
+    modes = lambda sets: modes_of(sets, images)
+    report(sets, "places", len(images), describe, folder / "sets.png", modes)
 
 
 if __name__ == "__main__":

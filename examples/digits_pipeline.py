@@ -25,11 +25,9 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
-
 import numpy
 import torch
-from diffusers import ConfigMixin, DDIMPipeline, DDIMScheduler, DiffusionPipeline, ModelMixin
+from diffusers import ConfigMixin, DDIMPipeline, DDIMScheduler, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor
@@ -37,9 +35,11 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import checkpoint  # noqa: E402
-import diffusers_pipeline  # noqa: E402
 from command_line import make_parser, run_folder  # noqa: E402
-from config import ClosedUnitInterval, Count, ModelSettings, NonNegative, Seed, build  # noqa: E402
+from config import Count, ModelSettings, Seed, build  # noqa: E402
+from diffusers_pipeline import NOISE, load, report  # noqa: E402
+from diffusers_pipeline import routes as routes_of_pipeline  # noqa: E402
+from experiments import interval  # noqa: E402
 from metrics import mean_interval, mode_metrics, recognise  # noqa: E402
 from ranges import to_unit_range  # noqa: E402
 
@@ -54,14 +54,6 @@ class DigitsSettings:
     """particles in a set"""
     num_steps: Count = 30
     """calls of the network for each particle, by every route"""
-    factor: NonNegative = 1.5
-    """strength of the guidance in the pipeline, in units of the drift that denoises"""
-    renewed: ClosedUnitInterval = 0.7
-    """share of new noise in the window, standard deviation over that of all noise"""
-    renewed_factor: NonNegative = 4.0
-    """strength of the guidance in the pipeline with new noise"""
-    sampler_factor: NonNegative = 3.0
-    """strength of the guidance in our sampler, in units of the joint density"""
     seed: Seed = 0
     """seed of everything random"""
     outdir: str = "runs/digits-pipeline"
@@ -93,7 +85,7 @@ class DigitsUNet(ModelMixin, ConfigMixin):
         super().__init__()
         settings = build(ModelSettings, model)
         self.denoiser = checkpoint.make_denoiser((0, in_channels), settings, sigma_data, box)
-        abar = DDIMScheduler(**diffusers_pipeline.NOISE).alphas_cumprod.double()
+        abar = DDIMScheduler(**NOISE).alphas_cumprod.double()
         self.log_sigmas = ((1 - abar) / abar).log().numpy() / 2  # (T,), rising
 
     def forward(self, sample: Tensor, timestep: Tensor | float) -> UNet2DOutput:
@@ -115,7 +107,7 @@ def convert(name: str = "centered") -> DDIMPipeline:
     )
     unet.denoiser.load_state_dict(denoiser.state_dict())
     scheduler = DDIMScheduler(
-        **diffusers_pipeline.NOISE,
+        **NOISE,
         clip_sample=False,
         prediction_type="sample",
         timestep_spacing="trailing",
@@ -123,23 +115,12 @@ def convert(name: str = "centered") -> DDIMPipeline:
     return DDIMPipeline(unet, scheduler)
 
 
-def load(folder: Path | str) -> DiffusionPipeline:
-    """A pipeline from its folder, silent and without gradients of its weights."""
-    pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    pipe.unet.eval().requires_grad_(False)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def features() -> Callable[[Tensor], Tensor]:
-    """What digits are compared by: images (N, 1, H, W) in [-1, 1] -> (N, d)."""
+def routes(settings: DigitsSettings, pipe):
+    """What draws the sets of every route, (G, B, 1, H, W), by its name; digits are compared by the
+    features of a classifier."""
     classifier = checkpoint.load_classifier("guide")
-    return lambda images: classifier.features(to_unit_range(images[:, 0]))
-
-
-def routes(settings: DigitsSettings, pipe: DiffusionPipeline) -> dict[str, Callable[[], Tensor]]:
-    """What draws the sets of every route, (G, B, 1, H, W), from the same pipeline, by its name."""
-    return diffusers_pipeline.routes(settings, pipe, features())
+    features = lambda images: classifier.features(to_unit_range(images[:, 0]))
+    return routes_of_pipeline(settings, pipe, features)
 
 
 def figures(sets: Tensor) -> dict[str, dict]:
@@ -155,40 +136,18 @@ def figures(sets: Tensor) -> dict[str, dict]:
 
 def main(argv: list[str] | None = None) -> None:
     """Convert, save, load, sample by every route, print what the sets show, and draw three each."""
-    from drawing import save
-    from metrics import expected_modes_iid
-    from sheets import sample_sheet
-
     parser = make_parser(DigitsSettings, description=__doc__.split("\n")[0])
     settings = build(DigitsSettings, parser.parse_args(argv))
     folder = run_folder(settings.outdir, "")
     convert().save_pretrained(folder / "pipeline")
     pipe = load(folder / "pipeline")
     sets = {name: drawn() for name, drawn in routes(settings, pipe).items()}
-    expected = expected_modes_iid(torch.full((10,), 0.1), settings.particles)
-    print(
-        f"{settings.num_sets} sets of {settings.particles}, {settings.num_steps} calls; "
-        f"independent draws find {expected:.2f} of 10 digits\n"
-    )
-    for name, samples in sets.items():
-        shown = {
-            key: f"{value['mean']:.2f} [{value['ci95'][0]:.2f}, {value['ci95'][1]:.2f}]"
-            if value["ci95"]
-            else f"{value['mean']:.2f}"
-            for key, value in figures(samples).items()
-        }
-        print(f"{name:<24} {shown['digits']} digits, confidence {shown['confidence']}")
-    rows = [
-        (f"{name}  {i + 1}", samples[i, :, 0])
-        for name, samples in sets.items()
-        for i in range(min(3, settings.num_sets))
-    ]
-    names, drawn = zip(*rows)
-    images = to_unit_range(torch.stack(drawn))
-    sheet = sample_sheet(torch.empty(len(rows), 0, *images.shape[2:]), images, labels=names)
-    path = folder / "sets.png"
-    save(sheet, path)
-    print(f"written to {folder}")
+
+    def describe(sets: Tensor) -> str:
+        found = {key: interval(value) for key, value in figures(sets).items()}
+        return f"{found['digits']} digits, confidence {found['confidence']}"
+
+    report(sets, "digits", 10, describe, folder / "sets.png")
 
 
 if __name__ == "__main__":

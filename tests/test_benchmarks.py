@@ -61,8 +61,7 @@ SMALL = {
     "worlds": "--sequences 16 --repetitions 1 --device cpu",
     "training": "--network NETWORK --compile false --device cpu --updates 1 --repetitions 1",
     "grid": "--experiment e9 --num_sets 1 --evaluated 1 --evaluations 1 --repetitions 1",
-    "pipelines": "--num_sets 1 --num_steps 4 --repetitions 1 --iterations 2 "
-    '--parts ["schedulers","places","cost"]',
+    "pipelines": "--num_sets 1 --num_steps 4 --repetitions 1 --iterations 2",
     "counters": "--reference NETWORK --small NETWORK --updates 1 --compile false",
     "gpu": (
         "--network NETWORK --compile false --device cpu --updates 1 --repetitions 1 --num_sets 1 "
@@ -97,6 +96,9 @@ def test_every_benchmark_of_speed_measures(name, tmp_path, monkeypatch):
         pytest.importorskip("diffusers")
         monkeypatch.setattr(benchmark, "SCHEDULERS", {"DDIM": benchmark.SCHEDULERS["DDIM"]})
         monkeypatch.setattr(benchmark, "COSTED", 1)
+        # tests/test_examples.py draws digits by every route.
+        settings = dict(num_sets=1, particles=10, num_steps=4, seed=1)
+        monkeypatch.setattr(benchmark, "digits", lambda args: dict(settings=settings, routes={}))
     elif name == "grid":
         monkeypatch.setattr(benchmark, "ANSWERS", benchmark.ANSWERS[-1:])
         # tests/test_experiments.py shares cells and sets among two.
