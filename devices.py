@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import nullcontext
-from functools import lru_cache
 from typing import Callable
 
 import torch
@@ -70,62 +69,6 @@ def set_reproducible(only: bool) -> None:
     if only != torch.are_deterministic_algorithms_enabled():  # the call imports for two seconds
         torch.use_deterministic_algorithms(only, warn_only=True)
     torch.backends.cudnn.deterministic = only
-
-
-def placed(values: Tensor, device: torch.device) -> Tensor:
-    """A small constant of the CPU on a device. It is not to be written to.
-
-    Equal ones are copied there once: a copy from memory that is not pinned makes a GPU wait.
-    """
-    if values.device.type == device.type:
-        return values
-    return _placed(values.contiguous().numpy().tobytes(), values.dtype, values.shape, device)
-
-
-@lru_cache(maxsize=64)
-def _placed(data: bytes, dtype: torch.dtype, shape: torch.Size, device: torch.device) -> Tensor:
-    """A tensor of these bytes on a device."""
-    return torch.frombuffer(bytearray(data), dtype=dtype).view(shape).to(device)
-
-
-def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """A tensor of the CPU on a device. A GPU does not wait: it is copied from pinned memory."""
-    if torch.device(device).type != "cuda" or tensor.device.type == "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
-class Late:
-    """A number on a device that the host reads one call late, when it has asked for more.
-
-    A GPU then never waits for the host, and the host runs ahead of it by one call at most.
-    """
-
-    def __init__(self) -> None:
-        self.held: tuple[Tensor, torch.cuda.Event | None] | None = None
-
-    def exchange(self, value: Tensor) -> float | None:
-        """Take a number, a 0-dim tensor; returns the one before, None where there is none."""
-        before = self.read()
-        on_gpu = value.device.type == "cuda"
-        host = torch.empty((), dtype=value.dtype, pin_memory=on_gpu)
-        host.copy_(value, non_blocking=True)
-        event = None
-        if on_gpu:
-            event = torch.cuda.Event()
-            event.record()
-        self.held = (host, event)
-        return before
-
-    def read(self) -> float | None:
-        """The number that was taken last, and then no longer held."""
-        if self.held is None:
-            return None
-        host, event = self.held
-        self.held = None
-        if event is not None:
-            event.synchronize()
-        return float(host)
 
 
 def free_memory(device: torch.device) -> int:

@@ -29,23 +29,9 @@ from typing import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from denoiser import Denoiser
 from ranges import to_model_range, to_unit_range
-
-
-MOST_IMAGES = 32768  # in one call of the network: attention in bfloat16 takes no more on a GPU
-
-
-def filled(sigma: Tensor, x: Tensor) -> Tensor:
-    """A noise level where x is and in its precision.
-
-    A number on the CPU is written there by a kernel: copying it would make the GPU wait.
-    """
-    if sigma.ndim == 0 and sigma.device.type == "cpu" != x.device.type:
-        return torch.full((), float(sigma), dtype=x.dtype, device=x.device)
-    return sigma.to(x)
 
 
 def _zero(layer: nn.Module) -> nn.Module:
@@ -60,80 +46,9 @@ def largest_divisor(number: int, limit: int) -> int:
     return next((d for d in range(min(limit, number), 1, -1) if number % d == 0), 1)
 
 
-class GroupNormInPlace(torch.autograd.Function):
-    """Group normalisation that keeps the layout and the precision of feature maps.
-
-    On a GPU, PyTorch's own makes a copy of channels-last maps in NCHW, and with autocast first one
-    in float32; what follows then copies the result back. Here sums are taken and factors computed
-    in float32, but maps are only ever read and written as they are. A GPU's kernels convert numbers
-    while they read and write; a CPU makes copies of its own, so there PyTorch's is better.
-
-    Its arguments are those of `torch.nn.functional.group_norm`, of maps x (N, C, H, W).
-    """
-
-    @staticmethod
-    def forward(ctx, x, groups, weight, bias, eps):
-        """The normalised maps, like x."""
-        grouped = x.unflatten(1, (groups, -1))  # (N, groups, C / groups, H, W)
-        of_groups = dict(dim=(2, 3, 4), keepdim=True, dtype=weight.dtype)
-        mean = grouped.mean(**of_groups)
-        length = torch.linalg.vector_norm(grouped, **of_groups)
-        numbers = grouped[0, 0].numel()
-        minus_variance = torch.addcmul(mean * mean, length, length, value=-1 / numbers)
-        per_deviation = (eps - minus_variance.clamp_max_(0)).rsqrt_()
-        scale = per_deviation * _of_channels(weight, groups)
-        shift = torch.addcmul(_of_channels(bias, groups), mean, scale, value=-1)
-        ctx.save_for_backward(x, weight, mean, per_deviation)
-        y = torch.empty_like(x)
-        torch.addcmul(shift, grouped, scale, out=y.unflatten(1, (groups, -1)))
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        """The gradients to x, like x, and to weight and bias, in their precision."""
-        # y = weight (x - mean) per_deviation + bias: dx is a multiple of dy, which a channel has,
-        # less one of x and one of 1, which a group has.
-        x, weight, mean, per_deviation = ctx.saved_tensors
-        groups = mean.shape[1]
-        grouped = x.unflatten(1, (groups, -1))
-        slope = dy.unflatten(1, (groups, -1))
-        weight = _of_channels(weight, groups)
-        sums = slope.sum((3, 4), keepdim=True, dtype=weight.dtype)
-        products = (slope * grouped).sum((3, 4), keepdim=True, dtype=weight.dtype)
-        centred = torch.addcmul(products, mean, sums, value=-1)
-        numbers = grouped[0, 0].numel()
-        of_x = per_deviation**3 * (centred * weight).sum(2, keepdim=True) / numbers
-        inner = (sums * weight).sum(2, keepdim=True)
-        constant = torch.addcmul(of_x * mean, per_deviation, inner, value=-1 / numbers)
-        dx = torch.empty_like(x)
-        out = dx.unflatten(1, (groups, -1))
-        torch.addcmul(constant, grouped, of_x, value=-1, out=out)
-        torch.addcmul(out, slope, per_deviation * weight, out=out)
-        return dx, None, (centred * per_deviation).sum(0).flatten(), sums.sum(0).flatten(), None
-
-
-def _of_channels(values: Tensor, groups: int) -> Tensor:
-    """(C,) as (1, groups, C / groups, 1, 1)."""
-    return values.view(1, groups, -1, 1, 1)
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation of feature maps, without a copy on a GPU where they are in bfloat16.
-
-    A compiler makes no copy either, and fuses it with what comes before and after.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The normalised maps, (N, C, H, W) -> the same shape."""
-        if x.device.type == "cpu" or x.dtype == self.weight.dtype or torch.compiler.is_compiling():
-            return super().forward(x)
-        return GroupNormInPlace.apply(x, self.num_groups, self.weight, self.bias, self.eps)
-
-
-def _norm(channels: int) -> GroupNorm:
+def _norm(channels: int) -> nn.GroupNorm:
     """Group normalisation in at most 32 equal groups of at least 4 channels, where so many fit."""
-    return GroupNorm(largest_divisor(channels, min(32, channels // 4)), channels, eps=1e-6)
+    return nn.GroupNorm(largest_divisor(channels, min(32, channels // 4)), channels, eps=1e-6)
 
 
 def _silu(h: Tensor) -> Tensor:
@@ -464,7 +379,7 @@ class EDMDenoiser(nn.Module):
         H, W = x.shape[2:]
         sd = self.sigma_data
         x = self.inside(x).to(sd)
-        s = filled(sigma, x).expand(x.shape[0])[:, None, None, None]
+        s = sigma.to(x).expand(x.shape[0])[:, None, None, None]
         c_skip = sd**2 / (s**2 + sd**2)
         c_out = s * sd / (s**2 + sd**2).sqrt()
         c_in = 1 / (s**2 + sd**2).sqrt()
@@ -513,20 +428,8 @@ class EDMDenoiser(nn.Module):
             if cond is not None:
                 frames = cond.repeat_interleave(B, 0) if shared else cond.flatten(0, 1)
             classes = None if labels is None else labels.repeat_interleave(B, 0)
-            level = filled(sigma, x)
             images = x.flatten(0, 1)
-            if len(images) <= MOST_IMAGES or moved is not None:
-                return self(images, level, frames, classes, moved).unflatten(0, (-1, B))
-            parts = [
-                self(
-                    images[part],
-                    level,
-                    None if frames is None else frames[part],
-                    None if classes is None else classes[part],
-                )
-                for part in torch.arange(len(images)).split(MOST_IMAGES)
-            ]
-            return torch.cat(parts).unflatten(0, (-1, B))
+            return self(images, sigma.to(x), frames, classes, moved).unflatten(0, (-1, B))
 
         return denoise
 
@@ -610,7 +513,7 @@ def posterior_mean(
     N = x.shape[0]
     flat = x.reshape(N, -1, images[0, 0].numel())  # (N, P, d)
     mu = images.flatten(2)  # (N, k, d)
-    s2 = filled(sigma, x).expand(N)[:, None, None] ** 2
+    s2 = sigma.to(x).expand(N)[:, None, None] ** 2
     # |x|^2 cancels in the softmax, and leaving it out keeps float32 exact at small sigma.
     logits = (flat @ mu.transpose(1, 2) - mu.square().sum(-1)[:, None] / 2) / (s2 + sd**2)
     if log_prior is not None:

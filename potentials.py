@@ -19,18 +19,11 @@ from dataclasses import dataclass
 from typing import Callable, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ranges import to_unit_range
 
 MEDIAN_OF = 2**20  # pairs of a set that the median heuristic looks at, at most
-# Up to so many, the gradient of IoU goes through the particles one by one, in four operations each:
-# from there on it is slower, on a GPU because of their number.
-FEW_PARTICLES = dict(cpu=128, cuda=16)
-# Numbers in the tensor (2 B x rows x d) that the gradient of IoU makes at a time on a GPU: 64 MiB
-# in float32, or two copies of the particles where that is more. On a CPU there is no such tensor.
-IOU_BLOCK = 2**24
 
 
 class Potential(Protocol):
@@ -52,22 +45,6 @@ def cosine_share(sigma: float, low: float, high: float) -> float:
     """
     u = math.log(high / sigma) / math.log(high / low)
     return 0.5 * (1 + math.cos(math.pi * min(max(u, 0.0), 1.0)))
-
-
-def lower_median(values: Tensor) -> Tensor:
-    """The median of each row, (G, n) -> (G,); of an even number, the smaller of the middle two.
-
-    `torch.median` is fastest on a CPU. On a GPU it gives each row, of up to a million distances, to
-    one of more than a hundred multiprocessors; sorting uses them all.
-    """
-    if values.device.type == "cpu":
-        return values.median(-1).values
-    return _median_by_sorting(values)
-
-
-def _median_by_sorting(values: Tensor) -> Tensor:
-    """`lower_median` as a GPU computes it."""
-    return values.sort(-1).values[:, (values.shape[1] - 1) // 2]
 
 
 @dataclass(frozen=True)
@@ -95,10 +72,10 @@ class Bandwidth:
         B = distances.shape[1]
         largest = distances.detach().amax((1, 2))  # (G,)
         if self.rule == "median" and B > 1:
-            # All but the diagonal, without a mask, which would make a GPU wait.
+            # All but the diagonal, as a view.
             pairs = distances.detach().flatten(1)[:, 1:].unflatten(1, (B - 1, B + 1))[:, :, :-1]
             pairs = pairs[:, :: max(1, B * B // MEDIAN_OF)].flatten(1)
-            h = self.value * lower_median(pairs) / math.log(max(B, 2))
+            h = self.value * pairs.median(-1).values / math.log(max(B, 2))
         else:
             unit = sigma**order if self.rule == "sigma" else 1.0
             h = torch.full_like(largest, self.value * unit)
@@ -227,7 +204,7 @@ class LogDet:
 
     def grad(self, y: Tensor, sigma: float = 1.0) -> Tensor:
         L, slope = self._matrices(y, sigma)
-        # cholesky_ex rather than cholesky, whose check of success would make a GPU wait.
+        # cholesky_ex rather than cholesky, which raises for particles that are not finite.
         inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(L).L)
         return weighted_differences(inverse.mul_(slope).mul_(-4), y)
 
@@ -241,49 +218,6 @@ def overlap(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     apart = torch.cdist(u, v, p=1)
     both = u.sum(-1)[:, :, None] + v.sum(-1)[:, None, :]
     return ((both - apart) / 2).clamp_(min=0), (both + apart) / 2
-
-
-def sums_by_order(
-    when_more: Tensor, when_less: Tensor, u: Tensor, block: int | None = None
-) -> Tensor:
-    """Sums over particles j of one weight where u_i > u_j and of another where u_i < u_j.
-
-        S_i = sum_j more_ij [u_i > u_j] + less_ij [u_i < u_j],   pixel by pixel
-
-    The two are sums of weighted signs, the derivative of a sum of L1 distances, which PyTorch has
-    as one operation. With r the rank of u among the particles, sign(r_i - r_j - 1/2) is 1 where
-    u_i > u_j and -1 elsewhere, sign(r_i - r_j + 1/2) is -1 where u_i < u_j and 1 elsewhere.
-
-    Arguments:
-        when_more, when_less: (G, B, B)
-        u: (G, B, d)
-        block: numbers in the largest tensor on the way, (G, 2 B, rows, d), which is made for as
-            many rows at a time as this allows, for one at least. None: IOU_BLOCK on a GPU; all rows
-            together on a CPU, whose kernel makes no such tensor
-
-    Returns S, like u.
-    """
-    G, B, d = u.shape
-    columns = u.transpose(1, 2).contiguous()  # (G, d, B)
-    ranks = torch.searchsorted(columns.sort(-1).values, columns, out_int32=True)
-    # An odd number of cache lines from particle to particle: at multiples of 4 KiB the particles
-    # would drive each other out of a CPU's cache.
-    padded = (d + 15) // 16 | 1
-    ranks = F.pad(ranks.transpose(1, 2).to(u), (0, 16 * padded - d)).contiguous()
-    others = torch.cat([ranks + 0.5, ranks - 0.5], 1)  # (G, 2 B, d)
-    weights = torch.cat([when_more, -when_less], 2) / 2  # (G, B, 2 B)
-    rows = B
-    if block is not None or u.device.type != "cpu":
-        rows = max(1, (block or IOU_BLOCK) // others.numel())
-    parts = [
-        # The distances themselves, its last argument, do not matter to a sum of absolute values.
-        torch.ops.aten._cdist_backward(each, particles.contiguous(), others, 1.0, each)
-        for each, particles in zip(
-            (part.contiguous() for part in weights.split(rows, 1)), ranks.split(rows, 1)
-        )
-    ]
-    common = (when_more + when_less).sum(-1, keepdim=True) / 2
-    return torch.cat(parts, 1)[:, :, :d] + common
 
 
 class IoU:
@@ -327,24 +261,16 @@ class IoU:
         # where it is the larger one, high does.
         when_less = k / h / high  # (G, B, B)
         when_more = -k / h * low / high**2  # (G, B, B)
-        if u.shape[1] > FEW_PARTICLES[u.device.type]:
-            grad = sums_by_order(when_more, when_less, u)
-        else:
-            grad = self._one_by_one(when_more, when_less, u)
-        return grad / 2 * ((y > -1) & (y < 1))
-
-    @staticmethod
-    def _one_by_one(when_more: Tensor, when_less: Tensor, u: Tensor) -> Tensor:
-        """`sums_by_order` in four operations for each particle, without leaving the cache."""
         half_difference = (when_more - when_less) / 2
         half_sum = (when_more + when_less) / 2
         grad = torch.zeros_like(u)
+        # Particle by particle, so that no tensor holds a number for each pair and pixel.
         for j in range(u.shape[1]):
             column = slice(j, j + 1)
             sign = (u - u[:, column]).sign_()
             weight = torch.addcmul(half_difference[:, :, column], half_sum[:, :, column], sign)
             grad.addcmul_(sign, weight)
-        return grad
+        return grad / 2 * ((y > -1) & (y < 1))
 
 
 POTENTIALS: dict[str, Callable[[Bandwidth], Potential]] = {

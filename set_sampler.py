@@ -7,9 +7,8 @@ i): neither depends on what is sampled beside it, nor on the chunks.
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
 from functools import partial
-from typing import Callable, Iterator, Sequence
+from typing import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from classifier import Classifier
 from config import EvaluationSettings, SamplerSettings
 from decisions import Decisions, measure
 from denoiser import Denoiser
-from devices import free_memory, kept_bytes, sent
+from devices import free_memory, kept_bytes
 from guidance import (
     RKE,
     Cads,
@@ -36,13 +35,12 @@ from guidance import (
     between,
 )
 from metrics import iou
-from model import MOST_IMAGES, EDMDenoiser
+from model import EDMDenoiser
 from noise import (
     ParticleNoise,
     Stream,
     antithetic,
     contrastive,
-    drawn_ahead,
     leading_directions,
     set_generator,
     simplex,
@@ -54,8 +52,9 @@ from sampler import Schedule, edm_schedule, integrate, karras_sigmas, window_sch
 from selection import balanced_draw, kmedoids, most_distant
 from tasks import Task
 
-# At most, in one network call. On a CPU, larger calls are no faster.
-PARTICLES_PER_CALL = dict(cpu=256, cuda=MOST_IMAGES)
+# At most, in one network call. On a CPU, larger calls are no faster; a GPU's kernels of attention
+# take fewer than 65,536 images.
+PARTICLES_PER_CALL = dict(cpu=256, cuda=32768)
 
 PREVIEW_CALLS = 3  # of the denoiser for each candidate of a balanced draw
 
@@ -130,8 +129,6 @@ class SetSampler:
         self.particle_shape = (task.world.answer_channels, *task.world.frame_shape)
         self.calls = CallCounter()
         self.progress: tqdm | None = None  # while sets are sampled
-        # Whether a thread draws noise while the network computes. On a CPU that takes its cores.
-        self.ahead = device.type != "cpu"
 
     # ------------------------------------------------------------ schedule
     def make_schedule(self) -> Schedule:
@@ -178,20 +175,6 @@ class SetSampler:
             self.seed, sets.tolist(), particles, self.particle_shape, self.device, stream
         )
 
-    @contextmanager
-    def sampling_noise(
-        self, sets: Tensor, particles: Sequence[int]
-    ) -> Iterator[Callable[[], Tensor]]:
-        """The noise of one run of the sampler, a source that is called for each draw."""
-        noise = self.noise(sets, particles, Stream.SAMPLING)
-        if not self.ahead:
-            yield noise
-            return
-        g = self.settings.guidance
-        starting = g.balanced_of if g.noise == "balanced" and len(particles) > 1 else 1
-        with drawn_ahead(noise, starting + int((self.schedule.churn > 0).sum())) as source:
-            yield source
-
     # ------------------------------------------------------------ denoisers
     def denoiser(self, sets: Tensor, cond: Tensor | None = None) -> Denoiser:
         """The unguided denoiser of some sets, not counted.
@@ -204,7 +187,7 @@ class SetSampler:
             return self.task.exact_denoiser(sets, self.device)
         labels = None
         if self.network.unet.label is not None and self.task.labels is not None:
-            labels = sent(self.task.labels[sets], self.device)
+            labels = self.task.labels[sets].to(self.device)
         if cond is None:
             cond = self.task.condition(sets, self.device)
         return self.network.bind(cond, labels)
@@ -367,7 +350,7 @@ class SetSampler:
             z = torch.cat([z, *(noise() for _ in range(1, g.balanced_of))], 1)
             previews = self.previews(sets, z * scale)
             generators = self._generators(sets, Stream.QUANTILES.turn(turn))
-            drawn = sent(balanced_draw(previews, B, generators), z.device)
+            drawn = balanced_draw(previews, B, generators).to(z.device)
             z = z[torch.arange(len(z), device=z.device)[:, None], drawn]
         elif B > 1 and g.noise == "contrastive":
             denoise = self.calls.counted(self.denoiser(sets))
@@ -416,7 +399,8 @@ class SetSampler:
         """
         particles = range(turn * batch_size, (turn + 1) * batch_size)
         guided = self.guided_denoiser(sets, particles, memory, cond)
-        with torch.no_grad(), self.sampling_noise(sets, particles) as noise:
+        noise = self.noise(sets, particles, Stream.SAMPLING)
+        with torch.no_grad():
             x = self.initial_noise(sets, noise, turn)
             x = self._integrate(sets, guided, x, noise, self.schedule, callback)
         return self.task.to_samples(x)
@@ -477,14 +461,15 @@ class SetSampler:
             if callback is not None:
                 callback(step)
 
-        with torch.no_grad(), self.sampling_noise(sets, particles) as noise:
+        noise = self.noise(sets, particles, Stream.SAMPLING)
+        with torch.no_grad():
             x = self.initial_noise(sets, noise, 0)
             for i in range(self.schedule.num_steps):
                 step = self.schedule.part(i, i + 1)
                 x = self._integrate(sets, guided, x, lambda: noise()[rows, kept], step, after_step)
                 if x.shape[1] > self.batch_size:
                     size = max(self.batch_size, x.shape[1] // 2)
-                    chosen = sent(most_distant(last["denoised"], size), self.device)
+                    chosen = most_distant(last["denoised"], size).to(self.device)
                     x = x[rows, chosen]
                     kept = kept[rows, chosen]
         return self.task.to_samples(x)

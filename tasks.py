@@ -13,7 +13,6 @@ the answers between which a world chooses, such as a direction or a digit class.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +22,6 @@ import checkpoint
 from channels import as_images, as_planes, mixed, one_hot
 from classifier import Classifier, judged
 from denoiser import Denoiser
-from devices import placed, sent
 from guidance import joint_weights
 from metrics import (
     answer_metrics,
@@ -102,7 +100,7 @@ class Task:
             possible = priors.view(-1, priors.shape[-1]).any(0)
             answers, priors = answers[:, possible], priors[..., possible]
         images = self.to_model(answers, device)  # (G', k, C, H, W)
-        log_prior = sent(priors.log().float(), device)
+        log_prior = priors.log().float().to(device)
         return _posterior_mean_of(images, log_prior, joint=joint)
 
     def priors(self, sets: Tensor) -> Tensor:
@@ -114,7 +112,7 @@ class Task:
         cond = self.cond[sets]
         if cond.shape[1] == 0:
             return None
-        return sent(to_model_range(cond.flatten(1, -3)), device)
+        return to_model_range(cond.flatten(1, -3)).to(device)
 
     def to_samples(self, x: Tensor) -> Tensor:
         """What the sampler returns -> samples: (G', B, C, H, W) in [-1, 1] -> (G', B, H, W)."""
@@ -123,7 +121,7 @@ class Task:
     def to_model(self, samples: Tensor, device: torch.device) -> Tensor:
         """The inverse of `to_samples`: (G', B, H, W) -> (G', B, C, H, W) on the device."""
         colours = self.world.answer_channels > 1
-        return sent(to_model_range(as_planes(samples, self.world.label_classes, colours)), device)
+        return to_model_range(as_planes(samples, self.world.label_classes, colours)).to(device)
 
     def pictured(self, x: Tensor) -> Tensor:
         """What the sampler sees on its way, x (..., C, H, W) or D(x), as pictures on the CPU:
@@ -300,7 +298,7 @@ class MixtureTask(Task):
         self.cond = torch.zeros(num_sets, 0, *world.frame_shape)
 
     def exact_denoiser(self, sets, device, joint=False):
-        centres = placed(self.world.centres, device).view(1, -1, 1, 1, 2)
+        centres = self.world.centres.to(device).view(1, -1, 1, 1, 2)
         centres = centres.expand(len(sets), -1, -1, -1, -1)
         return _posterior_mean_of(centres, sd=self.world.sd, joint=joint)
 
@@ -308,7 +306,7 @@ class MixtureTask(Task):
         return x[:, :, 0].cpu()
 
     def to_model(self, samples, device):
-        return sent(samples[:, :, None], device)
+        return samples[:, :, None].to(device)
 
     def _nearest(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         centres = self.world.centres
@@ -337,10 +335,9 @@ def _posterior_mean_of(
     if not joint:
         return lambda x, sigma: posterior_mean(x, sigma, images, log_prior, sd)
     images = images.double()
-    weights = partial(joint_weights, all_possible=True)
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        means = posterior_mean(x.double(), sigma, images, log_prior, sd, weights=weights)
+        means = posterior_mean(x.double(), sigma, images, log_prior, sd, weights=joint_weights)
         return means.to(x)
 
     return denoise

@@ -126,7 +126,6 @@ def train(settings: ClassifierSettings, digits, device):
     done = 0
     bar = tqdm(total=updates, unit="it", disable=None)
     for _ in range(settings.epochs):
-        # Drawn for a whole epoch, because each copy makes a GPU wait.
         order = torch.randperm(len(frames), generator=generator)[: batches * n].to(device)
         uniform = torch.rand(batches, DISTORTIONS, n, generator=generator).to(device)
         for rows, numbers in zip(order.split(n), uniform):

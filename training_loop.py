@@ -22,9 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 import checkpoint
 from augmentation import augment
 from config import OptimizationSettings, TrainingSettings, reject
-from devices import Late, kept_bytes, machine_name, placed, use_bfloat16
+from devices import kept_bytes, machine_name, use_bfloat16
 from model import EDMDenoiser, edm_loss, inside, lit_box, posterior_mean, sigma_data_of
-from muon import Muon
 from noise import Stream, set_generator
 from own_frames import OwnFrames
 from ranges import to_model_range
@@ -46,8 +45,9 @@ class Diverged(RuntimeError):
 class Optimizer:
     """AdamW, or Muon for the hidden weight matrices and AdamW for the rest.
 
-    Muon: `muon.py`. A convolution's kernel counts as one matrix, out x
-    (in * k * k).
+    Muon: momentum whose updates are made orthogonal, by torch.optim.Muon (Jordan et al. 2024,
+    https://kellerjordan.github.io/posts/muon). A convolution's kernel counts as one matrix, out x
+    (k * k * in).
 
     Arguments:
         model: the network
@@ -86,7 +86,9 @@ class Optimizer:
             )
         }
         if self.hidden:
-            self.parts["muon"] = Muon(self.matrices, lr=muon_lr, weight_decay=weight_decay)
+            self.parts["muon"] = torch.optim.Muon(
+                self.matrices, lr=muon_lr, weight_decay=weight_decay
+            )
         self.base = {name: part.param_groups[0]["lr"] for name, part in self.parts.items()}
 
     @staticmethod
@@ -95,18 +97,13 @@ class Optimizer:
         # Kernels are channels-last, so this order is the one that needs no copy.
         return tensor.permute(0, 2, 3, 1).flatten(1) if tensor.ndim == 4 else tensor
 
-    def step(self, scale: float, left_out: Tensor | None = None) -> None:
-        """One update at `scale` times the base learning rates.
-
-        With `left_out` 1 rather than 0, a 0-dim float32 tensor where the weights are, nothing
-        changes, whatever the gradients are; the host does not have to know it.
-        """
+    def step(self, scale: float) -> None:
+        """One update at `scale` times the base learning rates."""
         for matrix, parameter in zip(self.matrices, self.hidden):
             assert parameter.grad is not None  # the loss depends on every weight
             matrix.grad = self._matrix(parameter.grad)
         for name, part in self.parts.items():
             part.param_groups[0]["lr"] = self.base[name] * scale
-            part.found_inf = left_out  # type: ignore[attr-defined]  # what torch calls it
             part.step()
 
 
@@ -206,7 +203,7 @@ def draw(
             prior = world.mode_probabilities
             assert prior is not None
             answers = world.futures(windows)[:, :, None]
-            log_prior = placed(prior.log().float(), generator.device)
+            log_prior = prior.log().float().to(generator.device)
     cond, target = windows.split(world.cond_channels, world.answer_channels)
     if augmentation != "none":
         parts = [cond, target] if answers is None else [cond, target, answers.flatten(1, 2)]
@@ -304,9 +301,7 @@ class Training:
         self.ranks = dist.get_world_size() if dist.is_initialized() else 1
         self.iteration = 0  # updates so far
         self.seconds = 0.0  # of all updates
-        # Updates in a row without a finite gradient, and what the host knows of them.
-        self.skipped = torch.zeros((), device=device)
-        self.known = Late()
+        self.skipped = 0  # updates in a row without a finite gradient
 
         sigma_data, box = self._measure()
         channels = (world.cond_channels, world.answer_channels)
@@ -370,7 +365,7 @@ class Training:
         """Yields {iteration, loss, grad_norm, lr_scale} after every update.
 
         An update whose gradient is not finite leaves the weights as they were. Raises Diverged
-        after PATIENCE of them in a row, one update late: the host never waits to know.
+        after PATIENCE of them in a row.
         """
         settings = self.settings.train
         while self.iteration < settings.iterations:
@@ -378,24 +373,21 @@ class Training:
             loss = self.backward()
             norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), settings.clip_grad)
             scale = learning_rate_scale(self.iteration, settings)
-            left_out = (~norm.isfinite()).float()
-            self.optimizer.step(scale, left_out)
+            if norm.isfinite():
+                self.optimizer.step(scale)
+                self.skipped = 0
+            else:
+                self.skipped += 1
             torch._foreach_lerp_(
                 list(self.ema.parameters()),
                 list(self.net.parameters()),
                 1 - ema_decay(self.iteration, settings),
             )
-            self.skipped = (self.skipped + left_out) * left_out
-            self._check(self.known.exchange(self.skipped))
             self.iteration += 1
             self.seconds += time.perf_counter() - start
+            if self.skipped == PATIENCE:
+                raise Diverged(f"no finite gradient in {PATIENCE} updates up to {self.iteration}")
             yield dict(iteration=self.iteration, loss=loss, grad_norm=norm, lr_scale=scale)
-        self._check(self.known.read())
-
-    def _check(self, skipped: float | None) -> None:
-        """Raise Diverged where `skipped` updates in a row, up to the last one, were left out."""
-        if skipped == PATIENCE:
-            raise Diverged(f"no finite gradient in {PATIENCE} updates up to {self.iteration}")
 
     def measure_held_out(self) -> float | None:
         """The held-out loss of the averaged weights, which are kept if it is the lowest so far.

@@ -28,7 +28,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from devices import placed
 from ranges import to_unit_range
 
 # (dy, dx) in pixels, in the order in which `num_directions` takes them.
@@ -416,7 +415,7 @@ class MovingDigits:
             images = self.digits.images[which]
         last = batch.positions[:, -2]  # (N, K, 2), where the digits are before they move on
         choices = list(itertools.product(range(len(offsets)), repeat=self.num_digits))
-        moves = placed(offsets[torch.tensor(choices)], last.device)  # (k^K, K, 2)
+        moves = offsets[torch.tensor(choices)].to(last.device)  # (k^K, K, 2)
         return render(images, last[:, None] + moves, self.image_size)
 
     def _lone_digits(self, batch: Sequences) -> Tensor:
@@ -528,9 +527,9 @@ class CircleJumping(Directed):
         choices = torch.zeros(n, self.seq_len, dtype=torch.bool, device=device)
         odd = slice(1, None, 2)
         jumps = positions[:, odd].shape[1]
-        weights = placed(self.direction_probabilities.float(), device)
+        weights = self.direction_probabilities.float().to(device)
         drawn = random_choices(weights, (n, jumps), generator)
-        positions[:, odd] += placed(self.offsets, device)[drawn]
+        positions[:, odd] += self.offsets.to(device)[drawn]
         choices[:, odd] = True
         return positions, choices
 
@@ -699,7 +698,7 @@ class Mixture:
         if which is None:
             which = random_integers(0, self.modes_total - 1, (n,), generator)
         noise = torch.randn(n, 2, generator=generator, device=device)
-        points = placed(self.centres, device)[which] + self.sd * noise
+        points = self.centres.to(device)[which] + self.sd * noise
         return Sequences(
             to_unit_range(points)[:, None, None],
             labels=which[:, None],

@@ -146,7 +146,7 @@ def noise(args, left: float) -> dict[str, Any]:
     from noise import ParticleNoise
 
     source = ParticleNoise(0, range(args.num_sets), range(8), (1, 64, 64), args.device)
-    runs = {"a stream a particle": source.draw, "one stream": lambda: torch.randn(source.shape)}
+    runs = {"a stream a particle": source, "one stream": lambda: torch.randn(source.shape)}
     times = measure.interleaved(runs, args.repetitions)
     return dict(
         threads=torch.get_num_threads(),

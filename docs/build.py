@@ -1,7 +1,7 @@
 """Write the tables and pictures of the documentation from measured results.
 
     for b in figures guidance strengths eddy lidc pipelines; do python benchmarks/$b.py; done
-    for b in pixels sampling network potentials worlds training grid counters
+    for b in pixels sampling network potentials worlds training grid
     do python benchmarks/$b.py; done
     for e in $(seq 14); do python evaluate.py --experiment e$e; done
     python docs/build.py

@@ -32,26 +32,24 @@ from torch import Tensor
 MOST_MODES = 10  # there are 2^k subsets of k modes
 
 
-def joint_weights(log_posteriors: Tensor, all_possible: bool = False) -> Tensor:
+def joint_weights(log_posteriors: Tensor) -> Tensor:
     """The posteriors of the modes of each particle, given that its set is as diverse as it can be.
 
     Arguments:
         log_posteriors: (G, B, k), log W up to a constant for each particle; -inf for modes that
             cannot be, which then do not count among the k
-        all_possible: whether there are none of these; to look at them makes a GPU wait
 
     Returns Q (G, B, k) float64, which sums to 1 over the modes. Raises ValueError for more than
     MOST_MODES modes.
     """
-    if not all_possible:
-        possible = log_posteriors.isfinite().flatten(0, 1).any(0)  # (k,)
-        weights = torch.zeros_like(log_posteriors, dtype=torch.float64)
-        weights[:, :, possible] = joint_weights(log_posteriors[:, :, possible], True)
-        return weights
-    k = log_posteriors.shape[-1]
+    possible = log_posteriors.isfinite().flatten(0, 1).any(0)  # (k,)
+    k = int(possible.sum())
     if k > MOST_MODES:
         raise ValueError(f"modes: got {k}; accepted: at most {MOST_MODES}")
-    return _forward_backward(log_posteriors.double().log_softmax(-1))
+    weights = torch.zeros_like(log_posteriors, dtype=torch.float64)
+    log_w = log_posteriors[:, :, possible].double().log_softmax(-1)
+    weights[:, :, possible] = _forward_backward(log_w)
+    return weights
 
 
 def _forward_backward(log_w: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from conftest import ROOT
 import devices
 import evaluate
 from config import SettingError
-from model import MOST_IMAGES, filled
 
 
 def test_each_process_of_a_machine_takes_a_gpu_of_its_own(monkeypatch):
@@ -61,36 +60,6 @@ def test_a_reproducible_run_takes_no_other_algorithms_and_the_next_run_may(tmp_p
         devices.set_reproducible(False)
     one, other = (np.load(tmp_path / name / "samples.npz")["samples"] for name in "ab")
     assert (one == other).all()
-
-
-def test_noise_levels_are_filled_in_where_the_images_are():
-    sigma = torch.tensor(1.25, dtype=torch.float64)
-    there = filled(sigma, torch.empty(3, device="meta"))
-    assert there.device.type == "meta" and there.dtype == torch.float32
-    here = filled(sigma, torch.empty(3))
-    assert here.item() == 1.25 and here.dtype == torch.float32
-
-
-def test_more_images_than_one_call_takes_are_split(monkeypatch):
-    """The same samples, whatever the cap."""
-    import checkpoint
-    import model
-    from config import ModelSettings
-
-    torch.manual_seed(0)
-    small = ModelSettings(channels=[8], attention=[0], head_channels=8, blocks=1, patch_size=4)
-    net = checkpoint.make_denoiser((1, 1), small, 0.5).eval()
-    for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    x = torch.randn(2, 5, 1, 8, 8)
-    denoise = net.bind(torch.randn(2, 1, 8, 8))
-    with torch.no_grad():
-        whole = denoise(x, torch.tensor(1.0))
-        monkeypatch.setattr(model, "MOST_IMAGES", 3)
-        calls = []
-        net.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
-        torch.testing.assert_close(denoise(x, torch.tensor(1.0)), whole)
-    assert calls == [3, 3, 3, 1] and MOST_IMAGES < 65536
 
 
 @pytest.mark.slow

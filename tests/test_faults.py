@@ -229,8 +229,10 @@ def test_two_runs_never_share_a_folder(tmp_path, refused, capsys):
     assert "--resume" in refused(train.main, [*SMALL, "--outdir", str(tmp_path / "done")])
 
 
-def test_one_gradient_that_is_not_finite_is_left_out(tmp_path):
-    training, _ = train.setup([*SMALL, "--iterations", "5", "--outdir", str(tmp_path)])
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_one_gradient_that_is_not_finite_is_left_out(optimizer, tmp_path):
+    argv = [*SMALL, "--iterations", "5", "--optimizer", optimizer, "--weight_decay", "0.1"]
+    training, _ = train.setup([*argv, "--outdir", str(tmp_path)])
     draw = training.batch
     training.batch = lambda: tuple(
         t * float("nan") if training.iteration == 2 and t.is_floating_point() else t for t in draw()

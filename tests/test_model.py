@@ -2,18 +2,13 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import slow_but
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from checkpoint import make_denoiser
 from config import ModelSettings
 from model import (
     Attention,
     EDMDenoiser,
-    GroupNorm,
-    GroupNormInPlace,
     Motion,
     Pointwise,
     edm_loss,
@@ -329,112 +324,6 @@ def test_gradients_reach_the_noisy_frame_through_motion():
     cond = to_model_range(torch.rand(2, 1, 32, 32))
     (grad,) = torch.autograd.grad(net(x, torch.tensor(2.0), cond).square().sum(), x)
     assert grad.isfinite().all() and (grad != 0).float().mean() > 0.9
-
-
-# ---------------------------------------------------------------- normalisation
-
-
-def normalised(function, x, weight, bias):
-    """What a group normalisation returns, and its gradients for a fixed slope of the result."""
-    leaves = [each.clone(memory_format=torch.preserve_format) for each in (x, weight, bias)]
-    y = function(
-        leaves[0].requires_grad_(), 8, *(leaf.requires_grad_() for leaf in leaves[1:]), 1e-6
-    )
-    slope = torch.linspace(-1, 1, y.numel()).sin().view(y.shape).to(y)
-    return [y.detach(), *torch.autograd.grad(y, leaves, slope.contiguous(memory_format=LAST))]
-
-
-LAST = torch.channels_last
-
-
-@pytest.mark.parametrize("layout", [LAST, torch.contiguous_format], ids=["channels last", "NCHW"])
-@pytest.mark.parametrize("offset", [0.0, 30.0])
-def test_normalisation_without_copies_is_group_normalisation(layout, offset):
-    """Result and gradients, in double precision; in bfloat16 up to the rounding of single numbers,
-    with sums that are taken in float32."""
-    generator = torch.Generator().manual_seed(0)
-    x = offset + 2 * torch.randn(3, 32, 6, 5, dtype=torch.float64, generator=generator)
-    x[1, :4] = offset  # a group of one value
-    x = x.contiguous(memory_format=layout)
-    weight, bias = torch.randn(2, 32, dtype=torch.float64, generator=generator)
-    found = normalised(GroupNormInPlace.apply, x, weight, bias)
-    expected = normalised(F.group_norm, x, weight, bias)
-    spread = torch.ones_like(x[:, :, 0, 0]).unflatten(1, (8, -1))
-    spread[1, 0] = 0  # there it is 1 / sqrt(eps) times rounding
-    kept = spread.flatten(1).bool()
-    for mine, theirs in zip(found[:2], expected[:2]):
-        torch.testing.assert_close(mine[kept], theirs[kept], rtol=1e-6, atol=1e-6)
-        assert mine.stride() == x.stride() and mine.isfinite().all()
-    for mine, theirs in zip(found[2:], expected[2:]):
-        torch.testing.assert_close(mine[4:], theirs[4:], rtol=1e-6, atol=1e-6)
-
-    low = x.bfloat16()
-    rounded = normalised(GroupNormInPlace.apply, low, weight.float(), bias.float())
-    exact = normalised(F.group_norm, low.double(), weight.float().double(), bias.float().double())
-    assert rounded[0].dtype == rounded[1].dtype == torch.bfloat16
-    assert rounded[2].dtype == rounded[3].dtype == torch.float32
-    torch.testing.assert_close(rounded[0][kept].double(), exact[0][kept], rtol=1e-2, atol=1e-2)
-
-
-class Moved(TorchDispatchMode):
-    """Counts what is read and written only to change a type or a layout: `bytes`.
-
-    What operations copy inside of them is not seen, but for maps that a convolution is not given
-    in the layout of its weights.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        result = operation(*args, **(kwargs or {}))
-        name = operation.overloadpacket.__name__
-        given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
-        size = lambda tensors: sum(each.numel() * each.element_size() for each in tensors)
-        if name in ("_to_copy", "copy_", "clone"):
-            self.bytes += size([*given, result])
-        elif name in ("convolution", "convolution_backward"):
-            maps = [each for each in given if each.ndim == 4]
-            self.bytes += 2 * size(x for x in maps if not x.is_contiguous(memory_format=LAST))
-        return result
-
-
-def bytes_moved(net: EDMDenoiser, n: int) -> int:
-    """What `Moved` counts in an update of a batch of 512, by the slope from 1 to 2 images."""
-
-    def update(images: int) -> int:
-        x = torch.randn(images, 1, 32, 32)
-        with Moved() as moved:
-            edm_loss(net, x, torch.ones(images), x, net.sigma_data, cond=x).mean().backward()
-        return moved.bytes
-
-    one = update(1)
-    return one + (n - 1) * (update(2) - one)
-
-
-def test_a_reference_update_moves_little_for_types_and_layouts(monkeypatch):
-    """At most 5 GB with the normalisation that a GPU takes for maps in bfloat16, of ten times as
-    much with PyTorch's, in float32 and NCHW."""
-    settings = ModelSettings(
-        channels=(64, 64, 128), blocks=3, attention=(1,), head_channels=64, patch_size=1
-    )
-    net = make_denoiser((1, 1), settings, 0.5)
-    net.autocast = True
-
-    def kept(self, x):
-        assert x.dtype == torch.bfloat16
-        return GroupNormInPlace.apply(x, self.num_groups, self.weight, self.bias, self.eps)
-
-    def copied(self, x):
-        with torch.autocast("cpu", enabled=False):
-            copy = x.float().contiguous()
-            return F.group_norm(copy, self.num_groups, self.weight, self.bias, self.eps)
-
-    monkeypatch.setattr(GroupNorm, "forward", kept)
-    assert bytes_moved(net, 512) <= 5e9
-    monkeypatch.setattr(GroupNorm, "forward", copied)
-    assert bytes_moved(net, 512) >= 30e9
 
 
 @pytest.mark.slow

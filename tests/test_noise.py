@@ -1,19 +1,14 @@
-import threading
-
 import numpy
 import pytest
 import torch
 from scipy import stats
 
-import noise
 from model import posterior_mean
 from noise import (
     ParticleNoise,
     Stream,
     antithetic,
-    drawn_ahead,
     leading_directions,
-    particle_generators,
     set_generator,
     simplex,
     stratified,
@@ -50,55 +45,15 @@ def test_noise_of_all_particles_differs_and_is_standard_normal():
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**32 - 1, 2**40 + 3, 2**70])
-def test_a_particles_generator_is_numpys_of_its_key(seed):
+def test_a_particles_noise_is_that_of_numpys_generator_of_its_key(seed):
     stream = Stream.SAMPLING.turn(3)
-    some = particle_generators(seed, stream, [0, 5, 2**32 - 1], range(1, 3))
+    source = ParticleNoise(seed, [0, 5, 2**32 - 1], [1, 2], (1, 2, 2), stream=stream)
     keys = [[seed, stream, g, i] for g in (0, 5, 2**32 - 1) for i in (1, 2)]
-    expected = [numpy.random.default_rng(key) for key in keys]
-    assert [each.bit_generator.state for each in some] == [
-        each.bit_generator.state for each in expected
+    expected = [
+        numpy.random.default_rng(key).standard_normal((1, 2, 2), dtype=numpy.float32)
+        for key in keys
     ]
-
-
-def test_a_large_draw_of_several_threads_is_that_of_one(monkeypatch):
-    source = lambda: ParticleNoise(1, range(4), range(3), (1, 8, 8))
-    one = source()()
-    monkeypatch.setattr(noise, "DRAWN_BY_A_THREAD", 1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    assert torch.equal(source()(), one)
-
-
-@pytest.mark.parametrize("draws", [0, 1, 3, 4, 9])
-def test_noise_drawn_ahead_is_that_drawn_when_asked(draws):
-    """And the draws that nobody takes are not made, but for the one that waits."""
-    direct = ParticleNoise(1, range(2), range(3), (1, 4, 4))
-    source = ParticleNoise(1, range(2), range(3), (1, 4, 4))
-    before = threading.active_count()
-    with drawn_ahead(source, draws) as take:
-        for _ in range(4):
-            assert torch.equal(take(), direct())
-    assert threading.active_count() == before
-    for _ in range(draws > 4):
-        direct()
-    assert torch.equal(source(), direct())
-
-
-def test_errors_end_the_thread_that_draws_ahead():
-    """Its own are raised where the draw is asked for; so is an interruption of the sampler."""
-
-    class Broken(ParticleNoise):
-        def draw(self):
-            raise FloatingPointError("no noise")
-
-    before = threading.active_count()
-    with pytest.raises(FloatingPointError, match="no noise"):
-        with drawn_ahead(Broken(0, [0], [0], (1, 2, 2)), 3) as take:
-            take()
-    with pytest.raises(KeyboardInterrupt):
-        with drawn_ahead(ParticleNoise(0, [0], [0], (1, 2, 2)), 3) as take:
-            take()
-            raise KeyboardInterrupt
-    assert threading.active_count() == before
+    assert (source().flatten(0, 1).numpy() == numpy.stack(expected)).all()
 
 
 def test_streams_differ():

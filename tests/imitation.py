@@ -1,22 +1,15 @@
-"""An imitation of a GPU: what one would refuse, where it would be waited for, and what it does.
+"""An imitation of a GPU, which finds what one would refuse.
 
     with GPU() as gpu:
         training, _ = train.setup([..., "--device", "cuda"])
-        with gpu.counting() as counts:
-            next(iter(training))
-    print(counts.waits, counts.operations, counts.bytes, gpu.errors)
+        next(iter(training))
+    assert gpu.errors == []
 
 Everything is computed on the CPU, so that every number is real and every branch is taken. Only the
-storages of tensors are marked: in the memory of the GPU, or pinned. torch answers as if there were
-one GPU (`Answers`, and what `_torch` replaces), and the marks are followed through every operation
-(`Follow`). Findings are of these kinds:
-
-    mix        an operation on tensors of both sides
-    crash      what raises on a GPU: .numpy(), a generator of the other side; or a kernel that is
-               compiled where it runs, which needs a C compiler
-    wait       the host waits until the GPU has done all that it was asked for: .item(), .cpu(), a
-               copy from pageable memory, a boolean mask as an index
-    pageable   a copy that does not wait by itself, from memory that is not pinned: the driver may
+storages of tensors are marked: in the memory of the GPU. torch answers as if there were one GPU
+(`Answers`, and what `_torch` replaces), and the marks are followed through every operation
+(`Follow`). Errors are operations on tensors of both sides; .numpy() of a tensor on the GPU; a
+generator of the other side; and a kernel that is compiled where it runs, which needs a C compiler.
 
 Not seen: other threads, gradients of tensors of the host, the dtypes of CUDA's autocast, limits of
 kernels, cuDNN, torch.compile.
@@ -25,9 +18,7 @@ kernels, cuDNN, torch.compile.
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterator
 from unittest import mock
@@ -41,32 +32,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 ROOT = Path(__file__).resolve().parent.parent
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 MEMORY = 64 * 2**30  # bytes that the imitation says are free
-# Operations whose result, or its size, has to be known to the host.
-TO_THE_HOST = {
-    *("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "bincount"),
-    *("_unique2", "unique_dim", "unique_consecutive", "linalg_cholesky", "linalg_inv"),
-}
 INDEXING = {"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_"}
 # Operations that take a number of the host in place of a tensor, beside those that work by element.
 TAKE_NUMBERS = {"fill_", "masked_fill", "masked_fill_", "where", *INDEXING}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was found.
-
-    Arguments:
-        kind: "mix", "crash", "wait" or "pageable"
-        what: was done
-        line: FILE:LINE of this project that did it
-    """
-
-    kind: str
-    what: str
-    line: str
-
-    def __str__(self) -> str:
-        return f"{self.line}: {self.kind}: {self.what}"
 
 
 class Storages:
@@ -88,48 +56,18 @@ class Storages:
         return tensor
 
 
-@dataclass
-class Counts:
-    """What was asked of the GPU.
-
-    Arguments:
-        waits: how often the host waited for it
-        operations: about as many kernels are launched; views are none, nor is memory that is taken
-        bytes: read and written by these, each by itself
-        moved: bytes read and written by those that only copy: casts and layout copies
-        findings: and how often each
-    """
-
-    waits: int
-    operations: int
-    bytes: int
-    moved: int
-    findings: Counter[Finding]
-
-    def __sub__(self, other: Counts) -> Counts:
-        return Counts(
-            self.waits - other.waits,
-            self.operations - other.operations,
-            self.bytes - other.bytes,
-            self.moved - other.moved,
-            self.findings - other.findings,
-        )
-
-
 class GPU:
     """The imitation, as a context; see the top of this file.
 
     Attributes:
-        counts: of all that was done so far
+        errors: what a GPU would have refused so far, each as "FILE:LINE: what was done"
         there: which storages are in the GPU's memory; what caches hold stays there for the next one
-        pinned: which storages of the host are pinned
     """
 
     there = Storages()
-    pinned = Storages()
 
     def __init__(self) -> None:
-        self.counts = Counts(0, 0, 0, 0, Counter())
+        self.errors: list[str] = []
         self.made_there = 0  # > 0: what an operation makes of no tensor is on the GPU
 
     def __enter__(self) -> GPU:
@@ -142,23 +80,9 @@ class GPU:
     def __exit__(self, *error: Any) -> None:
         self.stack.close()
 
-    @property
-    def errors(self) -> list[str]:
-        """What a GPU would have refused."""
-        return [str(each) for each in self.counts.findings if each.kind in ("mix", "crash")]
-
-    @contextmanager
-    def counting(self) -> Iterator[Counts]:
-        """A context whose value holds, at its end, what was done in it."""
-        before = self.counts - Counts(0, 0, 0, 0, Counter())
-        during = self.counts - before
-        yield during
-        vars(during).update(vars(self.counts - before))
-
-    def found(self, kind: str, what: str) -> None:
-        """Note a finding of the line that runs."""
-        self.counts.waits += kind == "wait"
-        self.counts.findings[Finding(kind, what, _line())] += 1
+    def refused(self, what: str) -> None:
+        """Note an error of the line that runs."""
+        self.errors.append(f"{_line()}: {what}")
 
     def making(self, there: bool, func: Callable, *args: Any, **kwargs: Any) -> Any:
         """Call a function; what it makes of no tensor is on the GPU, if `there`."""
@@ -194,7 +118,7 @@ def _tensors(*values: Any) -> list[Tensor]:
 
 
 class Follow(TorchDispatchMode):
-    """Follows the marks of a GPU through every operation, and counts."""
+    """Follows the marks of a GPU through every operation."""
 
     def __init__(self, gpu: GPU):
         super().__init__()
@@ -216,49 +140,23 @@ class Follow(TorchDispatchMode):
         for tensor in made:
             if tensor.untyped_storage()._cdata not in known:
                 gpu.there.add(tensor)
-        if there and not func.is_view and not name.startswith(("empty", "new_empty")):
-            moved = sum(t.numel() * t.element_size() for t in [*given, *made])
-            gpu.counts.operations += 1
-            gpu.counts.bytes += moved
-            gpu.counts.moved += moved * (name in ("_to_copy", "copy_", "clone"))
         return out
 
     def check(
         self, name: str, args: tuple, given: list[Tensor], there: list[Tensor], by_element: bool
     ) -> None:
-        """Note what an operation with a tensor on the GPU does beside computing."""
+        """Note what a GPU refuses of an operation with a tensor on it."""
         gpu = self.gpu
         host = [tensor for tensor in given if tensor not in gpu.there]
-        if name in TO_THE_HOST:
-            gpu.found("wait", f"{name}: the host has to know the result")
-        if name == "multinomial" and (args[1] == 1 or not (len(args) > 2 and args[2])):
-            gpu.found("wait", "multinomial of one number, or without replacement: checks its input")
         if name == "bmm" and args[0].shape[2] == 1:
-            gpu.found("crash", "bmm of inner size 1: its kernel needs a C compiler")
+            gpu.refused("bmm of inner size 1: its kernel needs a C compiler")
         if name in INDEXING and args[0] in gpu.there:
-            indices = [index for index in args[1] if index is not None]
-            if any(index.dtype == torch.bool for index in indices):
-                gpu.found("wait", "a boolean mask as an index")
-            if any(index not in gpu.there for index in indices):
-                gpu.found("wait", "an index of the host")
-            host = [each for each in host if not any(each is index for index in indices)]
-        if name == "copy_" and host:
-            self.copied(args[0], args[1], len(args) > 2 and args[2])
-        elif host:
+            host = [each for each in host if not any(each is index for index in args[1])]
+        if name != "copy_" and host:
             numbers = all(tensor.ndim == 0 for tensor in host)
             if not (numbers and (by_element or name in TAKE_NUMBERS)):
                 shapes = [tuple(tensor.shape) for tensor in (*there, *host)][:4]
-                gpu.found("mix", f"{name} of {len(there)} there, {len(host)} here: {shapes}")
-
-    def copied(self, to: Tensor, source: Tensor, free: bool) -> None:
-        """Note a copy between the sides; `free` if it was asked not to wait."""
-        gpu = self.gpu
-        up = to in gpu.there
-        host = source if up else to
-        if host in gpu.pinned and free:
-            return
-        kind = "pageable" if free and up else "wait"
-        gpu.found(kind, f"a copy {'to' if up else 'from'} the GPU")
+                gpu.refused(f"{name} of {len(there)} there, {len(host)} here: {shapes}")
 
 
 class Answers(TorchFunctionMode):
@@ -277,19 +175,10 @@ class Answers(TorchFunctionMode):
         if func is Tensor.to:
             return self.to(args[0], *self.target(args[1:], kwargs))
         if func in (Tensor.cpu, Tensor.cuda):
-            free = kwargs.get("non_blocking", False)
-            return self.to(args[0], CPU if func is Tensor.cpu else CUDA, free, {})
-        if func is Tensor.pin_memory:
-            return gpu.pinned.add(args[0].clone())
-        if func is Tensor.is_pinned:
-            return args[0] in gpu.pinned
-        if func is Tensor.record_stream:
-            return None
+            return self.to(args[0], CPU if func is Tensor.cpu else CUDA, {})
         there = any(tensor in gpu.there for tensor in _tensors(*args, *kwargs.values()))
         if there and func in (Tensor.numpy, Tensor.__array__):
-            gpu.found("crash", f"{name} of a tensor on the GPU")
-        if there and func is Tensor.tolist:
-            gpu.found("wait", "tolist")
+            gpu.refused(f"{name} of a tensor on the GPU")
         device = kwargs.get("device")
         target = CPU if device is None else torch.device(device)
         if device is not None:
@@ -301,7 +190,6 @@ class Answers(TorchFunctionMode):
             gpu.there.add(out)
         if target.type == "cuda":
             if name in ("tensor", "as_tensor", "asarray", "new_tensor"):
-                gpu.found("wait", f"{name}: a copy of numbers of the host to the GPU")
                 out = out.clone()
             for tensor in _tensors(out):
                 gpu.there.add(tensor)
@@ -314,14 +202,13 @@ class Answers(TorchFunctionMode):
         if generator is not None:
             side = target or (CUDA if there else CPU)
             if generator.device.type != side.type:
-                what = f"{name} on {side.type} by a generator on {generator.device.type}"
-                self.gpu.found("crash", what)
+                self.gpu.refused(f"{name} on {side.type} by a generator on {generator.device.type}")
 
     @staticmethod
-    def target(args: tuple, kwargs: dict) -> tuple[torch.device | None, bool, dict]:
-        """Device, whether not to wait, and what else arguments of Tensor.to ask for."""
+    def target(args: tuple, kwargs: dict) -> tuple[torch.device | None, dict]:
+        """Device, and what else arguments of Tensor.to ask for."""
         device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
-        free = kwargs.pop("non_blocking", False)
+        kwargs.pop("non_blocking", None)
         for arg in (*args, kwargs.pop("other", None)):
             if isinstance(arg, Tensor):
                 device, dtype = arg.device, arg.dtype
@@ -329,13 +216,11 @@ class Answers(TorchFunctionMode):
                 device = arg
             elif isinstance(arg, torch.dtype):
                 dtype = arg
-            elif isinstance(arg, bool):
-                free = arg
         if dtype is not None:
             kwargs["dtype"] = dtype
-        return None if device is None else torch.device(device), free, kwargs
+        return None if device is None else torch.device(device), kwargs
 
-    def to(self, tensor: Tensor, target: torch.device | None, free: bool, others: dict) -> Tensor:
+    def to(self, tensor: Tensor, target: torch.device | None, others: dict) -> Tensor:
         """Tensor.to: a tensor on a side, in another type or layout."""
         gpu = self.gpu
         there = tensor in gpu.there
@@ -348,7 +233,7 @@ class Answers(TorchFunctionMode):
             gpu.there.add(out)
         else:  # it was marked as like one on the GPU
             gpu.there.held.pop(out.untyped_storage()._cdata, None)
-        return out.copy_(tensor, non_blocking=free)
+        return out.copy_(tensor)
 
 
 class Generator(torch.Generator):
@@ -369,42 +254,6 @@ class Generator(torch.Generator):
 def _torch(gpu: GPU) -> Iterator[None]:
     """torch says that there is one GPU, `gpu`; CUDA itself is never asked for."""
 
-    class Event:
-        """An event. Waiting for it is waiting for all if nothing has been asked for since."""
-
-        def __init__(self, **options: Any):
-            self.at = -1
-
-        def record(self, stream: Any = None) -> None:
-            self.at = gpu.counts.operations
-
-        def synchronize(self) -> None:
-            if self.at == gpu.counts.operations:
-                gpu.found("wait", "an event after which nothing was asked for")
-
-        def query(self) -> bool:
-            return True
-
-        wait = record
-
-    class Stream:
-        """A stream. All are one."""
-
-        def __init__(self, *args: Any, **options: Any):
-            self.cuda_stream = 0
-
-        def wait_stream(self, other: Any) -> None: ...
-
-        def wait_event(self, event: Any) -> None: ...
-
-        def record_event(self, event: Any = None) -> Any:
-            event = event or Event()
-            event.record()
-            return event
-
-        def synchronize(self) -> None:
-            gpu.found("wait", "a stream")
-
     cuda: dict[str, Any] = dict(
         is_available=lambda: True,
         is_initialized=lambda: False,
@@ -420,15 +269,11 @@ def _torch(gpu: GPU) -> Iterator[None]:
         max_memory_allocated=lambda device=None: 0,
         reset_peak_memory_stats=lambda device=None: None,
         empty_cache=lambda: None,
-        synchronize=lambda device=None: gpu.found("wait", "torch.cuda.synchronize"),
+        synchronize=lambda device=None: None,
         get_rng_state=lambda device=None: torch.get_rng_state(),
         set_rng_state=lambda state, device=None: None,
         manual_seed_all=lambda seed: None,
         is_current_stream_capturing=lambda: False,
-        Event=Event,
-        Stream=Stream,
-        current_stream=lambda device=None: Stream(),
-        stream=lambda stream: nullcontext(),
         _lazy_init=lambda: None,
     )
     where = torch._C.TensorBase.device.__get__  # type: ignore[attr-defined]
@@ -437,11 +282,7 @@ def _torch(gpu: GPU) -> Iterator[None]:
         is_cuda=property(lambda self: self in gpu.there),
         get_device=lambda self: 0 if self in gpu.there else -1,
     )
-    autocast, empty = torch.autocast, torch.empty
-
-    def maybe_pinned(*size: Any, pin_memory: bool = False, **options: Any) -> Tensor:
-        out = empty(*size, **options)
-        return gpu.pinned.add(out) if pin_memory else out
+    autocast = torch.autocast
 
     def autocast_of_the_cpu(device_type: str, **options: Any):
         return autocast("cpu" if device_type == "cuda" else device_type, **options)
@@ -452,7 +293,6 @@ def _torch(gpu: GPU) -> Iterator[None]:
                 stack.enter_context(mock.patch.object(of, name, value))
         stack.enter_context(mock.patch.object(torch, "Generator", Generator))
         stack.enter_context(mock.patch.object(torch, "autocast", autocast_of_the_cpu))
-        stack.enter_context(mock.patch.object(torch, "empty", maybe_pinned))
         for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):
             check = mock.patch.object(torch.optim.Optimizer, name, lambda self: None, create=True)
             stack.enter_context(check)
