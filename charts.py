@@ -14,8 +14,8 @@ from typing import Any, Callable, Sequence
 import torch
 from torch import Tensor
 
+from config import SamplerSettings
 from drawing import (
-    Axes,
     BLUE,
     COLOURS,
     GREEN,
@@ -23,6 +23,7 @@ from drawing import (
     ORANGE,
     SKY,
     VERMILION,
+    Axes,
     Figure,
     add_title,
     grid_of_axes,
@@ -30,9 +31,11 @@ from drawing import (
 )
 from metrics import BACKWARD, expected_modes_iid
 from names import AXES, METRICS
+from sampler import karras_sigmas
 
 NO_INTERVAL = "no interval: a single set, or values that are not finite"
 LINES = (BLUE, VERMILION, GREEN, ORANGE, SKY, *COLOURS[6:])  # of lines beside each other
+MARKERS = "osD^vP<>X"  # with COLOURS, different for thirty methods
 QUALITY_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 2, 3, 5, 7, 10, 20)
 COST_TICKS = (10, 20, 40, 80, 160, 320)
 
@@ -65,49 +68,50 @@ def error_bars(metrics: Sequence[dict]) -> tuple[list[float], list[float]] | Non
     return below, above
 
 
-def with_note_on_intervals(title: str, metrics: Sequence[dict]) -> str:
-    """The title, with a note if some of the metrics have no interval."""
-    if all(metric.get("ci95") is not None for metric in metrics):
-        return title
-    return f"{title} ({NO_INTERVAL})" if title else NO_INTERVAL
+def curve(axis: Axes, x: Sequence[float], metrics: Sequence[dict], **style: Any) -> Any:
+    """Draw metrics {mean, ci95} over `x`, with their intervals, in a style of `Axes.errorbar`."""
+    means = [metric["mean"] for metric in metrics]
+    return axis.errorbar(x, means, yerr=error_bars(metrics), **style)
 
 
-def schedules(curves: dict[str, Tensor], densities: dict[str, tuple[float, float]]) -> Figure:
-    """Noise levels of the sampler and of the training on one vertical axis.
+def add_title_with_note(figure: Figure, title: str, metrics: Sequence[dict]) -> None:
+    """Write a title, with a note if some of the metrics that are drawn have no interval."""
+    if any(metric.get("ci95") is None for metric in metrics):
+        title = f"{title} ({NO_INTERVAL})" if title else NO_INTERVAL
+    add_title(figure, title)
+
+
+def schedules(samplers: Sequence[SamplerSettings], p_mean: Sequence[float], p_std: float) -> Figure:
+    """Noise levels of samplers and of trainings on one vertical axis.
 
     Arguments:
-        curves: at the left, the levels over the steps: name -> sigmas (N + 1,), the last one 0
-        densities: at the right, the densities of ln sigma in training: name -> (mean, standard
-            deviation)
+        samplers: at the left, those whose levels are drawn over the steps; they differ in rho
+        p_mean: at the right, means of ln sigma in training
+        p_std: its standard deviation
     """
     figure, axes = grid_of_axes(
         1, 2, 7.5, 3.6, sharey=True, width_ratios=(3, 1.5), gridspec_kw=dict(wspace=0.05)
     )
     left, right = axes[0]
-    for (name, sigmas), colour in zip(curves.items(), COLOURS):
-        steps = range(len(sigmas) - 1)
-        left.semilogy(steps, sigmas[:-1], "o-", ms=3, lw=1.2, color=colour, label=name)
+    for s, colour in zip(samplers, COLOURS):
+        sigmas = karras_sigmas(s.num_steps, s.sigma_min, s.sigma_max, s.rho)[:-1]
+        steps = range(len(sigmas))
+        label = rf"$\rho$ = {s.rho:g}"
+        left.semilogy(steps, sigmas, "o-", ms=3, lw=1.2, color=colour, label=label)
     u = torch.linspace(math.log(0.002), math.log(80), 300)
-    for (name, (mean, std)), colour in zip(densities.items(), COLOURS[4:]):
-        density = (-((u - mean) ** 2) / (2 * std**2)).exp() / (std * math.sqrt(2 * math.pi))
-        right.semilogy(density, u.exp(), color=colour, label=name)
-    left.set_xlabel(r"step $n$ (then $\sigma = 0$)")
-    left.set_ylabel(r"noise level $\sigma_n$")
+    for mean, colour in zip(p_mean, COLOURS[4:]):
+        density = (-((u - mean) ** 2) / (2 * p_std**2)).exp() / (p_std * math.sqrt(2 * math.pi))
+        right.semilogy(density, u.exp(), color=colour, label=f"N({mean:g}, {p_std:g}²)")
+    left.set(xlabel=r"step $n$ (then $\sigma = 0$)", ylabel=r"noise level $\sigma_n$")
     left.legend(frameon=False, fontsize=8)
-    left.grid(alpha=0.3)
-    right.set_xlabel(r"density of $\ln \sigma$ in training")
-    right.set_xlim(left=0)
+    right.set(xlabel=r"density of $\ln \sigma$ in training", xlim=(0, None))
     right.legend(frameon=False, fontsize=7, loc="upper right")
-    right.grid(alpha=0.3)
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
     return figure
 
 
-def heatmap(
-    rows: Sequence[dict],
-    value: str = "modes_found",
-    threshold: float | None = None,
-    title: str = "",
-) -> Figure:
+def heatmap(rows: Sequence[dict], title: str = "", value: str = "modes_found") -> Figure:
     """A grid of cells, each with its value and half the width of its 95% interval.
 
     The last axis of the experiment goes to the right, the one before it up, the others over panels
@@ -116,7 +120,6 @@ def heatmap(
     Arguments:
         rows: the cells, {cell, result}
         value: the key of the metric to show
-        threshold: a frame marks the cells that are this good or better, in the unit of `value`
     """
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
@@ -128,12 +131,13 @@ def heatmap(
     panels = different(tuple(row["cell"][key] for key in over) for row in rows)
     ups = different(row["cell"][up] for row in rows)
     rights = different(row["cell"][right] for row in rows)
-    measured = [row["result"][value] for row in rows]
-    means = [one["mean"] for one in measured]
-    expected = rows[0]["result"]["modes_expected_iid"] if value == "modes_found" else None
+    results = [row["result"] for row in rows]
+    metrics = [result[value] for result in results]
+    expected = results[0]["modes_expected_iid"] if value == "modes_found" else None
 
-    shown = means if expected is None else [*means, expected]
-    finite = [number for number in shown if math.isfinite(number)] or [0.0]
+    means = [each["mean"] for each in metrics]
+    in_bar = means if expected is None else [*means, expected]
+    finite = [number for number in in_bar if math.isfinite(number)] or [0.0]
     norm = Normalize(min(finite), max(finite))
     colours = colormaps["viridis_r" if metric.less_is_better else "viridis"]
     decimals = 2 if max(finite) >= 1 else 3
@@ -146,29 +150,22 @@ def heatmap(
         gridspec_kw=dict(wspace=0.05),
     )
 
-    for row, one in zip(rows, measured):
+    for row, each in zip(rows, metrics):
         cell = row["cell"]
         axis = axes[0, panels.index(tuple(cell[key] for key in over))]
         x = rights.index(cell[right])
         y = ups.index(cell[up])
-        mean = one["mean"]
-        colour = colours(norm(mean))
+        colour = colours(norm(each["mean"]))
         red, green, blue, _ = colour
         is_dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
-        text = f"{mean:.{decimals}f}"
-        if one.get("ci95") is not None:
-            low, high = one["ci95"]
+        text = f"{each['mean']:.{decimals}f}"
+        if each.get("ci95") is not None:
+            low, high = each["ci95"]
             text += f"\n±{(high - low) / 2:.{decimals}f}"
         axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, color=colour))
         axis.text(
             x, y, text, ha="center", va="center", size=6.5, color="white" if is_dark else "black"
         )
-        if threshold is None:
-            continue
-        if mean <= threshold if metric.less_is_better else mean >= threshold:
-            axis.add_patch(
-                Rectangle((x - 0.46, y - 0.44), 0.92, 0.88, fill=False, ec=VERMILION, lw=1.6)
-            )
 
     for axis, panel in zip(axes[0], panels):
         axis.set(xlim=(-0.5, len(rights) - 0.5), ylim=(-0.5, len(ups) - 0.5))
@@ -182,14 +179,11 @@ def heatmap(
     bar = figure.colorbar(ScalarMappable(norm, colours), ax=axes, pad=0.015, fraction=0.05)
     label = metric.label
     if expected is not None:
-        label = f"{metric.title}, of {rows[0]['result']['modes_total']}"
+        label = f"{metric.title}, of {results[0]['modes_total']}"
         label += f"\n(line: independent draws, {expected:.2f})"
         bar.ax.axhline(expected, color=VERMILION, lw=3)
     bar.set_label(label, fontsize=9)
-    if threshold is not None:
-        relation = "at most" if metric.less_is_better else "at least"
-        title = f"{title} (framed: {relation} {threshold:g})".strip()
-    add_title(figure, with_note_on_intervals(title, measured))
+    add_title_with_note(figure, title, metrics)
     return figure
 
 
@@ -198,59 +192,55 @@ def prior(rows: Sequence[dict], title: str = "") -> Figure:
 
     The intervals are Wilson's.
     """
-    samplers = different(row["cell"]["sampler"] for row in rows)
     figure = new_figure(5.6, 3.8)
     axis = figure.subplots()
     axis.plot([0.4, 1], [0.4, 1], color=GREY, lw=1, ls=":", label="the prior itself: p̂ = p")
-    # Of the values from their points, in points; to the right of them where x is positive.
-    offsets = ((-7, 5), (-4, -13), (7, 5), (7, -8))
-    colours = (BLUE, GREEN, VERMILION, ORANGE)
-    for index, sampler in enumerate(samplers):
-        shares = [
-            row["result"]["mode_frequencies"][0]
-            for row in rows
-            if row["cell"]["sampler"] == sampler
-        ]
-        means = [share["mean"] for share in shares]
+    # Of each series: its colour, its marker, and where its values stand from their points, in
+    # points; to the right of them if x is positive.
+    styles = (
+        (BLUE, "o", (-7, 5)),
+        (GREEN, "s", (-4, -13)),
+        (VERMILION, "D", (7, 5)),
+        (ORANGE, "^", (7, -8)),
+    )
+    for index, sampler in enumerate(different(row["cell"]["sampler"] for row in rows)):
+        series = [row["result"] for row in rows if row["cell"]["sampler"] == sampler]
+        shares = [result["mode_frequencies"][0] for result in series]
         x = [share["prior"] + 0.006 * (index - 1) for share in shares]  # side by side
-        colour = colours[index % len(colours)]
-        axis.errorbar(
+        colour, marker, offset = styles[index % len(styles)]
+        curve(
+            axis,
             x,
-            means,
-            yerr=error_bars(shares),
-            fmt="osD^"[index % len(colours)],
+            shares,
+            fmt=marker,
             ms=5,
             color=colour,
             label=sampler,
             capsize=3,
             lw=1.2,
         )
-        for at, mean in zip(x, means):
+        for at, share in zip(x, shares):
             axis.annotate(
-                f"{mean:.3f}",
-                (at, mean),
-                xytext=offsets[index % len(offsets)],
+                f"{share['mean']:.3f}",
+                (at, share["mean"]),
+                xytext=offset,
                 textcoords="offset points",
-                ha="left" if offsets[index % len(offsets)][0] > 0 else "right",
+                ha="left" if offset[0] > 0 else "right",
                 fontsize=7.5,
                 color=colour,
             )
-    axis.set_xlabel(axis_name("p"))
-    axis.set_ylabel("share of samples that go right, p̂")
+    axis.set(xlabel=axis_name("p"), ylabel="share of samples that go right, p̂")
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, fontsize=8)
     add_title(figure, title)
     return figure
 
 
-MARKERS = "osD^vP<>X"  # with COLOURS, different for thirty methods
-
-
 def frontier(rows: Sequence[dict], title: str = "") -> Figure:
     """Modes found against quality and against cost on the trained denoiser, a curve per method.
 
     A third panel has modes against how far frequencies are off, on the exact denoiser of a world
-    with unequal priors, where rows hold one. The cost of a particle is in forward passes of the
+    with unequal priors, if rows hold one. The cost of a particle is in forward passes of the
     network, as `metrics.cost_metrics` counts.
     """
     trained = [row for row in rows if row["cell"].get("denoiser", "trained") == "trained"]
@@ -260,11 +250,7 @@ def frontier(rows: Sequence[dict], title: str = "") -> Figure:
         return result["network_calls"] + BACKWARD * result["backward_calls"]
 
     panels: list[tuple[str, list[dict], Callable[[dict], float]]] = [
-        (
-            "quality score (L2, less is better)",
-            trained,
-            lambda result: result["quality"]["mean"],
-        ),
+        ("quality score (L2, less is better)", trained, lambda result: result["quality"]["mean"]),
         ("cost per particle, in forward passes", trained, cost),
     ]
     if unequal:
@@ -273,26 +259,26 @@ def frontier(rows: Sequence[dict], title: str = "") -> Figure:
     figure, (axes,) = grid_of_axes(
         1, len(panels), 3.9 * len(panels), 4.6, sharey=True, gridspec_kw=dict(wspace=0.06)
     )
-
-    methods = different(row["cell"]["method"] for _, chosen, _ in panels for row in chosen)
-    curves = {}
-    for axis, (across, chosen, value) in zip(axes, panels):
+    methods = different(row["cell"]["method"] for _, in_panel, _ in panels for row in in_panel)
+    handles = {}
+    for axis, (across, in_panel, value) in zip(axes, panels):
         for index, method in enumerate(methods):
-            curve = sorted((row for row in chosen if row["cell"]["method"] == method), key=_numbers)
-            if not curve:
+            cells = [row for row in in_panel if row["cell"]["method"] == method]
+            if not cells:
                 continue
-            found = [row["result"]["modes_found"] for row in curve]
-            curves[method] = axis.errorbar(
-                [value(row["result"]) for row in curve],
-                [one["mean"] for one in found],
-                yerr=error_bars(found),
+            results = [row["result"] for row in sorted(cells, key=_numbers)]
+            handles[method] = curve(
+                axis,
+                [value(result) for result in results],
+                [result["modes_found"] for result in results],
                 marker=MARKERS[(index // 10 * 3 + index % 3) % len(MARKERS)],
                 ms=5,
                 lw=1.3,
                 elinewidth=0.8,
                 color=COLOURS[index % len(COLOURS)],
             )
-        expected = chosen[0]["result"]["modes_expected_iid"]
+        first = in_panel[0]
+        expected = first["result"]["modes_expected_iid"]
         axis.axhline(expected, color=GREY, ls=":", lw=1)
         axis.annotate(
             "independent draws, theory",
@@ -303,21 +289,21 @@ def frontier(rows: Sequence[dict], title: str = "") -> Figure:
             fontsize=8,
             color="#666666",
         )
-        axis.set_title(f"denoiser: {chosen[0]['cell'].get('denoiser', 'trained')}", fontsize=9)
+        axis.set_title(f"denoiser: {first['cell'].get('denoiser', 'trained')}", fontsize=9)
         axis.set_xlabel(across)
         axis.grid(alpha=0.3)
     _set_logarithmic(axes[0], QUALITY_TICKS)
     _set_logarithmic(axes[1], COST_TICKS)
     axes[0].set_ylabel(f"modes found, of {trained[0]['result']['modes_total']}")
     axes[-1].legend(
-        [curves[method] for method in methods],
+        [handles[method] for method in methods],
         methods,
         fontsize=7,
         frameon=False,
         loc="center left",
         bbox_to_anchor=(1, 0.5),
     )
-    add_title(figure, with_note_on_intervals(title, [row["result"]["modes_found"] for row in rows]))
+    add_title_with_note(figure, title, [row["result"]["modes_found"] for row in rows])
     return figure
 
 
@@ -350,49 +336,37 @@ def scaling(rows: Sequence[dict], title: str = "") -> Figure:
         1, len(totals), 3.9 * len(totals), 3.7, gridspec_kw=dict(wspace=0.18)
     )
     for axis, total in zip(axes[0], totals):
-        of_panel = [row for row in rows if row["result"]["modes_total"] == total]
-        sizes = sorted(different(row["cell"]["batch_size"] for row in of_panel))
+        in_panel = [row for row in rows if row["result"]["modes_total"] == total]
+        sizes = sorted(different(row["cell"]["batch_size"] for row in in_panel))
         every_size = range(sizes[0], sizes[-1] + 1)
-        axis.plot(
-            every_size,
-            [min(size, total) for size in every_size],
-            color=GREY,
-            ls="--",
-            lw=1.2,
-            label="the most that can be found",
-        )
-        for index, (name, line) in enumerate(lines_of(of_panel).items()):
-            line = sorted(line, key=lambda row: row["cell"]["batch_size"])
-            found = [row["result"]["modes_found"] for row in line]
-            axis.errorbar(
-                [row["cell"]["batch_size"] for row in line],
-                [one["mean"] for one in found],
-                yerr=error_bars(found),
-                marker="osD^vP"[index % 6],
+        most = [min(size, total) for size in every_size]
+        label = "the most that can be found"
+        axis.plot(every_size, most, color=GREY, ls="--", lw=1.2, label=label)
+        for index, (name, cells) in enumerate(lines_of(in_panel).items()):
+            cells = sorted(cells, key=lambda row: row["cell"]["batch_size"])
+            curve(
+                axis,
+                [row["cell"]["batch_size"] for row in cells],
+                [row["result"]["modes_found"] for row in cells],
+                marker=MARKERS[index % len(MARKERS)],
                 ms=5,
                 lw=1.5,
                 capsize=3,
                 color=LINES[index % len(LINES)],
                 label=name,
             )
-        priors = torch.tensor([mode["prior"] for mode in of_panel[0]["result"]["mode_frequencies"]])
-        axis.plot(
-            every_size,
-            [expected_modes_iid(priors, size) for size in every_size],
-            color="black",
-            ls=":",
-            lw=1.5,
-            zorder=3,
-            label="independent draws, theory",
-        )
+        frequencies = in_panel[0]["result"]["mode_frequencies"]
+        priors = torch.tensor([mode["prior"] for mode in frequencies])
+        theory = [expected_modes_iid(priors, size) for size in every_size]
+        label = "independent draws, theory"
+        axis.plot(every_size, theory, color="black", ls=":", lw=1.5, zorder=3, label=label)
         axis.set_xticks(sizes, map(str, sizes))
-        axis.set_ylim(0, 1.05 * total)
-        axis.set_xlabel("particles in a set, B")
+        axis.set(ylim=(0, 1.05 * total), xlabel="particles in a set, B")
         axis.set_title(f"{total} modes", fontsize=10)
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("modes found")
     axes[0, 0].legend(frameon=False, fontsize=8.5, loc="lower right")
-    add_title(figure, with_note_on_intervals(title, [row["result"]["modes_found"] for row in rows]))
+    add_title_with_note(figure, title, [row["result"]["modes_found"] for row in rows])
     return figure
 
 
@@ -406,8 +380,8 @@ def lines_of(rows: Sequence[dict]) -> dict[str, list[dict]]:
     lines: dict[str, list[dict]] = {}
     for row in rows:
         places = [(key, row["cell"].get(key)) for key in varied]
-        named = [at if isinstance(at, str) else f"{axis_name(key)} {at}" for key, at in places]
-        lines.setdefault(", ".join(named) or METRICS["modes_found"].title, []).append(row)
+        words = [at if isinstance(at, str) else f"{axis_name(key)} {at}" for key, at in places]
+        lines.setdefault(", ".join(words) or METRICS["modes_found"].title, []).append(row)
     return lines
 
 
@@ -428,7 +402,7 @@ class DecisionCurve:
     steps: Sequence[float]
 
 
-def decisions(curves: dict[str, DecisionCurve], title: str = "") -> Figure:
+def decisions(curves: dict[str, DecisionCurve]) -> Figure:
     """The share of what is decided, V(sigma), against the noise level, a line per evaluation.
 
     Noise falls to the right, as it does while a set is sampled. The window of an evaluation is
@@ -436,24 +410,25 @@ def decisions(curves: dict[str, DecisionCurve], title: str = "") -> Figure:
     """
     figure = new_figure(7.2, 3.8)
     axis = figure.subplots()
-    for index, (name, curve) in enumerate(curves.items()):
+    for index, (name, run) in enumerate(curves.items()):
         colour = LINES[index % len(LINES)]
         label = name
-        if curve.window is not None:
-            low, high = curve.window
+        if run.window is not None:
+            low, high = run.window
             axis.axvspan(low, high, color=colour, alpha=0.12, lw=0)
             label += f"\nwindow {high:.2g} to {low:.2g}"
-        axis.semilogx(curve.sigmas, curve.shares, ".-", ms=4, lw=1.5, color=colour, label=label)
+        axis.semilogx(run.sigmas, run.shares, ".-", ms=4, lw=1.5, color=colour, label=label)
         height = -0.06 * (index + 1)
-        axis.plot(curve.steps, [height] * len(curve.steps), "|", ms=7, color=colour)
+        axis.plot(run.steps, [height] * len(run.steps), "|", ms=7, color=colour)
     axis.invert_xaxis()
-    axis.set_ylim(-0.06 * (len(curves) + 1), 1.05)
-    axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
-    axis.set_xlabel(r"noise level $\sigma$ (shaded: the window; marks: steps of the sampler)")
-    axis.set_ylabel(r"share that is decided, $V(\sigma)$")
+    axis.set(
+        ylim=(-0.06 * (len(curves) + 1), 1.05),
+        yticks=[0, 0.25, 0.5, 0.75, 1],
+        xlabel=r"noise level $\sigma$ (shaded: the window; marks: steps of the sampler)",
+        ylabel=r"share that is decided, $V(\sigma)$",
+    )
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1, 0.5))
-    add_title(figure, title)
     return figure
 
 
@@ -485,16 +460,8 @@ def norms(traces: dict[str, dict[str, Tensor]], title: str = "") -> Figure:
         top.grid(alpha=0.3)
         for key, colour, label in drifts:
             acts = trace[key].sum(1) > 0  # (N,): a logarithmic axis has no place for 0
-            for b, line in enumerate(trace[key][acts].T):
-                below.loglog(
-                    sigmas[acts],
-                    line,
-                    ".-",
-                    color=colour,
-                    lw=0.8,
-                    ms=3,
-                    label=label if b == 0 else None,
-                )
+            lines = below.loglog(sigmas[acts], trace[key][acts], ".-", color=colour, lw=0.8, ms=3)
+            lines[0].set_label(label)
         below.set_xlabel(r"noise level $\sigma$")
         below.grid(alpha=0.3)
     axes[0, 0].invert_xaxis()
@@ -509,7 +476,7 @@ def umap_map(
     digits: Tensor,
     labels: Tensor,
     particles: Tensor,
-    found: Tensor,
+    modes: Tensor,
     names: Sequence[str],
     title: str = "",
 ) -> Figure:
@@ -519,7 +486,7 @@ def umap_map(
         digits: (M, 2), where the real digits are on the map
         labels: (M,) int64, which digits they are
         particles: (G, B, 2), where the particles are
-        found: (G, B) int64, the digits found in them
+        modes: (G, B) int64, the digits found in them
         names: a title for each panel
     """
     rows = math.ceil(len(particles) / 4)
@@ -529,13 +496,13 @@ def umap_map(
     )
     for axis in axes.flat[len(particles) :]:
         axis.axis("off")
-    for axis, points, modes, name in zip(axes.flat, particles, found, names):
+    for axis, points, modes_of_set, name in zip(axes.flat, particles, modes, names):
         for digit in labels.unique().tolist():
-            mine = digits[labels == digit]
-            axis.scatter(*mine.T, s=1.5, color=COLOURS[digit], alpha=0.35, linewidth=0)
-            x, y = mine.median(0).values.tolist()
+            cluster = digits[labels == digit]
+            axis.scatter(*cluster.T, s=1.5, color=COLOURS[digit], alpha=0.35, linewidth=0)
+            x, y = cluster.median(0).values.tolist()
             axis.text(x, y, str(digit), fontsize=10, ha="center", va="center", color="#333333")
-        colours = [COLOURS[mode] for mode in modes.tolist()]
+        colours = [COLOURS[mode] for mode in modes_of_set.tolist()]
         axis.scatter(*points.T, s=55, c=colours, edgecolor="black", zorder=3)
         axis.set_title(name, fontsize=8)
         axis.set(xticks=[], yticks=[])

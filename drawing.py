@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 
@@ -45,6 +45,8 @@ from matplotlib.animation import FuncAnimation, PillowWriter  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+
+Picture = Union[Figure, FuncAnimation, str]  # a figure, an animation, the text of an HTML page
 
 # The first eight are the palette of Okabe and Ito (2008), which readers with any colour vision can
 # tell apart, in which a grey stands for black; the last two make it ten, one for each digit.
@@ -88,35 +90,27 @@ def add_title(figure: Figure, title: str) -> None:
     figure.suptitle(title, fontsize=10, y=top, va="bottom")
 
 
-def show_image(axis: Axes, image: Tensor, colour: str | None = None, width: float = 2.0) -> None:
+def show_image(axis: Axes, image: Tensor, colour: str | None = None) -> None:
     """Draw an image (H, W) or, in colour, (3, H, W) in [0, 1], clamped, without ticks.
 
-    Arguments:
-        colour: of its border; without one the border is thin and grey
-        width: of a coloured border, in points
+    `colour` is that of its border; without one the border is thin and grey.
     """
     axis.set_axis_on()
-    shown = image.detach().cpu().clamp(0, 1)
-    if shown.ndim == 3:
-        shown = shown.movedim(0, -1)
-    axis.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    levels = image.detach().cpu().clamp(0, 1)
+    if levels.ndim == 3:
+        levels = levels.movedim(0, -1)
+    axis.imshow(levels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():
         spine.set_color(colour or "#606060")
-        spine.set_linewidth(width if colour else 0.5)
+        spine.set_linewidth(2 if colour else 0.5)
 
 
-def save(picture: Figure | FuncAnimation, path: Path | str, dpi: int = 110) -> None:
-    """Write a figure, or an animation of six frames a second. Raises OSError."""
-    if isinstance(picture, FuncAnimation):
+def save(picture: Picture, path: Path | str, dpi: int = 110) -> None:
+    """Write a figure, an animation of six frames a second, or an HTML page. Raises OSError."""
+    if isinstance(picture, str):
+        Path(path).write_text(picture, encoding="utf-8")
+    elif isinstance(picture, FuncAnimation):
         picture.save(path, writer=PillowWriter(fps=6), dpi=dpi)
     else:
         picture.savefig(path, dpi=dpi, bbox_inches="tight")
-
-
-def write(picture: Figure | FuncAnimation | str, path: Path) -> None:
-    """Write a figure, an animation, or the text of an HTML page. Raises OSError."""
-    if isinstance(picture, str):
-        path.write_text(picture, encoding="utf-8")
-    else:
-        save(picture, path)

@@ -220,7 +220,7 @@ def run_experiment(values: dict[str, Any], flags: list[str]) -> None:
     own = [key for key in EvaluationSettings.keys() if key != "outdir"]
     shared = {key: values[key] for key in values if key in own}
     try:
-        figure = experiments.load(name)["figure"]
+        experiments.load(name)  # a name without a recipe is refused before there is a folder
         outdir = run_folder(values.get("outdir") or f"runs/{name}-{preset}", "")
         config = dict(experiment=name, preset=preset, flags=" ".join(flags))
         tracker = tracking.start(build(TrackingSettings, values), outdir, config, continued=True)
@@ -228,7 +228,8 @@ def run_experiment(values: dict[str, Any], flags: list[str]) -> None:
             rows = _run_cells(name, preset, shared, outdir, flags)
             if this_process()[0] > 0:
                 return
-            from gallery import draw_experiment
+            from drawing import save
+            from gallery import figure
 
             text = experiments.table(rows)
             numbers = [
@@ -236,9 +237,10 @@ def run_experiment(values: dict[str, Any], flags: list[str]) -> None:
             ]
             tracker.table(numbers, text)
             print(text)
-            picture = draw_experiment(figure, outdir)
-            tracker.picture(picture)
-            print(f"written to {picture}")
+            picture, path = figure(str(outdir))
+            save(picture, path)
+            tracker.picture(path)
+            print(f"written to {path}")
     except (SettingError, FileNotFoundError, ValueError) as error:
         fail(str(error))
 

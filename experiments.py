@@ -5,10 +5,11 @@ Each experiment is one YAML file in configs/experiments, its recipe; add your ow
     title: the question that it asks
     reference: what the thesis found
     meaning: what the result says, for docs/results.md
-    figure: the command of visualize.py that draws it
+    figure: what `visualize.py figure` draws of it, one of gallery.FIGURES
     settings: flags that all cells share
     grid: the axes; a cell is one point of their product
     except: combinations of points that are left out
+    titles: what labels of an axis mean, for tables in which labels stand alone; may be left out
 
 An axis is a list of values of the flag that it is named after, or a mapping from labels to flags.
 In such a mapping a flag with a list of values makes one cell for each. A flag's value, or a whole

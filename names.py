@@ -108,34 +108,6 @@ METHODS: dict[str, str] = dict(
 NEED_FACTOR = ("diverseflow", "sriw", "oscar", "rke", "variance", "eddy")
 WITH_FACTOR = ("pg", "reference", *NEED_FACTOR)
 
-# Points of the axis `method` of experiment e10 whose names in its results are shorter than a reader
-# who sees one line of it needs, and the ones that are compared first.
-COMPARED: dict[str, str] = {
-    "independent": METHODS["none"],
-    "particle guidance": METHODS["pg"],
-    "particle guidance, fewer steps": "particle guidance, 11 steps instead of 22",
-    "EDM's sampler": "particle guidance with EDM's sampler",
-    "DiverseFlow": METHODS["diverseflow"],
-    "RKE": METHODS["rke"],
-    "SRIW": METHODS["sriw"],
-    "SRIW in the window": "SRIW in the window of particle guidance",
-    "OSCAR": METHODS["oscar"],
-    "variance": METHODS["variance"],
-    "EDDY": METHODS["eddy"],
-    "SPELL": METHODS["spell"],
-    "SPELL, early": "SPELL, down to a noise level of 2",
-    "CADS": METHODS["cads"],
-    "contrastive noise": METHODS["contrastive"],
-    "simplex noise": METHODS["simplex"],
-    "stratified noise": METHODS["stratified"],
-    "balanced draw": "balanced draw from four times as many",
-    "simplex churn": "the window with simplex churn",
-    "shrinking pool": "pool of four times as many, halved at every step",
-    "medoids of independent": "medoids of four times as many",
-    "the thesis's form": "the thesis's form, its sign as printed",
-    "the thesis's form as it was run": "the same with the thesis's start and Heun stage",
-}
-
 
 def metric(key: str) -> Metric:
     """How the metric with this key of metrics.json is written.

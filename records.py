@@ -180,6 +180,14 @@ def run_file(run: str, name: str) -> Path:
     return path
 
 
+def result_of(run: str) -> dict[str, Any]:
+    """The record in metrics.json of an evaluation. Raises SettingError for a folder without it."""
+    result = json.loads(run_file(run, "metrics.json").read_text())
+    if not isinstance(result, dict) or "settings" not in result:
+        reject("run", run, "a folder with the metrics.json that evaluate.py writes")
+    return result
+
+
 def finished(run: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(the arrays of samples.npz, the record in metrics.json) of an evaluation.
 
@@ -189,38 +197,23 @@ def finished(run: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     from frame_files import read_npz
 
-    path = run_file(run, "metrics.json")
-    result = json.loads(path.read_text())
-    if not isinstance(result, dict) or "settings" not in result:
-        reject("run", run, "a folder with the metrics.json that evaluate.py writes")
+    result = result_of(run)
     arrays = read_npz(run_file(run, "samples.npz"), "run")
     return {name: torch.from_numpy(array) for name, array in arrays.items()}, result
 
 
-def rows_of(run: str) -> list[dict[str, Any]]:
-    """The cells of an experiment, or of a single evaluation one without a label.
+def is_experiment(run: str) -> bool:
+    """Whether a folder is that of a finished experiment."""
+    return (Path(run) / "results.json").is_file()
 
-    Each is {cell: its place on every axis, flags: of evaluate.py, result: as in metrics.json}.
+
+def experiment_of(run: str) -> dict[str, Any]:
+    """The record in results.json of an experiment: its title, its figure, and its rows.
+
+    A row is {cell: its place on every axis, result: as in metrics.json}. Raises SettingError for a
+    folder without it.
     """
-    if (Path(run) / "results.json").is_file():
-        return json.loads(run_file(run, "results.json").read_text())["rows"]
-    config = run_file(run, "config.yaml")
-    result = json.loads(run_file(run, "metrics.json").read_text())
-    return [dict(cell={}, flags=["--config", str(config)], result=result)]
-
-
-def experiment_of(run: str) -> tuple[list[dict[str, Any]], str]:
-    """(the cells, the title) of an experiment. Raises SettingError for anything else."""
-    path = Path(run) / "results.json"
-    if not path.is_file():
-        reject(
-            "run",
-            run,
-            "a folder with the results.json that evaluate.py --experiment writes; "
-            f"{path.absolute()} was not found",
-        )
-    results = json.loads(path.read_text())
-    return results["rows"], results["title"]
+    return json.loads(run_file(run, "results.json").read_text())
 
 
 def label(row: dict[str, Any]) -> str:

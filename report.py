@@ -13,7 +13,7 @@ import shlex
 from base64 import b64encode
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any, Iterable, NamedTuple
 
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -24,7 +24,7 @@ from config import EvaluationSettings, WorldSettings
 from drawing import SKY
 from names import METRICS, method_of, metric, source_of
 from ranges import to_unit_range
-from sheets import as_drawn, new_colours
+from sheets import as_drawn, new_colours, noisy_image
 from worlds import Mixture
 
 SETS_SHOWN = 16  # the others unfold
@@ -34,7 +34,19 @@ NO_METRICS = ("modes_total", "modes_expected_iid", "num_sets", "batch_size")
 REACH = 1.35  # of the plane from its middle to an edge of its picture; the centres lie at 1
 NOISY_REACH = 3.0  # likewise while there is noise
 
-Picture = tuple[str, str, str | None]  # a data URI, its description, the colour of its border
+
+class Thumbnail(NamedTuple):
+    """A picture in the page.
+
+    Arguments:
+        uri: its data
+        alt: its description
+        colour: of its border; None without one
+    """
+
+    uri: str
+    alt: str
+    colour: str | None = None
 
 
 def number(value: float, like: float | None = None) -> str:
@@ -114,37 +126,14 @@ def plane(points: Tensor, colours: list[str | None], reach: float = REACH) -> st
 # ---------------------------------------------------------------- sets
 
 
-def given_pictures(arrays: dict[str, Tensor], g: int) -> list[tuple[str, str]]:
-    """(data URI, description) of the conditioning frame of set g and of its correct answers."""
-    given = [(frame(image), "the frame that is given") for image in arrays["cond"][g, -1:]]
-    if "answers" in arrays:
-        for a, image in enumerate(arrays["answers"][g]):
-            given.append((frame(image), f"correct answer {a}"))
-    return given
-
-
-def particle_pictures(samples: Tensor, modes: list[int], g: int, in_plane: bool) -> list[Picture]:
-    """The particles of set g, the first in each mode with its colour; points share one picture."""
-    colours = new_colours(modes)
-    if in_plane:
-        points = plane(samples[:, 0], colours)
-        return [(points, f"set {g}, {len(samples)} points in the plane", None)]
-    pictures: list[Picture] = []
-    for b, (image, mode, colour) in enumerate(zip(samples, modes, colours)):
-        alt = f"particle {b}"
-        if mode >= 0:
-            alt += f", mode {mode}, {'new' if colour else 'again'}"
-        pictures.append((frame(image), alt, colour))
-    return pictures
-
-
 def sheet(arrays: dict[str, Tensor], result: dict) -> list[dict]:
     """A record per set: {number, given, pictures, notes}.
 
-    given (data URI, description): the last conditioning frame and the correct answers; pictures
-    (data URI, description, colour); notes (name, value, of how many): some metrics of this set.
+    given: thumbnails of the last conditioning frame and of the correct answers
+    pictures: thumbnails of the particles, the first in each mode with its colour; points in the
+        plane share one
+    notes: (name, value, of how many), some metrics of this set
     """
-    in_plane = result["dataset"] == "mixture"
     judged = [
         key
         for key in METRICS
@@ -154,19 +143,29 @@ def sheet(arrays: dict[str, Tensor], result: dict) -> list[dict]:
     ][:NOTES]
     sets = []
     for g, samples in enumerate(arrays["samples"]):
+        given = [
+            Thumbnail(frame(image), "the frame that is given") for image in arrays["cond"][g, -1:]
+        ]
+        if "answers" in arrays:
+            for a, image in enumerate(arrays["answers"][g]):
+                given.append(Thumbnail(frame(image), f"correct answer {a}"))
         modes = arrays["modes"][g].tolist() if "modes" in arrays else [-1] * len(samples)
+        colours = new_colours(modes)
+        if result["dataset"] == "mixture":
+            alt = f"set {g}, {len(samples)} points in the plane"
+            pictures = [Thumbnail(plane(samples[:, 0], colours), alt)]
+        else:
+            pictures = []
+            for b, (image, mode, colour) in enumerate(zip(samples, modes, colours)):
+                alt = f"particle {b}"
+                if mode >= 0:
+                    alt += f", mode {mode}, {'new' if colour else 'again'}"
+                pictures.append(Thumbnail(frame(image), alt, colour))
         notes = []
         for key in judged:
             total = result["modes_total"] if key == "modes_found" else None
             notes.append((METRICS[key].heading, result[key]["per_set"][g], total))
-        sets.append(
-            dict(
-                number=g,
-                given=given_pictures(arrays, g),
-                pictures=particle_pictures(samples, modes, g, in_plane),
-                notes=notes,
-            )
-        )
+        sets.append(dict(number=g, given=given, pictures=pictures, notes=notes))
     return sets
 
 
@@ -218,21 +217,23 @@ def steps(trace: dict[str, Tensor], result: dict) -> list[dict]:
     Pictures are of x_n, scaled to unit variance of the noise, and of D(x_n).
     """
 
-    def drawn(particles: Tensor, reach: float) -> list[str]:
-        if result["dataset"] == "mixture":
-            return [plane(particles[:, 0], [SKY] * len(particles), reach)]
-        return [frame(to_unit_range(image)) for image in particles]
-
     records = []
     for n, sigma in enumerate(trace["sigmas"]):
-        scaled = trace["x_hat"][n] / float(1 + sigma**2) ** 0.5
+        if result["dataset"] == "mixture":
+            colours: list[str | None] = [SKY] * trace["denoised"].shape[1]
+            scaled = trace["x_hat"][n, :, 0] / float(1 + sigma**2) ** 0.5
+            noisy = [plane(scaled, colours, NOISY_REACH)]
+            denoised = [plane(trace["denoised"][n, :, 0], colours)]
+        else:
+            noisy = [frame(image) for image in noisy_image(trace, n)]
+            denoised = [frame(image) for image in to_unit_range(trace["denoised"][n])]
         records.append(
             dict(
                 sigma=float(sigma),
                 ode=float(trace["ode"][n].mean()),
                 guidance=float(trace["guidance"][n].mean()),
-                x=drawn(scaled, NOISY_REACH),
-                denoised=drawn(trace["denoised"][n], REACH),
+                x=noisy,
+                denoised=denoised,
             )
         )
     return records
@@ -293,7 +294,7 @@ def gather(
         result: its metrics.json
         arrays: those of its samples.npz
         set_number: the set that was sampled again
-        trace: its steps (`SetSampler.trace`)
+        trace: its steps, as `traces.trace` returns them
     """
     finite = {
         key: values.double().nan_to_num(posinf=1e30, neginf=-1e30) for key, values in trace.items()
@@ -308,9 +309,7 @@ def gather(
         Digits=result["digits_source"],
         Commit=result["commit"],
         Checkpoint=result["checkpoint_sha256"],
-    )
-    for library, version in result["versions"].items():
-        sources[library.capitalize()] = version
+    ) | {library.capitalize(): version for library, version in result["versions"].items()}
     in_plane = result["dataset"] == "mixture"
     return dict(
         name=name,

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from channels import in_colours
 from classifier import Classifier
 from config import EvaluationSettings, SamplerSettings
 from decisions import Decisions, measure
@@ -34,7 +33,6 @@ from guidance import (
     Volume,
     between,
 )
-from metrics import iou
 from model import EDMDenoiser
 from noise import (
     ParticleNoise,
@@ -46,7 +44,7 @@ from noise import (
     simplex,
     stratified,
 )
-from potentials import POTENTIALS, Bandwidth, IoU, Potential
+from potentials import POTENTIALS, Bandwidth, Potential
 from ranges import to_unit_range
 from sampler import Schedule, edm_schedule, integrate, karras_sigmas, window_schedule
 from selection import balanced_draw, kmedoids, most_distant
@@ -574,46 +572,3 @@ class SetSampler:
         bytes_per_particle = max(1, (nine - one) // 8)
         fit = free_memory(self.device) // 2 // bytes_per_particle
         return max(1, min(PARTICLES_PER_CALL[self.device.type], fit))
-
-    # ------------------------------------------------------------ a closer look
-    def trace(self, sets: Tensor) -> dict[str, Tensor]:
-        """What happens to one set, sets[0], at each of the N steps of the sampler.
-
-        Returns {
-            sigmas (N,),
-            distances (N, B, B): between the D(x), as the potential sees them,
-            ode (N, B), guidance (N, B): norms of the two parts of the drift,
-            x_hat, denoised (N, B, H, W) or (N, B, 3, H, W): as in the sampler,
-            samples (B, H, W) or (B, 3, H, W): where the particles end
-        }.
-        """
-        steps: list[dict] = []
-        samples = self.sample_once(sets[:1], self.batch_size, callback=steps.append)[0]
-        plain = self.denoiser(sets[:1])
-        by_iou = POTENTIALS[self.settings.guidance.pg_kernel] is IoU
-        trace: dict[str, list[Tensor]] = dict(
-            sigmas=[], distances=[], ode=[], guidance=[], x_hat=[], denoised=[]
-        )
-        for step in steps:
-            sigma = step["sigma_hat"]
-            with torch.no_grad():
-                unguided = plain(step["x_hat"], sigma)
-            if by_iou:
-                images = self.task.comparable(self.task.to_samples(unguided))
-                distances = 1 - iou(images, images)[0]
-            else:
-                flat = unguided[0].flatten(1)
-                distances = torch.cdist(flat, flat).cpu()
-            trace["sigmas"].append(sigma)
-            trace["distances"].append(distances)
-            trace["ode"].append(_norms((step["x_hat"] - unguided) / sigma))
-            trace["guidance"].append(_norms((unguided - step["denoised"]) / sigma))
-            for name in ("x_hat", "denoised"):
-                trace[name].append(self.task.pictured(step[name][0]))
-        stacked = {name: torch.stack(values) for name, values in trace.items()}
-        return stacked | dict(samples=in_colours(samples, self.task.world.label_classes))
-
-
-def _norms(drift: Tensor) -> Tensor:
-    """L2 norm of each particle of the first set: (G, B, C, H, W) -> (B,) on the CPU."""
-    return drift.flatten(2).norm(dim=-1)[0].cpu()

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass
-from typing import Sequence
+from typing import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from channels import in_colours
 from drawing import (
     BLUE,
     COLOURS,
@@ -27,7 +29,6 @@ from drawing import (
     new_figure,
     show_image,
 )
-from channels import in_colours
 from names import METRICS, method_of
 from own_frames import OwnFrames
 from ranges import to_unit_range
@@ -35,6 +36,7 @@ from worlds import Mixture
 
 SIDE = 0.85  # of a frame in a sheet, inches
 GAPS = dict(wspace=0.06, hspace=0.06)
+MOST_SETS = 16  # in the sheet of an evaluation
 
 
 def new_colours(modes: Sequence[int]) -> list[str | None]:
@@ -49,19 +51,45 @@ def new_colours(modes: Sequence[int]) -> list[str | None]:
     return colours
 
 
-def write_left(axis: Axes, text: str) -> None:
-    """Write horizontally at the left of a frame."""
-    axis.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=9)
+def frame_grid(
+    rows: Sequence[Sequence[Tensor]],
+    titles: Mapping[int, str],
+    *,
+    left: Sequence[str] = (),
+    right: Sequence[str] = (),
+    colours: Sequence[Sequence[str | None]] = (),
+    side: float = SIDE,
+) -> tuple[Figure, np.ndarray]:
+    """Frames in rows, which may have different lengths.
 
+    Arguments:
+        rows: frames (H, W) or, in colour, (3, H, W)
+        titles: column -> what stands above it
+        left: a line per row, at its left
+        right: a line per row, at its right
+        colours: of the borders of the last frames of each row; None for a thin grey one
+        side: of a frame, inches
 
-def write_right(axis: Axes, text: str) -> None:
-    """Write horizontally at the right of a frame."""
-    axis.annotate(text, (1.08, 0.5), xycoords="axes fraction", va="center", fontsize=9)
-
-
-def write_head(axis: Axes, text: str) -> None:
-    """Write above what `write_right` puts beside the frames of a column."""
-    axis.annotate(text, (1.08, 1.08), xycoords="axes fraction", va="bottom", fontsize=9)
+    Returns the figure and its axes, an array (rows, columns).
+    """
+    columns = max(map(len, rows))
+    figure, axes = grid_of_axes(
+        len(rows), columns, side * columns + 0.3, side * len(rows) + 0.4, gridspec_kw=GAPS
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for n, frames in enumerate(rows):
+        borders: list[str | None] = list(colours[n]) if colours else []
+        borders[:0] = [None] * (len(frames) - len(borders))
+        for axis, frame, colour in zip(axes[n], frames, borders):
+            show_image(axis, frame, colour)
+    for axis, text in zip(axes[:, 0], left):
+        axis.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=9)
+    for axis, text in zip(axes[:, -1], right):
+        axis.annotate(text, (1.08, 0.5), xycoords="axes fraction", va="center", fontsize=9)
+    for column, text in titles.items():
+        axes[0, column].set_title(text, fontsize=9)
+    return figure, axes
 
 
 def sample_sheet(
@@ -74,46 +102,38 @@ def sample_sheet(
     notes: Sequence[str] = (),
     notes_title: str = "",
     labels: Sequence[str] = (),
-    max_sets: int = 16,
 ) -> Figure:
-    """Each set a row: its last conditioning frame, the correct answers where known, its particles.
+    """Each set a row: its last conditioning frame, the correct answers if known, its particles.
 
     Any of the images may be in colour, with an axis of 3 before H.
 
     Arguments:
-        cond: (G, c, H, W), where c may be 0
+        cond: (G, c, H, W), c may be 0
         samples: (G, B, H, W)
         answers: (G, k, H, W)
         modes: (G, B) int64; the first particle in a mode gets a border in the mode's colour,
             repeats and -1, which stands for no mode, get a thin grey one
         notes: a line per set, at its right, and `notes_title` above them
         labels: a line per set, at its left
-        max_sets: sets to show, from the first
     """
-    G = min(len(samples), max_sets)
-    B = samples.shape[1]
-    right = samples[:, :0] if answers is None else answers
-    rows = [[*last, *correct] for last, correct in zip(cond[:, -1:], right)]
-    first = len(rows[0])  # the column of the first particle
-    columns = first + B
-    figure, axes = grid_of_axes(G, columns, SIDE * columns + 0.3, SIDE * G + 0.4, gridspec_kw=GAPS)
-    for g in range(G):
-        for column in range(first):
-            show_image(axes[g, column], rows[g][column])
-        colours = new_colours([-1] * B if modes is None else modes[g].tolist())
-        for b, colour in enumerate(colours):
-            show_image(axes[g, first + b], samples[g, b], colour)
-        if g < len(notes):
-            write_right(axes[g, -1], notes[g])
-        if g < len(labels):
-            write_left(axes[g, 0], labels[g])
-    if notes_title:
-        write_head(axes[0, -1], notes_title)
-    if first:
-        axes[0, 0].set_title("given", fontsize=9)
+    last = cond[:, -1:]
+    correct = samples[:, :0] if answers is None else answers
+    titles = {last.shape[1] + correct.shape[1]: "samples"}
     if answers is not None:
-        axes[0, cond[:, -1:].shape[1]].set_title("correct", fontsize=9)
-    axes[0, first].set_title("samples", fontsize=9)
+        titles[last.shape[1]] = "correct"
+    if last.shape[1]:
+        titles[0] = "given"
+    figure, axes = frame_grid(
+        [[*given, *true, *drawn] for given, true, drawn in zip(last, correct, samples)],
+        titles,
+        left=labels,
+        right=notes,
+        colours=[] if modes is None else [new_colours(each) for each in modes.tolist()],
+    )
+    if notes_title:
+        axes[0, -1].annotate(
+            notes_title, (1.08, 1.08), xycoords="axes fraction", va="bottom", fontsize=9
+        )
     add_title(figure, title)
     return figure
 
@@ -141,101 +161,100 @@ def as_drawn(arrays: dict[str, Tensor], result: dict) -> dict[str, Tensor]:
     return arrays | {key: in_colours(values, classes) for key, values in labels.items()}
 
 
-def result_sheet(arrays: dict[str, Tensor], result: dict, title: str | None = None) -> Figure:
-    """The sample sheet of an evaluation.
+def result_sheet(arrays: dict[str, Tensor], result: dict) -> Figure:
+    """The sample sheet of an evaluation, of its first sets, under the method and what it found.
 
     Arguments:
         arrays: those of its samples.npz
         result: its metrics.json
-        title: None for one that names the method and what was found
     """
+    reached = []
+    if result["modes_found"]:
+        reached.append(f"{result['modes_found']['mean']:.2f} of {result['modes_total']} found")
+    if result["dataset"] != "mixture":
+        key = judging_metric(result)
+        reached.append(f"{METRICS[key].title} {result[key]['mean']:.2f}")
+    title = f"{result['dataset']}, {method_of(result['settings'])}: {', '.join(reached)}"
     if result["dataset"] == "mixture":
-        return points_sheet(arrays["samples"].flatten(2), Mixture(), result)
-    modes = arrays.get("modes")
-    key = judging_metric(result)
-    name = METRICS[key].title
-    notes = [f"{value:.2f}" for value in result[key]["per_set"]]
-    found = ""
-    if modes is not None:
-        total = result["modes_total"]
-        counts = result["modes_found"]["per_set"]
-        notes = [f"{count:.0f} of {total}, {note}" for count, note in zip(counts, notes)]
-        found = f"{result['modes_found']['mean']:.2f} of {total} found, "
-    if title is None:
-        title = f"{result['dataset']}, {method_of(result['settings'])}: "
-        title += f"{found}{name} {result[key]['mean']:.2f}"
-    arrays = as_drawn(arrays, result)
+        return points_sheet(arrays["samples"].flatten(2), result, title)
+    shown = {name: values[:MOST_SETS] for name, values in as_drawn(arrays, result).items()}
     return sample_sheet(
-        arrays["cond"],
-        arrays["samples"],
-        answers=arrays.get("answers"),
+        shown["cond"],
+        shown["samples"],
+        answers=shown.get("answers"),
         title=title,
-        modes=modes,
-        notes=notes,
+        modes=shown.get("modes"),
+        notes=[note(result, g) for g in range(len(shown["samples"]))],
         notes_title=notes_title(result),
     )
 
 
-def points_sheet(points: Tensor, mixture: Mixture, result: dict, max_sets: int = 6) -> Figure:
-    """Sets of particles (G, B, 2) in the plane, a panel each, over the density of the mixture.
+def note(result: dict, set_number: int) -> str:
+    """What stands beside one set of an evaluation under `notes_title`."""
+    judged = f"{result[judging_metric(result)]['per_set'][set_number]:.2f}"
+    if not result["modes_found"]:
+        return judged
+    return (
+        f"{result['modes_found']['per_set'][set_number]:.0f} of {result['modes_total']}, {judged}"
+    )
 
-    `result` is the metrics.json of the evaluation.
+
+def points_sheet(points: Tensor, result: dict, title: str) -> Figure:
+    """The first sets of particles (G, B, 2) in the plane, a panel each, over the density of the
+    mixture. `result` is the metrics.json of the evaluation.
     """
-    G = min(len(points), max_sets)
+    mixture = Mixture()
     centres = mixture.centres
-    figure, axes = grid_of_axes(1, G, 2.1 * G, 2.3, sharey=True)
+    G = min(len(points), 6)
+    figure, (axes,) = grid_of_axes(1, G, 2.1 * G, 2.3, sharey=True)
     reach = float(centres.abs().max()) * 1.35
     line = torch.linspace(-reach, reach, 160)
     places = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)  # (160, 160, 2)
     squared = (places[:, :, None] - centres).square().sum(-1)  # to each centre
     density = (-squared / (2 * mixture.sd**2)).exp().sum(-1)
-    for g, axis in enumerate(axes[0]):
+    for axis, particles, count in zip(axes, points, result["modes_found"]["per_set"]):
         axis.imshow(density, cmap="Blues", extent=(-reach, reach, -reach, reach), origin="lower")
         axis.scatter(
-            *points[g].T, s=14, color=VERMILION, edgecolor="white", linewidth=0.5, zorder=2
+            *particles.T, s=14, color=VERMILION, edgecolor="white", linewidth=0.5, zorder=2
         )
         axis.set(xlim=(-reach, reach), ylim=(-reach, reach))
-        count = result["modes_found"]["per_set"][g]
         axis.set_title(f"{count:.0f} of {len(centres)}", fontsize=9)
         axis.set_xlabel("$x_1$", fontsize=8)
         axis.tick_params(labelsize=7)
-    axes[0, 0].set_ylabel("$x_2$", fontsize=8)
-    found = f"{result['modes_found']['mean']:.2f} of {len(centres)} modes found"
-    add_title(figure, f"{result['dataset']}, {method_of(result['settings'])}: {found}")
+    axes[0].set_ylabel("$x_2$", fontsize=8)
+    add_title(figure, title)
     return figure
 
 
-def trajectory(
-    x: Tensor, denoised: Tensor, sigmas: Tensor, *, title: str = "", columns: int = 11
-) -> Figure:
-    """What the sampler does to a set: for each particle a row of x_n above a row of D(x_n).
+def trajectory(trace: dict[str, Tensor], title: str = "") -> Figure:
+    """What the sampler does to a set: for each of the first three particles a row of x_n above a
+    row of D(x_n), at up to eleven of the steps.
 
-    Arguments:
-        x: (N, B, H, W) or, in colour, (N, B, 3, H, W), frames in [-1, 1] plus noise; drawn scaled
-            to unit variance of the noise
-        denoised: (N, B, H, W) or (N, B, 3, H, W) in [-1, 1]
-        sigmas: (N,), their noise levels, on the way down
-        columns: steps to show, at equal distances
+    `trace` is as `traces.trace` returns it.
     """
-    steps = torch.linspace(0, len(sigmas) - 1, min(columns, len(sigmas))).round().long().tolist()
-    scaled = x / (1 + sigmas.to(x) ** 2).sqrt().view(-1, *[1] * (x.ndim - 1))
-    B = x.shape[1]
-    figure, axes = grid_of_axes(
-        2 * B, len(steps), SIDE * len(steps) + 0.6, 2 * SIDE * B + 0.4, gridspec_kw=GAPS
+    sigmas = trace["sigmas"]
+    steps = torch.linspace(0, len(sigmas) - 1, min(11, len(sigmas))).round().long().tolist()
+    num_particles = min(3, trace["denoised"].shape[1])
+    rows = []
+    for b in range(num_particles):
+        rows.append([noisy_image(trace, n)[b] for n in steps])
+        rows.append([to_unit_range(trace["denoised"][n, b]) for n in steps])
+    figure, axes = frame_grid(
+        rows,
+        {column: f"{float(sigmas[n]):.3g}" for column, n in enumerate(steps)},
+        left=["$x_n$", "$D(x_n)$"] * num_particles,
     )
-    for column, n in enumerate(steps):
-        axes[0, column].set_title(f"{float(sigmas[n]):.3g}", fontsize=9)
-        for b in range(B):
-            show_image(axes[2 * b, column], to_unit_range(scaled[n, b]))
-            show_image(axes[2 * b + 1, column], to_unit_range(denoised[n, b]))
-    for b in range(B):
-        write_left(axes[2 * b, 0], "$x_n$")
-        write_left(axes[2 * b + 1, 0], "$D(x_n)$")
     axes[0, 0].annotate(
         r"$\sigma_n$ =", (-0.1, 1.1), xycoords="axes fraction", ha="right", fontsize=9
     )
     add_title(figure, title)
     return figure
+
+
+def noisy_image(trace: dict[str, Tensor], n: int) -> Tensor:
+    """x_n of all particles of a trace, scaled to unit variance of the noise, in [0, 1] up to noise:
+    (B, H, W) or (B, 3, H, W)."""
+    return to_unit_range(trace["x_hat"][n] / float(1 + trace["sigmas"][n] ** 2) ** 0.5)
 
 
 def world_sheet(
@@ -252,22 +271,17 @@ def world_sheet(
         choices: (N, T) bool
         digit_size: side of a digit, px
     """
-    N, T = choices.shape
-    figure, axes = grid_of_axes(N, T, SIDE * T + 0.2, SIDE * N + 0.3, gridspec_kw=GAPS)
+    figure, axes = frame_grid(
+        [list(row) for row in frames],
+        {t: f"t = {t}" for t in range(frames.shape[1])},
+        colours=[[ORANGE if chosen else None for chosen in row] for row in choices.tolist()],
+    )
     centres = (positions + (digit_size - 1) / 2).flip(-1)  # (N, T, K, 2) as (x, y)
-    has_digits = positions.shape[2] > 0
-    for n in range(N):
-        for t in range(T):
-            show_image(axes[n, t], frames[n, t], ORANGE if choices[n, t] else None)
-            if t == 0 or not has_digits:
-                continue
-            x, y = centres[n, t - 1].T
-            step_x, step_y = (centres[n, t] - centres[n, t - 1]).T
-            axes[n, t].quiver(
-                x,
-                y,
-                3 * step_x,
-                3 * step_y,
+    for n, row in enumerate(axes):
+        for t in range(1, len(row)):
+            row[t].quiver(
+                *centres[n, t - 1].T,
+                *3 * (centres[n, t] - centres[n, t - 1]).T,
                 angles="xy",
                 scale_units="xy",
                 scale=1,
@@ -277,15 +291,11 @@ def world_sheet(
                 headaxislength=3.5,
                 color=SKY,
             )
-    for t in range(T):
-        axes[0, t].set_title(f"t = {t}", fontsize=9)
     add_title(figure, title)
     return figure
 
 
-def outline_sheet(
-    given: Tensor, answers: Tensor, runs: Sequence[tuple[str, Tensor]], *, title: str = ""
-) -> Figure:
+def outline_sheet(given: Tensor, answers: Tensor, runs: Sequence[tuple[str, Tensor]]) -> Figure:
     """Each set a row of panels: the frame that was given, the outlines of the correct masks, and
     those of the samples of each run, over the share of correct masks that hold a pixel.
 
@@ -295,23 +305,17 @@ def outline_sheet(
         runs: the title of its column, and its samples (G, B, H, W)
     """
     columns = [("correct", answers), *runs]
-    side = 1.9
-    figure, axes = grid_of_axes(
-        len(given),
-        1 + len(columns),
-        side * (1 + len(columns)),
-        side * len(given) + 0.3,
-        gridspec_kw=GAPS,
+    shares = 0.5 * (answers > 0.5).float().mean(1)  # (G, H, W)
+    names = ["given", *(name for name, _ in columns)]
+    figure, axes = frame_grid(
+        [[frame, *[share] * len(columns)] for frame, share in zip(given, shares)],
+        dict(enumerate(names)),
+        side=1.9,
     )
     for g, row in enumerate(axes):
-        show_image(row[0], given[g])
         for axis, (_, masks) in zip(row[1:], columns):
-            show_image(axis, 0.5 * (answers[g] > 0.5).float().mean(0))
             for k, mask in enumerate(masks[g]):
                 draw_outline(axis, mask, COLOURS[k % len(COLOURS)])
-    for axis, text in zip(axes[0], ["given", *(text for text, _ in columns)]):
-        axis.set_title(text, fontsize=10)
-    add_title(figure, title)
     return figure
 
 
@@ -326,45 +330,32 @@ def examples_sheet(world: OwnFrames, at_most: int = 3) -> Figure:
     all frames that are given, and all correct answers."""
     which = torch.arange(min(at_most, len(world)), device=world.starts.device)
     given, answers, counts = world.pictures(which)
-    c = given.shape[1]
-    columns = c + answers.shape[1]
-    side = 1.3
-    figure, axes = grid_of_axes(
-        len(given), columns, side * columns + 0.2, side * len(given) + 0.5, gridspec_kw=GAPS
-    )
-    for n, row in enumerate(axes):
-        for axis, image in zip(row, [*given[n], *answers[n, : counts[n]]]):
-            show_image(axis, image)
-        for axis in row[c + counts[n] :]:
-            axis.set_axis_off()
-    axes[0, 0].set_title("given", fontsize=9)
+    titles = {0: "given"}
     if counts[0]:
-        axes[0, c].set_title("correct", fontsize=9)
-    add_title(figure, textwrap.fill(world.data.describe(), max(40, 18 * columns)))
+        titles[given.shape[1]] = "correct"
+    rows = [[*given[n], *answers[n, : counts[n]]] for n in range(len(given))]
+    figure, axes = frame_grid(rows, titles, side=1.3)
+    add_title(figure, textwrap.fill(world.data.describe(), max(40, 18 * axes.shape[1])))
     return figure
 
 
-def rollout_sheet(cond: Tensor, rollout: Tensor, set_number: int = 0) -> Figure:
-    """A set whose particles go on from their own frames: a row each, after the frames given.
+def rollout_sheet(cond: Tensor, rollout: Tensor) -> Figure:
+    """The first set, whose particles go on from their own frames: a row each, after the frames
+    given.
 
     Arguments:
         cond: (G, c, H, W) or, in colour, (G, c, 3, H, W)
         rollout: (G, B, T, H, W) or (G, B, T, 3, H, W)
-        set_number: the set to show
     """
-    c, (B, T) = cond.shape[1], rollout.shape[1:3]
-    figure, axes = grid_of_axes(B, c + T, SIDE * (c + T) + 0.2, SIDE * B + 0.4, gridspec_kw=GAPS)
-    for b, row in enumerate(axes):
-        for axis, image in zip(row, [*cond[set_number], *rollout[set_number, b]]):
-            show_image(axis, image)
-        write_left(row[0], f"particle {b}")
-    for t, axis in enumerate(axes[0]):
-        axis.set_title("given" if t < c else f"+{t - c + 1}", fontsize=9)
-    return figure
+    c = cond.shape[1]
+    B, T = rollout.shape[1:3]
+    titles = {t: "given" if t < c else f"+{t - c + 1}" for t in range(c + T)}
+    rows = [[*cond[0], *frames] for frames in rollout[0]]
+    return frame_grid(rows, titles, left=[f"particle {b}" for b in range(B)])[0]
 
 
 def mean_sheet(
-    given: Tensor, samples: Tensor, names: Sequence[str], notes: Sequence[str], title: str = ""
+    given: Tensor, samples: Tensor, labels: Sequence[str], notes: Sequence[str], title: str = ""
 ) -> Figure:
     """Each set a row: the frames that were given, the mean and the standard deviation of all its
     samples, pixel by pixel, and the first four of them.
@@ -372,27 +363,23 @@ def mean_sheet(
     Arguments:
         given: (G, Cc, H, W)
         samples: (G, B, H, W)
-        names: a line per set, at its left
+        labels: a line per set, at its left
         notes: a line per set, at its right
     """
+    G, c = given.shape[:2]
+    B = samples.shape[1]
     mean = samples.mean(1, keepdim=True)
-    deviation = samples.std(1, keepdim=True, correction=min(1, samples.shape[1] - 1))
+    deviation = samples.std(1, keepdim=True, correction=min(1, B - 1))
     some = samples[:, :4]
-    rows = torch.cat([given, mean, deviation, some], 1)
-    titles = ["given"] * given.shape[1]
-    titles += [f"mean of {samples.shape[1]}", "deviation"]
-    titles += ["sample"] * some.shape[1]
-    figure, axes = grid_of_axes(
-        len(rows), len(titles), 1.05 * len(titles), 1.05 * len(rows) + 0.3, gridspec_kw=GAPS
+    names = [*["given"] * c, f"mean of {B}", "deviation", *["sample"] * some.shape[1]]
+    figure, _ = frame_grid(
+        [list(row) for row in torch.cat([given, mean, deviation, some], 1)],
+        dict(enumerate(names)),
+        left=labels,
+        right=notes,
+        colours=[[BLUE, None, *[None] * some.shape[1]]] * G,
+        side=1.05,
     )
-    for g, images in enumerate(rows):
-        for column, image in enumerate(images):
-            is_mean = column == given.shape[1]
-            show_image(axes[g, column], image, BLUE if is_mean else None)
-        write_left(axes[g, 0], names[g])
-        write_right(axes[g, -1], notes[g])
-    for axis, text in zip(axes[0], titles):
-        axis.set_title(text, fontsize=9)
     add_title(figure, title)
     return figure
 
@@ -404,8 +391,8 @@ class DenoisedSet:
     Arguments:
         title: what the animation calls it; several may have the same
         given: (H, W) in [0, 1], the last conditioning frame, None without one
-        trace: what `trace` of the evaluation returns for this set
-        modes: (B,) int64, the modes of its samples, None where the world has none
+        trace: what `traces.trace` returns for this set
+        modes: (B,) int64, the modes of its samples, None in a world without modes
     """
 
     title: str
@@ -432,16 +419,14 @@ def denoising(sets: Sequence[DenoisedSet], hold: int = 12) -> FuncAnimation:
 
     def draw_set(one: DenoisedSet, part, axes, n: int) -> None:
         """Step n of one set, or its samples once its steps are over."""
-        trace = one.trace
-        has_ended = n >= len(trace["sigmas"])
+        has_ended = n >= len(one.trace["sigmas"])
         title = one.title
         if has_ended:
-            upper = lower = trace["samples"]
+            upper = lower = one.trace["samples"]
         else:
-            sigma = float(trace["sigmas"][n])
-            title += rf",  $\sigma$ = {sigma:.2g}"
-            upper = to_unit_range(trace["x_hat"][n] / (1 + sigma**2) ** 0.5)
-            lower = to_unit_range(trace["denoised"][n])
+            title += rf",  $\sigma$ = {float(one.trace['sigmas'][n]):.2g}"
+            upper = noisy_image(one.trace, n)
+            lower = to_unit_range(one.trace["denoised"][n])
         part.suptitle(title, x=0.01, y=0.99, ha="left", fontsize=10)
         for axis in axes.flat:
             axis.clear()
@@ -455,9 +440,9 @@ def denoising(sets: Sequence[DenoisedSet], hold: int = 12) -> FuncAnimation:
             show_image(axes[0, b + left], upper[b], colour)
             show_image(axes[1, b + left], lower[b], colour)
 
-    def draw(n: int) -> None:
+    def draw_step(n: int) -> None:
         """One frame of the animation."""
         for one, part, axes in zip(sets, parts, grids):
             draw_set(one, part, axes, n)
 
-    return FuncAnimation(figure, draw, frames=num_steps + hold)
+    return FuncAnimation(figure, draw_step, frames=num_steps + hold)

@@ -26,7 +26,6 @@ sys.path.insert(0, str(ROOT))
 import experiments  # noqa: E402
 from benchmarks.measure import table  # noqa: E402
 from command_line import make_parser  # noqa: E402
-from names import COMPARED  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results"
 # Name of a picture, and the flags of evaluate.py that make its sets.
@@ -75,6 +74,8 @@ NEEDS = {
     "the thesis's form": ("nothing", "shifted"),
     "the thesis's form as it was run": ("nothing", "shifted"),
 }
+# Rows of e10 that the README's second table leaves out: variants of rows that it has.
+VARIANTS = ("D space", "rbf", "antithetic noise")
 # How many operations a second an H100's data sheet promises in bfloat16, and the share that is
 # assumed to be reached.
 PEAK, REACHED = 989e12, 0.2
@@ -95,20 +96,22 @@ class BuildSettings:
 # ---------------------------------------------------------------- pictures
 
 
-def draw(name: str, flags: list[str], data_root: str) -> None:
+def title_of(method: str) -> str:
+    """What a row of e10 is called on a page."""
+    return experiments.load("e10")["titles"]["method"].get(method, method)
+
+
+def draw_sheet(name: str, flags: list[str], data_root: str) -> None:
     """Draw the sample sheet of an evaluation: three sets by one method."""
     import evaluate
     from drawing import save
-    from records import finished
-    from sheets import result_sheet
+    from gallery import figure
 
     if name != "mixture":
         flags = [*flags, "--num_sets", "3", "--seed", "2"]
     with tempfile.TemporaryDirectory() as run:
         evaluate.main([*flags, "--data_root", data_root, "--outdir", run])
-        arrays, result = finished(run)
-    sheet = result_sheet(arrays, result, title="")
-    save(sheet, ROOT / "docs" / "pictures" / f"{name}.png", dpi=80)
+        save(figure(run)[0], ROOT / "docs" / "pictures" / f"{name}.png", dpi=80)
 
 
 def draw_methods(data_root: str) -> None:
@@ -118,11 +121,11 @@ def draw_methods(data_root: str) -> None:
     import evaluate
     from drawing import save
     from records import finished
-    from sheets import notes_title, sample_sheet
+    from sheets import note, notes_title, sample_sheet
 
     rows: dict[str, tuple[dict, dict]] = {}
     for labels, flags in experiments.cells(experiments.load("e10"), "quick"):
-        name = COMPARED.get(labels["method"], labels["method"])
+        name = title_of(labels["method"])
         if labels["denoiser"] != "trained" or name in rows:
             continue
         with tempfile.TemporaryDirectory() as run:
@@ -134,12 +137,8 @@ def draw_methods(data_root: str) -> None:
         *(torch.cat([arrays[key] for arrays, _ in rows.values()]) for key in ("cond", "samples")),
         modes=torch.cat([arrays["modes"] for arrays, _ in rows.values()]),
         labels=list(rows),
-        notes=[
-            f"{r['modes_found']['mean']:.0f} of {r['modes_total']}, {r['quality']['mean']:.2f}"
-            for r in results
-        ],
+        notes=[note(result, 0) for result in results],
         notes_title=notes_title(results[0]),
-        max_sets=len(rows),
     )
     save(sheet, ROOT / "docs" / "pictures" / "methods.png", dpi=80)
 
@@ -217,12 +216,12 @@ def rivals_table(rows: list[dict]) -> str:
     audit = ("equivalent_draws", "frequency_tv", "count_dispersion", "forward_equivalents")
     lines = [
         [
-            COMPARED[method],
+            title_of(method),
             *(experiments.interval(result[key]) for key in ("modes_found", "quality", "hm_iou")),
             *(experiments.audit_entry(result, key) for key in audit),
         ]
         for method, result in first.items()
-        if method in COMPARED
+        if method not in VARIANTS
     ]
     sets = sets_of(first["independent"]).removesuffix(".") + smaller_rows(first) + "."
     return f"{table(header, lines)}\n\n{sets}"
@@ -239,7 +238,7 @@ def which_table(rows: list[dict]) -> str:
         measured = next(result for result in reversed(each) if result)
         lines.append(
             [
-                COMPARED.get(method, method),
+                title_of(method),
                 *(experiments.interval(result and result["modes_found"]) for result in each),
                 experiments.interval(each[-1] and each[-1]["quality"]),
                 frequencies,
@@ -260,7 +259,7 @@ def unequal_table(rows: list[dict]) -> str:
     )
     lines = []
     for method in NEEDS:
-        line = [COMPARED.get(method, method)]
+        line = [title_of(method)]
         for result in (results.get(method, {}) for results in models.values()):
             line.append(experiments.interval(result.get("modes_found")))
             for key in ("frequency_tv", "count_dispersion"):
@@ -278,7 +277,7 @@ def thesis_table(rows: list[dict]) -> str:
             continue
         if cell["method"] != "independent" and "thesis" not in cell["method"]:
             continue
-        what = COMPARED[cell["method"]]
+        what = title_of(cell["method"])
         if "pg_factor" in cell:
             what += f", factor {cell['pg_factor']:g}"
         directions = experiments.interval(row["result"]["modes_found"])
@@ -310,7 +309,7 @@ def smaller_rows(*models: dict[str, dict]) -> str:
         for method, result in results.items()
         if result["num_sets"] < results["independent"]["num_sets"]
     }
-    return "".join(f"; {COMPARED.get(name, name)}: {count}" for name, count in fewer.items())
+    return "".join(f"; {title_of(name)}: {count}" for name, count in fewer.items())
 
 
 def sets_of(result: dict) -> str:
@@ -467,7 +466,7 @@ def main(argv: list[str] | None = None) -> None:
         (ROOT / "docs" / folder).mkdir(exist_ok=True)
     if args.pictures:
         for name, flags in PICTURES.items():
-            draw(name, flags, args.data_root)
+            draw_sheet(name, flags, args.data_root)
         draw_methods(args.data_root)
         animate(args.data_root)
         draw_decisions(args.data_root)

@@ -249,7 +249,7 @@ def any_file_as_config(content):
 
 # What is drawn is accepted up to these sizes.
 DRAWN = dict(seq_len=20, image_size=64, num_steps=1000)
-OF_VISUALIZE = [*DRAWN, "rho", "sigma_max", "dataset", "seed", "threshold", "value"]
+OF_VISUALIZE = [*DRAWN, "rho", "sigma_max", "dataset", "seed", "value"]
 
 
 def at_most(value: str, limit: int) -> bool:
@@ -265,7 +265,7 @@ def any_flags_of_visualize(command, data):
     if not all(at_most(odd.get(key, ""), limit) for key, limit in DRAWN.items()):
         return
     with tempfile.TemporaryDirectory() as folder:
-        run = [folder] if command in ("samples", "heatmap") else []
+        run = [folder] if command == "figure" else []
         own = dict(digits="embedded") if command == "dataset" else {}
         code, lines = outcome(
             visualize.main, [command, *run, *flags_of(own | odd), "--out", folder + "/picture.png"]
@@ -278,7 +278,7 @@ def any_flags_of_visualize(command, data):
         )
 
 
-COMMANDS = st.sampled_from(["dataset", "schedule", "samples", "heatmap", "nonsense"])
+COMMANDS = st.sampled_from(["dataset", "schedule", "figure", "nonsense"])
 # (what is checked, its input, how often by default, how often in all)
 PROPERTIES = [
     (any_flags, [st.data()], 12, 250),

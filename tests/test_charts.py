@@ -5,11 +5,10 @@ import json
 import pytest
 import torch
 from conftest import ROOT
-from matplotlib.colors import to_rgba
-from matplotlib.patches import Rectangle
 
 import charts
-from drawing import VERMILION, Figure
+from config import SamplerSettings
+from drawing import Figure
 
 
 def published(name: str) -> list[dict]:
@@ -41,17 +40,17 @@ def trace(num_steps: int = 4) -> dict[str, torch.Tensor]:
 
 def umap_map() -> Figure:
     labels = torch.tensor([1, 1, 7])  # most digits do not occur
-    found = torch.tensor([[1, 7], [1, 1]])
+    modes = torch.tensor([[1, 7], [1, 1]])
     points = torch.rand(2, 2, 2)
-    return charts.umap_map(torch.rand(3, 2), labels, points, found, ["one", "two"])
+    return charts.umap_map(torch.rand(3, 2), labels, points, modes, ["one", "two"])
 
 
 CHARTS = dict(
     heatmap=lambda: charts.heatmap(published("e5")),
-    quality=lambda: charts.heatmap(published("e5"), "quality"),
+    quality=lambda: charts.heatmap(published("e5"), value="quality"),
     prior=lambda: charts.prior(published("e8")),
     frontier=lambda: charts.frontier(published("e10")),
-    schedules=lambda: charts.schedules(dict(a=torch.tensor([2.0, 1.0, 0.0])), dict(b=(0, 1))),
+    schedules=lambda: charts.schedules([SamplerSettings(num_steps=2)], [0.0], 1.0),
     norms=lambda: charts.norms(dict(one=trace(), two=trace())),
     umap=umap_map,
 )
@@ -74,7 +73,7 @@ def test_axes_are_labelled_and_nothing_overlaps_them(name):
 @pytest.mark.parametrize("value", ["modes_found", "quality"])
 def test_a_heatmap_shows_every_cell(value):
     rows = published("e5")
-    figure = charts.heatmap(rows, value)
+    figure = charts.heatmap(rows, value=value)
     written = texts(figure).split()
     means = [row["result"][value]["mean"] for row in rows]
     decimals = 2 if max(means) >= 1 else 3
@@ -84,34 +83,20 @@ def test_a_heatmap_shows_every_cell(value):
     assert charts.NO_INTERVAL not in texts(figure)
 
 
-@pytest.mark.parametrize("value, better", [("modes_found", max), ("quality", min)])
-def test_the_threshold_marks_the_better_cells(value, better):
-    rows = published("e5")
-    means = [row["result"][value]["mean"] for row in rows]
-    best = better(means)
-    figure = charts.heatmap(rows, value, threshold=best)
-    frames = [
-        patch
-        for patch in figure.findobj(Rectangle)
-        if patch.get_edgecolor() == to_rgba(VERMILION) and not patch.get_fill()
-    ]
-    assert len(frames) == means.count(best) < len(means)
-
-
-@pytest.mark.parametrize("draw, name", [(charts.heatmap, "e5"), (charts.frontier, "e10")])
-def test_single_sets_have_no_intervals_and_charts_say_so(draw, name):
+@pytest.mark.parametrize("chart, name", [(charts.heatmap, "e5"), (charts.frontier, "e10")])
+def test_single_sets_have_no_intervals_and_charts_say_so(chart, name):
     rows = without_intervals(published(name))
     assert rows[0]["result"]["modes_found"]["ci95"] is None
-    figure = draw(rows)
+    figure = chart(rows)
     assert charts.NO_INTERVAL in texts(figure) and "±" not in texts(figure)
     mixed = [*rows[:-1], published(name)[-1]]
-    assert charts.NO_INTERVAL in texts(draw(mixed))
+    assert charts.NO_INTERVAL in texts(chart(mixed))
 
 
 def test_cells_that_are_not_finite_are_drawn(tmp_path):
     rows = published("e5")
     rows[0]["result"]["quality"] = dict(mean=float("nan"), ci95=None)
-    figure = charts.heatmap(rows, "quality")
+    figure = charts.heatmap(rows, value="quality")
     figure.canvas.draw()
     assert "nan" in texts(figure)
 

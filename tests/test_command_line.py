@@ -70,7 +70,7 @@ def printed(capsys, main, argv) -> str:
     [
         (train.main, []),
         (evaluate.main, []),
-        *((visualize.main, [command.__name__]) for command in visualize.COMMANDS),
+        *((visualize.main, [command]) for command in visualize.COMMANDS),
     ],
 )
 def test_help_says_the_default_of_every_setting_in_words(main, argv, capsys, monkeypatch):
@@ -92,7 +92,7 @@ def test_help_says_the_default_of_every_setting_in_words(main, argv, capsys, mon
     [
         ("train.py", "--muon_lr"),
         ("evaluate.py", "--pg_factor"),
-        ("visualize.py", "--num_particles"),
+        ("visualize.py", "--num_sequences"),
     ],
 )
 def test_bash_completes_flags_and_values(script, flag, tmp_path):
@@ -100,7 +100,7 @@ def test_bash_completes_flags_and_values(script, flag, tmp_path):
     (tmp_path / "completion.sh").write_text(out.stdout)
     assert out.returncode == 0 and flag in out.stdout
     assert subprocess.run(["bash", "-n", tmp_path / "completion.sh"]).returncode == 0
-    before = "trajectory " if script == "visualize.py" else ""
+    before = "dataset " if script == "visualize.py" else ""
     words = f"./{script} {before}{flag[:-2]}".split()
     function = f"$(complete -p {script} | sed 's/.*-F \\([^ ]*\\).*/\\1/')"
     ask = (
@@ -300,9 +300,9 @@ def test_missing_files_say_that_they_were_not_found_and_where(refused, tmp_path,
         (train.main, ["--config", "no/such.yaml"], "no/such.yaml"),
         (evaluate.main, ["--checkpoint", "no/such.safetensors"], "no/such.safetensors"),
         (evaluate.main, ["--checkpoint", "such"], "such"),
-        (visualize.main, ["samples", "no/run"], "no/run/metrics.json"),
-        (visualize.main, ["heatmap", "empty"], "empty/results.json"),
-        (visualize.main, ["trajectory", "empty"], "empty/config.yaml"),
+        (visualize.main, ["figure", "no/run"], "no/run/metrics.json"),
+        (visualize.main, ["figure", "empty", "--value", "quality"], "empty/results.json"),
+        (visualize.main, ["trajectory", "empty"], "empty/metrics.json"),
     ]:
         line = refused(main, argv)
         assert f"{tmp_path / missing} was not found" in line

@@ -79,7 +79,7 @@ from config import (
         ),
         (train.main, ["--resume", "nowhere"], "resume", "nowhere", "the folder of a training"),
         (visualize.main, ["schedule", "--rho", "[7,-1]"], "rho", "-1", "a number > 0"),
-        (visualize.main, ["samples", "nowhere"], "run", "nowhere", "evaluate.py"),
+        (visualize.main, ["figure", "nowhere"], "run", "nowhere", "evaluate.py"),
         (
             visualize.main,
             ["dataset", "--dataset", "free", "--seq_len", "2"],

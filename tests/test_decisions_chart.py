@@ -39,7 +39,7 @@ def test_a_curve_is_that_of_the_run_and_its_steps_are_those_of_the_sampler(runs)
         curve = gallery.decision_curve(str(runs / name))
         assert curve.sigmas == result["decisions"]["sigmas"]
         assert curve.shares == result["decisions"]["shares"]
-        sampler = gallery.set_up_again(str(runs / name), 0).sampler
+        sampler = gallery.sampled_again(result).sampler
         assert curve.steps == sampler.schedule.sigmas[:-1].tolist()
         if name == "edm":
             assert curve.window is None and len(curve.steps) == 6
@@ -86,4 +86,4 @@ def test_runs_without_a_curve_are_refused(runs, tmp_path, refused):
     assert "run: got" in line and "none" in line and "with decisions in its metrics.json" in line
     assert "metrics.json" in refused(visualize.main, ["decisions", str(tmp_path)])
     (tmp_path / "metrics.json").write_text("[1]")
-    assert "decisions in its" in refused(visualize.main, ["decisions", str(tmp_path)])
+    assert "run: got" in refused(visualize.main, ["decisions", str(tmp_path)])

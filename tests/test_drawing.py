@@ -72,6 +72,6 @@ def test_evaluations_and_pictures_with_a_missing_backend(tmp_path):
     done = run(["evaluate.py", *QUICK, "--device", "cpu", "--outdir", str(out)], MISSING)
     assert done.returncode == 0, done.stderr
     assert {"metrics.json", "samples.npz", "config.yaml", "samples.png"} <= set(os.listdir(out))
-    done = run(["visualize.py", "samples", str(out), "--out", str(tmp_path / "s.png")], MISSING)
+    done = run(["visualize.py", "figure", str(out), "--out", str(tmp_path / "s.png")], MISSING)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "s.png").is_file()

@@ -14,6 +14,7 @@ from conftest import ROOT, slow_but
 import assemble
 import evaluate
 import set_sampler
+import traces
 from noise import Stream
 
 EXACT = ["--denoiser", "exact", "--digits", "embedded", "--device", "cpu"]
@@ -769,7 +770,7 @@ def test_a_trace_adds_up_to_the_drift(sampler):
     """ode + guidance is the drift of the sampler, and guidance acts in its interval only."""
     flags = [*PG, "--pg_sigma_min", 3, "--pg_sigma_max", 40, "--sampler", sampler]
     traced = exact("--num_sets", 2, "--num_steps", 8, *flags).sampler
-    trace = traced.trace(torch.tensor([1]))
+    trace = traces.trace(traced, 1)
     assert len(trace["sigmas"]) == traced.schedule.num_steps
     steps = []
     traced.sample_once(torch.tensor([1]), 8, callback=steps.append)

@@ -203,36 +203,56 @@ def test_experiments_end_with_their_picture(name, picture, finished):
     assert drawn(finished(name) / f"{picture}.png") > 0.02
 
 
-@pytest.mark.slow
-def test_the_map_is_fitted_once_and_the_same_again(finished):
-    folder = finished("e1")
-    before = (folder / "umap.npz").stat().st_mtime_ns
-    visualize.main(["umap", str(folder), "--out", str(folder / "again.png")])
-    assert (folder / "umap.npz").stat().st_mtime_ns == before
-    assert (imread(folder / "again.png") == imread(folder / "umap.png")).all()
+@pytest.mark.parametrize(
+    "name, picture",
+    [pytest.param("e1", "umap", marks=pytest.mark.slow), ("e3", "norms"), ("e6", "strip")],
+)
+def test_a_figure_that_samples_again_is_the_same_again(name, picture, finished):
+    """From the settings that are recorded beside the results, without the flags that made them."""
+    folder = finished(name)
+    results = json.loads((folder / "results.json").read_text())
+    for row in results["rows"]:
+        del row["flags"]
+    (folder / "results.json").write_text(json.dumps(results))
+    visualize.main(["figure", str(folder), "--out", str(folder / "again.png")])
+    assert (imread(folder / "again.png") == imread(folder / f"{picture}.png")).all()
 
 
 @pytest.mark.parametrize(
-    "command, name, why",
+    "figure, name, why",
     [
         ("heatmap", "e4", "two axes"),
         ("prior", "e4", "horizontal"),
         ("frontier", "e4", "axis method"),
+        ("scaling", "e4", "axis batch_size"),
         ("umap", "e4", "unconditional"),
         ("mean", "e3", "conditioned"),
+        ("painting", "e4", "heatmap, prior"),
+        (None, "e4", "heatmap, prior"),
     ],
 )
-def test_pictures_of_the_wrong_experiment_are_refused(
-    command, name, why, finished, refused, capsys
+def test_figures_of_the_wrong_experiment_are_refused(
+    figure, name, why, finished, refused, capsys, tmp_path
 ):
-    folder = finished(name)
+    results = json.loads((finished(name) / "results.json").read_text())
+    (tmp_path / "results.json").write_text(json.dumps(results | dict(figure=figure)))
     capsys.readouterr()
-    assert why in refused(visualize.main, [command, str(folder)])
+    line = refused(visualize.main, ["figure", str(tmp_path)])
+    assert f"figure: got {figure!r}; accepted: " in line and why in line
 
 
-def test_values_that_an_experiment_does_not_have_are_refused(finished, refused, capsys):
+def test_any_metric_of_a_grid_can_be_drawn_and_no_other(finished, refused, capsys):
     folder = finished("e8")
+    visualize.main(["figure", str(folder), "--value", "quality"])
+    assert drawn(folder / "heatmap-quality.png") > 0.3
     capsys.readouterr()
     assert "value: got 'confidence'" in refused(
-        visualize.main, ["heatmap", str(folder), "--value", "confidence"]
+        visualize.main, ["figure", str(folder), "--value", "confidence"]
     )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_titles_are_of_labels_of_their_axis(name):
+    recipe = experiments.load(name)
+    for axis, titles in recipe.get("titles", {}).items():
+        assert set(titles) <= set(recipe["grid"][axis])

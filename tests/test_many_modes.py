@@ -222,5 +222,5 @@ def test_the_experiment_ends_with_its_picture(tmp_path, monkeypatch, capsys, ref
     capsys.readouterr()
     results = tmp_path / "results.json"
     results.write_text(results.read_text().replace('"batch_size": 2', '"other": 2'))
-    line = refused(visualize.main, ["scaling", str(tmp_path)])
-    assert "an experiment with an axis batch_size" in line
+    line = refused(visualize.main, ["figure", str(tmp_path)])
+    assert "an axis batch_size" in line

@@ -96,7 +96,7 @@ def test_nothing_needs_the_optional_libraries_until_they_are_asked_for(tmp_path)
     out = without_optional(
         ("evaluate", [*exact, "--outdir", run]),
         ("train", [*tiny, "--iterations", "2", "--batch_size", "2", "--outdir", model]),
-        ("visualize", ["samples", run]),
+        ("visualize", ["figure", run]),
         ("visualize", ["report", run]),
     )
     assert out.stdout.endswith("all done\n")
@@ -111,7 +111,7 @@ def test_an_optional_library_that_is_asked_for_is_named(tmp_path):
     settings = "--experiment e1 --digits embedded --num_sets 1 --num_steps 2 --device cpu"
     out = without_optional(
         ("evaluate", [*settings.split(), "--outdir", str(grid)]),
-        ("visualize", ["umap", str(grid), "--num_digits", "60"]),
+        ("visualize", ["figure", str(grid)]),
         check=False,
     )
     assert out.returncode == 2, out.stderr

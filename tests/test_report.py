@@ -339,7 +339,7 @@ def test_a_damaged_run_is_refused(folder, tmp_path, refused, capsys):
         (folder / GUIDED / "samples.npz").read_bytes()[:-100]
     )
     capsys.readouterr()
-    for command in ("samples", "report"):
+    for command in ("figure", "report"):
         assert "an .npz that can be read" in refused(
             visualize.main, [command, str(tmp_path / "run")]
         )

@@ -70,7 +70,6 @@ def test_a_sheet_names_the_method_and_what_was_found():
     assert {"found, quality", "1 of 8, 0.25", "2 of 8, 0.25", "given", "samples"} <= written
     without = result(modes_found=None, modes_total=None)
     assert titles(sheets.result_sheet(arrays, without)) == ["free, independent: quality 0.25"]
-    assert titles(sheets.result_sheet(arrays, without, title="")) == [""]
 
 
 def test_answers_stand_between_what_is_given_and_the_samples(tmp_path):

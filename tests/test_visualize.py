@@ -1,6 +1,4 @@
 import shutil
-import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +6,7 @@ from conftest import slow_but
 from matplotlib.image import imread
 from PIL import Image
 
+import assemble
 import evaluate
 import gallery
 import visualize
@@ -39,12 +38,12 @@ def drawn(path) -> float:
 
 
 def test_samples_redraws_the_sheet_of_the_run(finished, tmp_path):
-    visualize.main(["samples", str(finished), "--out", str(tmp_path / "s.png")])
+    visualize.main(["figure", str(finished), "--out", str(tmp_path / "s.png")])
     assert (imread(tmp_path / "s.png") == imread(finished / "samples.png")).all()
 
 
 def test_trajectory_of_a_set(finished):
-    visualize.main(["trajectory", str(finished), "--set", "1", "--num_particles", "2"])
+    visualize.main(["trajectory", str(finished), "--set", "1"])
     assert drawn(finished / "trajectory-1.png") > 0.5
 
 
@@ -85,7 +84,7 @@ def test_points_of_the_mixture(tmp_path, refused, capsys):
         ]
     )
     assert drawn(tmp_path / "samples.png") > 0.1
-    visualize.main(["samples", str(tmp_path), "--out", str(tmp_path / "again.png")])
+    visualize.main(["figure", str(tmp_path), "--out", str(tmp_path / "again.png")])
     assert (imread(tmp_path / "again.png") == imread(tmp_path / "samples.png")).all()
     capsys.readouterr()
     assert "run: got" in refused(visualize.main, ["trajectory", str(tmp_path)])
@@ -169,101 +168,13 @@ def test_runs_of_folders_with_the_same_name_are_all_drawn(finished, tmp_path, mo
     assert html.count("<h2 ") == 2 and ">a/run</h2>" in html and ">b/run</h2>" in html
 
 
-def test_the_first_set_of_frames_of_the_users_own(tmp_path):
+def test_the_first_set_of_frames_of_the_users_own():
     """They have neither a quality nor a confidence."""
-    blobs = ["--dataset", "frames", "--frames", "examples/blobs.npz", "--outdir", str(tmp_path)]
-    evaluate.main([*EXACT, *blobs])
-    visualize.main(["strip", str(tmp_path)])
-    assert drawn(tmp_path / "strip.png") > 0.2
-
-
-# ---------------------------------------------------------------- the map of umap
-
-
-@pytest.fixture(scope="module")
-def unconditional(tmp_path_factory):
-    outdir = tmp_path_factory.mktemp("unconditional")
-    few = ["--num_sets", "2", "--batch_size", "3", "--num_steps", "2"]
-    evaluate.main(
-        ["--task", "unconditional", "--digits", "embedded", *few, "--device", "cpu"]
-        + ["--outdir", str(outdir)]
-    )
-    return outdir
-
-
-@pytest.fixture
-def fits(monkeypatch):
-    """A stand-in for umap-learn, whose fit takes long: how many digits each fit has seen."""
-    seen = []
-
-    class UMAP:
-        def __init__(self, **settings):
-            pass
-
-        def fit(self, features):
-            seen.append(len(features))
-            self.embedding_ = features[:, :2]
-            return self
-
-        def transform(self, features):
-            return features[:, :2]
-
-    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=UMAP))
-    return seen
-
-
-@pytest.mark.parametrize("changed", [["--num_digits", "300"], ["--set", "1"]])
-def test_a_map_of_other_settings_is_drawn_anew(unconditional, fits, tmp_path, changed):
-    """What was kept is used where all is the same, and only there."""
-    run = tmp_path / "run"
-    shutil.copytree(unconditional, run)
-    pictures = []
-    for flags in (["--num_digits", "60"], ["--num_digits", "60"], ["--num_digits", "60", *changed]):
-        visualize.main(["umap", str(run), *flags])
-        pictures.append((run / "umap.png").read_bytes())
-    assert pictures[0] == pictures[1] != pictures[2]
-    assert fits == [60, 300 if changed[0] == "--num_digits" else 60]
-    visualize.main(["umap", str(run), "--num_digits", "60", *changed])
-    assert len(fits) == 2
-    assert sorted(path.name for path in run.glob("umap*")) == ["umap.npz", "umap.png"]
-
-
-def test_a_map_of_another_run_is_drawn_anew(unconditional, fits, tmp_path):
-    """The results of the folder have changed since it was kept."""
-    run = tmp_path / "run"
-    shutil.copytree(unconditional, run)
-    visualize.main(["umap", str(run), "--num_digits", "60"])
-    text = (run / "metrics.json").read_text()
-    assert '"checkpoint_sha256": "' in text
-    (run / "metrics.json").write_text(
-        text.replace('"checkpoint_sha256": "', '"checkpoint_sha256": "0')
-    )
-    visualize.main(["umap", str(run), "--num_digits", "60"])
-    assert fits == [60, 60]
-
-
-@pytest.mark.parametrize("content", [b"", b"not a zip file", b"PK\x03\x04 cut off"])
-def test_a_damaged_map_is_drawn_anew(unconditional, fits, tmp_path, content):
-    run = tmp_path / "run"
-    shutil.copytree(unconditional, run)
-    (run / "umap.npz").write_bytes(content)
-    visualize.main(["umap", str(run), "--num_digits", "60"])
-    assert fits == [60] and drawn(run / "umap.png") > 0.01
-
-
-@pytest.mark.parametrize("number", [1, 5, 15])
-def test_too_few_digits_for_a_map_are_refused(unconditional, fits, refused, capsys, number):
-    capsys.readouterr()
-    line = refused(visualize.main, ["umap", str(unconditional), "--num_digits", str(number)])
-    assert f"num_digits: got {number}; accepted: 16 or more" in line and not fits
-
-
-def test_the_fewest_digits_of_a_map_and_more_than_there_are(unconditional, fits, tmp_path):
-    for number in ("16", "1000000"):
-        out = tmp_path / f"{number}.png"
-        visualize.main(["umap", str(unconditional), "--num_digits", number, "--out", str(out)])
-        assert drawn(out) > 0.01
-    assert fits[0] == 16 < fits[1] < 1000000
+    blobs = [*EXACT, "--dataset", "frames", "--frames", "examples/blobs.npz"]
+    result = assemble.evaluation(blobs).run(progress=False)[2]
+    strip = gallery.strip([dict(cell=dict(batch_size=8), result=result)], "")
+    written = {text.get_text() for text in strip.findobj(lambda a: hasattr(a, "get_text"))}
+    assert {f"{result['hm_iou']['mean']:.2f}", "HM IoU* (mean of all sets)"} <= written
 
 
 def test_flags_of_a_command_win_over_its_config_file(tmp_path):
