@@ -19,18 +19,16 @@ prints its path; --out chooses another path.
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Literal, Optional
+from typing import TYPE_CHECKING, Callable, Literal, Optional, Sequence
 
-from jsonargparse import Namespace
-
-from command_line import HelpFormatter, Parser, fail, make_parser, run_program
+from command_line import Parser, fail, make_parser, run_program
 from config import (
     Count,
     CountOrZero,
     DigitSettings,
-    Many,
     Positive,
     SamplerSettings,
     Seed,
@@ -41,9 +39,7 @@ from config import (
 )
 from names import named
 
-if not TYPE_CHECKING:  # jsonargparse runs the body of `if TYPE_CHECKING`, which imports torch
-    Picture = object
-else:
+if TYPE_CHECKING:
     from gallery import Picture
 
 # ---------------------------------------------------------------- settings
@@ -80,7 +76,7 @@ class OneSet:
 class SomeSets:
     """Sets"""
 
-    sets: Many[CountOrZero] = (0, 1, 2)
+    sets: Sequence[CountOrZero] = (0, 1, 2)
     """numbers of the sets to draw, from 0"""
 
 
@@ -122,7 +118,7 @@ class Particles:
 class Schedules:
     """Schedules"""
 
-    rho: Many[Positive] = (3.0, 4.0, 7.0)
+    rho: Sequence[Positive] = (3.0, 4.0, 7.0)
     """exponents to compare"""
     num_steps: Count = SamplerSettings.num_steps
     """steps from sigma_max to 0"""
@@ -130,7 +126,7 @@ class Schedules:
     """last noise level before 0, the standard deviation of the noise on images in [-1, 1]"""
     sigma_max: Positive = SamplerSettings.sigma_max
     """first noise level, the standard deviation of the noise on images in [-1, 1]"""
-    p_mean: Many[float] = (-1.2, 0.8)
+    p_mean: Sequence[float] = (-1.2, 0.8)
     """means of ln sigma in training to compare"""
     p_std: Positive = 1.2
     """standard deviation of ln sigma in training"""
@@ -316,29 +312,22 @@ def command_parser(function: Callable, **options) -> Parser:
 
 
 def whole_parser() -> Parser:
-    """The parser of all commands: for the list of them, completion, and mistakes."""
-    parser = Parser(
-        description=__doc__.split("\n")[0],
-        default_env=False,
-        allow_abbrev=False,
-        formatter_class=HelpFormatter,
-    )
-    commands = parser.add_subcommands(required=True, dest="command")
+    """The list of all commands, for --help and mistakes."""
+    parser = Parser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
     for function in COMMANDS:
-        commands.add_subcommand(function.__name__, command_parser(function), help=function.__doc__)
+        commands.add_parser(function.__name__, help=function.__doc__)
     return parser
 
 
 def parse(argv: list[str] | None) -> tuple[str, Namespace]:
     """(the command's name, its settings)."""
     argv = sys.argv[1:] if argv is None else argv
-    for function in COMMANDS:
-        # Parsed by its own parser, in which flags win over --config wherever they stand.
-        if argv and argv[0] == function.__name__:
-            prog = f"{Path(sys.argv[0]).name} {function.__name__}"
-            return function.__name__, command_parser(function, prog=prog).parse_args(argv[1:])
-    args = whole_parser().parse_args(argv)
-    return args.command, args[args.command]
+    whole_parser().given(argv[:1])
+    name = argv[0]
+    function = next(function for function in COMMANDS if function.__name__ == name)
+    prog = f"{Path(sys.argv[0]).name} {name}"
+    return name, command_parser(function, prog=prog).parse_args(argv[1:])
 
 
 def draw(argv: list[str] | None) -> Path:

@@ -16,7 +16,7 @@ import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Sequence
 
 import numpy as np
 
@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 import measure  # noqa: E402
 
 from command_line import make_parser  # noqa: E402
-from config import Count, Many  # noqa: E402
+from config import Count  # noqa: E402
 
 ANSWERS = [
     "-c pass",
@@ -53,7 +53,7 @@ class GridBenchmarkSettings:
     """repetitions of it"""
     repetitions: Count = 5
     """of the start-ups"""
-    parts: Many[Literal["start_up", "grid", "evaluation"]] = ("start_up", "grid", "evaluation")
+    parts: Sequence[Literal["start_up", "grid", "evaluation"]] = ("start_up", "grid", "evaluation")
     """what to measure now; tables of what was measured before are written too"""
     data_root: str = "data"
     """folder of torchvision's MNIST"""

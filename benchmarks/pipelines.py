@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Callable, Literal
+from typing import Any, Callable, Literal, Sequence
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -34,7 +34,7 @@ import measure  # noqa: E402
 
 from adapter import Guide, measured_guide, repelling  # noqa: E402
 from command_line import make_parser  # noqa: E402
-from config import Count, Many, Seed, build  # noqa: E402
+from config import Count, Seed, build  # noqa: E402
 from decisions import measure as decided  # noqa: E402
 from guidance import ParticleGuidance  # noqa: E402
 from model import posterior_mean  # noqa: E402
@@ -103,7 +103,7 @@ class PipelineBenchmarkSettings:
     """updates of the example's network"""
     seed: Seed = 1
     """seed of the examples; their settings were chosen on seed 0"""
-    parts: Many[Literal["schedulers", "places", "digits", "cost"]] = (
+    parts: Sequence[Literal["schedulers", "places", "digits", "cost"]] = (
         "schedulers",
         "places",
         "digits",

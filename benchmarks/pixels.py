@@ -14,21 +14,21 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Sequence
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import measure  # noqa: E402
 
 from command_line import make_parser  # noqa: E402
-from config import Count, Many, WorldSettings  # noqa: E402
+from config import Count, WorldSettings  # noqa: E402
 
 
 @dataclass
 class PixelBenchmarkSettings:
     """Pixels"""
 
-    pools: Many[Count] = (40, 100, 400)
+    pools: Sequence[Count] = (40, 100, 400)
     """real digits to choose ten from"""
     num_sets: Count = 100
     """choices"""

@@ -13,21 +13,21 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Sequence
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import measure  # noqa: E402
 
 from command_line import make_parser  # noqa: E402
-from config import Count, Many  # noqa: E402
+from config import Count  # noqa: E402
 
 
 @dataclass
 class PotentialBenchmarkSettings:
     """Potentials"""
 
-    particles: Many[Count] = (64, 256, 1024, 4096)
+    particles: Sequence[Count] = (64, 256, 1024, 4096)
     """sizes of the set"""
     pixels: Count = 1024
     """of a particle"""
