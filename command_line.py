@@ -149,7 +149,7 @@ class Parser(argparse.ArgumentParser):
             shown = default if isinstance(default, (str, float)) else json.dumps(default)
             action.help = f"{texts[name]} ({accepted}default: {shown})".replace("%", "%%")
         self.print_help()
-        sys.exit()
+        sys.exit(0)
 
 
 def _texts(groups: Sequence[type]) -> dict[str, str]:
@@ -206,7 +206,7 @@ def print_config(parser: Parser, values: Mapping[str, Any]) -> NoReturn:
     """Print the configuration of all settings, those without a value at their default, and exit."""
     settings = parser.defaults()
     print(as_yaml(settings | {key: values[key] for key in settings if key in values}), end="")
-    sys.exit()
+    sys.exit(0)
 
 
 def fail(message: str, prog: str = "") -> NoReturn:
