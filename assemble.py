@@ -7,7 +7,6 @@ layers are dictionaries, and what they add up to is checked by the settings' own
 
 from __future__ import annotations
 
-import argparse
 import copy
 import time
 from dataclasses import asdict, dataclass, field
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal, Mapping, Sequence
 from command_line import (
     Parser,
     asks_for_config,
-    given,
     make_parser,
     print_config,
     this_process,
@@ -44,9 +42,6 @@ CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
 EVERY_SET = 10**9  # a number of sets that stands for all conditions of a world
 
-# Settings that version 1 had. Its config.yaml files hold them, used or not.
-RETIRED = ("redraws", "most_alike", "most_doubt", "doubt_sigma", "kmedoids_pool")
-
 # ---------------------------------------------------------------- settings
 
 
@@ -56,16 +51,9 @@ def evaluation_parser(description: str | None = None) -> Parser:
     Settings of tracking and of experiments are about runs, not about what they find: no record of a
     result has them.
     """
-    parser = make_parser(
-        *EvaluationSettings.groups(),
-        ExperimentSettings,
-        TrackingSettings,
-        description=description,
-        usage="%(prog)s [options]",
+    return make_parser(
+        *EvaluationSettings.groups(), ExperimentSettings, TrackingSettings, description=description
     )
-    for key in RETIRED:
-        parser.add_argument(f"--{key}", type=float, help=argparse.SUPPRESS)
-    return parser
 
 
 def parse(argv: Sequence[str] | None) -> tuple[EvaluationSettings, Path | None]:
@@ -75,9 +63,9 @@ def parse(argv: Sequence[str] | None) -> tuple[EvaluationSettings, Path | None]:
     SettingError or FileNotFoundError.
     """
     parser = evaluation_parser()
-    values = given(parser, argv)
+    values = parser.given(argv)
     if asks_for_config(argv):
-        print_config(parser, argv, defaults_below(values)[0])
+        print_config(parser, defaults_below(values)[0] | values)
     return complete(values)
 
 
@@ -85,11 +73,10 @@ def complete(values: Mapping[str, Any]) -> tuple[EvaluationSettings, Path | None
     """All settings of an evaluation, and its checkpoint, from the few that were given.
 
     Arguments:
-        values: flat {setting: value}, as `command_line.given` returns it
+        values: flat {setting: value}, as `Parser.given` returns it
 
     Raises SettingError or FileNotFoundError.
     """
-    values = _without_retired(values)
     for group in EvaluationSettings.groups():
         if group is not WorldSettings:
             build(group, values)  # before a checkpoint is looked for: these mistakes answer at once
@@ -104,24 +91,6 @@ def complete(values: Mapping[str, Any]) -> tuple[EvaluationSettings, Path | None
     _choose(settings)
     _check(settings, offered, defaults if path else {})
     return settings, path
-
-
-def _without_retired(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of version 1 without the settings that are gone, with the sampler that it had.
-
-    Raises SettingError where one of them decided what was sampled.
-    """
-    kept = {key: value for key, value in values.items() if key not in RETIRED}
-    if len(kept) < len(values):
-        kept.setdefault("sampler", "edm")
-        guided = kept.get("guidance", "pg") == "pg" and kept.get("pg_factor", 0) > 0
-        if guided and values.get("redraws", 0) > 0:
-            reject(
-                "redraws",
-                values["redraws"],
-                "0; since version 2 no particle is drawn again, guidance alone finds as many modes",
-            )
-    return kept
 
 
 def _choose(settings: EvaluationSettings) -> None:

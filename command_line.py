@@ -7,170 +7,178 @@ Exit codes: 0 success; 1 failure; 2 bad input; 128 + signal when stopped (130 Ct
 from __future__ import annotations
 
 import argparse
+import ast
+import difflib
+import inspect
 import json
 import os
-import re
 import signal
 import sys
 import time
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any, Callable, Mapping, NoReturn, Sequence
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+import yaml
 
-from config import reject
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True, add_print_completion_argument=True)
-
-# What the number types of config.py accept.
-KINDS = {
-    "Count": "a whole number > 0, at most a billion",
-    "Seed": "a whole number >= 0 and < 2^63",
-    "CountOrZero": "a whole number >= 0, at most a billion",
-    "LogSigma": "a number from -10 to 10",
-    "Sigma": "a number from 1e-6 to 1e6",
-    "Positive": "a number > 0",
-    "NonNegative": "a number >= 0",
-    "PositiveFloat": "a number > 0 or inf",
-    "NonNegativeFloat": "a number >= 0 or inf",
-    "ClosedUnitInterval": "a number from 0 to 1",
-}
+from config import SettingError, as_yaml, declared, reject
 
 
-def _one_line(message: str) -> str:
-    """jsonargparse's report of a bad value as one line: key, value, what is accepted."""
-    found = re.search(r'Parser key "([^"]+)":', message)
-    if not found:
-        return " ".join(message.split())
-    key = found.group(1)
-    text = " ".join(message[found.end() :].split())
-
-    missing = re.search(r"File does not exist: '(.*)'", text)
-    if missing:
-        return f"{key}: {missing.group(1)} was not found; accepted: a YAML file"
-    if "Expected a <class 'list'>" in text:
-        given_value = re.split("(?:Given|Got) value:", text)[-1].strip()
-        return f"{key}: got {given_value!r}; accepted: a list of numbers, 3,5 or [3,5]"
-    builtin = re.search(r"Expected a <class '(bool|int|float)'>\. Got value: (.*)", text)
-    if builtin:
-        words = dict(bool="true, false", int="a whole number", float="a number")
-        return f"{key}: got {builtin.group(2)}; accepted: {words[builtin.group(1)]}"
-    choices = re.search(r"Literal\[(.*?)\]", text)
-    kinds = list(dict.fromkeys(re.findall(r"Not of type (\w+)", text)))
-    if not choices and not kinds:
-        return f"{key}: {text}"
-    if choices:
-        accepted = choices.group(1)
-    else:
-        accepted = " or ".join(KINDS.get(kind, kind) for kind in kinds)
-    if "typing.List" in text:
-        accepted = f"a list, each {accepted}"
-    if "<class 'NoneType'>" in text:
-        accepted += ", or null"
-    # The value stands after one of these, or in quotes at the end of what int() and float() say.
-    value = (
-        re.search(r"(?:Given value|Got value): (.*)", text)
-        or re.search(r"(\S+) does not conform", text)
-        or re.search(r"'([^']*)'$", text)
-    )
-    shown = value.group(1).strip() if value else text
-    return f"{key}: got {'null' if shown == 'NoneType' else shown}; accepted: {accepted}"
-
-
-class HelpFormatter(DefaultHelpFormatter):
-    """Help that says in words what a setting accepts, and its default as YAML writes it."""
-
-    def _get_help_string(self, action) -> str:
-        kind = self._get_type_str(action)
-        if kind is None or not action.option_strings:
-            return super()._get_help_string(action)
-        words = [KINDS[name].split(",")[0] for name in re.findall(r"\w+", kind) if name in KINDS]
-        words += re.findall(r"^Optional\[Literal\[(.*)\]\]", kind)
-        each = "each " if "List" in kind else ""
-        accepted = "".join(f"{each}{word}; " for word in words)
-        default = action.default
-        shown = default if isinstance(default, (str, float)) else json.dumps(default)
-        return f"{action.help} ({accepted}default: {shown})"
-
-
-# A number as argparse sees it: a value, although it may begin with the - of a flag.
-_NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+|inf|nan)(e[-+]?\d+)?", re.I)
-
-
-class Parser(ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """A command line made of settings groups. Mistakes end with one line and exit code 2.
 
-    Beyond what jsonargparse does, flags win over `--config` files wherever they stand, a negative
-    number may follow its flag in any notation, and lists may be written 3,4,7 as well as [3,4,7].
+    Flags win over --config files wherever they stand, and later files over earlier ones. A value
+    may begin with a minus, and a list is written 3,4,7 or [3,4,7].
     """
 
-    def parse_args(self, args=None, *more, **options):
-        """Parse arguments as jsonargparse does, after putting them into a form that it accepts."""
-        arranged = self._arranged(sys.argv[1:] if args is None else args)
-        try:
-            return super().parse_args(arranged, *more, **options)
-        except UnicodeDecodeError as error:
-            self.error(f"config: not a text file ({error}); accepted: a YAML file in UTF-8")
-
-    def _arranged(self, args: Sequence[str]) -> list[str]:
-        """The arguments with every --config first and each flag joined with its value."""
-        flags = {flag: action for action in self._actions for flag in action.option_strings}
-        rest = list(args)
-        configs: list[str] = []
-        others: list[str] = []
-        while rest:
-            arg = rest.pop(0)
-            if arg == "--":
-                others += [arg, *rest]
-                break
-            flag, equals, value = arg.partition("=")
-            action = flags.get(flag)
-            if action is None or action.nargs == 0:
-                others.append(arg)
-                continue
-            if not equals and rest and (_NUMBER.match(rest[0]) or not rest[0].startswith("-")):
-                equals = "="
-                value = rest.pop(0)
-            if _is_list(action):
-                self._refuse_spaces(action.dest, value, rest)
-                if all(_NUMBER.fullmatch(item) for item in value.split(",")):
-                    value = f"[{value}]"
-            (configs if flag == "--config" else others).append(flag + equals + value)
-        return configs + others
-
-    def _refuse_spaces(self, key: str, first: str, rest: list[str]) -> None:
-        """End with a line that says how a list is written, where more numbers follow its first."""
-        more = list(takewhile(lambda word: _NUMBER.fullmatch(word.strip(",]")), rest))
-        if more:
-            numbers = ",".join(word.strip("[],") for word in (first, *more))
-            self.error(
-                f"{key}: got {' '.join([first, *more])!r}; accepted: a list without spaces, "
-                f"{numbers} or [{numbers}]"
+    def __init__(self, *groups: type, **options: Any):
+        super().__init__(
+            add_help=False,
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=26),
+            **options,
+        )
+        self.groups = groups
+        self.settings = {setting.name: setting for setting in declared(*groups)}
+        self.add_argument("-h", "--help", action="store_true", help="show what is often needed")
+        self.add_argument("--help_all", action="store_true", help="show every setting")
+        if groups:
+            self.add_argument(
+                "--config", action="append", metavar="", help="YAML file with any of the settings"
             )
+            self.add_argument("--print_config", action="store_true", help="print such a file")
+        self.flags = {
+            setting.name: titled.add_argument(
+                f"--{setting.name}", default=argparse.SUPPRESS, metavar=""
+            )
+            for group in groups
+            for titled in [self.add_argument_group(group.__doc__)]
+            for setting in declared(group)
+        }
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        fail(_one_line(str(ex or message)), prog=self.prog.replace(" [options]", ""))
+    def given(self, argv: Sequence[str] | None) -> dict[str, Any]:
+        """Only what flags and --config files set, as a flat dictionary {setting: value}.
+
+        Every value has passed the check of its own setting. Arguments that are no settings, such
+        as positional ones, are in it too.
+        """
+        words = sys.argv[1:] if argv is None else argv
+        if {"-h", "--help", "--help_all"} & set(words):
+            self._show_help("--help_all" in words)
+        found, unknown = self.parse_known_args(self._joined(words))
+        if unknown:
+            self.error(self._unknown(unknown[0].partition("=")[0]))
+        typed = vars(found)
+        for option in ("help", "help_all", "print_config"):
+            typed.pop(option, None)
+        values: dict[str, Any] = {}
+        try:
+            for source in (*map(self._of_file, typed.pop("config", None) or []), typed):
+                for key, value in source.items():
+                    known = self.settings.get(key)
+                    values[key] = known.read(value) if known else value
+        except SettingError as error:
+            self.error(str(error))
+        return values
+
+    def parse_args(self, args=None, namespace=None):
+        """The values of all settings, the defaults included, as a namespace.
+
+        With --print_config, prints them instead and exits.
+        """
+        values = self.given(args)
+        if asks_for_config(args):
+            print_config(self, values)
+        return argparse.Namespace(**(self.defaults() | values))
+
+    def defaults(self) -> dict[str, Any]:
+        """{setting: its default}."""
+        return {name: setting.default for name, setting in self.settings.items()}
+
+    def error(self, message: str) -> NoReturn:
+        """End the program: one line on stderr, exit code 2."""
+        fail(message, prog=self.prog)
+
+    def _joined(self, words: Sequence[str]) -> list[str]:
+        """The words with each flag joined to its value, which may begin with a minus."""
+        joined = []
+        rest = list(words)
+        while rest:
+            word = rest.pop(0)
+            setting = self.settings.get(word[2:]) if word.startswith("--") else None
+            if setting and rest and not rest[0].startswith("--"):
+                word += f"={rest.pop(0)}"
+                # The items of a list that was written with spaces are refused together.
+                more = list(takewhile(_is_number, rest)) if setting.listed else []
+                word = " ".join([word, *more])
+                del rest[: len(more)]
+            joined.append(word)
+        return joined
+
+    def _of_file(self, path: str) -> dict[str, Any]:
+        """What a --config file sets. Raises SettingError."""
+        accepted = "a YAML file of settings, in UTF-8"
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            reject("config", path, f"{accepted}; {Path(path).absolute()} was not found")
+        except Exception as error:  # PyYAML lets out whatever a value's constructor raises
+            reject("config", path, f"{accepted}; {error}")
+        if not isinstance(values, dict):
+            reject("config", path, accepted)
+        for key in values:
+            if key not in self.settings:
+                raise SettingError(f"{self._unknown(str(key))}, in {path}")
+        return values
+
+    def _unknown(self, word: str) -> str:
+        """What is said of a flag or key that is no setting."""
+        near = difflib.get_close_matches(word.lstrip("-"), self.settings, 1)
+        return f"{word}: not a setting here" + "".join(f"; did you mean {name}?" for name in near)
+
+    def _show_help(self, everything: bool) -> NoReturn:
+        """Print the help and end the program."""
+        texts = _texts(self.groups)
+        for name, action in self.flags.items():
+            setting = self.settings[name]
+            if setting.rare and not everything:
+                action.help = argparse.SUPPRESS
+                continue
+            accepted = setting.in_help(everything)
+            default = setting.default
+            shown = default if isinstance(default, (str, float)) else json.dumps(default)
+            action.help = f"{texts[name]} ({accepted}default: {shown})".replace("%", "%%")
+        self.print_help()
+        sys.exit(0)
 
 
-def _is_list(action: argparse.Action) -> bool:
-    return "List" in str(getattr(action, "_typehint", ""))
+def _texts(groups: Sequence[type]) -> dict[str, str]:
+    """{setting: its help}: the string below each field of some groups, read from the source."""
+    names = {(group.__module__, group.__name__) for group in groups}
+    texts = {}
+    for module in {module for module, _ in names}:
+        for node in ast.parse(inspect.getsource(sys.modules[module])).body:
+            if isinstance(node, ast.ClassDef) and (module, node.name) in names:
+                for declared, text in pairwise(node.body):
+                    match declared, text:
+                        case ast.AnnAssign(target=ast.Name(name)), ast.Expr(
+                            ast.Constant(str(help))
+                        ):
+                            texts[name] = " ".join(help.split())
+    return texts
 
 
-def given(parser: Parser, argv: Sequence[str] | None) -> dict[str, Any]:
-    """Only what flags and --config files set, as a flat dictionary {setting: value}; flags win.
-
-    Every value has passed the check of its own setting. `--print_config` is left to
-    `print_config`, which knows the defaults of a checkpoint or of a run to continue.
-    """
-    argv = sys.argv[1:] if argv is None else argv
-    asked = [arg for arg in argv if not arg.startswith("--print_config")]
-    values = parser.parse_args(asked, defaults=False).as_dict()
-    return {key: value for key, value in values.items() if key != "config"}
+def _is_number(word: str) -> bool:
+    """Whether a word may be an item of a list that was written with spaces."""
+    try:
+        float(word.strip("[],"))
+    except ValueError:
+        return False
+    return True
 
 
 def as_flags(values: Mapping[str, Any]) -> list[str]:
-    """Flags that set what a flat dictionary {setting: value} holds: the inverse of `given`."""
+    """Flags that set what a flat dictionary {setting: value} holds: undone by `Parser.given`."""
     return [
         f"--{key}={value if isinstance(value, (str, float)) else json.dumps(value)}"
         for key, value in values.items()
@@ -191,18 +199,14 @@ def without_flags(argv: Sequence[str], *names: str) -> list[str]:
 
 def asks_for_config(argv: Sequence[str] | None) -> bool:
     """Whether a command line has --print_config."""
-    argv = sys.argv[1:] if argv is None else argv
-    return any(arg.startswith("--print_config") for arg in argv)
+    return "--print_config" in (sys.argv[1:] if argv is None else argv)
 
 
-def print_config(parser: Parser, argv: Sequence[str] | None, defaults: Mapping[str, Any]) -> None:
-    """Where argv asks for it, print the configuration that repeats this command, and exit.
-
-    `defaults` are values below the flags and files, such as those of a checkpoint.
-    """
-    if asks_for_config(argv):
-        parser.set_defaults(dict(defaults))
-        parser.parse_args(argv)
+def print_config(parser: Parser, values: Mapping[str, Any]) -> NoReturn:
+    """Print the configuration of all settings, those without a value at their default, and exit."""
+    settings = parser.defaults()
+    print(as_yaml(settings | {key: values[key] for key in settings if key in values}), end="")
+    sys.exit(0)
 
 
 def fail(message: str, prog: str = "") -> NoReturn:
@@ -215,21 +219,9 @@ def _name() -> str:
     return sys.argv[0].rsplit("/", 1)[-1]
 
 
-def make_parser(*groups: type, description: str | None, **options: Any) -> Parser:
+def make_parser(*groups: type, **options: Any) -> Parser:
     """A parser of the settings of all groups, and of --config; `options` are argparse's."""
-    parser = Parser(
-        description=description,
-        default_env=False,
-        allow_abbrev=False,
-        formatter_class=HelpFormatter,
-        **options,
-    )
-    parser.add_argument(
-        "--config", action="config", help="YAML file with any of the settings below"
-    )
-    for group in groups:
-        parser.add_class_arguments(group)
-    return parser
+    return Parser(*groups, usage="%(prog)s [options]", **options)
 
 
 def this_process() -> tuple[int, int]:

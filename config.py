@@ -11,44 +11,30 @@ Nothing here imports torch, so that `--help` and mistakes answer at once.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, List, Literal, Mapping, NoReturn, Optional, TypeVar
+from argparse import Namespace
+from collections import abc
+from dataclasses import Field, asdict, dataclass, field, fields
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Callable,
+    Literal,
+    Mapping,
+    NoReturn,
+    Optional,
+    Sequence,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import yaml
-from jsonargparse import Namespace
 
 from names import NEED_FACTOR
 
-Dataset = Literal["centered", "free", "circle_jumping", "horizontal", "mixture", "frames"]
-if not TYPE_CHECKING:  # not the other way round: jsonargparse runs the body of `if TYPE_CHECKING`
-    from jsonargparse.typing import (
-        ClosedUnitInterval,
-        NonNegativeFloat,
-        PositiveFloat,
-        restricted_number_type,
-    )
-
-    Count = restricted_number_type("Count", int, [(">", 0), ("<=", 10**9)])
-    CountOrZero = restricted_number_type("CountOrZero", int, [(">=", 0), ("<=", 10**9)])
-    Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**63)])
-    LogSigma = restricted_number_type("LogSigma", float, [(">=", -10), ("<=", 10)])
-    Sigma = restricted_number_type("Sigma", float, [(">=", 1e-6), ("<=", 1e6)])
-    Positive = restricted_number_type("Positive", float, [(">", 0), ("<", math.inf)])
-    NonNegative = restricted_number_type("NonNegative", float, [(">=", 0), ("<", math.inf)])
-    Many = List
-else:  # a type checker cannot follow types that are made at run time
-    from builtins import float as ClosedUnitInterval
-    from builtins import float as LogSigma
-    from builtins import float as NonNegative
-    from builtins import float as NonNegativeFloat
-    from builtins import float as Positive
-    from builtins import float as PositiveFloat
-    from builtins import float as Sigma
-    from builtins import int as Count
-    from builtins import int as CountOrZero
-    from builtins import int as Seed
-    from typing import Sequence as Many  # lists where they are given, tuples as defaults
-
+if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from typing_extensions import Self
 
@@ -64,6 +50,176 @@ def reject(key: str, value: Any, accepted: str) -> NoReturn:
     raise SettingError(f"{key}: got {value!r}; accepted: {accepted}")
 
 
+# ---------------------------------------------------------------- what a setting accepts
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a value has to be beside its type: in words, and as a test."""
+
+    accepted: str
+    passes: Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The names that a setting accepts: those of --help, and more that --help_all adds."""
+
+    names: Callable[[], Sequence[str]]
+    more: Callable[[], Sequence[str]] = tuple
+
+    @property
+    def accepted(self) -> str:
+        """All of them, in words."""
+        return ", ".join((*self.names(), *self.more()))
+
+    def passes(self, name: Any) -> bool:
+        """Whether it is one of them."""
+        return name in (*self.names(), *self.more())
+
+
+BILLION = 10**9
+Count = Annotated[int, Check("a whole number from 1 to 1e9", lambda n: 0 < n <= BILLION)]
+CountOrZero = Annotated[int, Check("a whole number from 0 to 1e9", lambda n: 0 <= n <= BILLION)]
+Seed = Annotated[int, Check("a whole number >= 0 and < 2^63", lambda n: 0 <= n < 2**63)]
+LogSigma = Annotated[float, Check("a number from -10 to 10", lambda x: -10 <= x <= 10)]
+Sigma = Annotated[float, Check("a number from 1e-6 to 1e6", lambda x: 1e-6 <= x <= 1e6)]
+Positive = Annotated[float, Check("a number > 0", lambda x: 0 < x < math.inf)]
+NonNegative = Annotated[float, Check("a number >= 0", lambda x: 0 <= x < math.inf)]
+PositiveOrInf = Annotated[float, Check("a number > 0 or inf", lambda x: x > 0)]
+NonNegativeOrInf = Annotated[float, Check("a number >= 0 or inf", lambda x: x >= 0)]
+ClosedUnitInterval = Annotated[float, Check("a number from 0 to 1", lambda x: 0 <= x <= 1)]
+
+UNCHECKED = {
+    int: Check("a whole number", lambda n: True),
+    float: Check("a number", math.isfinite),
+    bool: Check("true, false", lambda value: True),
+    str: Check("text", lambda text: True),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field of a settings group, and what it accepts.
+
+    Arguments:
+        name: of the field, the YAML key and the flag
+        default: its value if nothing is given
+        base: type of its values; of a list, of the items
+        check: what these have to be beside that
+        optional: whether null is accepted too
+        listed: whether it is a list
+        rare: whether --help leaves it to --help_all
+    """
+
+    name: str
+    default: Any
+    base: type
+    check: Check | Choice
+    optional: bool
+    listed: bool
+    rare: bool
+
+    @classmethod
+    def of(cls, declared: Field, hint: Any) -> Setting:
+        """The setting that a field with this type declares."""
+        optional = type(None) in get_args(hint)
+        if optional:
+            hint = get_args(hint)[0]
+        listed = get_origin(hint) in (list, abc.Sequence)
+        if listed:
+            (hint,) = get_args(hint)
+        check: Check | Choice
+        if get_origin(hint) is Annotated:
+            base, check = hint.__origin__, hint.__metadata__[0]
+        elif get_origin(hint) is Literal:
+            choices = get_args(hint)
+            base = type(choices[0])
+            check = Check(", ".join(map(str, choices)), lambda value: value in choices)
+        else:
+            base, check = hint, UNCHECKED[hint]
+        rare = declared.metadata.get("rare", False)
+        return cls(declared.name, declared.default, base, check, optional, listed, rare)
+
+    @property
+    def accepted(self) -> str:
+        """What is accepted, in words."""
+        each = "a list, 3,5 or [3,5], each " if self.listed else ""
+        return f"{each}{self.check.accepted}{', or null' if self.optional else ''}"
+
+    def in_help(self, everything: bool) -> str:
+        """What --help says of it, or --help_all: `a number > 0; `, nothing of free text."""
+        if self.base in (bool, str) and self.check is UNCHECKED[self.base]:
+            return ""
+        words = self.check.accepted
+        if isinstance(self.check, Choice) and not everything:
+            words = ", ".join([*self.check.names(), "and more"])
+        return f"{'each ' if self.listed else ''}{words}; "
+
+    def read(self, value: Any) -> Any:
+        """The value that YAML or the text of a flag stands for. Raises SettingError."""
+        if self.optional and value in (None, "null"):
+            return None
+        try:
+            if not self.listed:
+                return self._read_one(value)
+            items = _items(value) if isinstance(value, str) else value
+            if isinstance(items, (list, tuple)):
+                return [self._read_one(item) for item in items]
+        except (ValueError, OverflowError):
+            pass
+        reject(self.name, value, self.accepted)
+
+    def _read_one(self, value: Any) -> Any:
+        if isinstance(value, str) and self.base is not str:
+            value = _number_or_bool(value)
+        if self.base is float and type(value) is int:
+            value = float(value)
+        elif self.base is int and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if type(value) is not self.base or not self.check.passes(value):
+            raise ValueError
+        return value
+
+
+def _number_or_bool(text: str) -> int | float | bool:
+    """What a flag's text stands for, or YAML's: it takes 1e-3 for text. Raises ValueError."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def _items(text: str) -> list[str]:
+    """The items of a list as it is typed: 3,5 or [3,5]."""
+    text = text.strip()
+    if text == "[]":
+        return []
+    return (text[1:-1] if text.startswith("[") and text.endswith("]") else text).split(",")
+
+
+def declared(*groups: type) -> list[Setting]:
+    """The settings of some groups, in the order of their fields."""
+    return [
+        Setting.of(f, hints[f.name])
+        for group in groups
+        for hints in [get_type_hints(group, include_extras=True)]
+        for f in fields(group)
+    ]
+
+
+def rare(default: Any) -> Any:
+    """The default of a setting that --help leaves to --help_all."""
+    return field(default=default, metadata=dict(rare=True))
+
+
+# ---------------------------------------------------------------- groups
+
+Dataset = Literal["centered", "free", "circle_jumping", "horizontal", "mixture", "frames"]
+
+
 @dataclass
 class WorldSettings:
     """World"""
@@ -77,12 +233,12 @@ class WorldSettings:
     answers: Literal["given", "none"] = "given"
     """dataset frames: given, train on and compare with the answers in the files, or with the next
     frame where there are none; none, sample what follows on the last frames, whatever it is"""
-    value_range: Optional[List[float]] = None
+    value_range: Optional[list[float]] = None
     """dataset frames: the numbers that are black and white, such as 0,4095 (null: by the type of
     the files' numbers; answers of few different values are labels)"""
-    answer_classes: Optional[List[float]] = None
+    answer_classes: Optional[list[float]] = rare(None)
     """dataset frames: the values of the answers that stand for classes (null: recognised)"""
-    frame_axes: Optional[Literal["nt", "tn"]] = None
+    frame_axes: Optional[Literal["nt", "tn"]] = rare(None)
     """dataset frames: order of the first axes of an array without answers; nt, sequences first; tn,
     time first (null: recognised)"""
     seq_len: Optional[Count] = None
@@ -95,9 +251,9 @@ class WorldSettings:
     """digits in a frame"""
     image_size: Count = 32
     """side of a frame with digits, px"""
-    digit_size: Count = 16
+    digit_size: Count = rare(16)
     """side of a digit, px"""
-    classes: Optional[List[CountOrZero]] = None
+    classes: Optional[list[CountOrZero]] = None
     """digit classes to use, such as 3,5 (null: all ten)"""
     num_directions: Literal[2, 4, 8] = 8
     """circle_jumping: number of directions"""
@@ -105,7 +261,7 @@ class WorldSettings:
     """probability of the first direction; in horizontal, of right (null: all equal)"""
     deterministic: bool = True
     """free: a wall reflects the digit (true) or gives it a new random velocity (false)"""
-    end_at_choice: bool = False
+    end_at_choice: bool = rare(False)
     """horizontal: training windows end right after a new direction was drawn"""
 
     def __post_init__(self):
@@ -149,7 +305,7 @@ class DigitSettings:
     scikit-learn bundles; both, a mixture for training"""
     data_root: str = "data"
     """directory of torchvision's MNIST, downloaded there when missing"""
-    download_timeout: Positive = 10.0
+    download_timeout: Positive = rare(10.0)
     """seconds without an answer after which a download is given up"""
 
 
@@ -157,13 +313,13 @@ class DigitSettings:
 class ModelSettings:
     """Model"""
 
-    channels: Many[Count] = (64, 64, 128)
+    channels: Sequence[Count] = (64, 64, 128)
     """width at each resolution, finest first"""
     blocks: Count = 2
     """residual blocks per resolution"""
-    attention: Many[CountOrZero] = (1,)
+    attention: Sequence[CountOrZero] = (1,)
     """resolutions with self-attention, as indices into channels"""
-    head_channels: Count = 64
+    head_channels: Count = rare(64)
     """smallest number of channels of an attention head; heads share the width equally"""
     patch_size: Literal[1, 2, 4, 8] = 1
     """space-to-depth: side of the squares of pixels that become one position, px"""
@@ -173,11 +329,11 @@ class ModelSettings:
     crop: bool = False
     """apply the network only to the box in which the training data has nonzero pixels; the rest
     of a frame is black"""
-    dropout: ClosedUnitInterval = 0.0
+    dropout: ClosedUnitInterval = rare(0.0)
     """probability of dropout inside residual blocks"""
-    class_labels: bool = False
+    class_labels: bool = rare(False)
     """condition on the digit class"""
-    sigma_data: Optional[Positive] = None
+    sigma_data: Optional[Positive] = rare(None)
     """standard deviation of the data in [-1, 1] (null: measured)"""
 
     @property
@@ -206,16 +362,16 @@ class OptimizationSettings:
     """learning rate of AdamW"""
     muon_lr: Positive = 0.02
     """learning rate of Muon"""
-    beta2: ClosedUnitInterval = 0.99
+    beta2: ClosedUnitInterval = rare(0.99)
     """AdamW's second-moment decay, per update"""
-    weight_decay: NonNegative = 0.0
+    weight_decay: NonNegative = rare(0.0)
     """decoupled weight decay, per update and unit of learning rate"""
     warmup: CountOrZero = 200
     """length of the linear warm-up of the learning rate, iterations"""
-    lr_schedule: Literal["constant", "cosine"] = "cosine"
+    lr_schedule: Literal["constant", "cosine"] = rare("cosine")
     """learning rate after the warm-up: constant, or a cosine that reaches 0 at the last
     iteration"""
-    clip_grad: Positive = 1.0
+    clip_grad: Positive = rare(1.0)
     """norm to which a larger gradient is scaled down"""
     ema: ClosedUnitInterval = 0.999
     """decay of the exponential moving average of the weights, per iteration"""
@@ -227,9 +383,9 @@ class OptimizationSettings:
     """dataset frames: one random transformation for all frames of a sequence and its answer; flips,
     along each axis; dihedral, flips and quarter turns; dihedral_shifts, small shifts too (null:
     flips where sequences have answers, else none)"""
-    log_every: Count = 50
+    log_every: Count = rare(50)
     """iterations between lines of metrics.jsonl and of tracking"""
-    save_every: Count = 1000
+    save_every: Count = rare(1000)
     """iterations between checkpoints"""
     sample_every: CountOrZero = 2000
     """iterations between sample sheets (0: only one at the end)"""
@@ -280,11 +436,11 @@ class SamplerSettings:
     """exponent of the schedule; a larger one means more steps at low noise"""
     s_churn: NonNegative = 0.0
     """edm: amount of noise that is added back, over all steps (0: a deterministic sampler)"""
-    s_min: NonNegative = 0.0
+    s_min: NonNegative = rare(0.0)
     """edm: smallest noise level with churn"""
-    s_max: NonNegativeFloat = math.inf
+    s_max: NonNegativeOrInf = rare(math.inf)
     """edm: largest noise level with churn"""
-    s_noise: Positive = 1.0
+    s_noise: Positive = rare(1.0)
     """factor on the standard deviation of the noise that is added back (1: as in theory)"""
     window_min: Optional[Sigma] = None
     """window: its smallest noise level (null: measured by a pilot of a few independent sets)"""
@@ -292,10 +448,10 @@ class SamplerSettings:
     """window: its largest noise level (null: measured)"""
     window_churn: ClosedUnitInterval = 0.3
     """window: noise added back at each step, in units of its noise level (gamma in EDM)"""
-    second_stage: Literal["next", "here"] = "next"
+    second_stage: Literal["next", "here"] = rare("next")
     """edm: where Heun's correction evaluates the denoiser: next, at the result of the Euler step;
     here, where the Euler step began and without guidance, as in the reference thesis's code"""
-    initial_scale: Positive = 1.0
+    initial_scale: Positive = rare(1.0)
     """factor on the starting noise (0.1 in the reference thesis's code)"""
 
     def __post_init__(self):
@@ -329,19 +485,12 @@ class SamplerSettings:
 class GuidanceSettings:
     """Guidance"""
 
-    guidance: Literal[
-        "pg",
-        "spell",
-        "cads",
-        "diverseflow",
-        "sriw",
-        "oscar",
-        "rke",
-        "variance",
-        "eddy",
-        "reference",
-        "joint",
-        "none",
+    guidance: Annotated[
+        str,
+        Choice(
+            lambda: ("pg", "spell", "sriw", "joint", "none"),
+            lambda: ("cads", "diverseflow", "oscar", "rke", "variance", "eddy", "reference"),
+        ),
     ] = "pg"
     """what makes a set diverse: pg, particle guidance; other methods (docs/guidance.md says which
     to use); reference, the thesis's form with its sign error; joint, the optimum that the others
@@ -356,16 +505,16 @@ class GuidanceSettings:
     group_of: Count = 1
     """start so many times the particles, and keep the more distant half at every step until the set
     is left (1: keep all)"""
-    balanced_of: Count = 4
+    balanced_of: Count = rare(4)
     """balanced: starting noises for each particle, of which one is drawn"""
-    balanced_sigma: Sigma = 2.0
+    balanced_sigma: Sigma = rare(2.0)
     """balanced: noise level at which a rough preview says how alike they are"""
-    contrastive_rate: Positive = 0.1
+    contrastive_rate: Positive = rare(0.1)
     """contrastive: learning rate of the starting noise"""
     pg_factor: NonNegative = 0.0
     """strength of all methods but spell, cads and joint; of pg, diverseflow, rke and oscar in the
     unit that pg_strength names (0: independent samples, with pg and reference)"""
-    pg_only_if_needed: bool = True
+    pg_only_if_needed: bool = rare(True)
     """own frames: leave the samples of pg independent where, on sequences held out from the
     training, they differ more than the answers do"""
     pg_kernel: str = "logdet"
@@ -377,43 +526,43 @@ class GuidanceSettings:
     pg_features: Optional[Literal["pixels", "classifier"]] = None
     """what the potential compares: pixels, or features of a digit classifier other than the one
     that measures the result (null: classifier for unconditional digits, else pixels)"""
-    pg_pool: Count = 1
+    pg_pool: Count = rare(1)
     """side of the squares over which images are averaged before they are compared, px (1: no
     averaging)"""
-    pg_strength: Literal["joint", "sigma", "constant", "drift"] = "joint"
+    pg_strength: Literal["joint", "sigma", "constant", "drift"] = rare("joint")
     """unit of pg_factor: joint, the joint density of a set of B is that of independent particles
     times Phi^(B pg_factor); sigma, a drift of pg_factor * sigma * grad U (alpha in the paper);
     constant, a drift of pg_factor * grad U; drift, relative to the denoiser's drift"""
-    pg_bandwidth: Literal["median", "fixed", "sigma"] = "median"
+    pg_bandwidth: Literal["median", "fixed", "sigma"] = rare("median")
     """bandwidth h of the kernel: the median heuristic, a constant, or proportional to sigma"""
-    pg_bandwidth_value: Positive = 2.0
+    pg_bandwidth_value: Positive = rare(2.0)
     """h itself if fixed, else the factor on the median heuristic or on sigma"""
     pg_sigma_min: Optional[Sigma] = None
     """smallest noise level at which guidance acts (null: all; pg fades as decisions are made,
     measured by a pilot of a few independent sets)"""
     pg_sigma_max: Optional[Sigma] = None
     """largest noise level at which guidance acts (null: all; of pg measured)"""
-    pg_anneal: Literal["none", "strength", "bandwidth", "both"] = "none"
+    pg_anneal: Literal["none", "strength", "bandwidth", "both"] = rare("none")
     """what falls to 0 from pg_sigma_max to pg_sigma_min, as half a cosine in ln sigma"""
-    pg_cap: PositiveFloat = math.inf
+    pg_cap: PositiveOrInf = rare(math.inf)
     """largest push on one particle, as a multiple of the denoiser's drift per pixel"""
     sequential: Count = 1
     """batches that are sampled one after the other for each condition, each repelled by those
     before it and measured together with them"""
     spell_radius: Positive = 10.0
     """spell: L2 distance, of images in [-1, 1], below which the D(x) repel each other"""
-    cads_scale: NonNegative = 0.25
+    cads_scale: NonNegative = rare(0.25)
     """cads: standard deviation of the noise on the conditioning frames in [-1, 1]"""
-    cads_tau1: ClosedUnitInterval = 0.6
+    cads_tau1: ClosedUnitInterval = rare(0.6)
     """cads: position in the schedule (0: sigma_min, 1: sigma_max) below which the conditioning
     has no noise"""
-    cads_tau2: ClosedUnitInterval = 0.9
+    cads_tau2: ClosedUnitInterval = rare(0.9)
     """cads: position in the schedule above which the conditioning is only noise"""
-    cads_mixing: ClosedUnitInterval = 1.0
+    cads_mixing: ClosedUnitInterval = rare(1.0)
     """cads: share of the noised conditioning that is rescaled to its former mean and deviation"""
-    stratified_rank: Count = 1
+    stratified_rank: Count = rare(1)
     """stratified: number of leading directions of the posterior along which noise is spread"""
-    stratified_sigma: Sigma = 20.0
+    stratified_sigma: Sigma = rare(20.0)
     """stratified: noise level at which these directions are measured"""
 
     def __post_init__(self):
@@ -467,7 +616,7 @@ class RunSettings:
     compile: bool = False
     """torch.compile the network: slow to start, then faster (docs/performance.md says where it
     pays)"""
-    reproducible: bool = False
+    reproducible: bool = rare(False)
     """on a GPU, take only algorithms that give the same bits every time, at a price in speed; a CPU
     always does"""
     outdir: Optional[str] = None
@@ -542,28 +691,18 @@ class TrainingSettings(_Groups):
 def build(group: type[T], values: Namespace | Mapping[str, Any]) -> T:
     """The settings of one group out of a flat dictionary or namespace. Raises SettingError."""
     if isinstance(values, Namespace):
-        values = values.as_dict()
-    own = {f.name: values[f.name] for f in fields(group) if f.name in values}
-    for f in fields(group):
-        if f.name in own and own[f.name] is None and "Optional" not in str(f.type):
-            reject(f.name, None, "a value, or leave it out")
-    return group(**own)
+        values = vars(values)
+    own = [setting for setting in declared(group) if setting.name in values]
+    return group(**{setting.name: setting.read(values[setting.name]) for setting in own})
 
 
 def record(*groups: DataclassInstance) -> dict[str, Any]:
     """The flat dictionary {setting: value} of some groups, of plain Python values."""
-    return {key: _plain(value) for group in groups for key, value in asdict(group).items()}
-
-
-def _plain(value: Any) -> Any:
-    """The value in built-in types: jsonargparse's checked numbers are subclasses of int and float,
-    which YAML and JSON would not write as plain numbers."""
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    for kind in (bool, int, float):
-        if isinstance(value, kind):
-            return kind(value)
-    return value
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for group in groups
+        for key, value in asdict(group).items()
+    }
 
 
 def as_yaml(values: Mapping[str, Any]) -> str:

@@ -23,7 +23,6 @@ from command_line import (
     asks_for_config,
     claim,
     fail,
-    given,
     print_config,
     run_folder,
     run_program,
@@ -261,7 +260,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run an evaluation or an experiment; a mistake ends with one line and exit code 2."""
     argv = sys.argv[1:] if argv is None else argv
     parser = assemble.evaluation_parser(__doc__.split("\n")[0])
-    values = given(parser, argv)
+    values = parser.given(argv)
     try:
         if values.get("experiment"):
             if not any(arg.partition("=")[0] == "--experiment" for arg in argv):
@@ -270,9 +269,9 @@ def main(argv: list[str] | None = None) -> None:
                     values["experiment"],
                     "a flag; a --config file describes one evaluation",
                 )
-            print_config(parser, argv, {})
-        elif asks_for_config(argv):
-            print_config(parser, argv, assemble.defaults_below(values)[0])
+        if asks_for_config(argv):
+            below = {} if values.get("experiment") else assemble.defaults_below(values)[0]
+            print_config(parser, below | values)
     except (SettingError, FileNotFoundError, ValueError) as error:
         fail(str(error))
     if values.get("experiment"):

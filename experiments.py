@@ -32,7 +32,7 @@ from typing import Any, Iterator, Sequence
 import yaml
 
 import assemble
-from command_line import as_flags, given, this_process
+from command_line import as_flags, this_process
 from config import EvaluationSettings, SettingError, reject
 from names import METRICS
 
@@ -193,7 +193,7 @@ def run(
     parser = assemble.evaluation_parser()
     planned = []
     for labels, own in cells(recipe, preset):
-        values = given(parser, own) | shared
+        values = parser.given(own) | shared
         try:
             settings, checkpoint = assemble.complete(values)
         except SettingError as error:

@@ -30,9 +30,9 @@ from tqdm import tqdm
 import tracking
 from command_line import (
     Parser,
+    asks_for_config,
     claim,
     fail,
-    given,
     make_parser,
     print_config,
     run_folder,
@@ -59,7 +59,6 @@ def command_line() -> Parser:
     return make_parser(
         *TrainingSettings.groups(),
         description=__doc__.split("\n")[0],
-        usage="%(prog)s [options]",
     )
 
 
@@ -70,7 +69,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[TrainingSettings, Path | N
     given by --config files, those given by flags. Raises SettingError.
     """
     parser = command_line()
-    chosen = given(parser, argv)
+    chosen = parser.given(argv)
     state = None
     before: dict[str, Any] = {}
     if chosen.get("resume") is not None:
@@ -79,7 +78,8 @@ def parse(argv: Sequence[str] | None = None) -> tuple[TrainingSettings, Path | N
         before = settings_before(parser, folder, state)
     elif chosen.get("frames") is not None:
         before = dict(dataset="frames")
-    print_config(parser, argv, before)
+    if asks_for_config(argv):
+        print_config(parser, before | chosen)
     settings = TrainingSettings.from_values(before | chosen)
     check(settings)
     if state is not None:
@@ -122,7 +122,7 @@ def settings_before(parser: Parser, folder: Path, state: Path | None) -> dict[st
     import checkpoint
 
     if state is None:
-        recorded = given(parser, ["--config", str(folder / "config.yaml")])
+        recorded = parser.given(["--config", str(folder / "config.yaml")])
     else:
         recorded = checkpoint.read_metadata(state)["settings"]
     known = TrainingSettings().record()

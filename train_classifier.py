@@ -14,7 +14,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Sequence
 
 from tqdm import tqdm
 
@@ -23,7 +23,6 @@ from config import (
     ClosedUnitInterval,
     Count,
     DigitSettings,
-    Many,
     NonNegative,
     Positive,
     Seed,
@@ -42,7 +41,7 @@ class ClassifierSettings:
 
     out: str = "runs/classifier.safetensors"
     """file to write"""
-    channels: Many[Count] = (32, 64, 128)
+    channels: Sequence[Count] = (32, 64, 128)
     """width at each resolution, finest first"""
     epochs: Count = 14
     """passes over the training digits"""

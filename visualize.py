@@ -19,18 +19,16 @@ another path.
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, Literal, Optional, Sequence
 
-from jsonargparse import Namespace
-
-from command_line import HelpFormatter, Parser, fail, make_parser, run_program
+from command_line import Parser, fail, make_parser, run_program
 from config import (
     Count,
     CountOrZero,
     DigitSettings,
-    Many,
     Positive,
     SamplerSettings,
     Seed,
@@ -73,7 +71,7 @@ class OneSet:
 class SomeSets:
     """Sets"""
 
-    sets: Many[CountOrZero] = (0, 1, 2)
+    sets: Sequence[CountOrZero] = (0, 1, 2)
     """numbers of the sets to draw, from 0"""
 
 
@@ -89,7 +87,7 @@ class Grid:
 class Schedules:
     """Schedules"""
 
-    rho: Many[Positive] = (3.0, 4.0, 7.0)
+    rho: Sequence[Positive] = (3.0, 4.0, 7.0)
     """exponents to compare"""
     num_steps: Count = SamplerSettings.num_steps
     """steps from sigma_max to 0"""
@@ -97,7 +95,7 @@ class Schedules:
     """last noise level before 0, the standard deviation of the noise on images in [-1, 1]"""
     sigma_max: Positive = SamplerSettings.sigma_max
     """first noise level, the standard deviation of the noise on images in [-1, 1]"""
-    p_mean: Many[float] = (-1.2, 0.8)
+    p_mean: Sequence[float] = (-1.2, 0.8)
     """means of ln sigma in training to compare"""
     p_std: Positive = 1.2
     """standard deviation of ln sigma in training"""
@@ -200,28 +198,21 @@ def command_parser(name: str, **options) -> Parser:
 
 
 def whole_parser() -> Parser:
-    """The parser of all commands: for the list of them, completion, and mistakes."""
-    parser = Parser(
-        description=__doc__.split("\n")[0],
-        default_env=False,
-        allow_abbrev=False,
-        formatter_class=HelpFormatter,
-    )
-    commands = parser.add_subcommands(required=True, dest="command")
+    """The list of all commands, for --help and mistakes."""
+    parser = Parser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
     for name, command in COMMANDS.items():
-        commands.add_subcommand(name, command_parser(name), help=command.help)
+        commands.add_parser(name, help=command.help)
     return parser
 
 
 def parse(argv: list[str] | None) -> tuple[str, Namespace]:
     """(the command's name, its settings)."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv and argv[0] in COMMANDS:
-        # Parsed by its own parser, in which flags win over --config wherever they stand.
-        prog = f"{Path(sys.argv[0]).name} {argv[0]}"
-        return argv[0], command_parser(argv[0], prog=prog).parse_args(argv[1:])
-    args = whole_parser().parse_args(argv)
-    return args.command, args[args.command]
+    whole_parser().given(argv[:1])
+    name = argv[0]
+    prog = f"{Path(sys.argv[0]).name} {name}"
+    return name, command_parser(name, prog=prog).parse_args(argv[1:])
 
 
 def main(argv: list[str] | None = None) -> None:

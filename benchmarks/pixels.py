@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Sequence
 
 import measure
 
-from config import Count, Many, WorldSettings
+from config import Count, WorldSettings
 from experiments import interval
 
 
@@ -24,7 +24,7 @@ from experiments import interval
 class PixelBenchmarkSettings:
     """Pixels"""
 
-    pools: Many[Count] = (40, 100, 400)
+    pools: Sequence[Count] = (40, 100, 400)
     """real digits to choose ten from"""
     num_sets: Count = 100
     """choices"""

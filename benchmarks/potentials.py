@@ -12,18 +12,18 @@ import math
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import Optional
+from typing import Optional, Sequence
 
 import measure
 
-from config import Count, Many
+from config import Count
 
 
 @dataclass
 class PotentialBenchmarkSettings:
     """Potentials"""
 
-    particles: Many[Count] = (64, 256, 1024, 4096)
+    particles: Sequence[Count] = (64, 256, 1024, 4096)
     """sizes of the set"""
     pixels: Count = 1024
     """of a particle"""

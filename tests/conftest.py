@@ -1,11 +1,9 @@
 """What every test shares: digits, small worlds and the command lines in-process."""
 
-import functools
 import os
 import sys
 from pathlib import Path
 
-import docstring_parser
 import pytest
 
 # Set before torch is imported, which reads it: each test process computes on one core. umap's numba
@@ -13,10 +11,6 @@ import pytest
 # the process that only hands out the tests would wait for it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
-
-# The help texts of settings are read out of the source of config.py for each command line that is
-# made, which takes longer than all the rest of it. The tests make hundreds in one process.
-docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from_object)
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "benchmarks"))  # behind the root, whose modules come first

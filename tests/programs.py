@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 IMPORTED = [
     *("train", "evaluate", "visualize", "training_loop", "set_sampler", "data_loader", "sheets"),
-    *("torch._dynamo", "sklearn.datasets", "matplotlib.backends.backend_agg", "docstring_parser"),
+    *("torch._dynamo", "sklearn.datasets", "matplotlib.backends.backend_agg"),
 ]
 
 

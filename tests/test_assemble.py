@@ -61,6 +61,19 @@ def test_layers_win_in_their_order(tmp_path):
         assemble.complete(dict(checkpoint=str(path), dataset="free"))
 
 
+def test_what_is_left_to_the_task_is_recorded():
+    for argv, features in (
+        (["--task", "unconditional", "--pg_factor", "1"], "classifier"),
+        (["--denoiser", "exact", "--pg_factor", "1"], "pixels"),
+    ):
+        settings, _ = assemble.parse(argv)
+        assert settings.guidance.pg_features == features
+        assert settings.sampler.sampler == "window"
+    assert assemble.parse(["--denoiser", "exact"])[0].sampler.sampler == "edm"
+    churned = assemble.parse(["--denoiser", "exact", "--pg_factor", "1", "--s_churn", "5"])[0]
+    assert churned.sampler.sampler == "edm"
+
+
 def test_a_record_is_its_own_completion():
     """config.yaml repeats a run whatever the defaults of checkpoints become."""
     settings, _ = assemble.complete(dict(dataset="horizontal", p=0.9, pg_factor=2.0))

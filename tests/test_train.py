@@ -13,7 +13,6 @@ import yaml
 from conftest import ROOT, SMALL, slow_but
 
 import checkpoint
-import command_line
 import evaluate
 import train
 
@@ -186,19 +185,8 @@ def test_what_is_no_training_is_refused_with_its_place(
     assert f"{tmp_path / given} {found}" in line
 
 
-def test_a_command_line_is_parsed_once(tiny_model, monkeypatch):
-    parsed = []
-    parse = command_line.Parser.parse_args
-    monkeypatch.setattr(
-        command_line.Parser,
-        "parse_args",
-        lambda self, *args, **options: parsed.append(args) or parse(self, *args, **options),
-    )
-    for argv in ([*SMALL, "--lr", "0.1"], ["--resume", str(tiny_model), "--iterations", "40"]):
-        parsed.clear()
-        settings, _ = train.parse(argv)
-        assert len(parsed) == 1
-    # What was given wins over what the training was started with.
+def test_what_is_given_wins_over_what_a_training_was_started_with(tiny_model):
+    settings, _ = train.parse(["--resume", str(tiny_model), "--iterations", "40"])
     assert settings.train.iterations == 40 and settings.train.lr == 0.003
     assert settings.model.channels == [16, 16]
 
