@@ -21,7 +21,7 @@ from typing import Any, Callable, Mapping, NoReturn, Sequence
 
 import yaml
 
-from config import SettingError, as_yaml, declared, reject
+from config import FORMER, Setting, SettingError, as_yaml, declared, reject
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,8 +38,6 @@ class Parser(argparse.ArgumentParser):
             formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=26),
             **options,
         )
-        self.groups = groups
-        self.settings = {setting.name: setting for setting in declared(*groups)}
         self.add_argument("-h", "--help", action="store_true", help="show what is often needed")
         self.add_argument("--help_all", action="store_true", help="show every setting")
         if groups:
@@ -47,14 +45,16 @@ class Parser(argparse.ArgumentParser):
                 "--config", action="append", metavar="", help="YAML file with any of the settings"
             )
             self.add_argument("--print_config", action="store_true", help="print such a file")
-        self.flags = {
-            setting.name: titled.add_argument(
-                f"--{setting.name}", default=argparse.SUPPRESS, metavar=""
-            )
-            for group in groups
-            for titled in [self.add_argument_group(group.__doc__)]
-            for setting in declared(group)
-        }
+        self.groups = groups
+        self.settings: dict[str, Setting] = {}
+        self.flags: dict[str, argparse.Action] = {}
+        for group in groups:
+            titled = self.add_argument_group(group.__doc__)
+            for setting in declared(group):
+                self.settings[setting.name] = setting
+                self.flags[setting.name] = titled.add_argument(
+                    f"--{setting.name}", default=argparse.SUPPRESS, metavar=""
+                )
 
     def given(self, argv: Sequence[str] | None) -> dict[str, Any]:
         """Only what flags and --config files set, as a flat dictionary {setting: value}.
@@ -97,7 +97,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End the program: one line on stderr, exit code 2."""
-        fail(message, prog=self.prog)
+        fail(message.removeprefix("argument --"), prog=self.prog)
 
     def _joined(self, words: Sequence[str]) -> list[str]:
         """The words with each flag joined to its value, which may begin with a minus."""
@@ -126,6 +126,7 @@ class Parser(argparse.ArgumentParser):
             reject("config", path, f"{accepted}; {error}")
         if not isinstance(values, dict):
             reject("config", path, accepted)
+        values = {k: v for k, v in values.items() if k not in FORMER or v != FORMER[k]}
         for key in values:
             if key not in self.settings:
                 raise SettingError(f"{self._unknown(str(key))}, in {path}")
@@ -159,12 +160,10 @@ def _texts(groups: Sequence[type]) -> dict[str, str]:
     for module in {module for module, _ in names}:
         for node in ast.parse(inspect.getsource(sys.modules[module])).body:
             if isinstance(node, ast.ClassDef) and (module, node.name) in names:
-                for declared, text in pairwise(node.body):
-                    match declared, text:
-                        case ast.AnnAssign(target=ast.Name(name)), ast.Expr(
-                            ast.Constant(str(help))
-                        ):
-                            texts[name] = " ".join(help.split())
+                for field, text in pairwise(node.body):
+                    if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                        words = ast.literal_eval(text.value).split()
+                        texts[ast.unparse(field.target)] = " ".join(words)
     return texts
 
 

@@ -78,9 +78,8 @@ class Choice:
         return name in (*self.names(), *self.more())
 
 
-BILLION = 10**9
-Count = Annotated[int, Check("a whole number from 1 to 1e9", lambda n: 0 < n <= BILLION)]
-CountOrZero = Annotated[int, Check("a whole number from 0 to 1e9", lambda n: 0 <= n <= BILLION)]
+Count = Annotated[int, Check("a whole number from 1 to 1e9", lambda n: 0 < n <= 10**9)]
+CountOrZero = Annotated[int, Check("a whole number from 0 to 1e9", lambda n: 0 <= n <= 10**9)]
 Seed = Annotated[int, Check("a whole number >= 0 and < 2^63", lambda n: 0 <= n < 2**63)]
 LogSigma = Annotated[float, Check("a number from -10 to 10", lambda x: -10 <= x <= 10)]
 Sigma = Annotated[float, Check("a number from 1e-6 to 1e6", lambda x: 1e-6 <= x <= 1e6)]
@@ -200,14 +199,10 @@ def _items(text: str) -> list[str]:
     return (text[1:-1] if text.startswith("[") and text.endswith("]") else text).split(",")
 
 
-def declared(*groups: type) -> list[Setting]:
-    """The settings of some groups, in the order of their fields."""
-    return [
-        Setting.of(f, hints[f.name])
-        for group in groups
-        for hints in [get_type_hints(group, include_extras=True)]
-        for f in fields(group)
-    ]
+def declared(group: type) -> list[Setting]:
+    """The settings of a group, in the order of its fields."""
+    hints = get_type_hints(group, include_extras=True)
+    return [Setting.of(f, hints[f.name]) for f in fields(group)]
 
 
 def rare(default: Any) -> Any:
@@ -362,8 +357,6 @@ class OptimizationSettings:
     """learning rate of AdamW"""
     muon_lr: Positive = 0.02
     """learning rate of Muon"""
-    beta2: ClosedUnitInterval = rare(0.99)
-    """AdamW's second-moment decay, per update"""
     weight_decay: NonNegative = rare(0.0)
     """decoupled weight decay, per update and unit of learning rate"""
     warmup: CountOrZero = 200
@@ -440,8 +433,6 @@ class SamplerSettings:
     """edm: smallest noise level with churn"""
     s_max: NonNegativeOrInf = rare(math.inf)
     """edm: largest noise level with churn"""
-    s_noise: Positive = rare(1.0)
-    """factor on the standard deviation of the noise that is added back (1: as in theory)"""
     window_min: Optional[Sigma] = None
     """window: its smallest noise level (null: measured by a pilot of a few independent sets)"""
     window_max: Optional[Sigma] = None
@@ -703,6 +694,10 @@ def record(*groups: DataclassInstance) -> dict[str, Any]:
         for group in groups
         for key, value in asdict(group).items()
     }
+
+
+# Arguments of classes that were settings. A config.yaml may still hold them at this value.
+FORMER = dict(beta2=0.99, s_noise=1.0)
 
 
 def as_yaml(values: Mapping[str, Any]) -> str:

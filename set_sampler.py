@@ -431,7 +431,6 @@ class SetSampler:
             guided,
             x,
             schedule,
-            s_noise=self.settings.sampler.s_noise,
             noise=lambda: coupled(noise()),
             correction=correction,
             callback=after_step,

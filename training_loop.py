@@ -317,7 +317,6 @@ class Training:
             muon=settings.train.optimizer == "muon",
             lr=settings.train.lr,
             muon_lr=settings.train.muon_lr,
-            beta2=settings.train.beta2,
             weight_decay=settings.train.weight_decay,
             ends=("unet.stem", "unet.out", "unet.label"),
         )

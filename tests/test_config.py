@@ -109,6 +109,16 @@ def test_unknown_flags_and_keys_are_refused(refused, tmp_path):
     assert "missing.yaml" in refused(evaluate.main, ["--config", str(tmp_path / "missing.yaml")])
 
 
+def test_a_config_of_before_may_hold_what_is_no_setting_any_more(refused, tmp_path):
+    path = tmp_path / "c.yaml"
+    for value, accepted in ((0.99, True), (0.9, False)):
+        path.write_text(f"beta2: {value}\nlr: 0.5\n")
+        if accepted:
+            assert train.command_line().given(["--config", str(path)]) == dict(lr=0.5)
+        else:
+            assert "beta2: not a setting here" in refused(train.main, ["--config", str(path)])
+
+
 def test_flags_win_over_the_config_file_and_that_over_defaults(tmp_path):
     (tmp_path / "c.yaml").write_text("pg_factor: 2.5\npg_kernel: rbf\n")
     parser = make_parser(GuidanceSettings, description="")

@@ -219,7 +219,10 @@ def our_flags() -> set[str]:
 
 
 # Flags that the changelog says are gone.
-GONE = {"--redraws", "--most_alike", "--most_doubt", "--doubt_sigma", "--kmedoids_pool"}
+GONE = {
+    *("--redraws", "--most_alike", "--most_doubt", "--doubt_sigma", "--kmedoids_pool"),
+    *("--print_completion", "--beta2", "--s_noise"),
+}
 
 
 @pytest.mark.parametrize("path", PAGES)
