@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import copy
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Mapping, Sequence
 
+import method
 from command_line import (
     Parser,
     asks_for_config,
@@ -65,7 +67,25 @@ def evaluation_parser(description: str | None = None) -> Parser:
     )
     for key in RETIRED:
         parser.add_argument(f"--{key}", type=float, help=argparse.SUPPRESS)
+    for key in method.option_keys():  # `complete` reads those of the methods that are chosen
+        parser.add_argument(f"--{key}", type=Any, help=argparse.SUPPRESS)
     return parser
+
+
+def chosen(parser: Parser, argv: Sequence[str] | None) -> dict[str, Any]:
+    """What flags and --config files set, as `command_line.given` has it.
+
+    Options of methods that are not chosen are left out of files, such as a config.yaml of version
+    1, which has all of them. Raises SettingError for such a flag.
+    """
+    values = given(parser, argv)
+    typed = {arg.partition("=")[0] for arg in (sys.argv[1:] if argv is None else argv)}
+    for key, (flag, name) in method.option_keys().items():
+        if key in values and values.get(flag) != name:
+            if f"--{key}" in typed:
+                reject(key, values[key], f"only with --{flag} {name}")
+            del values[key]
+    return values
 
 
 def parse(argv: Sequence[str] | None) -> tuple[EvaluationSettings, Path | None]:
@@ -75,7 +95,7 @@ def parse(argv: Sequence[str] | None) -> tuple[EvaluationSettings, Path | None]:
     SettingError or FileNotFoundError.
     """
     parser = evaluation_parser()
-    values = given(parser, argv)
+    values = chosen(parser, argv)
     if asks_for_config(argv):
         print_config(parser, argv, defaults_below(values)[0])
     return complete(values)
@@ -103,6 +123,11 @@ def complete(values: Mapping[str, Any]) -> tuple[EvaluationSettings, Path | None
         settings.evaluate.task = offered
     _choose(settings)
     _check(settings, offered, defaults if path else {})
+
+    import methods  # after all mistakes that answer without torch
+
+    settings.options = methods.options_of(settings, values)
+    methods.check(settings)
     return settings, path
 
 
@@ -140,8 +165,7 @@ def _choose(settings: EvaluationSettings) -> None:
             > 1
         )
         repelled = guidance.guidance == "pg" and guidance.pg_factor > 0 and together
-        edms = sampler.s_churn > 0 or sampler.second_stage != "next"
-        sampler.sampler = "window" if repelled and not edms else "edm"
+        sampler.sampler = "window" if repelled and sampler.s_churn == 0 else "edm"
 
 
 def defaults_below(values: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
@@ -253,13 +277,6 @@ def _check(settings: EvaluationSettings, offered: str, trained: Mapping[str, Any
             "trained for this world; exact needs circle_jumping with at most 4096 "
             "answers (num_directions ** num_digits), horizontal with one digit, frames, or mixture",
         )
-    if guidance.guidance == "cads" and (exact or offered == "unconditional"):
-        reject(
-            "guidance",
-            "cads",
-            "any other with --denoiser exact or --task unconditional, where there is no "
-            "conditioning to add noise to",
-        )
     no_churn = settings.sampler.sampler == "edm" and settings.sampler.s_churn == 0
     if guidance.churn_noise != "iid" and no_churn:
         reject(
@@ -267,8 +284,6 @@ def _check(settings: EvaluationSettings, offered: str, trained: Mapping[str, Any
             guidance.churn_noise,
             "iid, or a sampler that adds noise back: --s_churn or --sampler window",
         )
-    if guidance.guidance == "joint" and not exact:
-        reject("guidance", "joint", "any other, or --denoiser exact, whose modes are known")
 
 
 # What decides how likely the answers of a world are.
@@ -323,9 +338,11 @@ class Evaluation:
 
     def _decided(self) -> dict[str, Any]:
         """The window and the curve that it was measured from, for metrics.json."""
+        import methods
+
         held: dict[str, Any] = {}
         if self.settings.sampler.sampler == "window":
-            held["window"] = self.sampler.window()
+            held["window"] = methods.window(self.settings.sampler, self.sampler.decisions)
         if self.sampler.decisions is not None:
             held["decisions"] = asdict(self.sampler.decisions)
         return held

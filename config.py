@@ -11,13 +11,13 @@ Nothing here imports torch, so that `--help` and mistakes answer at once.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, List, Literal, Mapping, NoReturn, Optional, TypeVar
 
 import yaml
 from jsonargparse import Namespace
 
-from names import NEED_FACTOR
+import method
 
 Dataset = Literal["centered", "free", "circle_jumping", "horizontal", "mixture", "frames"]
 if not TYPE_CHECKING:  # not the other way round: jsonargparse runs the body of `if TYPE_CHECKING`
@@ -36,6 +36,8 @@ if not TYPE_CHECKING:  # not the other way round: jsonargparse runs the body of 
     Positive = restricted_number_type("Positive", float, [(">", 0), ("<", math.inf)])
     NonNegative = restricted_number_type("NonNegative", float, [(">=", 0), ("<", math.inf)])
     Many = List
+    Guidance = Literal[method.names("guidance")]
+    Noise = Literal[method.names("noise")]
 else:  # a type checker cannot follow types that are made at run time
     from builtins import float as ClosedUnitInterval
     from builtins import float as LogSigma
@@ -47,6 +49,8 @@ else:  # a type checker cannot follow types that are made at run time
     from builtins import int as Count
     from builtins import int as CountOrZero
     from builtins import int as Seed
+    from builtins import str as Guidance
+    from builtins import str as Noise
     from typing import Sequence as Many  # lists where they are given, tuples as defaults
 
     from _typeshed import DataclassInstance
@@ -292,11 +296,6 @@ class SamplerSettings:
     """window: its largest noise level (null: measured)"""
     window_churn: ClosedUnitInterval = 0.3
     """window: noise added back at each step, in units of its noise level (gamma in EDM)"""
-    second_stage: Literal["next", "here"] = "next"
-    """edm: where Heun's correction evaluates the denoiser: next, at the result of the Euler step;
-    here, where the Euler step began and without guidance, as in the reference thesis's code"""
-    initial_scale: Positive = 1.0
-    """factor on the starting noise (0.1 in the reference thesis's code)"""
 
     def __post_init__(self):
         if self.sigma_min >= self.sigma_max:
@@ -317,38 +316,19 @@ class SamplerSettings:
                 high,
                 f"between sigma_min = {self.sigma_min} and sigma_max = {self.sigma_max}",
             )
-        if self.sampler == "window":
-            for key, default in (("s_churn", 0.0), ("second_stage", "next")):
-                if getattr(self, key) != default:
-                    reject(
-                        key, getattr(self, key), f"{default} with sampler window, or sampler edm"
-                    )
+        if self.sampler == "window" and self.s_churn != 0:
+            reject("s_churn", self.s_churn, "0.0 with sampler window, or sampler edm")
 
 
 @dataclass
 class GuidanceSettings:
     """Guidance"""
 
-    guidance: Literal[
-        "pg",
-        "spell",
-        "cads",
-        "diverseflow",
-        "sriw",
-        "oscar",
-        "rke",
-        "variance",
-        "eddy",
-        "reference",
-        "joint",
-        "none",
-    ] = "pg"
+    guidance: Guidance = "pg"
     """what makes a set diverse: pg, particle guidance; other methods (docs/guidance.md says which
-    to use); reference, the thesis's form with its sign error; joint, the optimum that the others
-    approximate, known for the exact denoiser"""
-    noise: Literal["iid", "antithetic", "simplex", "stratified", "balanced", "contrastive"] = "iid"
-    """initial noise of a set: independent (iid) or coupled; each particle's own noise is standard
-    normal, except with contrastive"""
+    to use); joint, the optimum that the others approximate, known for the exact denoiser"""
+    noise: Noise = "iid"
+    """initial noise of a set: independent (iid) or coupled"""
     churn_noise: Literal["iid", "antithetic", "simplex"] = "iid"
     """noise that the sampler adds back: independent (iid) or coupled in a set"""
     medoids_of: Count = 1
@@ -360,11 +340,9 @@ class GuidanceSettings:
     """balanced: starting noises for each particle, of which one is drawn"""
     balanced_sigma: Sigma = 2.0
     """balanced: noise level at which a rough preview says how alike they are"""
-    contrastive_rate: Positive = 0.1
-    """contrastive: learning rate of the starting noise"""
     pg_factor: NonNegative = 0.0
-    """strength of all methods but spell, cads and joint; of pg, diverseflow, rke and oscar in the
-    unit that pg_strength names (0: independent samples, with pg and reference)"""
+    """strength of pg and of other methods that have one, of those by a potential in the unit that
+    pg_strength names (0: independent samples)"""
     pg_only_if_needed: bool = True
     """own frames: leave the samples of pg independent where, on sequences held out from the
     training, they differ more than the answers do"""
@@ -402,15 +380,6 @@ class GuidanceSettings:
     before it and measured together with them"""
     spell_radius: Positive = 10.0
     """spell: L2 distance, of images in [-1, 1], below which the D(x) repel each other"""
-    cads_scale: NonNegative = 0.25
-    """cads: standard deviation of the noise on the conditioning frames in [-1, 1]"""
-    cads_tau1: ClosedUnitInterval = 0.6
-    """cads: position in the schedule (0: sigma_min, 1: sigma_max) below which the conditioning
-    has no noise"""
-    cads_tau2: ClosedUnitInterval = 0.9
-    """cads: position in the schedule above which the conditioning is only noise"""
-    cads_mixing: ClosedUnitInterval = 1.0
-    """cads: share of the noised conditioning that is rescaled to its former mean and deviation"""
     stratified_rank: Count = 1
     """stratified: number of leading directions of the posterior along which noise is spread"""
     stratified_sigma: Sigma = 20.0
@@ -424,21 +393,11 @@ class GuidanceSettings:
             reject("pg_anneal", self.pg_anneal, "none, or give pg_sigma_min and pg_sigma_max")
         if self.medoids_of > 1 and self.sequential > 1:
             reject("sequential", self.sequential, "1 with medoids_of, which has no memory")
-        if self.sequential > 1 and self.guidance in ("joint", "variance", "eddy"):
-            reject(
-                "sequential", self.sequential, f"1 with guidance {self.guidance}, without memory"
-            )
-        if self.guidance in NEED_FACTOR and self.pg_factor == 0:
-            reject("pg_factor", self.pg_factor, f"more than 0 with guidance {self.guidance}")
         if self.group_of > 1:
             if self.medoids_of > 1:
                 reject("medoids_of", self.medoids_of, "1 with group_of, which selects already")
             if self.sequential > 1:
                 reject("sequential", self.sequential, "1 with group_of, which has no memory")
-            if self.guidance == "cads":
-                reject("group_of", self.group_of, "1 with guidance cads")
-        if self.cads_tau1 >= self.cads_tau2:
-            reject("cads_tau1", self.cads_tau1, f"less than cads_tau2 = {self.cads_tau2}")
 
 
 @dataclass
@@ -494,7 +453,8 @@ class _Groups:
     @classmethod
     def groups(cls) -> tuple[type, ...]:
         """The classes of the groups, in the order of the fields."""
-        return tuple(f.default_factory for f in fields(cls))  # type: ignore[arg-type, misc]
+        made = (f.default_factory for f in fields(cls))  # type: ignore[arg-type]
+        return tuple(each for each in made if isinstance(each, type) and is_dataclass(each))
 
     @classmethod
     def keys(cls) -> list[str]:
@@ -512,7 +472,8 @@ class _Groups:
 
     def record(self) -> dict[str, Any]:
         """The flat dictionary {setting: value} that config.yaml and checkpoints hold."""
-        return record(*(getattr(self, f.name) for f in fields(self)))  # type: ignore[arg-type]
+        groups = (getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
+        return record(*(group for group in groups if not isinstance(group, dict)))
 
 
 @dataclass
@@ -525,6 +486,12 @@ class EvaluationSettings(_Groups):
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
     guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
     run: RunSettings = field(default_factory=RunSettings)
+    options: dict[str, Any] = field(default_factory=dict)
+    """flat {option: value} of the methods that guidance names (`method.Method.options`)"""
+
+    def record(self) -> dict[str, Any]:
+        """As of all settings, with the methods' options."""
+        return super().record() | self.options
 
 
 @dataclass

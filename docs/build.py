@@ -12,6 +12,7 @@ here. A result that was not measured again stays as it was. `--pictures false` w
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
@@ -19,13 +20,15 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import experiments  # noqa: E402
 from command_line import make_parser  # noqa: E402
-from names import COMPARED  # noqa: E402
+from method import KEPT, STRENGTH, find  # noqa: E402
+from names import INDEPENDENT  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results"
 # Name of a picture, and the flags of evaluate.py that make its sets.
@@ -92,36 +95,6 @@ QUESTIONS = [
     ("Gaussians on a circle", None, "mixture, independent", "mixture, guided"),
     ("masks by four experts", None, "masks, trained, independent", "masks, trained, guided"),
 ]
-# What each row of the comparison needs beside a denoiser, and what becomes of the frequencies.
-NEEDS = {
-    "independent": ("nothing", "kept"),
-    "the optimum": ("the answers", "shifted, computable"),
-    "particle guidance": ("backward passes, a pilot", "shifted"),
-    "particle guidance, fewer steps": ("backward passes, a pilot", "shifted"),
-    "D space": ("a pilot", "shifted"),
-    "EDM's sampler": ("backward passes, a pilot", "shifted"),
-    "rbf": ("backward passes, a pilot", "shifted"),
-    "DiverseFlow": ("backward passes", "shifted"),
-    "RKE": ("backward passes", "shifted"),
-    "SRIW": ("nothing", "shifted"),
-    "SRIW in the window": ("a pilot", "shifted"),
-    "OSCAR": ("backward passes, three particles", "shifted"),
-    "variance": ("twice the calls, backward passes", "tilted, known"),
-    "EDDY": ("nothing", "kept, from independent noise"),
-    "SPELL": ("a radius", "shifted"),
-    "SPELL, early": ("a radius, a noise level", "shifted"),
-    "CADS": ("a condition to add noise to", "shifted"),
-    "contrastive noise": ("3 backward passes", "shifted"),
-    "simplex noise": ("a sampler without churn", "kept"),
-    "antithetic noise": ("a sampler without churn", "kept"),
-    "stratified noise": ("backward passes at first, no churn", "kept"),
-    "balanced draw": ("a noise level, no churn", "kept"),
-    "simplex churn": ("a sampler with churn", "kept"),
-    "shrinking pool": ("memory for the pool", "shifted"),
-    "medoids of independent": ("four times the calls", "shifted"),
-    "the thesis's form": ("nothing", "shifted"),
-    "the thesis's form as it was run": ("nothing", "shifted"),
-}
 # How many operations a second an H100's data sheet promises in bfloat16, and the share that is
 # assumed to be reached.
 PEAK, REACHED = 989e12, 0.2
@@ -169,7 +142,7 @@ def draw_methods(data_root: str) -> None:
 
     rows: dict[str, tuple[dict, dict]] = {}
     for labels, flags in experiments.cells(experiments.load("e10"), "quick"):
-        name = COMPARED.get(labels["method"], labels["method"])
+        name = compared()[labels["method"]].title
         if labels["denoiser"] != "trained" or name in rows:
             continue
         with tempfile.TemporaryDirectory() as run:
@@ -258,6 +231,40 @@ def answers_table(figures: list[dict]) -> str:
     return markdown_table(header, rows)
 
 
+@dataclass(frozen=True)
+class Compared:
+    """What is said of a point of the axis `method` of e10.
+
+    Arguments:
+        title: its name in tables
+        needs: what it needs beside a denoiser
+        frequencies: what becomes of them
+        brief: whether it is one of those that the README compares
+    """
+
+    title: str = INDEPENDENT
+    needs: str = "nothing"
+    frequencies: str = KEPT
+    brief: bool = True
+
+
+@functools.cache
+def compared() -> dict[str, Compared]:
+    """{point: what is said of it} of e10, as its method and the recipe's `variants` say."""
+    recipe = experiments.load("e10")
+    said = {}
+    for point, settings in recipe["grid"]["method"].items():
+        about: dict[str, Any] = {}
+        name = settings.get("guidance", "pg" if "pg_factor" in settings else "none")
+        method = find("guidance", name) or find("noise", settings.get("noise", "iid"))
+        if method is not None:
+            needs = [each for each in method.needs if each != STRENGTH]
+            about = dict(title=method.title, frequencies=method.frequencies)
+            about["needs"] = ", ".join(needs) or "nothing"
+        said[point] = Compared(**about | recipe["variants"].get(point, {}))
+    return said
+
+
 def first_of_each_method(rows: list[dict], denoiser: str) -> dict[str, dict]:
     """{method: result at its first strength} of the cells of e10 with this denoiser."""
     first: dict[str, dict] = {}
@@ -282,7 +289,7 @@ def rivals_table(rows: list[dict]) -> str:
     ]
     lines = [
         [
-            COMPARED[method],
+            compared()[method].title,
             experiments.interval(result["modes_found"]),
             experiments.interval(result["quality"]),
             experiments.interval(result["hm_iou"]),
@@ -293,7 +300,7 @@ def rivals_table(rows: list[dict]) -> str:
             experiments.audit_entry(result, "forward_equivalents"),
         ]
         for method, result in first.items()
-        if method in COMPARED
+        if compared()[method].brief
     ]
     sets = sets_of(first["independent"]).removesuffix(".") + smaller_rows(first) + "."
     return f"{markdown_table(header, lines)}\n\n{sets}"
@@ -314,17 +321,17 @@ def which_table(rows: list[dict]) -> str:
         "needs",
     ]
     lines = []
-    for method, (needs, frequencies) in NEEDS.items():
+    for method, about in compared().items():
         each = [results.get(method) for results in (exact, copying, plain)]
         measured = next(result for result in reversed(each) if result)
         lines.append(
             [
-                COMPARED.get(method, method),
+                about.title,
                 *(experiments.interval(result and result["modes_found"]) for result in each),
                 experiments.interval(each[-1] and each[-1]["quality"]),
-                frequencies,
+                about.frequencies,
                 experiments.audit_entry(measured, "forward_equivalents"),
-                needs,
+                about.needs,
             ]
         )
     return f"{markdown_table(header, lines)}\n\n{sets_of_models(exact, copying, plain)}"
@@ -337,7 +344,7 @@ def unequal_table(rows: list[dict]) -> str:
     of_each = ("directions", "frequencies off by (chance)", "dispersion of counts")
     header = ["method", *(f"{model}: {what}" for model in ("exact", "copying") for what in of_each)]
     lines = []
-    for method in NEEDS:
+    for method, about in compared().items():
         entries = []
         for result in (exact.get(method, {}), copying.get(method, {})):
             entries += [
@@ -345,7 +352,7 @@ def unequal_table(rows: list[dict]) -> str:
                 experiments.audit_entry(result, "frequency_tv"),
                 experiments.audit_entry(result, "count_dispersion"),
             ]
-        lines.append([COMPARED.get(method, method), *entries])
+        lines.append([about.title, *entries])
     return f"{markdown_table(header, lines)}\n\n{sets_of_models(exact, copying)}"
 
 
@@ -358,7 +365,7 @@ def thesis_table(rows: list[dict]) -> str:
             continue
         if cell["method"] != "independent" and "thesis" not in cell["method"]:
             continue
-        what = COMPARED[cell["method"]]
+        what = compared()[cell["method"]].title
         if "pg_factor" in cell:
             what += f", factor {cell['pg_factor']:g}"
         directions = experiments.interval(row["result"]["modes_found"])
@@ -390,7 +397,7 @@ def smaller_rows(*models: dict[str, dict]) -> str:
         for method, result in results.items()
         if result["num_sets"] < results["independent"]["num_sets"]
     }
-    return "".join(f"; {COMPARED.get(name, name)}: {count}" for name, count in fewer.items())
+    return "".join(f"; {compared()[name].title}: {count}" for name, count in fewer.items())
 
 
 def sets_of(result: dict) -> str:
