@@ -6,18 +6,11 @@ import torch
 from scipy import stats
 
 import noise
+from coupling.antithetic import antithetic
+from coupling.simplex import simplex
+from coupling.stratified import leading_directions, stratified
 from model import posterior_mean
-from noise import (
-    ParticleNoise,
-    Stream,
-    antithetic,
-    drawn_ahead,
-    leading_directions,
-    particle_generators,
-    set_generator,
-    simplex,
-    stratified,
-)
+from noise import ParticleNoise, Stream, drawn_ahead, particle_generators, set_generator
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import potentials
-from guidance import RKE, DiverseFlow, Volume
+from guidance.rivals.diverseflow import DiverseFlow
+from guidance.rivals.oscar import Volume
+from guidance.rivals.rke import RKE
 from potentials import (
     FEW_PARTICLES,
     IOU_BLOCK,
