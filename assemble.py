@@ -8,11 +8,13 @@ layers are dictionaries, and what they add up to is checked by the settings' own
 from __future__ import annotations
 
 import copy
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Mapping, Sequence
 
+import method
 from command_line import (
     Parser,
     asks_for_config,
@@ -52,8 +54,30 @@ def evaluation_parser(description: str | None = None) -> Parser:
     result has them.
     """
     return make_parser(
-        *EvaluationSettings.groups(), ExperimentSettings, TrackingSettings, description=description
+        *EvaluationSettings.groups(),
+        ExperimentSettings,
+        TrackingSettings,
+        description=description,
+        # `complete` reads those of the methods that are chosen.
+        unread={key: f"--{flag} {name}" for key, (flag, name) in method.option_keys().items()},
+        more=method.all_options,
     )
+
+
+def chosen(parser: Parser, argv: Sequence[str] | None) -> dict[str, Any]:
+    """What flags and --config files set, as `Parser.given` has it.
+
+    Options of methods that are not chosen are left out of files, such as older config.yaml, which
+    have all of them. Raises SettingError for such a flag.
+    """
+    values = parser.given(argv)
+    typed = {arg.partition("=")[0] for arg in (sys.argv[1:] if argv is None else argv)}
+    for key, (flag, name) in method.option_keys().items():
+        if key in values and values.get(flag) != name:
+            if f"--{key}" in typed:
+                reject(key, values[key], f"only with --{flag} {name}")
+            del values[key]
+    return values
 
 
 def parse(argv: Sequence[str] | None) -> tuple[EvaluationSettings, Path | None]:
@@ -63,7 +87,7 @@ def parse(argv: Sequence[str] | None) -> tuple[EvaluationSettings, Path | None]:
     SettingError or FileNotFoundError.
     """
     parser = evaluation_parser()
-    values = parser.given(argv)
+    values = chosen(parser, argv)
     if asks_for_config(argv):
         print_config(parser, defaults_below(values)[0] | values)
     return complete(values)
@@ -90,6 +114,11 @@ def complete(values: Mapping[str, Any]) -> tuple[EvaluationSettings, Path | None
         settings.evaluate.task = offered
     _choose(settings)
     _check(settings, offered, defaults if path else {})
+
+    import methods  # after all mistakes that answer without torch
+
+    settings.options = methods.options_of(settings, values)
+    methods.check(settings)
     return settings, path
 
 
@@ -109,8 +138,7 @@ def _choose(settings: EvaluationSettings) -> None:
             > 1
         )
         repelled = guidance.guidance == "pg" and guidance.pg_factor > 0 and together
-        edms = sampler.s_churn > 0 or sampler.second_stage != "next"
-        sampler.sampler = "window" if repelled and not edms else "edm"
+        sampler.sampler = "window" if repelled and sampler.s_churn == 0 else "edm"
 
 
 def defaults_below(values: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
@@ -222,13 +250,6 @@ def _check(settings: EvaluationSettings, offered: str, trained: Mapping[str, Any
             "trained for this world; exact needs circle_jumping with at most 4096 "
             "answers (num_directions ** num_digits), horizontal with one digit, frames, or mixture",
         )
-    if guidance.guidance == "cads" and (exact or offered == "unconditional"):
-        reject(
-            "guidance",
-            "cads",
-            "any other with --denoiser exact or --task unconditional, where there is no "
-            "conditioning to add noise to",
-        )
     no_churn = settings.sampler.sampler == "edm" and settings.sampler.s_churn == 0
     if guidance.churn_noise != "iid" and no_churn:
         reject(
@@ -236,8 +257,6 @@ def _check(settings: EvaluationSettings, offered: str, trained: Mapping[str, Any
             guidance.churn_noise,
             "iid, or a sampler that adds noise back: --s_churn or --sampler window",
         )
-    if guidance.guidance == "joint" and not exact:
-        reject("guidance", "joint", "any other, or --denoiser exact, whose modes are known")
 
 
 # What decides how likely the answers of a world are.
@@ -292,9 +311,11 @@ class Evaluation:
 
     def _decided(self) -> dict[str, Any]:
         """The window and the curve that it was measured from, for metrics.json."""
+        import methods
+
         held: dict[str, Any] = {}
         if self.settings.sampler.sampler == "window":
-            held["window"] = self.sampler.window()
+            held["window"] = methods.window(self.settings.sampler, self.sampler.decisions)
         if self.sampler.decisions is not None:
             held["decisions"] = asdict(self.sampler.decisions)
         return held

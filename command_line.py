@@ -29,9 +29,22 @@ class Parser(argparse.ArgumentParser):
 
     Flags win over --config files wherever they stand, and later files over earlier ones. A value
     may begin with a minus, and a list is written 3,4,7 or [3,4,7].
+
+    Arguments:
+        groups: of settings
+        unread: {key: the title of its group} of settings that are taken as they were written and
+            read by somebody else
+        more: -> the groups that declare these, for --help_all
+        options: argparse's
     """
 
-    def __init__(self, *groups: type, **options: Any):
+    def __init__(
+        self,
+        *groups: type,
+        unread: Mapping[str, str] | None = None,
+        more: Callable[[], Sequence[type]] = tuple,
+        **options: Any,
+    ):
         super().__init__(
             add_help=False,
             allow_abbrev=False,
@@ -48,6 +61,8 @@ class Parser(argparse.ArgumentParser):
         self.groups = groups
         self.settings: dict[str, Setting] = {}
         self.flags: dict[str, argparse.Action] = {}
+        self.unread = unread or {}
+        self.more = more
         for group in groups:
             titled = self.add_argument_group(group.__doc__)
             for setting in declared(group):
@@ -55,6 +70,11 @@ class Parser(argparse.ArgumentParser):
                 self.flags[setting.name] = titled.add_argument(
                     f"--{setting.name}", default=argparse.SUPPRESS, metavar=""
                 )
+        headings = {title: self.add_argument_group(title) for title in self.unread.values()}
+        for key, title in self.unread.items():
+            self.flags[key] = headings[title].add_argument(
+                f"--{key}", default=argparse.SUPPRESS, metavar="", help=argparse.SUPPRESS
+            )
 
     def given(self, argv: Sequence[str] | None) -> dict[str, Any]:
         """Only what flags and --config files set, as a flat dictionary {setting: value}.
@@ -105,11 +125,12 @@ class Parser(argparse.ArgumentParser):
         rest = list(words)
         while rest:
             word = rest.pop(0)
-            setting = self.settings.get(word[2:]) if word.startswith("--") else None
-            if setting and rest and not rest[0].startswith("--"):
+            key = word.removeprefix("--")
+            if word != key in self.flags and rest and not rest[0].startswith("--"):
                 word += f"={rest.pop(0)}"
                 # The items of a list that was written with spaces are refused together.
-                more = list(takewhile(_is_number, rest)) if setting.listed else []
+                listed = key in self.settings and self.settings[key].listed
+                more = list(takewhile(_is_number, rest)) if listed else []
                 word = " ".join([word, *more])
                 del rest[: len(more)]
             joined.append(word)
@@ -128,7 +149,7 @@ class Parser(argparse.ArgumentParser):
             reject("config", path, accepted)
         values = {k: v for k, v in values.items() if k not in FORMER or v != FORMER[k]}
         for key in values:
-            if key not in self.settings:
+            if key not in self.settings and key not in self.unread:
                 raise SettingError(f"{self._unknown(str(key))}, in {path}")
         return values
 
@@ -139,9 +160,10 @@ class Parser(argparse.ArgumentParser):
 
     def _show_help(self, everything: bool) -> NoReturn:
         """Print the help and end the program."""
-        texts = _texts(self.groups)
-        for name, action in self.flags.items():
-            setting = self.settings[name]
+        more = self.more() if everything else ()
+        texts = _texts([*self.groups, *more])
+        for setting in (each for group in (*self.groups, *more) for each in declared(group)):
+            name, action = setting.name, self.flags[setting.name]
             if setting.rare and not everything:
                 action.help = argparse.SUPPRESS
                 continue
@@ -204,7 +226,8 @@ def asks_for_config(argv: Sequence[str] | None) -> bool:
 def print_config(parser: Parser, values: Mapping[str, Any]) -> NoReturn:
     """Print the configuration of all settings, those without a value at their default, and exit."""
     settings = parser.defaults()
-    print(as_yaml(settings | {key: values[key] for key in settings if key in values}), end="")
+    keys = [*settings, *parser.unread]
+    print(as_yaml(settings | {key: values[key] for key in keys if key in values}), end="")
     sys.exit(0)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from argparse import Namespace
 from collections import abc
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -32,7 +32,7 @@ from typing import (
 
 import yaml
 
-from names import NEED_FACTOR
+import method
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -65,17 +65,23 @@ class Check:
 class Choice:
     """The names that a setting accepts: those of --help, and more that --help_all adds."""
 
-    names: Callable[[], Sequence[str]]
-    more: Callable[[], Sequence[str]] = tuple
+    names: Sequence[str]
+    more: Sequence[str]
 
     @property
     def accepted(self) -> str:
         """All of them, in words."""
-        return ", ".join((*self.names(), *self.more()))
+        return ", ".join((*self.names, *self.more))
 
     def passes(self, name: Any) -> bool:
         """Whether it is one of them."""
-        return name in (*self.names(), *self.more())
+        return name in (*self.names, *self.more)
+
+
+def _methods(flag: str) -> Choice:
+    """The methods that a flag may name."""
+    usual = method.names(flag, rivals=False)
+    return Choice(usual, [name for name in method.names(flag) if name not in usual])
 
 
 Count = Annotated[int, Check("a whole number from 1 to 1e9", lambda n: 0 < n <= 10**9)]
@@ -152,7 +158,7 @@ class Setting:
             return ""
         words = self.check.accepted
         if isinstance(self.check, Choice) and not everything:
-            words = ", ".join([*self.check.names(), "and more"])
+            words = ", ".join([*self.check.names, "and more"])
         return f"{'each ' if self.listed else ''}{words}; "
 
     def read(self, value: Any) -> Any:
@@ -439,11 +445,6 @@ class SamplerSettings:
     """window: its largest noise level (null: measured)"""
     window_churn: ClosedUnitInterval = 0.3
     """window: noise added back at each step, in units of its noise level (gamma in EDM)"""
-    second_stage: Literal["next", "here"] = rare("next")
-    """edm: where Heun's correction evaluates the denoiser: next, at the result of the Euler step;
-    here, where the Euler step began and without guidance, as in the reference thesis's code"""
-    initial_scale: Positive = rare(1.0)
-    """factor on the starting noise (0.1 in the reference thesis's code)"""
 
     def __post_init__(self):
         if self.sigma_min >= self.sigma_max:
@@ -464,31 +465,19 @@ class SamplerSettings:
                 high,
                 f"between sigma_min = {self.sigma_min} and sigma_max = {self.sigma_max}",
             )
-        if self.sampler == "window":
-            for key, default in (("s_churn", 0.0), ("second_stage", "next")):
-                if getattr(self, key) != default:
-                    reject(
-                        key, getattr(self, key), f"{default} with sampler window, or sampler edm"
-                    )
+        if self.sampler == "window" and self.s_churn != 0:
+            reject("s_churn", self.s_churn, "0.0 with sampler window, or sampler edm")
 
 
 @dataclass
 class GuidanceSettings:
     """Guidance"""
 
-    guidance: Annotated[
-        str,
-        Choice(
-            lambda: ("pg", "spell", "sriw", "joint", "none"),
-            lambda: ("cads", "diverseflow", "oscar", "rke", "variance", "eddy", "reference"),
-        ),
-    ] = "pg"
+    guidance: Annotated[str, _methods("guidance")] = "pg"
     """what makes a set diverse: pg, particle guidance; other methods (docs/guidance.md says which
-    to use); reference, the thesis's form with its sign error; joint, the optimum that the others
-    approximate, known for the exact denoiser"""
-    noise: Literal["iid", "antithetic", "simplex", "stratified", "balanced", "contrastive"] = "iid"
-    """initial noise of a set: independent (iid) or coupled; each particle's own noise is standard
-    normal, except with contrastive"""
+    to use); joint, the optimum that the others approximate, known for the exact denoiser"""
+    noise: Annotated[str, _methods("noise")] = "iid"
+    """initial noise of a set: independent (iid) or coupled"""
     churn_noise: Literal["iid", "antithetic", "simplex"] = "iid"
     """noise that the sampler adds back: independent (iid) or coupled in a set"""
     medoids_of: Count = 1
@@ -500,11 +489,9 @@ class GuidanceSettings:
     """balanced: starting noises for each particle, of which one is drawn"""
     balanced_sigma: Sigma = rare(2.0)
     """balanced: noise level at which a rough preview says how alike they are"""
-    contrastive_rate: Positive = rare(0.1)
-    """contrastive: learning rate of the starting noise"""
     pg_factor: NonNegative = 0.0
-    """strength of all methods but spell, cads and joint; of pg, diverseflow, rke and oscar in the
-    unit that pg_strength names (0: independent samples, with pg and reference)"""
+    """strength of pg and of other methods that have one, of those by a potential in the unit that
+    pg_strength names (0: independent samples)"""
     pg_only_if_needed: bool = rare(True)
     """own frames: leave the samples of pg independent where, on sequences held out from the
     training, they differ more than the answers do"""
@@ -542,15 +529,6 @@ class GuidanceSettings:
     before it and measured together with them"""
     spell_radius: Positive = 10.0
     """spell: L2 distance, of images in [-1, 1], below which the D(x) repel each other"""
-    cads_scale: NonNegative = rare(0.25)
-    """cads: standard deviation of the noise on the conditioning frames in [-1, 1]"""
-    cads_tau1: ClosedUnitInterval = rare(0.6)
-    """cads: position in the schedule (0: sigma_min, 1: sigma_max) below which the conditioning
-    has no noise"""
-    cads_tau2: ClosedUnitInterval = rare(0.9)
-    """cads: position in the schedule above which the conditioning is only noise"""
-    cads_mixing: ClosedUnitInterval = rare(1.0)
-    """cads: share of the noised conditioning that is rescaled to its former mean and deviation"""
     stratified_rank: Count = rare(1)
     """stratified: number of leading directions of the posterior along which noise is spread"""
     stratified_sigma: Sigma = rare(20.0)
@@ -564,21 +542,11 @@ class GuidanceSettings:
             reject("pg_anneal", self.pg_anneal, "none, or give pg_sigma_min and pg_sigma_max")
         if self.medoids_of > 1 and self.sequential > 1:
             reject("sequential", self.sequential, "1 with medoids_of, which has no memory")
-        if self.sequential > 1 and self.guidance in ("joint", "variance", "eddy"):
-            reject(
-                "sequential", self.sequential, f"1 with guidance {self.guidance}, without memory"
-            )
-        if self.guidance in NEED_FACTOR and self.pg_factor == 0:
-            reject("pg_factor", self.pg_factor, f"more than 0 with guidance {self.guidance}")
         if self.group_of > 1:
             if self.medoids_of > 1:
                 reject("medoids_of", self.medoids_of, "1 with group_of, which selects already")
             if self.sequential > 1:
                 reject("sequential", self.sequential, "1 with group_of, which has no memory")
-            if self.guidance == "cads":
-                reject("group_of", self.group_of, "1 with guidance cads")
-        if self.cads_tau1 >= self.cads_tau2:
-            reject("cads_tau1", self.cads_tau1, f"less than cads_tau2 = {self.cads_tau2}")
 
 
 @dataclass
@@ -634,7 +602,8 @@ class _Groups:
     @classmethod
     def groups(cls) -> tuple[type, ...]:
         """The classes of the groups, in the order of the fields."""
-        return tuple(f.default_factory for f in fields(cls))  # type: ignore[arg-type, misc]
+        made = (f.default_factory for f in fields(cls))  # type: ignore[arg-type]
+        return tuple(each for each in made if is_dataclass(each))  # type: ignore[misc]
 
     @classmethod
     def keys(cls) -> list[str]:
@@ -652,7 +621,8 @@ class _Groups:
 
     def record(self) -> dict[str, Any]:
         """The flat dictionary {setting: value} that config.yaml and checkpoints hold."""
-        return record(*(getattr(self, f.name) for f in fields(self)))  # type: ignore[arg-type]
+        groups = (getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
+        return record(*(group for group in groups if not isinstance(group, dict)))
 
 
 @dataclass
@@ -665,6 +635,12 @@ class EvaluationSettings(_Groups):
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
     guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
     run: RunSettings = field(default_factory=RunSettings)
+    options: dict[str, Any] = field(default_factory=dict)
+    """flat {option: value} of the methods that guidance names (`method.Method.options`)"""
+
+    def record(self) -> dict[str, Any]:
+        """As of all settings, with the methods' options."""
+        return super().record() | self.options
 
 
 @dataclass

@@ -30,7 +30,8 @@ from command_line import (
     without_flags,
 )
 from config import EvaluationSettings, SettingError, TrackingSettings, as_yaml, build, reject
-from names import METHODS, METRICS, method_of, source_of
+from method import option_keys
+from names import INDEPENDENT, METRICS, method_of, source_of
 
 # ---------------------------------------------------------------- what is printed
 
@@ -84,7 +85,7 @@ def diagnosis(result: dict[str, Any]) -> str | None:
     if high < 0:
         return "the samples of a set differ less than the answers do: guidance is for this case"
     if low > 0:
-        guided = method_of(result["settings"]) != METHODS["none"]
+        guided = method_of(result["settings"]) != INDEPENDENT
         advice = "independent ones may be better" if guided else "guidance would add to it"
         low, high = result["iou_distance"]["ci95"]
         calibrated = low <= result["distance_to_answers"]["mean"] <= high
@@ -216,7 +217,7 @@ def run_experiment(values: dict[str, Any], flags: list[str]) -> None:
     """
     name = values["experiment"]
     preset = values.get("preset", "quick")
-    own = [key for key in EvaluationSettings.keys() if key != "outdir"]
+    own = {*EvaluationSettings.keys(), *option_keys()} - {"outdir"}
     shared = {key: values[key] for key in values if key in own}
     try:
         experiments.load(name)  # a name without a recipe is refused before there is a folder
@@ -260,8 +261,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run an evaluation or an experiment; a mistake ends with one line and exit code 2."""
     argv = sys.argv[1:] if argv is None else argv
     parser = assemble.evaluation_parser(__doc__.split("\n")[0])
-    values = parser.given(argv)
     try:
+        values = assemble.chosen(parser, argv)
         if values.get("experiment"):
             if not any(arg.partition("=")[0] == "--experiment" for arg in argv):
                 reject(

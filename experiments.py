@@ -9,7 +9,8 @@ Each experiment is one YAML file in configs/experiments, its recipe; add your ow
     settings: flags that all cells share
     grid: the axes; a cell is one point of their product
     except: combinations of points that are left out
-    titles: what labels of an axis mean, for tables in which labels stand alone; may be left out
+    variants: of points of the axis `method`, what docs/build.py says in place of what their method
+        says of itself: title, needs, frequencies; and brief: false, not in the README
 
 An axis is a list of values of the flag that it is named after, or a mapping from labels to flags.
 In such a mapping a flag with a list of values makes one cell for each. A flag's value, or a whole
@@ -193,8 +194,8 @@ def run(
     parser = assemble.evaluation_parser()
     planned = []
     for labels, own in cells(recipe, preset):
-        values = parser.given(own) | shared
         try:
+            values = assemble.chosen(parser, own) | shared
             settings, checkpoint = assemble.complete(values)
         except SettingError as error:
             raise SettingError(f"{error} (in the cell {labels})") from None

@@ -7,6 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import method
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -81,32 +83,7 @@ AXES: dict[str, str] = dict(
     p="p(right) in training",
 )
 
-# Values of --guidance and of --noise.
-METHODS: dict[str, str] = dict(
-    none="independent",
-    pg="particle guidance",
-    spell="SPELL",
-    cads="CADS",
-    reference="the thesis's form",
-    joint="the exact joint denoiser",
-    diverseflow="DiverseFlow",
-    sriw="SRIW",
-    oscar="OSCAR",
-    rke="RKE guidance",
-    variance="variance guidance",
-    eddy="EDDY",
-    iid="independent noise",
-    antithetic="antithetic noise",
-    simplex="simplex noise",
-    stratified="stratified noise",
-    contrastive="contrastive noise",
-    balanced="balanced draw",
-)
-
-# Values of --guidance whose strength is --pg_factor. Without one, pg and reference are independent
-# sampling; the others ask for it.
-NEED_FACTOR = ("diverseflow", "sriw", "oscar", "rke", "variance", "eddy")
-WITH_FACTOR = ("pg", "reference", *NEED_FACTOR)
+INDEPENDENT = "independent"  # sets that nothing acts on
 
 
 def metric(key: str) -> Metric:
@@ -120,38 +97,37 @@ def method_of(settings: dict[str, Any]) -> str:
     """What made the sets of an evaluation diverse, in words: `particle guidance, factor 1.7`.
 
     `settings` is the flat record of config.yaml. Sets that no guidance acts on and whose noise is
-    not coupled are `independent`. A method that METHODS lacks goes by its flag's value.
+    not coupled are `independent`. A method that there is not goes by its flag's value.
     """
-    guidance = settings.get("guidance", "pg")
-    factor = settings.get("pg_factor", 0.0)
-    noise = settings.get("noise", "iid")
-    if guidance in WITH_FACTOR and not factor:
-        guidance = "none"
-    parts = []
-    if guidance != "none":
-        parts.append(METHODS.get(guidance, guidance))
-    if guidance in WITH_FACTOR:
-        parts.append(f"factor {factor:g}")
-    if guidance == "pg" and settings.get("sampler") == "edm":
+    guidance = _shown("guidance", settings)
+    parts = [guidance]
+    if guidance and settings.get("guidance", "pg") == "pg" and settings.get("sampler") == "edm":
         parts.append("EDM's sampler")
-    if guidance == "spell" and "spell_radius" in settings:
-        parts.append(f"radius {settings['spell_radius']:g}")
-    if guidance == "cads" and "cads_scale" in settings:
-        parts.append(f"noise of {settings['cads_scale']:g}")
-    if guidance != "none" and settings.get("sequential", 1) > 1:
+    if guidance and settings.get("sequential", 1) > 1:
         parts.append(f"{settings['sequential']} draws in sequence")
     if settings.get("medoids_of", 1) > 1:
         parts.append(f"medoids of {settings['medoids_of']} times as many")
     if settings.get("group_of", 1) > 1:
         parts.append(f"pruned from {settings['group_of']} times as many")
-    if noise == "balanced" and "balanced_of" in settings:
-        parts.append(f"balanced draw from {settings['balanced_of']} times as many")
-    elif noise != "iid":
-        parts.append(METHODS.get(noise, noise))
+    parts.append(_shown("noise", settings))
     churn_noise = settings.get("churn_noise", "iid")
     if churn_noise != "iid":
         parts.append(f"{churn_noise} churn")
-    return ", ".join(parts) or METHODS["none"]
+    return ", ".join(filter(None, parts)) or INDEPENDENT
+
+
+def _shown(flag: str, settings: dict[str, Any]) -> str:
+    """The method that a flag names, with what it shows of its settings; "" where nothing acts."""
+    name = settings.get(flag, "pg" if flag == "guidance" else "iid")
+    if name not in method.names(flag):
+        return name
+    found = method.find(flag, name)
+    if found is None:
+        return ""
+    if "pg_factor" in found.shown and not settings.get("pg_factor"):
+        return ""
+    told = (words.format(settings[key]) for key, words in found.shown.items() if key in settings)
+    return found.title + "".join(told)
 
 
 def named(dataset: str, source: str) -> str:

@@ -15,9 +15,11 @@ import torch
 
 import decisions
 from config import EvaluationSettings, SamplerSettings, record
-from decisions import Decisions
+from decisions import Decisions, measure
 from model import EDMDenoiser
+from noise import Stream
 from records import sha256_of
+from sampler import karras_sigmas
 from set_sampler import SetSampler
 from tasks import Task
 
@@ -42,11 +44,24 @@ def _name_of(task: Task, sampler: SamplerSettings) -> str:
 
     Conditions count as 8-bit images, so that rounding on another machine makes no new name.
     """
-    seen = hashlib.sha256(json.dumps([PILOT, task.world.frame_shape, record(sampler)]).encode())
+    # The last two were settings of every sampler when the first curves were kept.
+    of_sampler = record(sampler) | dict(second_stage="next", initial_scale=1.0)
+    seen = hashlib.sha256(json.dumps([PILOT, task.world.frame_shape, of_sampler]).encode())
     seen.update((task.cond * 255).round().clamp(0, 255).byte().numpy().tobytes())
     if task.labels is not None:
         seen.update(task.labels.numpy().tobytes())
     return seen.hexdigest()[:16]
+
+
+def measured(sampler: SetSampler, particles: int) -> Decisions:
+    """Where it is decided what a sample shows, of `particles` in each set without guidance."""
+    s = sampler.settings.sampler
+    sets = torch.arange(sampler.task.num_sets)
+    noise = sampler.noise(sets, range(particles), Stream.PILOT)
+    sigmas = karras_sigmas(SamplerSettings.num_steps, s.sigma_min, s.sigma_max, s.rho)
+    with torch.no_grad():
+        denoise = sampler.calls.counted(sampler.denoiser(sets))
+        return measure(denoise, noise() * sigmas[0], sigmas)
 
 
 def decisions_of(
@@ -93,10 +108,10 @@ def decisions_of(
         if held is not None:
             return held, 0
     unguided = SetSampler(task, independent, device, network)
-    curve = unguided.measure_decisions(particles)
+    curve = measured(unguided, particles)
     while curve.floor > LARGEST_FLOOR and particles < PILOT[1] * 2**4:
         particles *= 2
-        curve = unguided.measure_decisions(particles)
+        curve = measured(unguided, particles)
     if path is not None:
         decisions.keep(path, sha256_of(path), name, curve)
     return curve, unguided.calls.forward

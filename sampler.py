@@ -146,9 +146,6 @@ def window_schedule(
     return Schedule(sigmas, gammas, corrected)
 
 
-Correction = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
 def integrate(
     denoise: Denoiser,
     x: Tensor,
@@ -156,7 +153,6 @@ def integrate(
     *,
     s_noise: float = 1.0,
     noise: Callable[[], Tensor] | None = None,
-    correction: Correction | None = None,
     callback: Callable[[dict], None] | None = None,
 ) -> Tensor:
     """Samples by EDM's algorithm 2, with the steps that a schedule names.
@@ -167,8 +163,6 @@ def integrate(
         schedule: the steps
         s_noise: factor on the standard deviation of the noise that is added back
         noise: draws standard normal noise like x; needed where the schedule adds noise back
-        correction: (x before Euler's step, x after it, the noise level after it) -> the D of Heun's
-            correction; by default denoise(x after it, the noise level after it)
         callback: called after each step with {i, sigma, sigma_hat, x_hat, denoised, d, x}
 
     Returns the samples, like x. Raises ValueError where noise is added back and there is none.
@@ -188,11 +182,7 @@ def integrate(
         d = to_d(x_hat, sigma_hat, denoised)
         x = x_hat + (sigma_next - sigma_hat) * d  # Euler
         if schedule.corrected[i]:
-            if correction is None:
-                denoised_next = denoise(x, sigma_next)
-            else:
-                denoised_next = correction(x_hat, x, sigma_next)
-            d_next = to_d(x, sigma_next, denoised_next)
+            d_next = to_d(x, sigma_next, denoise(x, sigma_next))
             x = x_hat + (sigma_next - sigma_hat) * (d + d_next) / 2  # Heun
         if callback is not None:
             step = dict(i=i, sigma=sigma, sigma_hat=sigma_hat)

@@ -2,16 +2,12 @@
 
 kmedoids        the samples that represent the larger set best
 most_distant    the samples that are farthest apart, for a pool that shrinks while it is sampled
-balanced_draw   one of each of B equal groups, at random: every sample keeps its distribution
 """
 
 from __future__ import annotations
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-
-LLOYD_ROUNDS = 5  # of balanced k-means; more change few of the groups
 
 
 def kmedoids(samples: Tensor, keep: int) -> Tensor:
@@ -68,36 +64,3 @@ def _most_distant(distances: Tensor, keep: int) -> Tensor:
         if change[i, place] <= 1e-9 * distances.max():
             return torch.tensor(chosen)
         chosen[place] = i
-
-
-def balanced_draw(previews: Tensor, groups: int, generators: list[torch.Generator]) -> Tensor:
-    """One sample of each of several equal groups of each set, drawn at random, in random order.
-
-    The samples of a set are divided into `groups` of m by how alike their previews are. Of
-    independent samples, each that is drawn then has their distribution, whatever the partition: it
-    is a uniform draw of all of them. What the draws have in common is only that no two are of one
-    group. Network calls are those of the previews, m per sample that is kept.
-
-    Arguments:
-        previews: (G, m groups, ...), what is known of the samples
-        groups: how many of each set to keep
-        generators: one per set
-
-    Returns indices (G, groups) int64.
-    """
-    G, M = previews.shape[:2]
-    m = M // groups
-    flat = previews.flatten(2).double().cpu()
-    centres = flat[torch.arange(G)[:, None], kmedoids(flat, groups)]
-    drawn = []
-    for points, middle, generator in zip(flat, centres, generators):
-        for _ in range(LLOYD_ROUNDS):
-            # Each centre has m places, and every point takes one.
-            cost = torch.cdist(points, middle).square().repeat_interleave(m, 1)
-            _, place = linear_sum_assignment(cost.numpy())
-            members = torch.from_numpy(place).argsort().view(groups, m)
-            middle = points[members].mean(1)
-        which = torch.randint(m, (groups, 1), generator=generator)
-        order = torch.randperm(groups, generator=generator)
-        drawn.append(members.gather(1, which)[:, 0][order])
-    return torch.stack(drawn)

@@ -6,7 +6,6 @@ i): neither depends on what is sampled beside it, nor on the chunks.
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Callable, Sequence
 
@@ -14,55 +13,22 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import methods
 from classifier import Classifier
-from config import EvaluationSettings, SamplerSettings
-from decisions import Decisions, measure
+from config import EvaluationSettings
+from decisions import Decisions
 from denoiser import Denoiser
 from devices import free_memory, kept_bytes
-from guidance import (
-    RKE,
-    Cads,
-    DiverseFlow,
-    Eddy,
-    Oscar,
-    ParticleGuidance,
-    Reference,
-    Spell,
-    Sriw,
-    Variance,
-    Volume,
-    between,
-)
+from method import Sets
 from model import EDMDenoiser
-from noise import (
-    ParticleNoise,
-    Stream,
-    antithetic,
-    contrastive,
-    leading_directions,
-    set_generator,
-    simplex,
-    stratified,
-)
-from potentials import POTENTIALS, Bandwidth, Potential
-from ranges import to_unit_range
-from sampler import Schedule, edm_schedule, integrate, karras_sigmas, window_schedule
-from selection import balanced_draw, kmedoids, most_distant
+from noise import ParticleNoise, Stream, set_generator
+from sampler import Schedule, integrate
+from selection import kmedoids, most_distant
 from tasks import Task
 
 # At most, in one network call. On a CPU, larger calls are no faster; a GPU's kernels of attention
 # take fewer than 65,536 images.
 PARTICLES_PER_CALL = dict(cpu=256, cuda=32768)
-
-PREVIEW_CALLS = 3  # of the denoiser for each candidate of a balanced draw
-
-# Noise of a set's particles, coupled without a change to any one of them.
-COUPLED: dict[str, Callable[[Tensor], Tensor]] = dict(antithetic=antithetic, simplex=simplex)
-# Methods that are `ParticleGuidance` by a potential of their own, and its class where it differs.
-OWN_POTENTIALS: dict[str, Callable[[Bandwidth], Potential]] = dict(
-    diverseflow=DiverseFlow, rke=RKE, oscar=Volume
-)
-OWN_CLASSES: dict[str, type[ParticleGuidance]] = dict(oscar=Oscar, sriw=Sriw)
 
 Callback = Callable[[dict], None]  # sees every step of the sampler, see sampler.edm_sampler
 
@@ -123,54 +89,25 @@ class SetSampler:
         self.seed = settings.run.seed
         self.batch_size = settings.evaluate.batch_size
         self.decisions = decisions
-        self.schedule = self.make_schedule()
+        self.methods = methods.Methods(settings)
+        self.schedule = methods.make_schedule(settings.sampler, decisions)
         self.particle_shape = (task.world.answer_channels, *task.world.frame_shape)
         self.calls = CallCounter()
         self.progress: tqdm | None = None  # while sets are sampled
 
-    # ------------------------------------------------------------ schedule
-    def make_schedule(self) -> Schedule:
-        """The steps that the settings ask for."""
-        s = self.settings.sampler
-        if s.sampler == "window":
-            return window_schedule(
-                2 * s.num_steps - 1,
-                self.window(),
-                s.window_churn,
-                sigma_min=s.sigma_min,
-                sigma_max=s.sigma_max,
-                rho=s.rho,
-            )
-        sigmas = karras_sigmas(s.num_steps, s.sigma_min, s.sigma_max, s.rho)
-        return edm_schedule(sigmas, s.s_churn, s.s_min, s.s_max)
+    def noise(
+        self,
+        sets: Tensor,
+        particles: Sequence[int],
+        stream: int,
+        shape: tuple[int, ...] | None = None,
+    ) -> ParticleNoise:
+        """A source of noise for some particles of some sets (G,) int64.
 
-    def window(self) -> tuple[float, float]:
-        """The (smallest, largest) noise level of the window: given, or measured."""
-        s = self.settings.sampler
-        low, high = s.window_min, s.window_max
-        if low is None or high is None:
-            assert self.decisions is not None  # pilot.needs_decisions says so
-            measured_low, measured_high = self.decisions.window()
-            high = high or min(measured_high, 0.99 * s.sigma_max)
-            low = low or max(measured_low, 1.01 * s.sigma_min)
-            low = min(low, 0.99 * high)
-        return low, high
-
-    def measure_decisions(self, particles: int) -> Decisions:
-        """Sample all sets of the task, `particles` in each, without guidance, for what is decided
-        where."""
-        s = self.settings.sampler
-        sets = torch.arange(self.task.num_sets)
-        noise = self.noise(sets, range(particles), Stream.PILOT)
-        sigmas = karras_sigmas(SamplerSettings.num_steps, s.sigma_min, s.sigma_max, s.rho)
-        with torch.no_grad():
-            denoise = self.calls.counted(self.denoiser(sets))
-            return measure(denoise, noise() * sigmas[0], sigmas)
-
-    def noise(self, sets: Tensor, particles: Sequence[int], stream: int) -> ParticleNoise:
-        """A source of noise for some particles of some sets (G,) int64."""
+        `shape` is that of one particle's noise; None: that of a particle.
+        """
         return ParticleNoise(
-            self.seed, sets.tolist(), particles, self.particle_shape, self.device, stream
+            self.seed, sets.tolist(), particles, shape or self.particle_shape, self.device, stream
         )
 
     # ------------------------------------------------------------ denoisers
@@ -190,189 +127,48 @@ class SetSampler:
             cond = self.task.condition(sets, self.device)
         return self.network.bind(cond, labels)
 
-    def guided_denoiser(
+    def asked(
         self,
         sets: Tensor,
         particles: Sequence[int],
+        *,
+        turn: int = 0,
         memory: Tensor | None = None,
         cond: Tensor | None = None,
-    ) -> Denoiser:
-        """The denoiser of some sets with the guidance that the settings describe, counted.
+    ) -> Sets:
+        """What a method is given for some sets.
 
         Arguments:
             sets: (G,) int64, their numbers
             particles: the numbers of the B particles in each of them
+            turn: how many batches of these sets went before
             memory: (G, M, C, H, W) in [-1, 1], images that repel the particles too
             cond: (G, B, Cc, H, W) in [-1, 1], in place of the sets' own conditioning frames
         """
-        g = self.settings.guidance
-        if g.guidance == "joint":
-            return self.calls.counted(self.task.exact_denoiser(sets, self.device, joint=True))
-        denoise = self.calls.counted(self.denoiser(sets, cond))
-        if g.guidance == "none" or (g.guidance == "pg" and g.pg_factor == 0):
-            return denoise
-        if g.guidance in ("pg", "sriw", *OWN_POTENTIALS):
-            return self.particle_guidance(denoise, memory)
-        guided: Denoiser
-        if g.guidance == "spell":
-            guided = Spell(denoise, radius=g.spell_radius, memory=memory)
-        elif g.guidance == "reference":
-            guided = Reference(denoise, factor=g.pg_factor)
-        elif g.guidance == "eddy":
-            guided = Eddy(denoise, factor=g.pg_factor)
-        elif g.guidance == "variance":
-            probes = self.noise(sets, particles, Stream.PROBES)
-            guided = Variance(
-                denoise, factor=g.pg_factor, directions=probes, features=self.features()
-            )
-        else:
-            guided = self.cads(sets, particles)
-        return between(g.pg_sigma_min or 0.0, g.pg_sigma_max or math.inf, guided, denoise)
-
-    def cads(self, sets: Tensor, particles: Sequence[int]) -> Cads:
-        """CADS as the settings describe it; the arguments are as in `guided_denoiser`."""
-        g = self.settings.guidance
-        cond = self.task.condition(sets, self.device)
-        assert cond is not None  # assemble refuses cads without a condition
-        shape = tuple(cond.shape[1:])
-        return Cads(
-            lambda cond: self.calls.counted(self.denoiser(sets, cond)),
-            cond,
-            ParticleNoise(
-                self.seed, sets.tolist(), particles, shape, self.device, Stream.CONDITIONING
+        g, s = self.settings.guidance, self.settings.sampler
+        return Sets(
+            denoise=self.calls.counted(self.denoiser(sets, cond)),
+            settings=g,
+            options=None,
+            sigma_max=self.schedule.sigmas[0],
+            churn=s.window_churn,
+            position=partial(methods.position, s),
+            noise=partial(self.noise, sets, particles),
+            generators=lambda stream: [
+                set_generator(self.seed, number, Stream(stream).turn(turn))
+                for number in sets.tolist()
+            ],
+            condition=lambda: self.task.condition(sets, self.device),
+            bind=lambda cond: self.calls.counted(self.denoiser(sets, cond)),
+            joint=lambda: self.calls.counted(
+                self.task.exact_denoiser(sets, self.device, joint=True)
             ),
-            self.schedule_position,
-            tau1=g.cads_tau1,
-            tau2=g.cads_tau2,
-            scale=g.cads_scale,
-            mixing=g.cads_mixing,
-        )
-
-    def particle_guidance(self, denoise: Denoiser, memory: Tensor | None) -> ParticleGuidance:
-        """Particle guidance as the settings describe it, around a denoiser, or a variant of it.
-
-        memory is as in `guided_denoiser`.
-        """
-        g = self.settings.guidance
-        low, high, fade = self.guided_interval(memory is not None)
-        anneal_bandwidth = g.pg_anneal in ("bandwidth", "both")
-        bandwidth = Bandwidth(
-            g.pg_bandwidth, g.pg_bandwidth_value, anneal=(low, high) if anneal_bandwidth else None
-        )
-        potential = OWN_POTENTIALS.get(g.guidance) or POTENTIALS[g.pg_kernel]
-        return OWN_CLASSES.get(g.guidance, ParticleGuidance)(
-            denoise,
-            potential(bandwidth),
-            factor=g.pg_factor,
-            space="denoised" if g.guidance == "sriw" else g.pg_space,
-            strength=g.pg_strength,
-            sigma_min=low,
-            sigma_max=high,
-            fade=fade,
-            anneal=g.pg_anneal in ("strength", "both"),
-            cap=g.pg_cap,
-            features=self.features(),
+            features=methods.features(g.pg_pool, self.feature_classifier),
+            decisions=self.decisions,
             memory=memory,
         )
 
-    def guided_interval(self, memory: bool) -> tuple[float, float, Callable[[float], float] | None]:
-        """(smallest, largest noise level at which guidance acts, a factor on its strength there).
-
-        `memory` says whether there are images that repel and do not move.
-        """
-        g = self.settings.guidance
-        s = self.settings.sampler
-        low, high, fade = g.pg_sigma_min, g.pg_sigma_max, None
-        if g.guidance != "pg":
-            return low or 0.0, high or math.inf, None
-        if low is None or high is None:
-            assert self.decisions is not None  # pilot.needs_decisions says so
-            if high is None:
-                # Noise is added back at the window's largest level too, before D is called.
-                high = self.decisions.window()[1] * (1 + s.window_churn)
-            if low is None:
-                low, fade = 0.0, self.decisions.undecided
-        if memory:  # what memory repels from has to be decided from the start
-            high = max(high, s.sigma_max)
-        return low, high, fade
-
-    def features(self) -> Callable[[Tensor], Tensor] | None:
-        """What particles are compared by: images (N, C, H, W) in [-1, 1] -> (N, ...).
-
-        None stands for the pixels themselves.
-        """
-        if self.feature_classifier is not None:
-            classifier = self.feature_classifier
-            return lambda images: classifier.features(to_unit_range(images[:, 0]))
-        pool = self.settings.guidance.pg_pool
-        if pool > 1:
-            return partial(torch.nn.functional.avg_pool2d, kernel_size=pool)
-        return None
-
-    def schedule_position(self, sigma: float) -> float:
-        """Where a noise level lies in the schedule: 0 at sigma_min, 1 at sigma_max."""
-        s = self.settings.sampler
-        low = s.sigma_min ** (1 / s.rho)
-        high = s.sigma_max ** (1 / s.rho)
-        position = (sigma ** (1 / s.rho) - low) / (high - low)
-        return min(max(position, 0.0), 1.0)
-
     # ------------------------------------------------------------ sampling
-    def initial_noise(self, sets: Tensor, noise: Callable[[], Tensor], turn: int) -> Tensor:
-        """Noise of standard deviation sigma_max, coupled in each set if the settings ask for it.
-
-        Arguments:
-            sets: (G,) int64
-            noise: source of independent noise
-            turn: how many batches of these sets went before
-
-        Returns (G, B, C, H, W).
-        """
-        g = self.settings.guidance
-        scale = self.schedule.sigmas[0] * self.settings.sampler.initial_scale
-        z = noise()
-        B = z.shape[1]
-        if g.noise in COUPLED:
-            z = COUPLED[g.noise](z)
-        elif B > 1 and g.noise == "stratified":
-            axes = leading_directions(
-                self.calls.counted(self.denoiser(sets)),
-                torch.tensor(g.stratified_sigma),
-                self.particle_shape,
-                g.stratified_rank,
-                self._generators(sets, Stream.DIRECTIONS.turn(turn)),
-                device=self.device,
-            )
-            z = stratified(z, axes, self._generators(sets, Stream.QUANTILES.turn(turn)))
-        elif B > 1 and g.noise == "balanced":
-            z = torch.cat([z, *(noise() for _ in range(1, g.balanced_of))], 1)
-            previews = self.previews(sets, z * scale)
-            generators = self._generators(sets, Stream.QUANTILES.turn(turn))
-            drawn = balanced_draw(previews, B, generators).to(z.device)
-            z = z[torch.arange(len(z), device=z.device)[:, None], drawn]
-        elif B > 1 and g.noise == "contrastive":
-            denoise = self.calls.counted(self.denoiser(sets))
-            z = contrastive(denoise, z, scale, rate=g.contrastive_rate)
-        return z * scale
-
-    def previews(self, sets: Tensor, x: Tensor) -> Tensor:
-        """D at noise level `balanced_sigma`, which a few steps of Euler's lead to from the start.
-
-        sets (G,) int64, starting noise x (G, B, C, H, W) -> like x. PREVIEW_CALLS a particle.
-        """
-        denoise = self.calls.counted(self.denoiser(sets))
-        first = float(self.schedule.sigmas[0])
-        ramp = torch.linspace(0, 1, PREVIEW_CALLS, dtype=torch.float64)
-        sigmas = first * (self.settings.guidance.balanced_sigma / first) ** ramp
-        steps = PREVIEW_CALLS - 1
-        euler = Schedule(
-            sigmas, torch.zeros(steps, dtype=torch.float64), torch.zeros(steps, dtype=torch.bool)
-        )
-        return denoise(integrate(denoise, x, euler), sigmas[-1])
-
-    def _generators(self, sets: Tensor, stream: int) -> list[torch.Generator]:
-        return [set_generator(self.seed, g, stream) for g in sets.tolist()]
-
     def sample_once(
         self,
         sets: Tensor,
@@ -396,30 +192,24 @@ class SetSampler:
         Returns samples (G, B, H, W).
         """
         particles = range(turn * batch_size, (turn + 1) * batch_size)
-        guided = self.guided_denoiser(sets, particles, memory, cond)
+        asked = self.asked(sets, particles, turn=turn, memory=memory, cond=cond)
+        guided = self.methods.guided(asked)
         noise = self.noise(sets, particles, Stream.SAMPLING)
         with torch.no_grad():
-            x = self.initial_noise(sets, noise, turn)
-            x = self._integrate(sets, guided, x, noise, self.schedule, callback)
+            x = self.methods.start(asked, noise, batch_size)
+            churn = partial(self.methods.churn, asked, noise)
+            x = self._integrate(guided, x, churn, self.schedule, callback)
         return self.task.to_samples(x)
 
     def _integrate(
         self,
-        sets: Tensor,
         guided: Denoiser,
         x: Tensor,
         noise: Callable[[], Tensor],
         schedule: Schedule,
         callback: Callback | None,
     ) -> Tensor:
-        """Some steps of the sampler from x (G, B, C, H, W), with what else the settings ask for."""
-        coupled = COUPLED.get(self.settings.guidance.churn_noise, lambda z: z)
-        correction = None
-        if self.settings.sampler.second_stage == "here":
-            plain = self.calls.counted(self.denoiser(sets))
-
-            def correction(x_hat: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-                return plain(x_hat, sigma)
+        """Some steps of the sampler from x (G, B, C, H, W)."""
 
         def after_step(step: dict) -> None:
             if self.progress is not None:
@@ -427,14 +217,7 @@ class SetSampler:
             if callback is not None:
                 callback(step)
 
-        return integrate(
-            guided,
-            x,
-            schedule,
-            noise=lambda: coupled(noise()),
-            correction=correction,
-            callback=after_step,
-        )
+        return integrate(guided, x, schedule, noise=noise, callback=after_step)
 
     def sample_pruned(self, sets: Tensor, callback: Callback | None = None) -> Tensor:
         """One run of the sampler that starts with a larger pool (`selection.most_distant`).
@@ -448,7 +231,8 @@ class SetSampler:
         Returns samples (G, B, H, W).
         """
         particles = range(self.batch_size * self.settings.guidance.group_of)
-        guided = self.guided_denoiser(sets, particles)
+        asked = self.asked(sets, particles)
+        guided = self.methods.guided(asked)
         rows = torch.arange(len(sets), device=self.device)[:, None]
         kept = torch.arange(len(particles), device=self.device).expand(len(sets), -1)
         last: dict = {}
@@ -460,10 +244,11 @@ class SetSampler:
 
         noise = self.noise(sets, particles, Stream.SAMPLING)
         with torch.no_grad():
-            x = self.initial_noise(sets, noise, 0)
+            x = self.methods.start(asked, noise, len(particles))
+            churn = partial(self.methods.churn, asked, lambda: noise()[rows, kept])
             for i in range(self.schedule.num_steps):
                 step = self.schedule.part(i, i + 1)
-                x = self._integrate(sets, guided, x, lambda: noise()[rows, kept], step, after_step)
+                x = self._integrate(guided, x, churn, step, after_step)
                 if x.shape[1] > self.batch_size:
                     size = max(self.batch_size, x.shape[1] // 2)
                     chosen = most_distant(last["denoised"], size).to(self.device)

@@ -12,6 +12,7 @@ here. A result that was not measured again stays as it was. `--pictures false` w
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
@@ -19,6 +20,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -26,6 +28,8 @@ sys.path.insert(0, str(ROOT))
 import experiments  # noqa: E402
 from benchmarks.measure import table  # noqa: E402
 from command_line import make_parser  # noqa: E402
+from method import KEPT, STRENGTH, find  # noqa: E402
+from names import INDEPENDENT  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results"
 # Name of a picture, and the flags of evaluate.py that make its sets.
@@ -44,38 +48,6 @@ QUESTIONS = [
     ("Gaussians on a circle", None, "mixture, {}"),
     ("masks by four experts", None, "masks, trained, {}"),
 ]
-# What each row of the comparison needs beside a denoiser, and what becomes of the frequencies.
-NEEDS = {
-    "independent": ("nothing", "kept"),
-    "the optimum": ("the answers", "shifted, computable"),
-    "particle guidance": ("backward passes, a pilot", "shifted"),
-    "particle guidance, fewer steps": ("backward passes, a pilot", "shifted"),
-    "D space": ("a pilot", "shifted"),
-    "EDM's sampler": ("backward passes, a pilot", "shifted"),
-    "rbf": ("backward passes, a pilot", "shifted"),
-    "DiverseFlow": ("backward passes", "shifted"),
-    "RKE": ("backward passes", "shifted"),
-    "SRIW": ("nothing", "shifted"),
-    "SRIW in the window": ("a pilot", "shifted"),
-    "OSCAR": ("backward passes, three particles", "shifted"),
-    "variance": ("twice the calls, backward passes", "tilted, known"),
-    "EDDY": ("nothing", "kept, from independent noise"),
-    "SPELL": ("a radius", "shifted"),
-    "SPELL, early": ("a radius, a noise level", "shifted"),
-    "CADS": ("a condition to add noise to", "shifted"),
-    "contrastive noise": ("3 backward passes", "shifted"),
-    "simplex noise": ("a sampler without churn", "kept"),
-    "antithetic noise": ("a sampler without churn", "kept"),
-    "stratified noise": ("backward passes at first, no churn", "kept"),
-    "balanced draw": ("a noise level, no churn", "kept"),
-    "simplex churn": ("a sampler with churn", "kept"),
-    "shrinking pool": ("memory for the pool", "shifted"),
-    "medoids of independent": ("four times the calls", "shifted"),
-    "the thesis's form": ("nothing", "shifted"),
-    "the thesis's form as it was run": ("nothing", "shifted"),
-}
-# Rows of e10 that the README's second table leaves out: variants of rows that it has.
-VARIANTS = ("D space", "rbf", "antithetic noise")
 # How many operations a second an H100's data sheet promises in bfloat16, and the share that is
 # assumed to be reached.
 PEAK, REACHED = 989e12, 0.2
@@ -94,11 +66,6 @@ class BuildSettings:
 
 
 # ---------------------------------------------------------------- pictures
-
-
-def title_of(method: str) -> str:
-    """What a row of e10 is called on a page."""
-    return experiments.load("e10")["titles"]["method"].get(method, method)
 
 
 def draw_sheet(name: str, flags: list[str], data_root: str) -> None:
@@ -125,7 +92,7 @@ def draw_methods(data_root: str) -> None:
 
     rows: dict[str, tuple[dict, dict]] = {}
     for labels, flags in experiments.cells(experiments.load("e10"), "quick"):
-        name = title_of(labels["method"])
+        name = compared()[labels["method"]].title
         if labels["denoiser"] != "trained" or name in rows:
             continue
         with tempfile.TemporaryDirectory() as run:
@@ -197,6 +164,40 @@ def answers_table(figures: list[dict]) -> str:
     return table(f"{header} | guided", rows)
 
 
+@dataclass(frozen=True)
+class Compared:
+    """What is said of a point of the axis `method` of e10.
+
+    Arguments:
+        title: its name in tables
+        needs: what it needs beside a denoiser
+        frequencies: what becomes of them
+        brief: whether it is one of those that the README compares
+    """
+
+    title: str = INDEPENDENT
+    needs: str = "nothing"
+    frequencies: str = KEPT
+    brief: bool = True
+
+
+@functools.cache
+def compared() -> dict[str, Compared]:
+    """{point: what is said of it} of e10, as its method and the recipe's `variants` say."""
+    recipe = experiments.load("e10")
+    said = {}
+    for point, settings in recipe["grid"]["method"].items():
+        about: dict[str, Any] = {}
+        name = settings.get("guidance", "pg" if "pg_factor" in settings else "none")
+        method = find("guidance", name) or find("noise", settings.get("noise", "iid"))
+        if method is not None:
+            needs = [each for each in method.needs if each != STRENGTH]
+            about = dict(title=method.title, frequencies=method.frequencies)
+            about["needs"] = ", ".join(needs) or "nothing"
+        said[point] = Compared(**about | recipe["variants"].get(point, {}))
+    return said
+
+
 def first_of_each_method(rows: list[dict], denoiser: str) -> dict[str, dict]:
     """{method: result at its first strength} of the cells of e10 with this denoiser."""
     first: dict[str, dict] = {}
@@ -216,12 +217,12 @@ def rivals_table(rows: list[dict]) -> str:
     audit = ("equivalent_draws", "frequency_tv", "count_dispersion", "forward_equivalents")
     lines = [
         [
-            title_of(method),
+            compared()[method].title,
             *(experiments.interval(result[key]) for key in ("modes_found", "quality", "hm_iou")),
             *(experiments.audit_entry(result, key) for key in audit),
         ]
         for method, result in first.items()
-        if method not in VARIANTS
+        if compared()[method].brief
     ]
     sets = sets_of(first["independent"]).removesuffix(".") + smaller_rows(first) + "."
     return f"{table(header, lines)}\n\n{sets}"
@@ -233,17 +234,17 @@ def which_table(rows: list[dict]) -> str:
     exact, copying, plain = (first_of_each_method(rows, name) for name in models)
     header = "method | exact | copying network | plain U-Net | its quality | frequencies | cost"
     lines = []
-    for method, (needs, frequencies) in NEEDS.items():
+    for method, about in compared().items():
         each = [results.get(method) for results in (exact, copying, plain)]
         measured = next(result for result in reversed(each) if result)
         lines.append(
             [
-                title_of(method),
+                about.title,
                 *(experiments.interval(result and result["modes_found"]) for result in each),
                 experiments.interval(each[-1] and each[-1]["quality"]),
-                frequencies,
+                about.frequencies,
                 experiments.audit_entry(measured, "forward_equivalents"),
-                needs,
+                about.needs,
             ]
         )
     return f"{table(f'{header} | needs', lines)}\n\n{sets_of_models(exact, copying, plain)}"
@@ -258,8 +259,8 @@ def unequal_table(rows: list[dict]) -> str:
         for name in models
     )
     lines = []
-    for method in NEEDS:
-        line = [title_of(method)]
+    for method, about in compared().items():
+        line = [about.title]
         for result in (results.get(method, {}) for results in models.values()):
             line.append(experiments.interval(result.get("modes_found")))
             for key in ("frequency_tv", "count_dispersion"):
@@ -277,7 +278,7 @@ def thesis_table(rows: list[dict]) -> str:
             continue
         if cell["method"] != "independent" and "thesis" not in cell["method"]:
             continue
-        what = title_of(cell["method"])
+        what = compared()[cell["method"]].title
         if "pg_factor" in cell:
             what += f", factor {cell['pg_factor']:g}"
         directions = experiments.interval(row["result"]["modes_found"])
@@ -309,7 +310,7 @@ def smaller_rows(*models: dict[str, dict]) -> str:
         for method, result in results.items()
         if result["num_sets"] < results["independent"]["num_sets"]
     }
-    return "".join(f"; {title_of(name)}: {count}" for name, count in fewer.items())
+    return "".join(f"; {compared()[name].title}: {count}" for name, count in fewer.items())
 
 
 def sets_of(result: dict) -> str:
@@ -471,13 +472,13 @@ def main(argv: list[str] | None = None) -> None:
         animate(args.data_root)
         draw_decisions(args.data_root)
     tables = dict(checkpoint=checkpoint_table(), scale=scale_table())
-    for folder in Path(args.runs).glob("benchmark-*"):
-        name = folder.name.removeprefix("benchmark-")
-        for result in folder.glob(f"{name}.*"):
-            if result.suffix == ".md":
-                tables[name] = result.read_text()
+    for run in Path(args.runs).glob("benchmark-*"):
+        name = run.name.removeprefix("benchmark-")
+        for written in run.glob(f"{name}.*"):
+            if written.suffix == ".md":
+                tables[name] = written.read_text()
             else:
-                shutil.copy(result, RESULTS)
+                shutil.copy(written, RESULTS)
     (ROOT / "docs" / "results.md").write_text(experiment_page(Path(args.runs)))
     figures = json.loads((RESULTS / "figures.json").read_text())
     methods = json.loads((RESULTS / "guidance.json").read_text())

@@ -1,6 +1,8 @@
-"""What guidance methods share: a push and its strength, its bounds, and where it acts."""
+"""What guidance methods share: where they act, a push and its strength, and its bounds."""
 
 from __future__ import annotations
+
+import math
 
 from torch import Tensor
 
@@ -19,29 +21,46 @@ def finite(denoised: Tensor) -> Tensor:
     return denoised.nan_to_num(nan=LARGEST).clamp(-LARGEST, LARGEST)
 
 
-def between(low: float, high: float, guided: Denoiser, plain: Denoiser) -> Denoiser:
-    """The guided denoiser at noise levels in [low, high], the plain one elsewhere."""
-
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        return (guided if low <= sigma <= high else plain)(x, sigma)
-
-    return denoise
-
-
-class Pushed:
-    """A denoiser of sets D + s^2 factor f, for methods that state the push f; wraps any denoiser of
-    sets, and is that denoiser for a single particle.
+class Guided:
+    """A denoiser of sets that is another one between two noise levels; wraps any denoiser of sets.
 
     Arguments:
         denoise: the denoiser D to wrap
+        sigma_min: smallest noise level at which guidance acts
+        sigma_max: largest noise level at which guidance acts
+    """
+
+    def __init__(
+        self, denoise: Denoiser, *, sigma_min: float | None = None, sigma_max: float | None = None
+    ):
+        self.denoise = denoise
+        self.sigma_min = sigma_min or 0.0
+        self.sigma_max = sigma_max or math.inf
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        if not self.sigma_min <= sigma <= self.sigma_max:
+            return self.denoise(x, sigma)
+        return self.guided(x, sigma)
+
+    def guided(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """The D that guidance makes of x, like x (G, B, C, H, W)."""
+        raise NotImplementedError
+
+
+class Pushed(Guided):
+    """D + s^2 factor f, for methods that state the push f; D itself for a single particle.
+
+    Arguments:
+        denoise, sigma_min, sigma_max: as in `Guided`
         factor: strength; 0 is the denoiser itself
     """
 
-    def __init__(self, denoise: Denoiser, *, factor: float):
-        self.denoise = denoise
+    def __init__(self, denoise: Denoiser, *, factor: float, **levels: float | None):
+        super().__init__(denoise, **levels)
         self.factor = min(factor, LARGEST**2)
 
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def guided(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """D(x) + s^2 factor f, like x."""
         if self.factor == 0 or x.shape[1] == 1:
             return self.denoise(x, sigma)
         denoised, push = self.denoised_and_push(x, sigma)

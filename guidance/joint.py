@@ -29,6 +29,8 @@ import math
 import torch
 from torch import Tensor
 
+from method import ANSWERS, Method
+
 MOST_MODES = 10  # there are 2^k subsets of k modes
 
 
@@ -90,3 +92,12 @@ def _forward_backward(log_w: Tensor) -> Tensor:
         log_q[:, i] = (ahead[i][:, None] + onwards).logsumexp(-1)
         behind = onwards.logsumexp(1)
     return log_q.softmax(-1)
+
+
+METHOD = Method(
+    "the exact joint denoiser",
+    lambda sets: sets.joint(),
+    needs=(ANSWERS,),
+    frequencies="shifted, computable",
+    only=dict(sequential=1),
+)

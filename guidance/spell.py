@@ -18,27 +18,36 @@ import torch
 from torch import Tensor
 
 from denoiser import Denoiser
-from guidance.base import finite
+from guidance.base import Guided, finite
+from method import Method
 from potentials import squared_distances, weighted_differences
 
 
-class Spell:
+class Spell(Guided):
     """A denoiser of sets whose particles repel inside a radius; wraps any denoiser of sets.
 
     Copies do not repel: the direction in which they should move is undefined.
 
     Arguments:
-        denoise: the denoiser D to wrap
+        denoise, levels: as in `Guided`
         radius: r, an L2 distance of images in [-1, 1]
         memory: (G, M, C, H, W) images in [-1, 1] that repel and do not move, or None
     """
 
-    def __init__(self, denoise: Denoiser, *, radius: float, memory: Tensor | None = None):
-        self.denoise = denoise
+    def __init__(
+        self,
+        denoise: Denoiser,
+        *,
+        radius: float,
+        memory: Tensor | None = None,
+        **levels: float | None,
+    ):
+        super().__init__(denoise, **levels)
         self.radius = radius
         self.memory = memory
 
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def guided(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """D(x), moved apart, like x."""
         denoised = self.denoise(x, sigma)
         everyone = denoised
         if self.memory is not None:
@@ -49,3 +58,13 @@ class Spell:
         weights = torch.where(distances > 0, shortfall, 0.0)
         moves = weighted_differences(weights, y)[:, : x.shape[1]].view_as(x)
         return finite(denoised + moves)
+
+
+METHOD = Method(
+    "SPELL",
+    lambda sets: Spell(
+        sets.denoise, radius=sets.settings.spell_radius, memory=sets.memory, **sets.levels
+    ),
+    needs=("a radius",),
+    shown=dict(spell_radius=", radius {:g}"),
+)

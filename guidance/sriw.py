@@ -18,27 +18,35 @@ or `pg_kernel`. A normalised push has the same size whether particles are near o
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from guidance.base import per_particle
-from guidance.particle import ParticleGuidance
+from guidance.pg import ParticleGuidance, Push, asked_for, tiny_of
+from method import STRENGTH, Method
 
 
-class Sriw(ParticleGuidance):
-    """`ParticleGuidance` whose push does not lower the density of single particles; see above.
+def never_down(push: Push) -> Tensor:
+    """A strength for `ParticleGuidance` on D(x): a push that does not lower the density; see above.
 
-    `factor` is the size of the push at high noise in units of the drift; `strength` is not used.
+    Its factor is the size of the push at high noise in units of the drift.
     """
+    score = push.denoised - push.x  # times s^2
+    tiny = tiny_of(push.x)
+    length = per_particle(score, score).sqrt()
+    u = score / length.clamp_min(tiny)
+    share = float(push.sigma / (1 + push.sigma))  # l
+    f = -push.grad / push.grad.abs().amax((1, 2, 3, 4), keepdim=True).clamp_min(tiny)
+    c = per_particle(f, u)
+    f = f - c * u + (share * c + (1 - share) * c.relu()) * u
+    size = per_particle(f, f).sqrt()
+    return -push.factor * share**0.5 * (length / push.sigma) * f / size.clamp_min(tiny)
 
-    def _drift(self, x: Tensor, denoised: Tensor, grad: Tensor, sigma: Tensor) -> Tensor:
-        score = denoised - x  # times s^2
-        tiny = torch.finfo(x.dtype).tiny ** 0.5
-        length = per_particle(score, score).sqrt()
-        u = score / length.clamp_min(tiny)
-        share = float(sigma / (1 + sigma))  # l
-        f = -grad / grad.abs().amax((1, 2, 3, 4), keepdim=True).clamp_min(tiny)
-        c = per_particle(f, u)
-        f = f - c * u + (share * c + (1 - share) * c.relu()) * u
-        size = per_particle(f, f).sqrt()
-        return -self.factor * share**0.5 * (length / sigma) * f / size.clamp_min(tiny)
+
+METHOD = Method(
+    "SRIW",
+    lambda sets: ParticleGuidance(
+        sets.denoise, **asked_for(sets) | dict(space="denoised", strength=never_down)
+    ),
+    needs=(STRENGTH,),
+    shown=dict(pg_factor=", factor {:g}"),
+)

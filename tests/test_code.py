@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-FOLDERS = (".", "guidance", "tests", "benchmarks", "docs", "examples")
-FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.py"))
+PACKAGES = ("guidance", "coupling")
+FOLDERS = ("tests", "benchmarks", "docs", "examples")
+FILES = sorted(
+    [path for folder in (".", *FOLDERS) for path in (ROOT / folder).glob("*.py")]
+    + [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+)
 name_of_file = pytest.mark.parametrize(
     "path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}"
 )
@@ -30,16 +34,19 @@ LAYERS = layers_of_contributing()
 
 
 def modules_of(root: Path) -> dict[str, Path]:
-    """{dotted name: file} of the modules in `root` and of its package `guidance`."""
+    """{dotted name: file} of the modules in `root` and of its packages of methods."""
     found = {path.stem: path for path in root.glob("*.py")}
-    for path in (root / "guidance").glob("*.py"):
-        found["guidance" if path.stem == "__init__" else f"guidance.{path.stem}"] = path
+    for package in PACKAGES:
+        for path in (root / package).rglob("*.py"):
+            parts = path.relative_to(root).with_suffix("").parts
+            found[".".join(part for part in parts if part != "__init__")] = path
     return found
 
 
 def imports_of(name: str, path: Path, modules: dict[str, Path]) -> set[str]:
     """Those of `modules` that a module imports: at its top, in functions or for type checkers."""
-    package = name.split(".")[0] if path.parent.name == "guidance" else ""
+    top = name.split(".")[0]
+    package = top if top in PACKAGES else ""
     wanted: list[str] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

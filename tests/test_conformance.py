@@ -7,24 +7,25 @@ import torch
 from conftest import slow_but
 from scipy import stats
 
-from guidance import (
-    RKE,
-    DiverseFlow,
-    Eddy,
-    Oscar,
-    ParticleGuidance,
-    Reference,
-    Spell,
-    Sriw,
-    Variance,
-    Volume,
-)
+from coupling.antithetic import antithetic
+from coupling.balanced import balanced_draw
+from coupling.rivals.contrastive import contrastive
+from coupling.simplex import simplex
+from coupling.stratified import stratified
+from guidance import ParticleGuidance, Spell, never_down
+from guidance.rivals.diverseflow import DiverseFlow
+from guidance.rivals.eddy import Eddy
+from guidance.rivals.oscar import Volume, across
+from guidance.rivals.reference import Reference
+from guidance.rivals.rke import RKE
+from guidance.rivals.variance import Variance
+from method import KEPT, find, names
 from model import posterior_mean
-from noise import antithetic, contrastive, set_generator, simplex, stratified
+from noise import set_generator
 from potentials import POTENTIALS, RBF, Bandwidth, UnsquaredRBF
 from ranges import to_unit_range
 from sampler import edm_schedule, integrate, karras_sigmas
-from selection import balanced_draw, most_distant
+from selection import most_distant
 
 SIGMA = torch.tensor(1.0, dtype=torch.float64)
 D = 6  # numbers in a particle
@@ -59,12 +60,12 @@ def median_held(potential, y):
     return potential(Bandwidth("fixed", float(Bandwidth()(distances, 1.0, order))))
 
 
-def by_potential(make, kind=ParticleGuidance, **settings):
+def by_potential(make, **settings):
     """A method of particle guidance, and its diversity -U with the bandwidth held fixed."""
 
     def method(y):
         potential = median_held(make, y)
-        guided = kind(of_a_gaussian, potential, factor=0.3, **settings)
+        guided = ParticleGuidance(of_a_gaussian, potential, factor=0.3, **settings)
         return guided, lambda moved: -potential.energy(moved)
 
     return method
@@ -109,8 +110,8 @@ REPELLING = {
     "pg, relative to the drift": by_potential(POTENTIALS["logdet"], strength="drift"),
     "diverseflow": by_potential(DiverseFlow),
     "rke": by_potential(RKE),
-    "sriw": by_potential(RBF, Sriw, space="denoised"),
-    "oscar": by_potential(Volume, Oscar),
+    "sriw": by_potential(RBF, space="denoised", strength=never_down),
+    "oscar": by_potential(Volume, strength=across("joint")),
     "spell": spell,
     "variance": variance,
 }
@@ -140,7 +141,8 @@ def test_a_small_step_raises_the_diversity_that_the_method_states(name, B, sets)
 
 def test_oscar_leaves_two_particles_alone():
     x = random_sets(2)
-    pushed = Oscar(of_a_gaussian, Volume(), factor=1.0)(x, SIGMA)
+    guided = ParticleGuidance(of_a_gaussian, Volume(), factor=1.0, strength=across("joint"))
+    pushed = guided(x, SIGMA)
     torch.testing.assert_close(pushed, of_a_gaussian(x, SIGMA))
 
 
@@ -289,6 +291,21 @@ def test_sets_of_independent_particles_are_what_is_tested():
 
     assert min(p_values(drawn(PRIORS))) > 1e-3
     assert min(p_values(drawn(torch.tensor([0.44, 0.33, 0.23])))) < 1e-4
+
+
+# Whose claim is tested with them: an optimum, a condition with noise, and the sign of the thesis.
+ELSEWHERE = {"joint", "cads", "reference", "contrastive"}
+
+
+@pytest.mark.parametrize(
+    "flag, name", [(flag, name) for flag in ("guidance", "noise") for name in names(flag)[1:]]
+)
+def test_every_method_has_a_claim_that_is_tested(flag, name):
+    method = find(flag, name)
+    keeps = name in KEEPING or method.title in KEEPING
+    repels = name in {each.split(",")[0] for each in REPELLING}
+    assert keeps + repels + (name in ELSEWHERE) == 1
+    assert keeps == method.frequencies.startswith(KEPT)
 
 
 @pytest.mark.parametrize("name", slow_but([n for n in KEEPING if n != "eddy"], KEEPING))

@@ -9,8 +9,9 @@ import torch
 from conftest import ROOT
 
 import assemble
-import pilot
 import decisions
+import methods
+import pilot
 from config import SettingError
 from decisions import Decisions
 from noise import ParticleNoise, Stream
@@ -28,6 +29,10 @@ def evaluation(**values) -> assemble.Evaluation:
     few = dict(pg_factor=3.0, num_sets=2, batch_size=4, num_steps=4)
     settings, path = assemble.complete(dict(digits="embedded", device="cpu") | few | values)
     return assemble.set_up(settings, path)
+
+
+def window_of(made: assemble.Evaluation) -> tuple[float, float]:
+    return methods.window(made.settings.sampler, made.sampler.decisions)
 
 
 # ---------------------------------------------------------------- the curve
@@ -53,7 +58,7 @@ def test_the_curve_of_the_exact_circle_is_that_of_its_answers():
     It rises once, from none to all.
     """
     sampler = evaluation(num_sets=32).sampler
-    measured = sampler.measure_decisions(16)
+    measured = pilot.measured(sampler, 16)
     every = torch.arange(32)
     y = to_model_range(sampler.task.answers[:, torch.arange(64) % 8])[:, :, None]
     noise = ParticleNoise(1, range(32), range(64), y.shape[2:])
@@ -62,8 +67,7 @@ def test_the_curve_of_the_exact_circle_is_that_of_its_answers():
         denoised = denoise(y + sigma * noise(), torch.tensor(sigma, dtype=torch.float64))
         variance, of_all = (images.flatten(2).var(1).sum().item() for images in (denoised, y))
         assert measured.share(sigma) == pytest.approx(variance / of_all, abs=0.04)
-    pilot = sampler.decisions  # of four sets of four
-    for curve in (measured, pilot):
+    for curve in (measured, sampler.decisions):  # the latter of four sets of four
         assert list(curve.shares) == sorted(curve.shares)
         assert curve.shares[0] < 0.02 and curve.shares[-1] > 0.99
         assert curve.window() == pytest.approx((2.3, 24), rel=0.15)
@@ -138,7 +142,7 @@ def test_a_curve_is_measured_once_for_each_checkpoint_and_world(path):
     record = again.run(progress=False)[2]
     assert record["pilot_calls"] == 0
     assert record["decisions"]["shares"] == first.sampler.decisions.shares
-    assert tuple(record["window"]) == again.sampler.window()
+    assert tuple(record["window"]) == window_of(again)
 
 
 DAMAGES = {
@@ -209,27 +213,28 @@ ACTS = dict(pg_sigma_min=2.0, pg_sigma_max=30.0)
 )
 def test_a_pilot_runs_where_something_is_left_to_it(given, pilot, monkeypatch):
     if not pilot:
-        monkeypatch.setattr("set_sampler.measure", None)
+        monkeypatch.setattr("pilot.measure", None)
     made = evaluation(**given)
     assert (made.pilot_calls > 0) == pilot == (made.sampler.decisions is not None)
     assert made.run(progress=False)[2]["pilot_calls"] == (PILOTS_CALLS / 8 if pilot else 0)
 
 
 def test_a_window_that_is_given_overrides_the_curve():
-    low, high = evaluation().sampler.window()
-    assert evaluation(**WINDOW).sampler.window() == (1, 9)
-    assert evaluation(window_min=1.0).sampler.window() == (1, high)
-    assert evaluation(window_max=9.0).sampler.window() == (low, 9)
-    below = evaluation(window_max=0.01).sampler.window()  # all of the curve
+    low, high = window_of(evaluation())
+    assert window_of(evaluation(**WINDOW)) == (1, 9)
+    assert window_of(evaluation(window_min=1.0)) == (1, high)
+    assert window_of(evaluation(window_max=9.0)) == (low, 9)
+    below = window_of(evaluation(window_max=0.01))  # all of the curve
     assert below[0] < below[1] == 0.01
-    assert evaluation(sigma_max=10.0).sampler.window()[1] < 10
+    assert window_of(evaluation(sigma_max=10.0))[1] < 10
 
 
 @pytest.mark.parametrize("given, inside", [({}, (2.3, 30)), (ACTS, (2, 30))], ids=["", "given"])
 def test_guidance_acts_where_it_is_told_or_where_something_is_undecided(given, inside):
     sampler = evaluation(**given, **WINDOW).sampler
     one = torch.tensor([0])
-    guided, plain = sampler.guided_denoiser(one, range(4)), sampler.denoiser(one)
+    guided = sampler.methods.guided(sampler.asked(one, range(4)))
+    plain = sampler.denoiser(one)
     noise = sampler.noise(one, range(4), Stream.SAMPLING)()
     for level in (0.3, 1.0, 3.0, 10.0, 25.0, 34.0, 70.0):
         sigma = torch.tensor(level, dtype=torch.float64)
@@ -245,7 +250,7 @@ def test_guidance_acts_where_it_is_told_or_where_something_is_undecided(given, i
         (dict(window_min=0.001), "window_min"),
         (dict(window_max=80.0), "window_max"),
         (dict(sampler="window", s_churn=1.0), "s_churn"),
-        (dict(sampler="window", second_stage="here"), "second_stage"),
+        (dict(sampler="window", guidance="reference"), "sampler"),
         (dict(pg_anneal="both"), "pg_anneal"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",

@@ -8,6 +8,7 @@ from matplotlib.image import imread
 import charts
 import evaluate
 import gallery
+import methods
 import visualize
 
 EXACT = "--denoiser exact --digits embedded --num_sets 1 --batch_size 2 --num_steps 6 --device cpu"
@@ -44,7 +45,9 @@ def test_a_curve_is_that_of_the_run_and_its_steps_are_those_of_the_sampler(runs)
         if name == "edm":
             assert curve.window is None and len(curve.steps) == 6
         else:
-            assert tuple(curve.window) == pytest.approx(sampler.window())
+            assert tuple(curve.window) == pytest.approx(
+                methods.window(sampler.settings.sampler, sampler.decisions)
+            )
 
 
 def test_noise_falls_to_the_right_and_the_window_is_shaded(runs):

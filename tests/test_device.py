@@ -12,10 +12,11 @@ from imitation import CUDA, GPU
 
 import assemble
 import evaluate
+import method
 import traces
 import train
 import train_classifier
-from noise import stratified
+from coupling.stratified import stratified
 from worlds import Digits
 
 pytestmark = pytest.mark.slow
@@ -144,7 +145,7 @@ EXACT = dict(denoiser="exact")
 DRAWS = {
     "independent": {},
     "churn": dict(s_churn=1.0),
-    "second stage here": dict(second_stage="here"),
+    "second stage here": dict(guidance="reference", second_stage="here"),
     "jacobian": GUIDED,
     "jacobian, IoU": GUIDED | dict(pg_kernel="iou"),
     "denoised, logdet": GUIDED | dict(pg_space="denoised", pg_kernel="logdet"),
@@ -157,15 +158,12 @@ DRAWS = {
     "cads": dict(guidance="cads", cads_tau1=0.1, cads_tau2=0.99),
     **{
         name: dict(guidance=name, pg_factor=1.0)
-        for name in ("diverseflow", "sriw", "oscar", "rke", "variance", "eddy", "reference")
+        for name in set(method.names("guidance")) - {"none", "pg", "cads", "joint"}
     },
     "joint": dict(EXACT, guidance="joint"),
     "exact": EXACT | GUIDED,
     "mixture": EXACT | GUIDED | dict(dataset="mixture"),
-    **{
-        f"{name} noise": dict(noise=name, sampler="edm")
-        for name in ("antithetic", "simplex", "stratified", "balanced", "contrastive")
-    },
+    **{f"{name} noise": dict(noise=name, sampler="edm") for name in method.names("noise")[1:]},
     "simplex churn": dict(churn_noise="simplex", s_churn=1.0),
     "medoids": dict(medoids_of=2),
     "pool": dict(group_of=2),

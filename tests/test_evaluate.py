@@ -193,41 +193,23 @@ def steps_of(*argv) -> tuple[torch.Tensor, list[dict], list[tuple[float, bool]]]
     return sampler.sample(torch.tensor([0]), callback=steps.append), steps, calls
 
 
-def test_a_second_stage_here_is_not_guided():
-    guided = [*PG, "--pg_sigma_min", 0.01, "--pg_sigma_max", 100]
-    _, steps, calls = steps_of(*guided, "--second_stage", "here")
+def test_both_stages_of_a_step_are_guided():
+    _, steps, calls = steps_of(*PG, "--pg_sigma_min", 0.01, "--pg_sigma_max", 100)
     levels = [float(step["sigma_hat"]) for step in steps]
-    stages = [stage for a, b in zip(levels, levels[1:]) for stage in ((a, True), (b, False))]
-    assert calls == [*stages, (levels[-1], False)]  # the last level is below pg_sigma_min
-    _, _, calls = steps_of(*guided)
     after = [level for level in levels[1:] for _ in range(2)]
     assert [level for level, _ in calls] == [levels[0], *after]
     assert all(guided == (level > 0.01) for level, guided in calls)
 
 
-def test_a_second_stage_here_is_the_denoiser_before_eulers_step_at_the_level_after_it():
-    sampler = exact("--num_sets", 1, "--num_steps", 6, "--second_stage", "here").sampler
-    one, sigmas = torch.tensor([0]), sampler.schedule.sigmas
-    denoise = sampler.denoiser(one)
-    x = 80 * sampler.noise(one, range(8), Stream.SAMPLING)()
-    for sigma, sigma_next in zip(sigmas, sigmas[1:]):
-        d = (x - denoise(x, sigma)) / sigma
-        after = x + (sigma_next - sigma) * d
-        if sigma_next:
-            d_next = (after - denoise(x, sigma_next)) / sigma_next
-            after = x + (sigma_next - sigma) * (d + d_next) / 2
-        x = after
-    torch.testing.assert_close(sampler.sample(one), sampler.task.to_samples(x))
-
-
-@pytest.mark.parametrize("flags", [[], PG, ["--noise", "simplex"]], ids=str)
+@pytest.mark.parametrize("flags", [[], ["--pg_factor", 1], ["--noise", "simplex"]], ids=str)
 def test_initial_scale_is_a_factor_on_the_noise_that_sampling_starts_from(flags):
     starts = []
     for scale in (1, 0.1):
-        sampler = exact("--num_sets", 2, "--initial_scale", scale, *flags).sampler
+        own = ["--guidance", "reference", "--initial_scale", scale]
+        sampler = exact("--num_sets", 2, *own, *flags).sampler
         one = torch.tensor([1])
         noise = sampler.noise(one, range(8), Stream.SAMPLING)
-        starts.append(sampler.initial_noise(one, noise, 0))
+        starts.append(sampler.methods.start(sampler.asked(one, range(8)), noise, 8))
         assert sampler.schedule.sigmas[0] == 80  # the noise level stays
     torch.testing.assert_close(starts[1], 0.1 * starts[0])
     assert starts[0].std() == pytest.approx(80, rel=0.05)
@@ -240,7 +222,6 @@ def test_initial_scale_is_a_factor_on_the_noise_that_sampling_starts_from(flags)
         (PG, "window"),
         ([*PG, "--sampler", "edm"], "edm"),
         ([*PG, "--s_churn", 5], "edm"),
-        ([*PG, "--second_stage", "here"], "edm"),
         ([*PG, "--batch_size", 1], "edm"),
         ([*PG, "--batch_size", 1, "--sequential", 2], "window"),
         ([*PG, "--guidance", "reference"], "edm"),

@@ -249,10 +249,3 @@ def test_any_metric_of_a_grid_can_be_drawn_and_no_other(finished, refused, capsy
     assert "value: got 'confidence'" in refused(
         visualize.main, ["figure", str(folder), "--value", "confidence"]
     )
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_titles_are_of_labels_of_their_axis(name):
-    recipe = experiments.load(name)
-    for axis, titles in recipe.get("titles", {}).items():
-        assert set(titles) <= set(recipe["grid"][axis])

@@ -4,18 +4,12 @@ from functools import partial
 import pytest
 import torch
 
-from guidance import (
-    Cads,
-    Eddy,
-    Oscar,
-    ParticleGuidance,
-    Reference,
-    Spell,
-    Sriw,
-    Variance,
-    Volume,
-    between,
-)
+from guidance import Guided, ParticleGuidance, Spell, never_down
+from guidance.rivals.cads import Cads
+from guidance.rivals.eddy import Eddy
+from guidance.rivals.oscar import Volume, across
+from guidance.rivals.reference import Reference, StageHere
+from guidance.rivals.variance import Variance
 from metrics import mixture_modes, mode_metrics
 from model import posterior_mean
 from noise import ParticleNoise
@@ -225,7 +219,7 @@ def test_cads_noises_the_condition_only_early():
 
     noise = ParticleNoise(0, range(2), range(3), (1, 4, 4))
     cads = Cads(
-        bind, cond, noise, lambda sigma: sigma / 80, tau1=0.3, tau2=0.8, scale=0.5, mixing=1.0
+        None, bind, cond, noise, lambda sigma: sigma / 80, tau1=0.3, tau2=0.8, scale=0.5, mixing=1.0
     )
     for sigma in (10.0, 40.0, 80.0):
         cads(torch.zeros(2, 3, 1, 4, 4), torch.tensor(sigma))
@@ -240,9 +234,18 @@ def test_cads_noises_the_condition_only_early():
 
 
 def test_an_interval_of_noise_levels():
-    guided = between(1.0, 2.0, lambda x, sigma: x + 1, lambda x, sigma: x)
+    class OneMore(Guided):
+        def guided(self, x, sigma):
+            return self.denoise(x, sigma) + 1
+
     levels = [torch.tensor(sigma) for sigma in (0.5, 1.0, 2.0, 3.0)]
-    assert [float(guided(torch.zeros(1), sigma)) for sigma in levels] == [0, 1, 1, 0]
+    for bounds, changed in (
+        (dict(sigma_min=1.0, sigma_max=2.0), [0, 1, 1, 0]),
+        (dict(sigma_min=1.0), [0, 1, 1, 1]),
+        ({}, [1, 1, 1, 1]),
+    ):
+        guided = OneMore(lambda x, sigma: x, **bounds)
+        assert [float(guided(torch.zeros(1), sigma)) for sigma in levels] == changed
 
 
 @pytest.mark.parametrize("sigma", [0.001, 1.0, 20.0])
@@ -255,7 +258,8 @@ def test_sriw_lowers_the_density_by_no_more_than_its_share(sigma):
     x = images[:, :5] + sigma * noise
     share = float(sigma / (1 + sigma))
     plain = denoise(x, sigma)
-    push = (Sriw(denoise, RBF(), factor=0.1, space="denoised")(x, sigma) - plain) / sigma
+    guided = pg(denoise, factor=0.1, strength=never_down)
+    push = (guided(x, sigma) - plain) / sigma
     drift = (x - plain) / sigma
     size = push.flatten(2).norm(dim=-1)
     torch.testing.assert_close(size, 0.1 * share**0.5 * drift.flatten(2).norm(dim=-1))
@@ -277,7 +281,8 @@ def test_oscar_runs_across_the_drift_and_is_capped():
     drift = ((x - plain) / sigma).flatten(2)
 
     def push(factor):
-        guided = Oscar(denoise, Volume(), factor=factor, space="denoised", strength="sigma")
+        settings = dict(space="denoised", strength=across("sigma"))
+        guided = ParticleGuidance(denoise, Volume(), factor=factor, **settings)
         return ((plain - guided(x, sigma)) / sigma).flatten(2)
 
     small = 1e-3 * float(sigma) * Volume().grad(plain.flatten(2))
@@ -338,8 +343,8 @@ def test_no_strength_and_one_particle_leave_the_denoiser_alone(method):
 @pytest.mark.parametrize(
     "method",
     [
-        partial(Sriw, potential=RBF(), space="denoised"),
-        partial(Oscar, potential=Volume()),
+        partial(ParticleGuidance, potential=RBF(), space="denoised", strength=never_down),
+        partial(ParticleGuidance, potential=Volume(), strength=across("joint")),
         Eddy,
         partial(Variance, directions=lambda: torch.ones(2, 3, 1, 6, 6)),
     ],
@@ -412,3 +417,20 @@ def test_the_references_form_leaves_alone_what_it_should_and_copies_finite():
     copies = torch.zeros(1, 3, 1, 6, 6, dtype=torch.float64)
     assert torch.isfinite(Reference(denoise, factor=1.0)(copies, sigma)).all()
     assert torch.isfinite(Reference(denoise, factor=1e300)(x, sigma)).all()
+
+
+def test_the_thesiss_second_stage_is_not_guided_and_is_where_the_step_began():
+    """The steps of EDM's sampler, written out with it."""
+    denoise, _ = exact()
+    sigmas = karras_sigmas(6, 0.01, 80.0, 7.0)
+    start = 80 * ParticleNoise(0, range(2), range(4), (1, 6, 6))().double()
+    guided = Reference(denoise, factor=3.0)
+    x = start
+    for sigma, sigma_next in zip(sigmas, sigmas[1:]):
+        d = (x - guided(x, sigma)) / sigma
+        after = x + (sigma_next - sigma) * d
+        if sigma_next:
+            d_next = (after - denoise(x, sigma_next)) / sigma_next
+            after = x + (sigma_next - sigma) * (d + d_next) / 2
+        x = after
+    torch.testing.assert_close(edm_sampler(StageHere(guided, denoise), start, sigmas), x)

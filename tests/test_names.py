@@ -3,10 +3,10 @@
 import json
 
 import pytest
+import yaml
 from conftest import ROOT
 
-from config import GuidanceSettings, declared
-from names import METHODS, METRICS, method_of, metric, source_of
+from names import METRICS, method_of, metric, source_of
 
 # Numbers in metrics.json that describe the run.
 NO_METRICS = {"modes_total", "num_sets", "batch_size"}
@@ -31,12 +31,6 @@ def test_every_metric_that_was_ever_published_has_a_name():
         for row in json.loads(path.read_text())["rows"]:
             found |= measured(row["result"])
     assert {"modes_found", "quality", "confidence", "centroid_spread"} <= found <= set(METRICS)
-
-
-def test_every_method_has_a_name():
-    accepted = {setting.name: setting.check.accepted for setting in declared(GuidanceSettings)}
-    names = f"{accepted['guidance']}, {accepted['noise']}".split(", ")
-    assert set(names) == set(METHODS)
 
 
 def test_names_of_metrics_are_different():
@@ -87,6 +81,11 @@ def test_sets_that_nothing_acts_on_are_independent(settings):
 )
 def test_a_method_says_what_it_does(settings, name):
     assert method_of(settings) == name
+
+
+def test_variants_are_points_of_the_experiment_that_compares_methods():
+    recipe = yaml.safe_load((ROOT / "configs" / "experiments" / "e10.yaml").read_text())
+    assert set(recipe["variants"]) <= set(recipe["grid"]["method"])
 
 
 def test_sources():

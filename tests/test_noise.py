@@ -3,16 +3,11 @@ import pytest
 import torch
 from scipy import stats
 
+from coupling.antithetic import antithetic
+from coupling.simplex import simplex
+from coupling.stratified import leading_directions, stratified
 from model import posterior_mean
-from noise import (
-    ParticleNoise,
-    Stream,
-    antithetic,
-    leading_directions,
-    set_generator,
-    simplex,
-    stratified,
-)
+from noise import ParticleNoise, Stream, set_generator
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guidance import RKE, DiverseFlow, Volume
+from guidance.rivals.diverseflow import DiverseFlow
+from guidance.rivals.oscar import Volume
+from guidance.rivals.rke import RKE
 from potentials import (
     POTENTIALS,
     Bandwidth,

@@ -256,23 +256,6 @@ def test_a_particle_is_the_same_beside_any_others_under_churn():
     torch.testing.assert_close(sampled([2], [7, 1]), everyone[2:3, [7, 1]], rtol=0, atol=1e-6)
 
 
-def test_a_correction_of_ones_own_takes_the_place_of_heuns():
-    """It sees x before and after Euler's step; with D there, the result is EDM's."""
-    denoise = gaussian_denoiser(0.1, 0.5)
-    schedule = edm_schedule(karras_sigmas(6, 0.002, 80.0, 7.0))
-    x = 80 * ParticleNoise(0, range(1), range(2), (1, 2, 2))()
-    seen = []
-
-    def correction(x_hat, after, sigma):
-        seen.append((x_hat, float(sigma)))
-        return denoise(after, sigma)
-
-    out = integrate(denoise, x, schedule, correction=correction)
-    assert torch.equal(out, integrate(denoise, x, schedule))
-    assert torch.equal(seen[0][0], x)
-    assert [sigma for _, sigma in seen] == schedule.sigmas[1:-1].tolist()
-
-
 def test_the_parts_of_a_schedule_are_the_whole():
     schedule = edm_schedule(karras_sigmas(6, 0.01, 10.0, 7.0))
     denoise = lambda x, sigma: x / (1 + sigma**2)

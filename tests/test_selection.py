@@ -1,7 +1,8 @@
 import torch
 
+from coupling.balanced import balanced_draw
 from noise import set_generator
-from selection import balanced_draw, kmedoids, most_distant
+from selection import kmedoids, most_distant
 
 
 def test_kmedoids_keeps_one_of_each_cluster():

@@ -21,6 +21,8 @@ import math
 
 from torch import Tensor
 
+from guidance.pg import ParticleGuidance, asked_for
+from method import BACKWARD, STRENGTH, Method
 from potentials import RBF, Bandwidth, weighted_differences
 
 
@@ -41,3 +43,11 @@ class RKE:
     def grad(self, y: Tensor, sigma: float = 1.0) -> Tensor:
         k, slope = self.rbf.matrices(y, sigma)
         return weighted_differences(8 * k * slope / k.square().sum((1, 2), keepdim=True), y)
+
+
+METHOD = Method(
+    "RKE guidance",
+    lambda sets: ParticleGuidance(sets.denoise, **asked_for(sets, RKE)),
+    needs=(STRENGTH, BACKWARD),
+    shown=dict(pg_factor=", factor {:g}"),
+)

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from guidance.base import per_particle
-from guidance.particle import ParticleGuidance
+from guidance.pg import STRENGTHS, ParticleGuidance, Push, Strength, asked_for, tiny_of
+from method import BACKWARD, STRENGTH, Method, Sets
 from potentials import Bandwidth
 
 REMOVED = 0.95  # of the part along the drift
@@ -60,15 +61,31 @@ class Volume:
         return (at_centred - at_centred.mean(1, keepdim=True)).to(y)
 
 
-class Oscar(ParticleGuidance):
-    """`ParticleGuidance` by `Volume`, across the drift and capped; see above."""
+def across(strength: str | Strength) -> Strength:
+    """Another strength, across the drift and capped; see above."""
+    plain = STRENGTHS[strength] if isinstance(strength, str) else strength
 
-    def _drift(self, x: Tensor, denoised: Tensor, grad: Tensor, sigma: Tensor) -> Tensor:
-        drift = (x - denoised) / sigma
-        tiny = torch.finfo(x.dtype).tiny ** 0.5
+    def across_the_drift(push: Push) -> Tensor:
+        drift = push.drift
+        tiny = tiny_of(push.x)
         length = per_particle(drift, drift).sqrt()
         u = drift / length.clamp_min(tiny)
-        push = super()._drift(x, denoised, grad, sigma)
-        push = push - REMOVED * per_particle(push, u) * u
-        size = per_particle(push, push).sqrt()
-        return push * (LARGEST_PUSH * length / size.clamp_min(tiny)).clamp_max(1)
+        moved = plain(push)
+        moved = moved - REMOVED * per_particle(moved, u) * u
+        size = per_particle(moved, moved).sqrt()
+        return moved * (LARGEST_PUSH * length / size.clamp_min(tiny)).clamp_max(1)
+
+    return across_the_drift
+
+
+def _make(sets: Sets) -> ParticleGuidance:
+    given = asked_for(sets, Volume)
+    return ParticleGuidance(sets.denoise, **given | dict(strength=across(given["strength"])))
+
+
+METHOD = Method(
+    "OSCAR",
+    _make,
+    needs=(STRENGTH, BACKWARD, "three particles"),
+    shown=dict(pg_factor=", factor {:g}"),
+)

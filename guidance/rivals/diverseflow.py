@@ -22,6 +22,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from guidance.pg import ParticleGuidance, asked_for
+from method import BACKWARD, STRENGTH, Method
 from potentials import RBF, Bandwidth, weighted_differences
 
 JITTER = 2e-3  # on the diagonal, as in LogDet
@@ -58,3 +60,11 @@ class DiverseFlow:
 def _inverse(matrix: Tensor) -> Tensor:
     """The inverse of positive definite matrices. cholesky_ex does not make a GPU wait."""
     return torch.cholesky_inverse(torch.linalg.cholesky_ex(matrix).L)
+
+
+METHOD = Method(
+    "DiverseFlow",
+    lambda sets: ParticleGuidance(sets.denoise, **asked_for(sets, DiverseFlow)),
+    needs=(STRENGTH, BACKWARD),
+    shown=dict(pg_factor=", factor {:g}"),
+)

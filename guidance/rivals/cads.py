@@ -17,17 +17,47 @@ condition-annealed sampling", arXiv 2310.17347, algorithm 1.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Callable
 
 from torch import Tensor
 
+from config import reject
 from denoiser import Denoiser
+from guidance.base import Guided
+from method import CONDITION, Method, Sets
+from noise import Stream
 
 
-class Cads:
+@dataclass(frozen=True)
+class Options:
+    """CADS"""
+
+    cads_scale: float = 0.25
+    """standard deviation of the noise on the conditioning frames in [-1, 1]"""
+    cads_tau1: float = 0.6
+    """position in the schedule (0: sigma_min, 1: sigma_max) below which the conditioning has no
+    noise"""
+    cads_tau2: float = 0.9
+    """position in the schedule above which the conditioning is only noise"""
+    cads_mixing: float = 1.0
+    """share of the noised conditioning that is rescaled to its former mean and deviation"""
+
+    def __post_init__(self):
+        if not 0 <= self.cads_scale < math.inf:
+            reject("cads_scale", self.cads_scale, "a number >= 0")
+        for key in ("cads_tau1", "cads_tau2", "cads_mixing"):
+            if not 0 <= getattr(self, key) <= 1:
+                reject(key, getattr(self, key), "a number from 0 to 1")
+        if self.cads_tau1 >= self.cads_tau2:
+            reject("cads_tau1", self.cads_tau1, f"less than cads_tau2 = {self.cads_tau2}")
+
+
+class Cads(Guided):
     """A denoiser of sets in which each particle sees its own noised conditioning.
 
     Arguments:
+        denoise, levels: as in `Guided`
         bind: conditioning (G, B, Cc, H, W) -> a denoiser in which every particle has its own
         cond: the conditioning c (G, Cc, H, W), in [-1, 1]
         noise: draws standard normal noise n (G, B, Cc, H, W)
@@ -40,6 +70,7 @@ class Cads:
 
     def __init__(
         self,
+        denoise: Denoiser,
         bind: Callable[[Tensor], Denoiser],
         cond: Tensor,
         noise: Callable[[], Tensor],
@@ -49,7 +80,9 @@ class Cads:
         tau2: float,
         scale: float,
         mixing: float,
+        **levels: float | None,
     ):
+        super().__init__(denoise, **levels)
         self.bind = bind
         self.cond = cond
         self.noise = noise
@@ -59,7 +92,8 @@ class Cads:
         self.scale = scale
         self.mixing = mixing
 
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def guided(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """D(x) with the noised conditioning of this noise level, like x."""
         cond = self.cond[:, None].expand(-1, x.shape[1], -1, -1, -1)  # (G, B, Cc, H, W)
         share = self.kept_share(self.time(float(sigma)))
         if share < 1:
@@ -77,3 +111,30 @@ class Cads:
         rescaled = (noised - noised.mean(**axes)) / noised.std(**axes).clamp_min(1e-6)
         rescaled = rescaled * cond.std(**axes) + cond.mean(**axes)
         return self.mixing * rescaled + (1 - self.mixing) * noised
+
+
+def _make(sets: Sets) -> Cads:
+    cond = sets.condition()
+    assert cond is not None  # CONDITION
+    return Cads(
+        sets.denoise,
+        sets.bind,
+        cond,
+        sets.noise(Stream.CONDITIONING, tuple(cond.shape[1:])),
+        sets.position,
+        tau1=sets.options.cads_tau1,
+        tau2=sets.options.cads_tau2,
+        scale=sets.options.cads_scale,
+        mixing=sets.options.cads_mixing,
+        **sets.levels,
+    )
+
+
+METHOD = Method(
+    "CADS",
+    _make,
+    needs=(CONDITION,),
+    shown=dict(cads_scale=", noise of {:g}"),
+    only=dict(group_of=1),
+    options=Options,
+)

@@ -27,6 +27,8 @@ from torch import Tensor
 
 from denoiser import Denoiser
 from guidance.base import Pushed
+from method import BACKWARD, STRENGTH, Method, Sets
+from noise import Stream
 
 STEP = 0.1  # e, in units of the noise level
 
@@ -35,7 +37,7 @@ class Variance(Pushed):
     """A denoiser of sets tilted by their variance.
 
     Arguments:
-        denoise, factor: as in `Pushed`; the factor is the exponent of h
+        denoise, factor, levels: as in `Pushed`; the factor is the exponent of h
         directions: draws v (G, B or more, C, H, W), entries of mean 0 and variance 1
         features: L, a linear map of images (N, C, H, W) -> (N, ...); None: the images themselves
     """
@@ -47,8 +49,9 @@ class Variance(Pushed):
         factor: float,
         directions: Callable[[], Tensor],
         features: Callable[[Tensor], Tensor] | None = None,
+        **levels: float | None,
     ):
-        super().__init__(denoise, factor=factor)
+        super().__init__(denoise, factor=factor, **levels)
         self.directions = directions
         self.features = features
 
@@ -81,3 +84,23 @@ class Variance(Pushed):
         if self.features is None:
             return images.flatten(2)
         return self.features(images.flatten(0, 1)).flatten(1).unflatten(0, images.shape[:2])
+
+
+def _make(sets: Sets) -> Variance:
+    return Variance(
+        sets.denoise,
+        factor=sets.settings.pg_factor,
+        directions=sets.noise(Stream.PROBES, None),
+        features=sets.features,
+        **sets.levels,
+    )
+
+
+METHOD = Method(
+    "variance guidance",
+    _make,
+    needs=(STRENGTH, "twice the calls", BACKWARD),
+    frequencies="tilted, known",
+    shown=dict(pg_factor=", factor {:g}"),
+    only=dict(sequential=1),
+)

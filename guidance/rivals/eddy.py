@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from guidance.base import Pushed
+from method import STRENGTH, Method
 from potentials import squared_distances, weighted_differences
 
 SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1], as in EDM
@@ -55,3 +56,13 @@ class Eddy(Pushed):
         along_v = k * (1 - d + 2 * d2 / h - s_apart)
         along_difference = k * (score @ v.transpose(1, 2) - 2 / h * v_apart)
         return (along_v @ v + weighted_differences(along_difference, y)).to(x)
+
+
+METHOD = Method(
+    "EDDY",
+    lambda sets: Eddy(sets.denoise, factor=sets.settings.pg_factor, **sets.levels),
+    needs=(STRENGTH,),
+    frequencies="kept, from independent noise",
+    shown=dict(pg_factor=", factor {:g}"),
+    only=dict(sequential=1),
+)

@@ -1,0 +1,1 @@
+"""Starting noise that is no longer standard normal: to be compared with."""

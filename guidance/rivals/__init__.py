@@ -1,0 +1,1 @@
+"""Methods that others published, and the reference thesis's: to be compared with."""
