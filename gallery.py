@@ -247,21 +247,20 @@ def umap(rows: Rows, title: str) -> Figure:
     with torch.no_grad():
         features = torch.cat([judge.features(part) for part in frames.split(500)]).numpy()
     # Its progress bar writes to pipes too; n_jobs is what random_state implies.
-    fitted = UMAP(
+    reducer = UMAP(
         n_neighbors=UMAP_NEIGHBOURS,
         random_state=0,
         n_jobs=1,
         tqdm_kwds=dict(disable=None, bar_format=None),
     ).fit(features[: len(chosen)])
-    names = [f"{label(row)}\n{len(own.unique())} of 10" for row, own in zip(rows, modes)]
+    counts = [len(digits_of_set.unique()) for digits_of_set in modes]
+    places = torch.from_numpy(reducer.transform(features[len(chosen) :]))
     return charts.umap_map(
-        digits=torch.from_numpy(fitted.embedding_),
+        digits=torch.from_numpy(reducer.embedding_),
         labels=digits.labels[chosen],
-        particles=torch.from_numpy(fitted.transform(features[len(chosen) :])).unflatten(
-            0, (len(rows), -1)
-        ),
+        particles=places.unflatten(0, (len(rows), -1)),
         modes=torch.stack(modes),
-        names=names,
+        names=[f"{label(row)}\n{count} of 10" for row, count in zip(rows, counts)],
         title=f"{title}\nthe first sets on a UMAP of {len(chosen)} test digits",
     )
 

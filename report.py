@@ -66,9 +66,9 @@ def number(value: float, like: float | None = None) -> str:
 def heading(key: str) -> tuple[str, str]:
     """(name, note) of a metric, or of a metric of some of the sets, whose key is `part metric`."""
     part, _, name = key.rpartition(" ")
-    shown = metric(name)
-    note = ", ".join(text for text in (part, shown.note) if text)
-    return shown.heading, note
+    wording = metric(name)
+    note = ", ".join(text for text in (part, wording.note) if text)
+    return wording.heading, note
 
 
 def best_known_first(keys: Iterable[str]) -> list[str]:
@@ -127,14 +127,14 @@ def plane(points: Tensor, colours: list[str | None], reach: float = REACH) -> st
 
 
 def sheet(arrays: dict[str, Tensor], result: dict) -> list[dict]:
-    """A record per set: {number, given, pictures, notes}.
+    """A record per set: {number, context, pictures, notes}.
 
-    given: thumbnails of the last conditioning frame and of the correct answers
+    context: thumbnails of the last conditioning frame and of the correct answers
     pictures: thumbnails of the particles, the first in each mode with its colour; points in the
         plane share one
     notes: (name, value, of how many), some metrics of this set
     """
-    judged = [
+    keys = [
         key
         for key in METRICS
         if isinstance(result.get(key), dict)
@@ -143,12 +143,12 @@ def sheet(arrays: dict[str, Tensor], result: dict) -> list[dict]:
     ][:NOTES]
     sets = []
     for g, samples in enumerate(arrays["samples"]):
-        given = [
+        context = [
             Thumbnail(frame(image), "the frame that is given") for image in arrays["cond"][g, -1:]
         ]
         if "answers" in arrays:
             for a, image in enumerate(arrays["answers"][g]):
-                given.append(Thumbnail(frame(image), f"correct answer {a}"))
+                context.append(Thumbnail(frame(image), f"correct answer {a}"))
         modes = arrays["modes"][g].tolist() if "modes" in arrays else [-1] * len(samples)
         colours = new_colours(modes)
         if result["dataset"] == "mixture":
@@ -162,10 +162,10 @@ def sheet(arrays: dict[str, Tensor], result: dict) -> list[dict]:
                     alt += f", mode {mode}, {'new' if colour else 'again'}"
                 pictures.append(Thumbnail(frame(image), alt, colour))
         notes = []
-        for key in judged:
+        for key in keys:
             total = result["modes_total"] if key == "modes_found" else None
             notes.append((METRICS[key].heading, result[key]["per_set"][g], total))
-        sets.append(dict(number=g, given=given, pictures=pictures, notes=notes))
+        sets.append(dict(number=g, context=context, pictures=pictures, notes=notes))
     return sets
 
 
@@ -273,8 +273,8 @@ def measured(result: dict) -> dict[str, dict]:
 
 def default_settings(result: dict) -> dict[str, Any]:
     """The defaults of all settings of an evaluation, those of its world where they depend on it."""
-    own_world = dict(dataset=result["dataset"], frames=result["settings"].get("frames"))
-    defaults = EvaluationSettings.from_values(own_world).record()
+    world = dict(dataset=result["dataset"], frames=result["settings"].get("frames"))
+    defaults = EvaluationSettings.from_values(world).record()
     return defaults | dict(dataset=WorldSettings.dataset, frames=WorldSettings.frames)
 
 
@@ -341,7 +341,7 @@ def page(runs: list[dict]) -> str:
         for run in runs:
             if key in run["settings"] and run["settings"][key] != run["defaults"].get(key):
                 changed.add(key)
-    shown = different | changed
+    deviating = different | changed
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -356,6 +356,6 @@ def page(runs: list[dict]) -> str:
         headlines=HEADLINES,
         different=different,
         metrics=best_known_first(key for run in runs for key in run["metrics"]),
-        settings=[key for key in keys if key in shown],
-        same=[key for key in keys if key not in shown],
+        settings=[key for key in keys if key in deviating],
+        same=[key for key in keys if key not in deviating],
     )

@@ -124,7 +124,10 @@ def sample_sheet(
     if last.shape[1]:
         titles[0] = "given"
     figure, axes = frame_grid(
-        [[*given, *true, *drawn] for given, true, drawn in zip(last, correct, samples)],
+        [
+            [*context, *right, *particles]
+            for context, right, particles in zip(last, correct, samples)
+        ],
         titles,
         left=labels,
         right=notes,
@@ -177,26 +180,24 @@ def result_sheet(arrays: dict[str, Tensor], result: dict) -> Figure:
     title = f"{result['dataset']}, {method_of(result['settings'])}: {', '.join(reached)}"
     if result["dataset"] == "mixture":
         return points_sheet(arrays["samples"].flatten(2), result, title)
-    shown = {name: values[:MOST_SETS] for name, values in as_drawn(arrays, result).items()}
+    first = {name: values[:MOST_SETS] for name, values in as_drawn(arrays, result).items()}
     return sample_sheet(
-        shown["cond"],
-        shown["samples"],
-        answers=shown.get("answers"),
+        first["cond"],
+        first["samples"],
+        answers=first.get("answers"),
         title=title,
-        modes=shown.get("modes"),
-        notes=[note(result, g) for g in range(len(shown["samples"]))],
+        modes=first.get("modes"),
+        notes=[note(result, g) for g in range(len(first["samples"]))],
         notes_title=notes_title(result),
     )
 
 
 def note(result: dict, set_number: int) -> str:
     """What stands beside one set of an evaluation under `notes_title`."""
-    judged = f"{result[judging_metric(result)]['per_set'][set_number]:.2f}"
+    score = f"{result[judging_metric(result)]['per_set'][set_number]:.2f}"
     if not result["modes_found"]:
-        return judged
-    return (
-        f"{result['modes_found']['per_set'][set_number]:.0f} of {result['modes_total']}, {judged}"
-    )
+        return score
+    return f"{result['modes_found']['per_set'][set_number]:.0f} of {result['modes_total']}, {score}"
 
 
 def points_sheet(points: Tensor, result: dict, title: str) -> Figure:
@@ -295,12 +296,12 @@ def world_sheet(
     return figure
 
 
-def outline_sheet(given: Tensor, answers: Tensor, runs: Sequence[tuple[str, Tensor]]) -> Figure:
+def outline_sheet(cond: Tensor, answers: Tensor, runs: Sequence[tuple[str, Tensor]]) -> Figure:
     """Each set a row of panels: the frame that was given, the outlines of the correct masks, and
     those of the samples of each run, over the share of correct masks that hold a pixel.
 
     Arguments:
-        given: (G, H, W)
+        cond: (G, H, W)
         answers: (G, k, H, W)
         runs: the title of its column, and its samples (G, B, H, W)
     """
@@ -308,7 +309,7 @@ def outline_sheet(given: Tensor, answers: Tensor, runs: Sequence[tuple[str, Tens
     shares = 0.5 * (answers > 0.5).float().mean(1)  # (G, H, W)
     names = ["given", *(name for name, _ in columns)]
     figure, axes = frame_grid(
-        [[frame, *[share] * len(columns)] for frame, share in zip(given, shares)],
+        [[frame, *[share] * len(columns)] for frame, share in zip(cond, shares)],
         dict(enumerate(names)),
         side=1.9,
     )
@@ -329,11 +330,11 @@ def examples_sheet(world: OwnFrames, at_most: int = 3) -> Figure:
     """The first examples of a user's own frames, a row each, under a line of what was understood:
     all frames that are given, and all correct answers."""
     which = torch.arange(min(at_most, len(world)), device=world.starts.device)
-    given, answers, counts = world.pictures(which)
+    cond, answers, counts = world.pictures(which)
     titles = {0: "given"}
     if counts[0]:
-        titles[given.shape[1]] = "correct"
-    rows = [[*given[n], *answers[n, : counts[n]]] for n in range(len(given))]
+        titles[cond.shape[1]] = "correct"
+    rows = [[*cond[n], *answers[n, : counts[n]]] for n in range(len(cond))]
     figure, axes = frame_grid(rows, titles, side=1.3)
     add_title(figure, textwrap.fill(world.data.describe(), max(40, 18 * axes.shape[1])))
     return figure
@@ -355,25 +356,25 @@ def rollout_sheet(cond: Tensor, rollout: Tensor) -> Figure:
 
 
 def mean_sheet(
-    given: Tensor, samples: Tensor, labels: Sequence[str], notes: Sequence[str], title: str = ""
+    cond: Tensor, samples: Tensor, labels: Sequence[str], notes: Sequence[str], title: str = ""
 ) -> Figure:
     """Each set a row: the frames that were given, the mean and the standard deviation of all its
     samples, pixel by pixel, and the first four of them.
 
     Arguments:
-        given: (G, Cc, H, W)
+        cond: (G, Cc, H, W)
         samples: (G, B, H, W)
         labels: a line per set, at its left
         notes: a line per set, at its right
     """
-    G, c = given.shape[:2]
+    G, c = cond.shape[:2]
     B = samples.shape[1]
     mean = samples.mean(1, keepdim=True)
     deviation = samples.std(1, keepdim=True, correction=min(1, B - 1))
     some = samples[:, :4]
     names = [*["given"] * c, f"mean of {B}", "deviation", *["sample"] * some.shape[1]]
     figure, _ = frame_grid(
-        [list(row) for row in torch.cat([given, mean, deviation, some], 1)],
+        [list(row) for row in torch.cat([cond, mean, deviation, some], 1)],
         dict(enumerate(names)),
         left=labels,
         right=notes,
@@ -390,13 +391,13 @@ class DenoisedSet:
 
     Arguments:
         title: what the animation calls it; several may have the same
-        given: (H, W) in [0, 1], the last conditioning frame, None without one
+        cond: (H, W) in [0, 1], the last conditioning frame, None without one
         trace: what `traces.trace` returns for this set
         modes: (B,) int64, the modes of its samples, None in a world without modes
     """
 
     title: str
-    given: Tensor | None
+    cond: Tensor | None
     trace: dict[str, Tensor]
     modes: Tensor | None
 
@@ -410,7 +411,7 @@ def denoising(sets: Sequence[DenoisedSet], hold: int = 12) -> FuncAnimation:
     """
     num_steps = max(len(one.trace["sigmas"]) for one in sets)
     num_particles = max(one.trace["denoised"].shape[1] for one in sets)
-    left = 0 if all(one.given is None for one in sets) else 1
+    left = 0 if all(one.cond is None for one in sets) else 1
     columns = num_particles + left
     figure = new_figure(0.62 * columns, 1.55 * len(sets))
     parts = figure.subfigures(len(sets), 1, squeeze=False)[:, 0]
@@ -431,8 +432,8 @@ def denoising(sets: Sequence[DenoisedSet], hold: int = 12) -> FuncAnimation:
         for axis in axes.flat:
             axis.clear()
             axis.set_axis_off()
-        if one.given is not None:
-            show_image(axes[1, 0], one.given)
+        if one.cond is not None:
+            show_image(axes[1, 0], one.cond)
         modes = [-1] * len(upper)
         if has_ended and one.modes is not None:
             modes = one.modes.tolist()
