@@ -60,22 +60,26 @@ class Check:
     accepted: str
     passes: Callable[[Any], bool]
 
+    def words(self, everything: bool) -> str:
+        """What is accepted."""
+        return self.accepted
+
 
 @dataclass(frozen=True)
 class Choice:
-    """The names that a setting accepts: those of --help, and more that --help_all adds."""
+    """The values that a setting accepts: those of --help, and more that --help_all adds."""
 
-    names: Callable[[], Sequence[str]]
-    more: Callable[[], Sequence[str]] = tuple
+    names: Callable[[], Sequence[Any]]
+    more: Callable[[], Sequence[Any]] = tuple
 
-    @property
-    def accepted(self) -> str:
-        """All of them, in words."""
-        return ", ".join((*self.names(), *self.more()))
+    def words(self, everything: bool) -> str:
+        """What is accepted, with everything or without what only --help_all adds."""
+        more = self.more() if everything or not self.more() else ["and more"]
+        return ", ".join(map(str, (*self.names(), *more)))
 
-    def passes(self, name: Any) -> bool:
+    def passes(self, value: Any) -> bool:
         """Whether it is one of them."""
-        return name in (*self.names(), *self.more())
+        return value in (*self.names(), *self.more())
 
 
 Count = Annotated[int, Check("a whole number from 1 to 1e9", lambda n: 0 < n <= 10**9)]
@@ -132,28 +136,16 @@ class Setting:
         if get_origin(hint) is Annotated:
             base, check = hint.__origin__, hint.__metadata__[0]
         elif get_origin(hint) is Literal:
-            choices = get_args(hint)
-            base = type(choices[0])
-            check = Check(", ".join(map(str, choices)), lambda value: value in choices)
+            base, check = type(get_args(hint)[0]), Choice(lambda: get_args(hint))
         else:
             base, check = hint, UNCHECKED[hint]
-        rare = declared.metadata.get("rare", False)
+        rare = "rare" in declared.metadata
         return cls(declared.name, declared.default, base, check, optional, listed, rare)
 
-    @property
-    def accepted(self) -> str:
-        """What is accepted, in words."""
+    def accepted(self, everything: bool = True) -> str:
+        """What is accepted, in words, with everything or without what only --help_all adds."""
         each = "a list, 3,5 or [3,5], each " if self.listed else ""
-        return f"{each}{self.check.accepted}{', or null' if self.optional else ''}"
-
-    def in_help(self, everything: bool) -> str:
-        """What --help says of it, or --help_all: `a number > 0; `, nothing of free text."""
-        if self.base in (bool, str) and self.check is UNCHECKED[self.base]:
-            return ""
-        words = self.check.accepted
-        if isinstance(self.check, Choice) and not everything:
-            words = ", ".join([*self.check.names(), "and more"])
-        return f"{'each ' if self.listed else ''}{words}; "
+        return f"{each}{self.check.words(everything)}{', or null' if self.optional else ''}"
 
     def read(self, value: Any) -> Any:
         """The value that YAML or the text of a flag stands for. Raises SettingError."""
@@ -167,7 +159,7 @@ class Setting:
                 return [self._read_one(item) for item in items]
         except (ValueError, OverflowError):
             pass
-        reject(self.name, value, self.accepted)
+        reject(self.name, value, self.accepted())
 
     def _read_one(self, value: Any) -> Any:
         if isinstance(value, str) and self.base is not str:
@@ -433,6 +425,8 @@ class SamplerSettings:
     """edm: smallest noise level with churn"""
     s_max: NonNegativeOrInf = rare(math.inf)
     """edm: largest noise level with churn"""
+    s_noise: Positive = rare(1.0)
+    """factor on the standard deviation of the noise that is added back (1: as in theory)"""
     window_min: Optional[Sigma] = None
     """window: its smallest noise level (null: measured by a pilot of a few independent sets)"""
     window_max: Optional[Sigma] = None
@@ -697,7 +691,7 @@ def record(*groups: DataclassInstance) -> dict[str, Any]:
 
 
 # Arguments of classes that were settings. A config.yaml may still hold them at this value.
-FORMER = dict(beta2=0.99, s_noise=1.0)
+FORMER = dict(beta2=0.99)
 
 
 def as_yaml(values: Mapping[str, Any]) -> str:

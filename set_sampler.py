@@ -449,6 +449,7 @@ class SetSampler:
             guided,
             x,
             schedule,
+            s_noise=self.settings.sampler.s_noise,
             noise=lambda: coupled(noise()),
             correction=correction,
             callback=after_step,

@@ -35,7 +35,7 @@ def test_every_metric_that_was_ever_published_has_a_name():
 
 
 def test_every_method_has_a_name():
-    accepted = {setting.name: setting.check.accepted for setting in declared(GuidanceSettings)}
+    accepted = {setting.name: setting.accepted() for setting in declared(GuidanceSettings)}
     names = f"{accepted['guidance']}, {accepted['noise']}".split(", ")
     assert set(names) == set(METHODS)
 
