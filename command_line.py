@@ -60,7 +60,7 @@ class Parser(argparse.ArgumentParser):
             self.add_argument("--print_config", action="store_true", help="print such a file")
         self.groups = groups
         self.settings: dict[str, Setting] = {}
-        self.flags: dict[str, argparse.Action] = {}
+        self.flags: dict[str, argparse.Action] = {}  # those that are keys of files too
         self.unread = unread or {}
         self.more = more
         for group in groups:
@@ -126,13 +126,13 @@ class Parser(argparse.ArgumentParser):
         while rest:
             word = rest.pop(0)
             key = word.removeprefix("--")
-            if word != key in self.flags and rest and not rest[0].startswith("--"):
+            if key != word and key in self.flags and rest and not rest[0].startswith("--"):
                 word += f"={rest.pop(0)}"
-                # The items of a list that was written with spaces are refused together.
-                listed = key in self.settings and self.settings[key].listed
-                more = list(takewhile(_is_number, rest)) if listed else []
-                word = " ".join([word, *more])
-                del rest[: len(more)]
+                if key in self.settings and self.settings[key].listed:
+                    # The items of a list that was written with spaces are refused together.
+                    more = list(takewhile(_is_number, rest))
+                    word = " ".join([word, *more])
+                    del rest[: len(more)]
             joined.append(word)
         return joined
 
@@ -149,13 +149,13 @@ class Parser(argparse.ArgumentParser):
             reject("config", path, accepted)
         values = {k: v for k, v in values.items() if k not in FORMER or v != FORMER[k]}
         for key in values:
-            if key not in self.settings and key not in self.unread:
+            if key not in self.flags:
                 raise SettingError(f"{self._unknown(str(key))}, in {path}")
         return values
 
     def _unknown(self, word: str) -> str:
         """What is said of a flag or key that is no setting."""
-        near = difflib.get_close_matches(word.lstrip("-"), self.settings, 1)
+        near = difflib.get_close_matches(word.lstrip("-"), self.flags, 1)
         return f"{word}: not a setting here" + "".join(f"; did you mean {name}?" for name in near)
 
     def _show_help(self, everything: bool) -> NoReturn:
@@ -167,10 +167,10 @@ class Parser(argparse.ArgumentParser):
             if setting.rare and not everything:
                 action.help = argparse.SUPPRESS
                 continue
-            accepted = setting.in_help(everything)
             default = setting.default
             shown = default if isinstance(default, (str, float)) else json.dumps(default)
-            action.help = f"{texts[name]} ({accepted}default: {shown})".replace("%", "%%")
+            said = f"{texts[name]} ({setting.accepted(everything)}; default: {shown})"
+            action.help = said.replace("%", "%%")
         self.print_help()
         sys.exit(0)
 

@@ -60,22 +60,26 @@ class Check:
     accepted: str
     passes: Callable[[Any], bool]
 
+    def words(self, everything: bool) -> str:
+        """What is accepted."""
+        return self.accepted
+
 
 @dataclass(frozen=True)
 class Choice:
-    """The names that a setting accepts: those of --help, and more that --help_all adds."""
+    """The values that a setting accepts: those of --help, and more that --help_all adds."""
 
-    names: Sequence[str]
-    more: Sequence[str]
+    names: Sequence[Any]
+    more: Sequence[Any] = ()
 
-    @property
-    def accepted(self) -> str:
-        """All of them, in words."""
-        return ", ".join((*self.names, *self.more))
+    def words(self, everything: bool) -> str:
+        """What is accepted, with everything or without what only --help_all adds."""
+        more = self.more if everything or not self.more else ["and more"]
+        return ", ".join(map(str, (*self.names, *more)))
 
-    def passes(self, name: Any) -> bool:
+    def passes(self, value: Any) -> bool:
         """Whether it is one of them."""
-        return name in (*self.names, *self.more)
+        return value in (*self.names, *self.more)
 
 
 def _methods(flag: str) -> Choice:
@@ -138,28 +142,16 @@ class Setting:
         if get_origin(hint) is Annotated:
             base, check = hint.__origin__, hint.__metadata__[0]
         elif get_origin(hint) is Literal:
-            choices = get_args(hint)
-            base = type(choices[0])
-            check = Check(", ".join(map(str, choices)), lambda value: value in choices)
+            base, check = type(get_args(hint)[0]), Choice(get_args(hint))
         else:
             base, check = hint, UNCHECKED[hint]
-        rare = declared.metadata.get("rare", False)
+        rare = "rare" in declared.metadata
         return cls(declared.name, declared.default, base, check, optional, listed, rare)
 
-    @property
-    def accepted(self) -> str:
-        """What is accepted, in words."""
+    def accepted(self, everything: bool = True) -> str:
+        """What is accepted, in words, with everything or without what only --help_all adds."""
         each = "a list, 3,5 or [3,5], each " if self.listed else ""
-        return f"{each}{self.check.accepted}{', or null' if self.optional else ''}"
-
-    def in_help(self, everything: bool) -> str:
-        """What --help says of it, or --help_all: `a number > 0; `, nothing of free text."""
-        if self.base in (bool, str) and self.check is UNCHECKED[self.base]:
-            return ""
-        words = self.check.accepted
-        if isinstance(self.check, Choice) and not everything:
-            words = ", ".join([*self.check.names, "and more"])
-        return f"{'each ' if self.listed else ''}{words}; "
+        return f"{each}{self.check.words(everything)}{', or null' if self.optional else ''}"
 
     def read(self, value: Any) -> Any:
         """The value that YAML or the text of a flag stands for. Raises SettingError."""
@@ -173,7 +165,7 @@ class Setting:
                 return [self._read_one(item) for item in items]
         except (ValueError, OverflowError):
             pass
-        reject(self.name, value, self.accepted)
+        reject(self.name, value, self.accepted())
 
     def _read_one(self, value: Any) -> Any:
         if isinstance(value, str) and self.base is not str:
