@@ -11,7 +11,7 @@ import argparse
 import copy
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Mapping, Sequence
 
@@ -27,6 +27,7 @@ from command_line import (
 from config import (
     EvaluationSettings,
     ExperimentSettings,
+    GuidanceSettings,
     TrackingSettings,
     WorldSettings,
     build,
@@ -52,8 +53,8 @@ RETIRED = ("redraws", "most_alike", "most_doubt", "doubt_sigma", "kmedoids_pool"
 # ---------------------------------------------------------------- settings
 
 
-def evaluation_parser(description: str | None = None) -> Parser:
-    """The command line of evaluate.py.
+def evaluation_parser(description: str | None = None, *options: type) -> Parser:
+    """The command line of evaluate.py; `options` are those of methods, as groups of their own.
 
     Settings of tracking and of experiments are about runs, not about what they find: no record of a
     result has them.
@@ -62,14 +63,28 @@ def evaluation_parser(description: str | None = None) -> Parser:
         *EvaluationSettings.groups(),
         ExperimentSettings,
         TrackingSettings,
+        *options,
         description=description,
         usage="%(prog)s [options]",
     )
     for key in RETIRED:
         parser.add_argument(f"--{key}", type=float, help=argparse.SUPPRESS)
-    for key in method.option_keys():  # `complete` reads those of the methods that are chosen
+    for key in set(method.option_keys()) - {f.name for group in options for f in fields(group)}:
+        # `complete` reads those of the methods that are chosen.
         parser.add_argument(f"--{key}", type=Any, help=argparse.SUPPRESS)
     return parser
+
+
+def print_configuration(values: Mapping[str, Any], argv: Sequence[str] | None) -> None:
+    """Print the configuration that repeats a command, the options of its methods too, and exit.
+
+    `values` are what it sets, as `chosen` returns them.
+    """
+    import methods
+
+    named = methods.named({**record(GuidanceSettings()), **values})
+    options = [each.options for each in named.values() if each.options is not None]
+    print_config(evaluation_parser(None, *options), argv, defaults_below(values)[0])
 
 
 def chosen(parser: Parser, argv: Sequence[str] | None) -> dict[str, Any]:
@@ -97,7 +112,7 @@ def parse(argv: Sequence[str] | None) -> tuple[EvaluationSettings, Path | None]:
     parser = evaluation_parser()
     values = chosen(parser, argv)
     if asks_for_config(argv):
-        print_config(parser, argv, defaults_below(values)[0])
+        print_configuration(values, argv)
     return complete(values)
 
 

@@ -270,7 +270,7 @@ def main(argv: list[str] | None = None) -> None:
                 )
             print_config(parser, argv, {})
         elif asks_for_config(argv):
-            print_config(parser, argv, assemble.defaults_below(values)[0])
+            assemble.print_configuration(values, argv)
     except (SettingError, FileNotFoundError, ValueError) as error:
         fail(str(error))
     if values.get("experiment"):
