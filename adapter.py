@@ -27,7 +27,7 @@ sampler, for the window that a pilot measures, and for gradients through the net
 Noise levels are those of x = sample / alpha = y + sigma n, in units of the latents y.
 
 Predictions: Karras et al. 2022, arXiv 2206.00364, Table 1; Salimans & Ho 2022, arXiv 2202.00512;
-Lipman et al. 2022, arXiv 2210.02747. Guidance: `guidance/particle.py`.
+Lipman et al. 2022, arXiv 2210.02747. Guidance: `guidance/pg.py`.
 """
 
 from __future__ import annotations

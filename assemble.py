@@ -25,6 +25,7 @@ from command_line import (
 from config import (
     EvaluationSettings,
     ExperimentSettings,
+    GuidanceSettings,
     TrackingSettings,
     WorldSettings,
     build,
@@ -64,6 +65,17 @@ def evaluation_parser(description: str | None = None) -> Parser:
     )
 
 
+def configuration(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What --print_config prints of an evaluation beside the defaults of config.py.
+
+    `values` are what was given, as `chosen` returns them.
+    """
+    import methods
+
+    below = {**defaults_below(values)[0], **values}
+    return below | methods.options_of(record(GuidanceSettings()) | below, values)
+
+
 def chosen(parser: Parser, argv: Sequence[str] | None) -> dict[str, Any]:
     """What flags and --config files set, as `Parser.given` has it.
 
@@ -89,7 +101,7 @@ def parse(argv: Sequence[str] | None) -> tuple[EvaluationSettings, Path | None]:
     parser = evaluation_parser()
     values = chosen(parser, argv)
     if asks_for_config(argv):
-        print_config(parser, defaults_below(values)[0] | values)
+        print_config(parser, configuration(values))
     return complete(values)
 
 
@@ -117,7 +129,7 @@ def complete(values: Mapping[str, Any]) -> tuple[EvaluationSettings, Path | None
 
     import methods  # after all mistakes that answer without torch
 
-    settings.options = methods.options_of(settings, values)
+    settings.options = methods.options_of(settings.record(), values)
     methods.check(settings)
     return settings, path
 

@@ -18,3 +18,23 @@ from typing import Callable
 from torch import Tensor
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
+
+
+class CallCounter:
+    """Counts what sampling costs: particles sent through the denoiser, and back to its input."""
+
+    def __init__(self):
+        self.forward = 0
+        self.backward = 0
+
+    def counted(self, denoise: Denoiser) -> Denoiser:
+        """The same denoiser, with its calls counted."""
+
+        def denoise_and_count(x: Tensor, sigma: Tensor) -> Tensor:
+            particles = x.shape[0] * x.shape[1]
+            self.forward += particles
+            if x.requires_grad:
+                self.backward += particles
+            return denoise(x, sigma)
+
+        return denoise_and_count

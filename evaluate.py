@@ -29,7 +29,7 @@ from command_line import (
     this_process,
     without_flags,
 )
-from config import EvaluationSettings, SettingError, TrackingSettings, as_yaml, build, reject
+from config import EvaluationSettings, SettingError, TrackingSettings, build, reject
 from method import option_keys
 from names import INDEPENDENT, METRICS, method_of, source_of
 
@@ -143,7 +143,7 @@ def evaluate(values: dict[str, Any]) -> None:
         outdir = run_folder(
             settings.run.outdir, f"{settings.evaluate.task}-{settings.world.dataset}"
         )
-        records.refuse_other_run(outdir / "config.yaml", as_yaml(evaluation.record()))
+        records.refuse_other_run(outdir / "config.yaml", evaluation.record())
         records.refuse_other_data(outdir / "metrics.json", evaluation.data())
         lock = claim(outdir)
         tracker = tracking.start(build(TrackingSettings, values), outdir, evaluation.record())
@@ -271,8 +271,9 @@ def main(argv: list[str] | None = None) -> None:
                     "a flag; a --config file describes one evaluation",
                 )
         if asks_for_config(argv):
-            below = {} if values.get("experiment") else assemble.defaults_below(values)[0]
-            print_config(parser, below | values)
+            print_config(
+                parser, values if values.get("experiment") else assemble.configuration(values)
+            )
     except (SettingError, FileNotFoundError, ValueError) as error:
         fail(str(error))
     if values.get("experiment"):

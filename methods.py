@@ -27,12 +27,12 @@ def named(settings: Mapping[str, Any]) -> dict[str, Method]:
     return {flag: method for flag, method in found.items() if method is not None}
 
 
-def options_of(settings: EvaluationSettings, values: Mapping[str, Any]) -> dict[str, Any]:
+def options_of(settings: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """The flat {option: value} of the methods that settings name, out of what was given.
 
     Raises SettingError for a value that a method refuses.
     """
-    options = (method.options for method in named(settings.record()).values())
+    options = (method.options for method in named(settings).values())
     return record(*(build(each, values) for each in options if each is not None))
 
 

@@ -24,7 +24,7 @@ class Stream(IntEnum):
     QUANTILES = 5  # stratified noise: shifts and permutations; balanced draws
     DIRECTIONS = 6  # stratified noise: starting points of the power iteration
     PILOT = 7  # starting noise of the sets on which `decisions` are measured
-    PROBES = 8  # directions in which `guidance.Variance` measures the posterior
+    PROBES = 8  # directions in which a method measures the posterior
     HELD_OUT = 9  # windows and noise of the held-out loss
 
     def turn(self, turn: int) -> int:

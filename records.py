@@ -17,7 +17,9 @@ import platform
 import subprocess
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Mapping
+
+import yaml
 
 from config import as_yaml, reject
 
@@ -54,9 +56,16 @@ def write(arrays: dict[str, Tensor], result: dict[str, Any], outdir: Path) -> No
     (outdir / "metrics.json").write_text(json.dumps(result, indent=1))
 
 
-def refuse_other_run(path: Path, text: str) -> None:
-    """Raise SettingError if the file at `path` exists and holds anything but `text`."""
-    if path.is_file() and path.read_text() != text:
+def refuse_other_run(path: Path, values: Mapping[str, Any]) -> None:
+    """Raise SettingError if the config.yaml at `path` exists and is that of another run.
+
+    `values` is the record of this one's settings. Keys of the file that it lacks were settings of
+    an earlier version, or are options of methods that the run did not use.
+    """
+    if not path.is_file():
+        return
+    there = yaml.safe_load(path.read_text())
+    if not isinstance(there, dict) or {key: there.get(key) for key in values} != {**values}:
         reject(
             "outdir",
             str(path.parent),

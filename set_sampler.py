@@ -17,7 +17,7 @@ import methods
 from classifier import Classifier
 from config import EvaluationSettings
 from decisions import Decisions
-from denoiser import Denoiser
+from denoiser import CallCounter, Denoiser
 from devices import free_memory, kept_bytes
 from method import Sets
 from model import EDMDenoiser
@@ -31,26 +31,6 @@ from tasks import Task
 PARTICLES_PER_CALL = dict(cpu=256, cuda=32768)
 
 Callback = Callable[[dict], None]  # sees every step of the sampler, see sampler.edm_sampler
-
-
-class CallCounter:
-    """Counts what sampling costs: particles sent through the denoiser, and back to its input."""
-
-    def __init__(self):
-        self.forward = 0
-        self.backward = 0
-
-    def counted(self, denoise: Denoiser) -> Denoiser:
-        """The same denoiser, with its calls counted."""
-
-        def denoise_and_count(x: Tensor, sigma: Tensor) -> Tensor:
-            particles = x.shape[0] * x.shape[1]
-            self.forward += particles
-            if x.requires_grad:
-                self.backward += particles
-            return denoise(x, sigma)
-
-        return denoise_and_count
 
 
 class SetSampler:

@@ -13,6 +13,7 @@ from conftest import ROOT
 from programs import Program
 
 import assemble
+import method
 import evaluate
 import train_classifier
 from command_line import make_parser
@@ -210,7 +211,7 @@ OTHER_FLAGS = {
 @pytest.fixture(scope="module")
 def our_flags() -> set[str]:
     others = (train_classifier.ClassifierSettings, ExperimentSettings)
-    return {
+    return {f"--{key}" for key in method.option_keys()} | {
         option
         for groups in (EvaluationSettings.groups(), TrainingSettings.groups(), others)
         for action in make_parser(*groups, description="")._actions

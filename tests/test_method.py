@@ -79,6 +79,14 @@ def test_options_of_the_method_that_is_chosen_are_settings(tmp_path):
     assert assemble.parse(EXACT)[0].options == {}
 
 
+def test_a_configuration_that_is_printed_has_the_options_of_its_methods_alone(capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main([*EXACT, "--noise", "contrastive", "--contrastive_rate=2", "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    owned = set(method.option_keys()) & set(printed)
+    assert owned == {"contrastive_rate"} and printed["contrastive_rate"] == 2
+
+
 @pytest.mark.parametrize(
     "flags, line",
     [

@@ -63,11 +63,11 @@ def test_other_files_of_the_same_name_are_refused(text, tmp_path):
 
 def test_a_folder_is_for_one_run(tmp_path):
     path = tmp_path / "config.yaml"
-    records.refuse_other_run(path, "seed: 0\n")
+    records.refuse_other_run(path, dict(seed=0))
     path.write_text("seed: 0\n")
-    records.refuse_other_run(path, "seed: 0\n")
+    records.refuse_other_run(path, dict(seed=0))
     with pytest.raises(SettingError, match="^outdir: got .*config.yaml there says otherwise"):
-        records.refuse_other_run(path, "seed: 1\n")
+        records.refuse_other_run(path, dict(seed=1))
 
 
 def test_provenance_has_the_hash_of_the_checkpoint(tmp_path):
