@@ -21,7 +21,6 @@ from typing import (
     Callable,
     Literal,
     Mapping,
-    NoReturn,
     Optional,
     Sequence,
     TypeVar,
@@ -32,22 +31,14 @@ from typing import (
 
 import yaml
 
-import method
+from diverse_sampling import method
+from diverse_sampling.errors import reject
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from typing_extensions import Self
 
 T = TypeVar("T", bound="DataclassInstance")
-
-
-class SettingError(ValueError):
-    """A setting that cannot be used. The message names the key, the value and what is accepted."""
-
-
-def reject(key: str, value: Any, accepted: str) -> NoReturn:
-    """Raises SettingError: which key, which value, what is accepted."""
-    raise SettingError(f"{key}: got {value!r}; accepted: {accepted}")
 
 
 # ---------------------------------------------------------------- what a setting accepts
@@ -221,7 +212,7 @@ class WorldSettings:
     """the world: one of four of moving digits; mixture, ten Gaussians in the plane (only
     evaluate.py); frames, your own"""
     frames: Optional[str] = None
-    """dataset frames: an .npz or .npy file, or a directory of pictures or videos (frame_files.py
+    """dataset frames: an .npz or .npy file, or a directory of pictures or videos (worlds/files.py
     describes the layouts)"""
     answers: Literal["given", "none"] = "given"
     """dataset frames: given, train on and compare with the answers in the files, or with the next

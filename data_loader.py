@@ -16,8 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from config import DigitSettings, WorldSettings
-from own_frames import load_frames
-from worlds import Centered, CircleJumping, Digits, Free, Horizontal, Mixture, MovingDigits, World
+from worlds.moving_digits import (
+    Centered,
+    CircleJumping,
+    Digits,
+    Free,
+    Horizontal,
+    Mixture,
+    MovingDigits,
+    World,
+)
+from worlds.own_data import load_frames
 
 EMBEDDED_TEST_EVERY = 5  # one of this many embedded digits is in the test split, never trained on
 

@@ -15,11 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import assemble
-import experiments
-import records
-import tracking
-from command_line import (
+from config import EvaluationSettings, TrackingSettings, build
+from diverse_sampling.errors import SettingError, reject
+from diverse_sampling.method import option_keys
+from lab import assemble, experiments, records, tracking
+from lab.command_line import (
     asks_for_config,
     claim,
     fail,
@@ -29,9 +29,7 @@ from command_line import (
     this_process,
     without_flags,
 )
-from config import EvaluationSettings, SettingError, TrackingSettings, build, reject
-from method import option_keys
-from names import INDEPENDENT, METRICS, method_of, source_of
+from lab.names import INDEPENDENT, METRICS, method_of, source_of
 
 # ---------------------------------------------------------------- what is printed
 
@@ -152,10 +150,10 @@ def evaluate(values: dict[str, Any]) -> None:
     for notice in evaluation.notices:
         print(f"evaluate.py: {notice}", file=sys.stderr)
     with lock, tracker:
-        from devices import out_of_memory
-        from drawing import save
-        from sheets import examples_sheet, rollout_sheet
-        from tasks import FramesTask
+        from diverse_sampling.devices import out_of_memory
+        from figures.drawing import save
+        from figures.sheets import examples_sheet, rollout_sheet
+        from lab.tasks import FramesTask
 
         rollout = None
         try:
@@ -200,8 +198,8 @@ def evaluate(values: dict[str, Any]) -> None:
 
 def draw_samples(arrays: dict[str, Any], result: dict[str, Any], path: Path) -> None:
     """Write the sheet of samples: arrays as in samples.npz, result as in metrics.json."""
-    from drawing import save
-    from sheets import result_sheet
+    from figures.drawing import save
+    from figures.sheets import result_sheet
 
     save(result_sheet(arrays, result), path)
 
@@ -228,8 +226,8 @@ def run_experiment(values: dict[str, Any], flags: list[str]) -> None:
             rows = _run_cells(name, preset, shared, outdir, flags)
             if this_process()[0] > 0:
                 return
-            from drawing import save
-            from gallery import figure
+            from figures.drawing import save
+            from figures.gallery import figure
 
             text = experiments.table(rows)
             numbers = [

@@ -1,207 +1,338 @@
-"""The sampler, on sets of particles: schedules, and integration of the reverse ODE or SDE.
+"""Sampling of sets: denoiser -> guidance -> sampler -> selection, in chunks that fit into memory.
 
-    dx / dsigma = (x - D(x; sigma)) / sigma
-
-with a *denoiser* D (`denoiser.py`) of G independent sets of B particles. The sampler knows neither
-the network nor the guidance: both are denoisers. A `Schedule` says at which noise levels D is
-called, how much noise is added back at each, and where a step is corrected to second order:
-
-    edm_schedule      EDM's: sigma_i = (sigma_max^(1/rho) + i / (N - 1) (sigma_min^(1/rho) -
-                      sigma_max^(1/rho)))^rho, every step corrected
-    window_schedule   most steps in a window of noise levels, noise added back at each of them
-
-Karras et al. 2022, arXiv 2206.00364: noise levels, equation 5; sampler, algorithm 2.
+The condition of set g follows from (seed, g) alone, and the noise of its particle i from (seed, g,
+i): neither depends on what is sampled beside it, nor on the chunks.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Callable
+from functools import partial
+from typing import Callable, Sequence
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from denoiser import Denoiser
+from config import EvaluationSettings
+from diverse_sampling.decisions import Decisions
+from diverse_sampling.denoiser import CallCounter, Denoiser
+from diverse_sampling.devices import free_memory, kept_bytes
+from diverse_sampling.integrate import Schedule, integrate
+from diverse_sampling.method import Sets
+from diverse_sampling.noise import ParticleNoise, Stream, set_generator
+from diverse_sampling.selection import kmedoids, most_distant
+from lab import methods
+from lab.classifier import Classifier
+from lab.tasks import Task
+from model import EDMDenoiser
+
+# At most, in one network call. On a CPU, larger calls are no faster; a GPU's kernels of attention
+# take fewer than 65,536 images.
+PARTICLES_PER_CALL = dict(cpu=256, cuda=32768)
+
+Callback = Callable[[dict], None]  # sees every step of the sampler, see sampler.edm_sampler
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """What the sampler does at each of N steps.
+class SetSampler:
+    """Samples the sets of a task with one denoiser, one guidance method and one schedule.
 
     Arguments:
-        sigmas: (N + 1,) float64 on the CPU, decreasing, the last one 0
-        churn: (N,) float64, gamma of each step: noise is added back until the noise level is
-            (1 + gamma) sigma
-        corrected: (N,) bool, which steps have Heun's correction
+        task: conditions and right answers of the sets
+        settings: of the evaluation; what is read here are `evaluate`, `sampler`, `guidance` and
+            `run.seed`
+        device: where the denoiser computes
+        network: the trained denoiser; None for the exact one, the mean over the right answers
+        feature_classifier: the classifier whose features are compared, where guidance asks for it
+        decisions: where it is decided what a sample shows; None where the settings do not ask for
+            it (`pilot.needs_decisions`)
+
+    Attributes:
+        schedule: the steps of the sampler
+        particle_shape: (C, H, W)
+        calls: what sampling has cost so far
     """
 
-    sigmas: Tensor
-    churn: Tensor
-    corrected: Tensor
+    def __init__(
+        self,
+        task: Task,
+        settings: EvaluationSettings,
+        device: torch.device,
+        network: EDMDenoiser | None = None,
+        feature_classifier: Classifier | None = None,
+        decisions: Decisions | None = None,
+    ):
+        self.task = task
+        self.settings = settings
+        self.device = device
+        self.network = network
+        self.feature_classifier = feature_classifier
+        self.seed = settings.run.seed
+        self.batch_size = settings.evaluate.batch_size
+        self.decisions = decisions
+        self.methods = methods.Methods(settings)
+        self.schedule = methods.make_schedule(settings.sampler, decisions)
+        self.particle_shape = (task.world.answer_channels, *task.world.frame_shape)
+        self.calls = CallCounter()
+        self.progress: tqdm | None = None  # while sets are sampled
 
-    @property
-    def num_steps(self) -> int:
-        """N."""
-        return len(self.churn)
+    def noise(
+        self,
+        sets: Tensor,
+        particles: Sequence[int],
+        stream: int,
+        shape: tuple[int, ...] | None = None,
+    ) -> ParticleNoise:
+        """A source of noise for some particles of some sets (G,) int64.
 
-    @property
-    def calls(self) -> int:
-        """Calls of the denoiser, per particle."""
-        return self.num_steps + int(self.corrected.sum())
-
-    def part(self, start: int, stop: int) -> Schedule:
-        """The steps from `start` up to `stop` alone."""
-        return Schedule(
-            self.sigmas[start : stop + 1], self.churn[start:stop], self.corrected[start:stop]
+        `shape` is that of one particle's noise; None: that of a particle.
+        """
+        return ParticleNoise(
+            self.seed, sets.tolist(), particles, shape or self.particle_shape, self.device, stream
         )
 
+    # ------------------------------------------------------------ denoisers
+    def denoiser(self, sets: Tensor, cond: Tensor | None = None) -> Denoiser:
+        """The unguided denoiser of some sets, not counted.
 
-def append_zero(sigmas: Tensor) -> Tensor:
-    """Noise levels (N,) -> (N + 1,), the last one 0."""
-    return torch.cat([sigmas, sigmas.new_zeros(1)])
+        Arguments:
+            sets: (G,) int64, their numbers
+            cond: (G, B, Cc, H, W) in [-1, 1], in place of their own conditioning frames
+        """
+        if self.network is None:
+            return self.task.exact_denoiser(sets, self.device)
+        labels = None
+        if self.network.unet.label is not None and self.task.labels is not None:
+            labels = self.task.labels[sets].to(self.device)
+        if cond is None:
+            cond = self.task.condition(sets, self.device)
+        return self.network.bind(cond, labels)
 
+    def asked(
+        self,
+        sets: Tensor,
+        particles: Sequence[int],
+        *,
+        turn: int = 0,
+        memory: Tensor | None = None,
+        cond: Tensor | None = None,
+    ) -> Sets:
+        """What a method is given for some sets.
 
-def to_d(x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
-    """dx/dsigma of the probability-flow ODE with sigma(t) = t (EDM, equation 3).
+        Arguments:
+            sets: (G,) int64, their numbers
+            particles: the numbers of the B particles in each of them
+            turn: how many batches of these sets went before
+            memory: (G, M, C, H, W) in [-1, 1], images that repel the particles too
+            cond: (G, B, Cc, H, W) in [-1, 1], in place of the sets' own conditioning frames
+        """
+        g, s = self.settings.guidance, self.settings.sampler
+        return Sets(
+            denoise=self.calls.counted(self.denoiser(sets, cond)),
+            settings=g,
+            options=None,
+            sigma_max=self.schedule.sigmas[0],
+            churn=s.window_churn,
+            position=partial(methods.position, s),
+            noise=partial(self.noise, sets, particles),
+            generators=lambda stream: [
+                set_generator(self.seed, number, Stream(stream).turn(turn))
+                for number in sets.tolist()
+            ],
+            condition=lambda: self.task.condition(sets, self.device),
+            bind=lambda cond: self.calls.counted(self.denoiser(sets, cond)),
+            joint=lambda: self.calls.counted(
+                self.task.exact_denoiser(sets, self.device, joint=True)
+            ),
+            features=methods.features(g.pg_pool, self.feature_classifier),
+            decisions=self.decisions,
+            memory=memory,
+        )
 
-    x and denoised have the same shape, any; sigma is a scalar > 0. Returns a tensor like x.
-    """
-    return (x - denoised) / sigma
+    # ------------------------------------------------------------ sampling
+    def sample_once(
+        self,
+        sets: Tensor,
+        batch_size: int,
+        *,
+        turn: int = 0,
+        memory: Tensor | None = None,
+        cond: Tensor | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """One run of the sampler: new particles for some sets.
 
+        Arguments:
+            sets: (G,) int64, their numbers
+            batch_size: new particles for each, B
+            turn: how many batches of these sets went before; their particles have other numbers
+            memory: (G, M, C, H, W) in [-1, 1], images that repel the particles too
+            cond: (G, B, Cc, H, W) in [-1, 1], in place of the sets' own conditioning frames
+            callback: sees every step
 
-def karras_sigmas(num_steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
-    """Noise levels from sigma_max down to sigma_min, then 0 (EDM, equation 5).
+        Returns samples (G, B, H, W).
+        """
+        particles = range(turn * batch_size, (turn + 1) * batch_size)
+        asked = self.asked(sets, particles, turn=turn, memory=memory, cond=cond)
+        guided = self.methods.guided(asked)
+        noise = self.noise(sets, particles, Stream.SAMPLING)
+        with torch.no_grad():
+            x = self.methods.start(asked, noise, batch_size)
+            churn = partial(self.methods.churn, asked, noise)
+            x = self._integrate(guided, x, churn, self.schedule, callback)
+        return self.task.to_samples(x)
 
-    Returns (num_steps + 1,) float64 on the CPU.
-    """
-    ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
-    top = sigma_max ** (1 / rho)
-    bottom = sigma_min ** (1 / rho)
-    return append_zero((top + ramp * (bottom - top)) ** rho)
+    def _integrate(
+        self,
+        guided: Denoiser,
+        x: Tensor,
+        noise: Callable[[], Tensor],
+        schedule: Schedule,
+        callback: Callback | None,
+    ) -> Tensor:
+        """Some steps of the sampler from x (G, B, C, H, W)."""
 
+        def after_step(step: dict) -> None:
+            if self.progress is not None:
+                self.progress.update()
+            if callback is not None:
+                callback(step)
 
-def edm_schedule(
-    sigmas: Tensor, s_churn: float = 0.0, s_min: float = 0.0, s_max: float = math.inf
-) -> Schedule:
-    """EDM's stochastic sampler (algorithm 2). s_churn = 0 solves the ODE.
+        return integrate(guided, x, schedule, noise=noise, callback=after_step)
 
-    Arguments:
-        sigmas: (N + 1,) float64 on the CPU, decreasing, the last one 0
-        s_churn: how much noise is added back, in total over all steps
-        s_min: smallest noise level at which noise is added back
-        s_max: largest noise level at which noise is added back
-    """
-    num_steps = len(sigmas) - 1
-    inside = (s_min <= sigmas[:-1]) & (sigmas[:-1] <= s_max)
-    corrected = torch.ones(num_steps, dtype=torch.bool)
-    corrected[-1] = False  # D is not defined at 0
-    return Schedule(sigmas, inside * min(s_churn / num_steps, math.sqrt(2) - 1), corrected)
+    def sample_pruned(self, sets: Tensor, callback: Callback | None = None) -> Tensor:
+        """One run of the sampler that starts with a larger pool (`selection.most_distant`).
 
+        The pool is halved after every step until `batch_size` are left.
 
-# Of window_schedule: one step below the window for so many calls in all. Fewer leave visible error
-# in trained networks, whose denoiser still changes there; more are missing in the window.
-CALLS_PER_STEP_BELOW = 6
+        Arguments:
+            sets: (G,) int64, their numbers
+            callback: sees every step with all particles that are still there
 
+        Returns samples (G, B, H, W).
+        """
+        particles = range(self.batch_size * self.settings.guidance.group_of)
+        asked = self.asked(sets, particles)
+        guided = self.methods.guided(asked)
+        rows = torch.arange(len(sets), device=self.device)[:, None]
+        kept = torch.arange(len(particles), device=self.device).expand(len(sets), -1)
+        last: dict = {}
 
-def window_schedule(
-    calls: int,
-    window: tuple[float, float],
-    churn: float,
-    *,
-    sigma_min: float,
-    sigma_max: float,
-    rho: float,
-) -> Schedule:
-    """Most steps between two noise levels, those between which it is decided what a sample shows.
+        def after_step(step: dict) -> None:
+            last.update(step)
+            if callback is not None:
+                callback(step)
 
-    One step goes from sigma_max to the window. Inside, steps are geometric and noise is added back
-    before each. They have no correction: it is of second order in a step whose error is that of
-    the noise. Below the window follow EDM's steps to 0, corrected.
+        noise = self.noise(sets, particles, Stream.SAMPLING)
+        with torch.no_grad():
+            x = self.methods.start(asked, noise, len(particles))
+            churn = partial(self.methods.churn, asked, lambda: noise()[rows, kept])
+            for i in range(self.schedule.num_steps):
+                step = self.schedule.part(i, i + 1)
+                x = self._integrate(guided, x, churn, step, after_step)
+                if x.shape[1] > self.batch_size:
+                    size = max(self.batch_size, x.shape[1] // 2)
+                    chosen = most_distant(last["denoised"], size).to(self.device)
+                    x = x[rows, chosen]
+                    kept = kept[rows, chosen]
+        return self.task.to_samples(x)
 
-    Arguments:
-        calls: of the denoiser, per particle; at least 3
-        window: (smallest, largest) noise level
-        churn: gamma of the steps in the window
-        sigma_min: last noise level before 0
-        sigma_max: first noise level
-        rho: exponent of the noise levels below the window
-    """
-    low, high = window
-    below = max(1, min(round(calls / CALLS_PER_STEP_BELOW), (calls - 1) // 2))
-    inside = calls - 1 - (2 * below - 1)
-    ramp = torch.arange(inside, dtype=torch.float64) / max(inside, 1)
-    sigmas = torch.cat(
-        [
-            torch.tensor([sigma_max], dtype=torch.float64),
-            high * (low / high) ** ramp,
-            karras_sigmas(below, sigma_min, low, rho),
-        ]
-    )
-    num_steps = len(sigmas) - 1
-    gammas = torch.zeros(num_steps, dtype=torch.float64)
-    gammas[1 : 1 + inside] = churn
-    corrected = torch.zeros(num_steps, dtype=torch.bool)
-    corrected[1 + inside : -1] = True
-    return Schedule(sigmas, gammas, corrected)
+    def sample(self, sets: Tensor, callback: Callback | None = None) -> Tensor:
+        """Some sets in one chunk, with everything that the settings ask for.
 
+        Arguments:
+            sets: (G,) int64, their numbers
+            callback: sees every step of the runs that sample whole sets
 
-def integrate(
-    denoise: Denoiser,
-    x: Tensor,
-    schedule: Schedule,
-    *,
-    s_noise: float = 1.0,
-    noise: Callable[[], Tensor] | None = None,
-    callback: Callable[[dict], None] | None = None,
-) -> Tensor:
-    """Samples by EDM's algorithm 2, with the steps that a schedule names.
+        Returns samples (G, sequential * batch_size, H, W).
+        """
+        g = self.settings.guidance
+        if g.group_of > 1:
+            return self.sample_pruned(sets, callback)
+        samples = self.sample_once(sets, self.batch_size * g.medoids_of, callback=callback)
+        if g.medoids_of > 1:
+            chosen = kmedoids(self.task.comparable(samples), self.batch_size)
+            return samples[torch.arange(len(samples))[:, None], chosen]
+        for turn in range(1, g.sequential):
+            memory = self.task.to_model(samples, self.device)
+            more = self.sample_once(
+                sets, self.batch_size, turn=turn, memory=memory, callback=callback
+            )
+            samples = torch.cat([samples, more], 1)
+        return samples
 
-    Arguments:
-        denoise: the denoiser D
-        x: (G, B, C, H, W), noise of standard deviation schedule.sigmas[0]
-        schedule: the steps
-        s_noise: factor on the standard deviation of the noise that is added back
-        noise: draws standard normal noise like x; needed where the schedule adds noise back
-        callback: called after each step with {i, sigma, sigma_hat, x_hat, denoised, d, x}
+    def roll_out(self, samples: Tensor, frames: int) -> Tensor:
+        """The frames that follow, each particle going on from its own.
 
-    Returns the samples, like x. Raises ValueError where noise is added back and there is none.
-    """
-    if noise is None and bool((schedule.churn > 0).any()):
-        largest = float(schedule.churn.max())
-        raise ValueError(f"churn: {largest} needs a source of noise; accepted: 0, or pass noise=")
-    for i in range(schedule.num_steps):
-        sigma, sigma_next = schedule.sigmas[i], schedule.sigmas[i + 1]
-        gamma = schedule.churn[i]
-        sigma_hat = sigma * (1 + gamma)
-        x_hat = x
-        if gamma > 0:
-            assert noise is not None  # or the ValueError above
-            x_hat = x + (sigma_hat**2 - sigma**2).sqrt() * s_noise * noise()
-        denoised = denoise(x_hat, sigma_hat)
-        d = to_d(x_hat, sigma_hat, denoised)
-        x = x_hat + (sigma_next - sigma_hat) * d  # Euler
-        if schedule.corrected[i]:
-            d_next = to_d(x, sigma_next, denoise(x, sigma_next))
-            x = x_hat + (sigma_next - sigma_hat) * (d + d_next) / 2  # Heun
-        if callback is not None:
-            step = dict(i=i, sigma=sigma, sigma_hat=sigma_hat)
-            callback(step | dict(x_hat=x_hat, denoised=denoised, d=d, x=x))
-    return x
+        Particles of a set repel each other in every frame anew.
 
+        Arguments:
+            samples: (G, B, H, W) or (G, B, 3, H, W), the next frame of all sets
+            frames: how many to return, with this one
 
-def edm_sampler(
-    denoise: Denoiser,
-    x: Tensor,
-    sigmas: Tensor,
-    *,
-    s_churn: float = 0.0,
-    s_min: float = 0.0,
-    s_max: float = math.inf,
-    s_noise: float = 1.0,
-    noise: Callable[[], Tensor] | None = None,
-    callback: Callable[[dict], None] | None = None,
-) -> Tensor:
-    """EDM's stochastic sampler: `integrate` with `edm_schedule`, whose arguments it takes."""
-    schedule = edm_schedule(sigmas, s_churn, s_min, s_max)
-    return integrate(denoise, x, schedule, s_noise=s_noise, noise=noise, callback=callback)
+        Returns (G, B, frames, H, W) or (G, B, frames, 3, H, W).
+        """
+        sets = torch.arange(len(samples))
+        chunks = sets.split(max(1, self.particles_per_call() // self.batch_size))
+        return torch.cat([self._rolled_out(chunk, samples[chunk], frames) for chunk in chunks])
+
+    def _rolled_out(self, sets: Tensor, samples: Tensor, frames: int) -> Tensor:
+        B = samples.shape[1]
+        given = self.task.condition(sets, self.device)
+        assert given is not None  # a next frame follows on others
+        cond = given[:, None].expand(-1, B, -1, -1, -1)
+        drawn = [samples]
+        for turn in range(1, frames):
+            last = self.task.to_model(drawn[-1], self.device)  # (G, B, C, H, W)
+            cond = torch.cat([cond, last], 2)[:, :, last.shape[2] :]
+            drawn.append(self.sample_once(sets, B, turn=turn, cond=cond))
+        return torch.stack(drawn, 2)
+
+    def sample_all(
+        self,
+        progress: bool = True,
+        sets: Tensor | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """All sets of the task, or some, in as few chunks as memory allows.
+
+        Arguments:
+            progress: show a progress bar over the steps if stderr is a terminal
+            sets: (G,) int64, the numbers of the sets; all without them
+            callback: sees every step of the runs that sample whole sets
+
+        Returns samples (G, sequential * batch_size, H, W).
+        """
+        g = self.settings.guidance
+        if sets is None:
+            sets = torch.arange(self.task.num_sets)
+        pool = self.batch_size * max(g.medoids_of, g.group_of)
+        if g.noise == "balanced":
+            pool *= g.balanced_of
+        chunks = sets.split(max(1, self.particles_per_call() // pool))
+        with tqdm(
+            total=len(chunks) * g.sequential * self.schedule.num_steps,
+            unit="step",
+            desc=f"{len(sets)} sets of {self.batch_size}",
+            disable=None if progress else True,
+        ) as self.progress:
+            samples = torch.cat([self.sample(chunk, callback) for chunk in chunks])
+        self.progress = None
+        return samples
+
+    def particles_per_call(self) -> int:
+        """How many particles go through the denoiser together.
+
+        As many as fit into half of the free memory with what a gradient to their input keeps, and
+        PARTICLES_PER_CALL at most. The samples do not depend on it.
+        """
+        denoise = self.denoiser(torch.tensor([0]))
+        sigma = torch.tensor(1.0, dtype=torch.float64)
+
+        def bytes_of(n: int) -> int:
+            x = torch.zeros(1, n, *self.particle_shape, device=self.device)
+            return kept_bytes(lambda: denoise(x.requires_grad_(), sigma))
+
+        one, nine = bytes_of(1), bytes_of(9)
+        bytes_per_particle = max(1, (nine - one) // 8)
+        fit = free_memory(self.device) // 2 // bytes_per_particle
+        return max(1, min(PARTICLES_PER_CALL[self.device.type], fit))

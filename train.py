@@ -27,8 +27,10 @@ from typing import TYPE_CHECKING, Any, Sequence
 
 from tqdm import tqdm
 
-import tracking
-from command_line import (
+from config import DigitSettings, TrainingSettings, as_yaml
+from diverse_sampling.errors import SettingError, reject
+from lab import tracking
+from lab.command_line import (
     Parser,
     asks_for_config,
     claim,
@@ -38,13 +40,12 @@ from command_line import (
     run_folder,
     run_program,
 )
-from config import DigitSettings, SettingError, TrainingSettings, as_yaml, reject
 
 if TYPE_CHECKING:
     import torch
 
-    from own_frames import OwnFrames
-    from training_loop import Training
+    from lab.training import Training
+    from worlds.own_data import OwnFrames
 
 CODE = Path(__file__).resolve().parent
 SPREAD_SETS, SPREAD_PARTICLES = 32, 4  # of held-out sequences, when a training has ended
@@ -93,8 +94,8 @@ def last_state(folder: Path) -> Path | None:
     Warns where it is not the last one. Raises SettingError if all are damaged, and for a folder
     that holds no training.
     """
-    import checkpoint
-    from training_loop import PREVIOUS, STATE
+    from lab import checkpoint
+    from lab.training import PREVIOUS, STATE
 
     states = [folder / name for name in (STATE, PREVIOUS) if (folder / name).exists()]
     if not states and not (folder / "config.yaml").is_file():
@@ -119,7 +120,7 @@ def last_state(folder: Path) -> Path | None:
 def settings_before(parser: Parser, folder: Path, state: Path | None) -> dict[str, Any]:
     """The settings of a training to continue: those in its state or, before its first one, in its
     config.yaml. Raises SettingError."""
-    import checkpoint
+    from lab import checkpoint
 
     if state is None:
         recorded = parser.given(["--config", str(folder / "config.yaml")])
@@ -156,7 +157,7 @@ def check(settings: TrainingSettings) -> None:
 
 def check_iterations(settings: TrainingSettings, state: Path) -> None:
     """Refuse to resume a training that has had more updates than are asked for."""
-    import checkpoint
+    from lab import checkpoint
 
     done = checkpoint.read_metadata(state)["iteration"]
     if settings.train.iterations < done:
@@ -187,7 +188,7 @@ def check_sides(settings: TrainingSettings, frame_shape: tuple[int, int]) -> Non
 def check_frames(settings: TrainingSettings, world: OwnFrames, state: Path | None) -> None:
     """Refuse a user's frames that the network or the state to continue from cannot take, and fill
     in the values of classes. Raises SettingError."""
-    import checkpoint
+    from lab import checkpoint
 
     frames, answers = world.frames.levels.channels, world.answer_channels
     if settings.model.motion and frames != answers:
@@ -213,7 +214,7 @@ def check_frames(settings: TrainingSettings, world: OwnFrames, state: Path | Non
 
 def check_memory(training: Training) -> None:
     """Refuse a batch whose parts do not fit into memory. Raises SettingError."""
-    from devices import free_memory
+    from diverse_sampling.devices import free_memory
 
     settings = training.settings.train
     part = settings.batch_size // training.ranks // settings.accumulate
@@ -239,9 +240,9 @@ def setup(argv: Sequence[str] | None = None) -> tuple[Training, Path]:
     FileNotFoundError or ValueError."""
     settings, state = parse(argv)
     from data_loader import load_world
-    from devices import pick_device, set_precision, set_reproducible
-    from own_frames import OwnFrames
-    from training_loop import STATE, Training
+    from diverse_sampling.devices import pick_device, set_precision, set_reproducible
+    from lab.training import STATE, Training
+    from worlds.own_data import OwnFrames
 
     device = pick_device(settings.run.device)
     set_precision(settings.run.precision)
@@ -287,9 +288,9 @@ def join_processes(device: torch.device) -> None:
 
 def begin(training: Training, outdir: Path) -> tracking.Tracker:
     """Record what is trained, and start to track it. Raises SettingError."""
-    from drawing import save
-    from own_frames import OwnFrames
-    from sheets import examples_sheet
+    from figures.drawing import save
+    from figures.sheets import examples_sheet
+    from worlds.own_data import OwnFrames
 
     settings = training.settings
     record = settings.record()
@@ -487,7 +488,7 @@ def run(
 
 def several_answers(training: Training) -> bool:
     """Whether held-out sequences have several answers, with which samples can be compared."""
-    from own_frames import OwnFrames
+    from worlds.own_data import OwnFrames
 
     held_out = training.held_out and training.held_out.world
     return isinstance(held_out, OwnFrames) and held_out.most_answers > 1
@@ -499,9 +500,9 @@ def held_out_spread(training: Training, outdir: Path) -> dict[str, Any]:
     The network is the one that was written to `outdir`. Returns some of the metrics of
     `metrics.answer_metrics`, without their values per set.
     """
-    import assemble
-    from experiments import brief
-    from training_loop import MODEL
+    from lab import assemble
+    from lab.experiments import brief
+    from lab.training import MODEL
 
     run = training.settings.run
     values = dict(checkpoint=str(outdir / MODEL), num_sets=SPREAD_SETS, seed=run.seed)
@@ -516,12 +517,12 @@ def draw_samples(training: Training, path: Path) -> None:
     """Write a sheet of four independent sets of eight samples from the averaged weights."""
     import torch
 
-    from channels import as_images, in_colours
-    from drawing import save
-    from noise import ParticleNoise, set_generator
-    from ranges import to_model_range, to_unit_range
-    from sampler import edm_sampler, karras_sigmas
-    from sheets import sample_sheet
+    from diverse_sampling.denoiser import to_model_range, to_unit_range
+    from diverse_sampling.integrate import edm_sampler, karras_sigmas
+    from diverse_sampling.noise import ParticleNoise, set_generator
+    from figures.drawing import save
+    from figures.sheets import sample_sheet
+    from worlds.channels import as_images, in_colours
 
     world = training.world
     windows = world.windows(4, set_generator(training.seed, 0, device=training.device))
@@ -543,8 +544,8 @@ def train(training: Training, outdir: Path, tracker: tracking.Tracker) -> None:
 
     Exit codes: 128 + signal where it is interrupted, 1 for a full disk or divergence.
     """
-    from devices import out_of_memory
-    from training_loop import STATE, Diverged
+    from diverse_sampling.devices import out_of_memory
+    from lab.training import STATE, Diverged
 
     try:
         with Interruption(training.rank == 0) as interruption:

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Optional, Sequence
 
-from command_line import Parser, fail, make_parser, run_program
 from config import (
     Count,
     CountOrZero,
@@ -32,10 +31,11 @@ from config import (
     Positive,
     SamplerSettings,
     Seed,
-    SettingError,
     WorldSettings,
     build,
 )
+from diverse_sampling.errors import SettingError
+from lab.command_line import Parser, fail, make_parser, run_program
 
 # ---------------------------------------------------------------- settings
 
@@ -155,8 +155,10 @@ COMMANDS = dict(
 
 def picture_of(command: str, args: Namespace) -> tuple[Any, Path]:
     """What a command draws: (the picture, the path of its file unless --out names another)."""
-    import charts  # only now, so that --help and mistakes answer at once
-    import gallery
+    from figures import (
+        charts,  # only now, so that --help and mistakes answer at once
+        gallery,
+    )
 
     match command:
         case "figure":
@@ -222,7 +224,7 @@ def main(argv: list[str] | None = None) -> None:
         picture, path = picture_of(command, args)
         path = Path(args.out or path)
 
-        from drawing import save
+        from figures.drawing import save
 
         save(picture, path)
     except (SettingError, FileNotFoundError, ValueError, OSError) as error:

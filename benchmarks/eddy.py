@@ -19,10 +19,9 @@ from typing import Any
 
 import measure
 
-import assemble
-import experiments
 from config import Count
-from metrics import mean_interval
+from lab import assemble, experiments
+from lab.metrics import mean_interval
 
 # Flags of each world, and the strength of the field. Ten times that leaves the data.
 WORLDS = {
@@ -93,8 +92,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Modes found against steps, a panel per world, with and without the field."""
-    from charts import error_bars
-    from drawing import COLOURS, GREY, grid_of_axes, save
+    from figures.charts import error_bars
+    from figures.drawing import COLOURS, GREY, grid_of_axes, save
 
     figure, (axes,) = grid_of_axes(1, len(WORLDS), 9, 3.8)
     colours = dict(zip(NOISES, COLOURS))

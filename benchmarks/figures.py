@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import measure
 
-import assemble
-from experiments import interval, run_cell
-from names import METRICS
+from lab import assemble
+from lab.experiments import interval, run_cell
+from lab.names import METRICS
 
 CIRCLE = "--num_sets 200 --digits mnist"
 EXACT = f"{CIRCLE} --denoiser exact"

@@ -23,7 +23,7 @@ from typing import Any, Callable, Literal
 import measure
 
 from config import Count, Positive
-from devices import out_of_memory, pick_device
+from diverse_sampling.devices import out_of_memory, pick_device
 
 # Operations a second in bfloat16 that data sheets promise, without sparsity, by the card's name.
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
@@ -119,7 +119,7 @@ def network(args, left: float) -> dict[str, Any]:
 
 def sampling(args, left: float) -> dict[str, Any]:
     """Seconds for many sets of eight, independent and guided: {which: ...}."""
-    import assemble
+    from lab import assemble
 
     result = {}
     for name, factor in {"independent": "0", "guided": "3"}.items():
@@ -143,7 +143,7 @@ def noise(args, left: float) -> dict[str, Any]:
     """
     import torch
 
-    from noise import ParticleNoise
+    from diverse_sampling.noise import ParticleNoise
 
     source = ParticleNoise(0, range(args.num_sets), range(8), (1, 64, 64), args.device)
     runs = {"a stream a particle": source, "one stream": lambda: torch.randn(source.shape)}
@@ -159,7 +159,7 @@ def guidance(args, left: float) -> dict[str, Any]:
     """Seconds of one gradient of each potential of a large set of 32 x 32 px: {potential: ...}."""
     import torch
 
-    from potentials import POTENTIALS, Bandwidth
+    from diverse_sampling.potentials import POTENTIALS, Bandwidth
 
     generator = torch.Generator().manual_seed(0)
     y = torch.randn(1, args.particles, 1024, generator=generator).to(args.device)
@@ -170,7 +170,7 @@ def guidance(args, left: float) -> dict[str, Any]:
 
 def same_seed(args, left: float) -> dict[str, Any]:
     """Samples of the CPU and of the device from the same seed, in float32: {denoiser: ...}."""
-    import assemble
+    from lab import assemble
 
     result = {}
     for name, flags in {"trained": ["--checkpoint", args.checkpoint], "exact": []}.items():
@@ -213,7 +213,7 @@ PARTS[COMPILED] = partial(update, compiled=True)
 
 def training(args, left: float) -> dict[str, Any]:
     """Some minutes of the training, from where it stopped."""
-    import checkpoint
+    from lab import checkpoint
 
     out = args.outdir / "training"
     if (out / "config.yaml").is_file():

@@ -18,9 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 import measure
+import numpy as np
 
 from config import Count
 

@@ -15,9 +15,9 @@ from typing import Any, Literal, Optional, Sequence
 
 import measure
 
-import experiments
 from config import Count
-from names import METRICS
+from lab import experiments
+from lab.names import METRICS
 
 # Of the audit; the other columns have the cost.
 AUDIT = ("equivalent_draws", "frequency_tv", "count_dispersion", "vendi", "rke")

@@ -13,24 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import measure
 import torch
 
-import measure
-
-import assemble
-import checkpoint
 import evaluate
-from command_line import fail
-from config import Count, SettingError, WorldSettings
-from drawing import Figure, save
+from config import Count, WorldSettings
+from diverse_sampling.denoiser import to_model_range, to_unit_range
+from diverse_sampling.errors import SettingError
 from examples.lidc import READERS, bounds
-from experiments import interval
-from gallery import outlines
-from names import METRICS
-from own_frames import load_frames
-from ranges import to_model_range, to_unit_range
-from records import finished
-from tasks import FramesTask
+from figures.drawing import Figure, save
+from figures.gallery import outlines
+from lab import assemble, checkpoint
+from lab.command_line import fail
+from lab.experiments import interval
+from lab.names import METRICS
+from lab.records import finished
+from lab.tasks import FramesTask
+from worlds.own_data import load_frames
 
 # A name, which is that of a folder too, and flags of evaluate.py.
 METHODS = {

@@ -21,8 +21,8 @@ from typing import Any, Callable, Mapping, Optional, Sequence
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from command_line import fail, make_parser  # noqa: E402
-from config import SettingError  # noqa: E402
+from diverse_sampling.errors import SettingError  # noqa: E402
+from lab.command_line import fail, make_parser  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 
@@ -170,9 +170,9 @@ def kept(path: Path, measured: Callable[[], Any]) -> Any:
 
 def experiment(recipe: str, name: str, preset: str, outdir: Path, **shared: Any) -> list[dict]:
     """Run an experiment and draw outdir/NAME.png, diversity against quality. Returns its rows."""
-    import experiments
-    from charts import frontier
-    from drawing import save
+    from figures.charts import frontier
+    from figures.drawing import save
+    from lab import experiments
 
     try:
         rows = experiments.run(recipe, preset, shared, outdir)

@@ -20,7 +20,7 @@ from typing import Any, Callable, Literal
 import measure
 
 from config import Count
-from devices import pick_device
+from diverse_sampling.devices import pick_device
 
 # Of the square matrices whose product is the rate that a network is compared with.
 MATRIX_SIDE = 2048
@@ -140,8 +140,8 @@ def main(argv: list[str] | None = None) -> None:
     args = measure.arguments(NetworkBenchmarkSettings, argv)
     import torch
 
-    import checkpoint
     import train
+    from lab import checkpoint
 
     device, n = pick_device(args.device), args.images
     settings, _ = train.parse(["--config", args.network])

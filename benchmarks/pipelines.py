@@ -21,20 +21,19 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, Callable
 
+import measure
 import numpy
 import torch
 from torch import Tensor, nn
 
-import measure
-
-from adapter import Guide, measured_guide, repelling
 from config import Count, Seed
-from decisions import measure as decided
-from experiments import interval
-from guidance import ParticleGuidance
-from model import posterior_mean
-from potentials import LogDet
-from sampler import karras_sigmas
+from diverse_sampling.decisions import measure as decided
+from diverse_sampling.exact import posterior_mean
+from diverse_sampling.guidance import ParticleGuidance
+from diverse_sampling.integrate import karras_sigmas
+from diverse_sampling.pipelines import Guide, measured_guide, repelling
+from diverse_sampling.potentials import LogDet
+from lab.experiments import interval
 
 STABLE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 UNCLIPPED = STABLE | dict(clip_sample=False)

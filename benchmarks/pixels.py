@@ -17,7 +17,7 @@ from typing import Literal, Sequence
 import measure
 
 from config import Count, WorldSettings
-from experiments import interval
+from lab.experiments import interval
 
 
 @dataclass
@@ -38,7 +38,7 @@ def determinant(images, count: int) -> list[int]:
     """Greedily the largest determinant of the RBF kernel, bandwidth as for `count`."""
     import torch
 
-    from potentials import RBF, Bandwidth
+    from diverse_sampling.potentials import RBF, Bandwidth
 
     bandwidth = Bandwidth(value=math.log(len(images)) / math.log(count))
     k, _ = RBF(bandwidth).matrices(images[None], sigma=1.0)
@@ -65,7 +65,7 @@ def farthest(images, count: int) -> list[int]:
 
 
 def medoids(images, count: int) -> list[int]:
-    from selection import kmedoids
+    from diverse_sampling.selection import kmedoids
 
     return kmedoids(images[None], count)[0].tolist()
 
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     from data_loader import load_digits
-    from metrics import mean_interval
+    from lab.metrics import mean_interval
 
     size = WorldSettings().digit_size
     bank = load_digits(args.digits, "test", size=size, data_root=args.data_root)

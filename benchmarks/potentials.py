@@ -45,7 +45,7 @@ def alone(kernel: str, B: int, d: int, repetitions: int) -> dict:
     """Seconds and extra bytes of a gradient; seconds of the two matrix products it needs."""
     import torch
 
-    from potentials import POTENTIALS, Bandwidth
+    from diverse_sampling.potentials import POTENTIALS, Bandwidth
 
     potential = POTENTIALS[kernel](Bandwidth())
     draw = torch.Generator().manual_seed(0)
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.alone:
         print(json.dumps(alone(args.alone, args.particles[0], args.pixels, args.repetitions)))
         return
-    from potentials import POTENTIALS
+    from diverse_sampling.potentials import POTENTIALS
 
     cases, rows, exponents = [], [], {}
     for kernel in POTENTIALS:

@@ -77,7 +77,7 @@ def overhead(args) -> tuple[str, dict]:
     """Whole runs over their network calls alone."""
     import torch
 
-    import assemble
+    from lab import assemble
 
     base = flags_of(args, args.num_sets)
     samplers = {name: assemble.evaluation([*base, *flags]).sampler for name, flags in RUNS.items()}
@@ -104,7 +104,7 @@ def samplers(net, cond, num_steps: int) -> dict:
     from azula.sample import HeunSampler
     from diffusers import EDMEulerScheduler, HeunDiscreteScheduler
 
-    from sampler import edm_sampler, karras_sigmas
+    from diverse_sampling.integrate import edm_sampler, karras_sigmas
 
     sigmas, rho = karras_sigmas(num_steps, 0.002, 80.0, 7.0), 7.0
 
@@ -162,8 +162,8 @@ def peers(args) -> tuple[str, dict]:
     """Time per network call over a bare call, on a small U-Net and on one that only multiplies."""
     import torch
 
-    import checkpoint
     from config import ModelSettings
+    from lab import checkpoint
 
     class Free(torch.nn.Module):
         def forward(self, x, c_noise, labels=None, moved=None):
@@ -205,8 +205,8 @@ def precision(args) -> tuple[str, dict]:
     """The included network's samples in float32, and with a float64 state, against float64."""
     import torch
 
-    import assemble
-    from sampler import edm_sampler
+    from diverse_sampling.integrate import edm_sampler
+    from lab import assemble
 
     sets = torch.arange(4)
     set_sampler = assemble.evaluation(flags_of(args, len(sets))).sampler

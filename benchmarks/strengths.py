@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import measure
 
-import experiments
+from lab import experiments
 
 # How much worse the mean quality may be than that of independent samples, in L2 distance of images.
 TOLERANCE = 0.05

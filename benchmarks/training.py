@@ -18,7 +18,7 @@ from typing import Literal
 import measure
 
 from config import Count
-from devices import pick_device
+from diverse_sampling.devices import pick_device
 
 SAME_BATCH = {
     "accumulate 4": (1, ["--accumulate", "4"]),
@@ -112,7 +112,7 @@ if training.ranks > 1:
 
 def same_batch(args) -> tuple[str, dict]:
     """Weights and losses after 20 updates on the same batches, whole in one process or split."""
-    import checkpoint
+    from lab import checkpoint
 
     flags = f"--config {args.network} --digits embedded --optimizer adam --iterations 20"
     environment = dict(PYTHONPATH=str(measure.ROOT), OMP_NUM_THREADS="1")

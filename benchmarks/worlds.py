@@ -15,7 +15,7 @@ import measure
 import training
 
 from config import Count, Dataset, DigitSettings, WorldSettings
-from devices import pick_device
+from diverse_sampling.devices import pick_device
 
 CONFIGS: dict[Dataset, str] = {
     "circle_jumping": "circle_jumping_small",

@@ -25,11 +25,11 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-import experiments  # noqa: E402
 from benchmarks.measure import table  # noqa: E402
-from command_line import make_parser  # noqa: E402
-from method import KEPT, STRENGTH, find  # noqa: E402
-from names import INDEPENDENT  # noqa: E402
+from diverse_sampling.method import KEPT, STRENGTH, find  # noqa: E402
+from lab import experiments  # noqa: E402
+from lab.command_line import make_parser  # noqa: E402
+from lab.names import INDEPENDENT  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results"
 # Name of a picture, and the flags of evaluate.py that make its sets.
@@ -71,8 +71,8 @@ class BuildSettings:
 def draw_sheet(name: str, flags: list[str], data_root: str) -> None:
     """Draw the sample sheet of an evaluation: three sets by one method."""
     import evaluate
-    from drawing import save
-    from gallery import figure
+    from figures.drawing import save
+    from figures.gallery import figure
 
     if name != "mixture":
         flags = [*flags, "--num_sets", "3", "--seed", "2"]
@@ -86,9 +86,9 @@ def draw_methods(data_root: str) -> None:
     import torch
 
     import evaluate
-    from drawing import save
-    from records import finished
-    from sheets import note, notes_title, sample_sheet
+    from figures.drawing import save
+    from figures.sheets import note, notes_title, sample_sheet
+    from lab.records import finished
 
     rows: dict[str, tuple[dict, dict]] = {}
     for labels, flags in experiments.cells(experiments.load("e10"), "quick"):
@@ -323,7 +323,7 @@ def sets_of(result: dict) -> str:
 
 def checkpoint_table() -> str:
     """Every network in checkpoints/, from its own metadata."""
-    import checkpoint
+    from lab import checkpoint
 
     header = "checkpoint | parameters | size | trained on | updates | minutes | machine | command"
     rows = []
@@ -333,7 +333,7 @@ def checkpoint_table() -> str:
         if path.stem.startswith("classifier"):
             right = f"{100 * meta['accuracy']:.2f}% of the test digits correct"
             updates = f"{settings['epochs']} epochs; {right}"
-            command = "train_classifier.py --digits mnist --seed {seed} --epochs {epochs}"
+            command = "lab/train_classifier.py --digits mnist --seed {seed} --epochs {epochs}"
             command = command.format(**settings)
         else:
             updates = f"{meta['iteration']:,} of {settings['batch_size']}"
@@ -365,8 +365,8 @@ def scale_table() -> str:
     import yaml
     from torch.utils.flop_counter import FlopCounterMode
 
-    import checkpoint
     from config import TrainingSettings
+    from lab import checkpoint
 
     cells, sets, particles = 10_000, 100, 8
     calls, backward = 43, 29  # guidance acts at the steps in the window

@@ -26,7 +26,7 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from command_line import Parser  # noqa: E402
+from lab.command_line import Parser  # noqa: E402
 
 PAGE = ROOT / "docs" / "tour.md"
 PARTS = re.compile(

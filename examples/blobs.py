@@ -17,8 +17,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from command_line import make_parser  # noqa: E402
 from config import Count, Seed  # noqa: E402
+from lab.command_line import make_parser  # noqa: E402
 
 
 @dataclass

@@ -19,7 +19,8 @@ what it did, so that guidance can be stronger, and acts on samples that can stil
 that predicts v errs in D by the error of v at every noise level; one that predicts noise errs by
 sigma times its error, and guidance sees the differences of D.
 
-Both routes are in `adapter.py`, and work with text-to-image pipelines too: docs/pipelines.md.
+Both routes are in `diverse_sampling/pipelines.py`, and work with text-to-image pipelines too:
+docs/pipelines.md.
 """
 
 from __future__ import annotations
@@ -38,15 +39,15 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from adapter import denoiser_of, measured_guide, pilot, renewing, repelling  # noqa: E402
-from command_line import make_parser, run_folder  # noqa: E402
 from config import Count, Seed, build  # noqa: E402
-from experiments import interval  # noqa: E402
-from guidance import ParticleGuidance  # noqa: E402
-from metrics import expected_modes_iid, mean_interval  # noqa: E402
-from potentials import LogDet  # noqa: E402
-from ranges import to_model_range, to_unit_range  # noqa: E402
-from sampler import integrate, window_schedule  # noqa: E402
+from diverse_sampling.denoiser import to_model_range, to_unit_range  # noqa: E402
+from diverse_sampling.guidance import ParticleGuidance  # noqa: E402
+from diverse_sampling.integrate import integrate, window_schedule  # noqa: E402
+from diverse_sampling.pipelines import denoiser_of, measured_guide, pilot, renewing, repelling  # noqa: E402
+from diverse_sampling.potentials import LogDet  # noqa: E402
+from lab.command_line import make_parser, run_folder  # noqa: E402
+from lab.experiments import interval  # noqa: E402
+from lab.metrics import expected_modes_iid, mean_interval  # noqa: E402
 
 SIDE = 8
 # The noise levels of Stable Diffusion, 0.03 to 14.6.
@@ -244,8 +245,8 @@ def report(
         path: the picture
         modes_of: sets -> (G, B), which mode each sample shows, for the frames' colours
     """
-    from drawing import save
-    from sheets import sample_sheet
+    from figures.drawing import save
+    from figures.sheets import sample_sheet
 
     num_sets, particles = next(iter(sets.values())).shape[:2]
     expected = expected_modes_iid(torch.full((count,), 1 / count), particles)

@@ -25,6 +25,7 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
 import numpy
 import torch
 from diffusers import ConfigMixin, DDIMPipeline, DDIMScheduler, ModelMixin
@@ -34,14 +35,15 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import checkpoint  # noqa: E402
-from command_line import make_parser, run_folder  # noqa: E402
-from config import Count, ModelSettings, Seed, build  # noqa: E402
 from diffusers_pipeline import NOISE, load, report  # noqa: E402
 from diffusers_pipeline import routes as routes_of_pipeline  # noqa: E402
-from experiments import interval  # noqa: E402
-from metrics import mean_interval, mode_metrics, recognise  # noqa: E402
-from ranges import to_unit_range  # noqa: E402
+
+from config import Count, ModelSettings, Seed, build  # noqa: E402
+from diverse_sampling.denoiser import to_unit_range  # noqa: E402
+from lab import checkpoint  # noqa: E402
+from lab.command_line import make_parser, run_folder  # noqa: E402
+from lab.experiments import interval  # noqa: E402
+from lab.metrics import mean_interval, mode_metrics, recognise  # noqa: E402
 
 
 @dataclass

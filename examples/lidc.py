@@ -47,10 +47,11 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from command_line import fail, make_parser, run_program  # noqa: E402
-from config import Count, SettingError, WorldSettings, reject  # noqa: E402
-from own_frames import load_frames  # noqa: E402
-from tasks import FramesTask  # noqa: E402
+from config import Count, WorldSettings  # noqa: E402
+from diverse_sampling.errors import SettingError, reject
+from lab.command_line import fail, make_parser, run_program  # noqa: E402
+from lab.tasks import FramesTask  # noqa: E402
+from worlds.own_data import load_frames  # noqa: E402
 
 READERS = 4
 SHRINK = 0.9  # factor on the distance where it joins too many annotations

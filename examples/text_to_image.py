@@ -22,9 +22,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from command_line import fail, make_parser, run_folder, run_program  # noqa: E402
-from config import Count, NonNegative, Seed, SettingError, build, reject  # noqa: E402
-from ranges import to_model_range  # noqa: E402
+from config import Count, NonNegative, Seed, build  # noqa: E402
+from diverse_sampling.denoiser import to_model_range  # noqa: E402
+from diverse_sampling.errors import SettingError, reject
+from lab.command_line import fail, make_parser, run_folder, run_program  # noqa: E402
 
 VENDI_SIDE = 16
 
@@ -98,7 +99,7 @@ def draw(pipe, settings: PictureSettings, call: dict[str, Any]) -> Tensor:
 
 def vendi(pictures: Tensor) -> float:
     """The Vendi score of a set of pictures, (B, 3, H, W) in [0, 1]: from 1, all alike, to B."""
-    from metrics import cosine_kernel, vendi_score
+    from lab.metrics import cosine_kernel, vendi_score
 
     small = torch.nn.functional.adaptive_avg_pool2d(to_model_range(pictures), VENDI_SIDE)
     return float(vendi_score(cosine_kernel(small.flatten(1)[None])))
@@ -106,7 +107,7 @@ def vendi(pictures: Tensor) -> float:
 
 def run(settings: PictureSettings) -> dict[str, Tensor]:
     """Both sets, {how they were drawn: (B, 3, H, W)}."""
-    from adapter import denoiser_of, measured_guide, pilot, repelling
+    from diverse_sampling.pipelines import denoiser_of, measured_guide, pilot, repelling
 
     for key in ("model", "prompt"):
         if not getattr(settings, key):
@@ -145,8 +146,8 @@ def main(argv: list[str] | None = None) -> None:
     except (SettingError, ValueError) as error:
         fail(str(error))
 
-    from drawing import save
-    from sheets import sample_sheet
+    from figures.drawing import save
+    from figures.sheets import sample_sheet
 
     scores = {name: vendi(pictures) for name, pictures in sets.items()}
     for name, score in scores.items():

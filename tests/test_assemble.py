@@ -8,13 +8,12 @@ import torch
 import yaml
 from conftest import ROOT
 
-import assemble
-import checkpoint
 import evaluate
-import tasks
-from config import EvaluationSettings, SettingError
-from noise import ParticleNoise
-from own_frames import load_frames
+from config import EvaluationSettings
+from diverse_sampling.errors import SettingError
+from diverse_sampling.noise import ParticleNoise
+from lab import assemble, checkpoint, tasks
+from worlds.own_data import load_frames
 
 EXACT = ["--denoiser", "exact", "--digits", "embedded", "--device", "cpu", "--num_steps", "2"]
 

@@ -6,8 +6,8 @@ import torch
 from conftest import SMALL
 
 import train
-from augmentation import SHIFT, augment
-from training_loop import draw
+from lab.training import draw
+from worlds.augmentation import SHIFT, augment
 
 N = 256
 

@@ -15,11 +15,11 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import assemble
 import evaluate
 import train
 import visualize
 from config import EvaluationSettings, TrainingSettings
+from lab import assemble
 
 ODD = st.sampled_from(
     [

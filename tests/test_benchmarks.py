@@ -11,8 +11,8 @@ import pytest
 import yaml
 from conftest import ROOT, slow_but
 
-import experiments
 import train
+from lab import experiments
 
 
 def load(name: str):

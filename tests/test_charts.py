@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import ROOT
 
-import charts
 from config import SamplerSettings
-from drawing import Figure
+from figures import charts
+from figures.drawing import Figure
 
 
 def published(name: str) -> list[dict]:

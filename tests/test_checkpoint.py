@@ -6,9 +6,9 @@ import torch
 from conftest import ROOT
 from safetensors.torch import save_file
 
-import checkpoint
 import evaluate
-from config import SettingError
+from diverse_sampling.errors import SettingError
+from lab import checkpoint
 
 
 def test_round_trip_of_tensors_and_metadata(tmp_path):

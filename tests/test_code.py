@@ -127,18 +127,18 @@ def test_a_planted_import_is_found(planted, tmp_path):
     (tmp_path / "guidance").mkdir()
     (tmp_path / "guidance" / "__init__.py").write_text("from guidance.spell import Spell")
     (tmp_path / "guidance" / "spell.py").write_text("import potentials")
-    (tmp_path / "potentials.py").write_text("import config\nimport numpy")
+    (tmp_path / "diverse_sampling/potentials.py").write_text("import config\nimport numpy")
     (tmp_path / "config.py").write_text("")
     (tmp_path / "evaluate.py").write_text("from guidance import Spell")
     (tmp_path / "train.py").write_text("import evaluate")
     graph = imports(tmp_path)
     assert graph["evaluate"] == {"guidance"} and upward(graph) == [] and circle(graph) == []
 
-    (tmp_path / "potentials.py").write_text(planted.format("guidance.spell"))
+    (tmp_path / "diverse_sampling/potentials.py").write_text(planted.format("guidance.spell"))
     assert upward(imports(tmp_path)) == [("potentials", "guidance.spell")]
     assert set(circle(imports(tmp_path))) == {"potentials", "guidance.spell"}
 
-    (tmp_path / "potentials.py").write_text("")
+    (tmp_path / "diverse_sampling/potentials.py").write_text("")
     (tmp_path / "evaluate.py").write_text(planted.format("train"))
     assert upward(imports(tmp_path)) == []
     assert set(circle(imports(tmp_path))) == {"evaluate", "train"}

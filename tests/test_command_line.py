@@ -17,16 +17,16 @@ import yaml
 from conftest import ROOT
 from programs import Program
 
-import assemble
 import evaluate
 import train
 import visualize
-from command_line import as_flags, make_parser, without_flags
 from config import DigitSettings, TrainingSettings, WorldSettings
 from examples.blobs import BlobSettings
 from examples.lidc import LidcSettings
-from train_classifier import ClassifierSettings
-from train_classifier import main as classify
+from lab import assemble
+from lab.command_line import as_flags, make_parser, without_flags
+from lab.train_classifier import ClassifierSettings
+from lab.train_classifier import main as classify
 
 COLOUR = re.compile("\x1b\\[[0-9;]*m")
 SCRIPTS = ["train.py", "evaluate.py", "visualize.py"]

@@ -8,17 +8,17 @@ from conftest import ROOT
 import evaluate
 import train
 import visualize
-from command_line import make_parser
 from config import (
     EvaluationSettings,
     GuidanceSettings,
-    SettingError,
     TrainingSettings,
     WorldSettings,
     as_yaml,
     build,
     record,
 )
+from diverse_sampling.errors import SettingError
+from lab.command_line import make_parser
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_every_training_config_is_accepted():
 
 
 @pytest.mark.parametrize(
-    "script", ["train.py", "evaluate.py", "visualize.py", "train_classifier.py"]
+    "script", ["train.py", "evaluate.py", "visualize.py", "lab/train_classifier.py"]
 )
 def test_help_does_not_import_torch(script):
     """--help must answer at once."""

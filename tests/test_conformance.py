@@ -7,25 +7,25 @@ import torch
 from conftest import slow_but
 from scipy import stats
 
-from coupling.antithetic import antithetic
-from coupling.balanced import balanced_draw
-from coupling.rivals.contrastive import contrastive
-from coupling.simplex import simplex
-from coupling.stratified import stratified
-from guidance import ParticleGuidance, Spell, never_down
-from guidance.rivals.diverseflow import DiverseFlow
-from guidance.rivals.eddy import Eddy
-from guidance.rivals.oscar import Volume, across
-from guidance.rivals.reference import Reference
-from guidance.rivals.rke import RKE
-from guidance.rivals.variance import Variance
-from method import KEPT, find, names
-from model import posterior_mean
-from noise import set_generator
-from potentials import POTENTIALS, RBF, Bandwidth, UnsquaredRBF
-from ranges import to_unit_range
-from sampler import edm_schedule, integrate, karras_sigmas
-from selection import most_distant
+from diverse_sampling.coupling.antithetic import antithetic
+from diverse_sampling.coupling.balanced import balanced_draw
+from diverse_sampling.coupling.rivals.contrastive import contrastive
+from diverse_sampling.coupling.simplex import simplex
+from diverse_sampling.coupling.stratified import stratified
+from diverse_sampling.denoiser import to_unit_range
+from diverse_sampling.exact import posterior_mean
+from diverse_sampling.guidance import ParticleGuidance, Spell, never_down
+from diverse_sampling.guidance.rivals.diverseflow import DiverseFlow
+from diverse_sampling.guidance.rivals.eddy import Eddy
+from diverse_sampling.guidance.rivals.oscar import Volume, across
+from diverse_sampling.guidance.rivals.reference import Reference
+from diverse_sampling.guidance.rivals.rke import RKE
+from diverse_sampling.guidance.rivals.variance import Variance
+from diverse_sampling.integrate import edm_schedule, integrate, karras_sigmas
+from diverse_sampling.method import KEPT, find, names
+from diverse_sampling.noise import set_generator
+from diverse_sampling.potentials import POTENTIALS, RBF, Bandwidth, UnsquaredRBF
+from diverse_sampling.selection import most_distant
 
 SIGMA = torch.tensor(1.0, dtype=torch.float64)
 D = 6  # numbers in a particle

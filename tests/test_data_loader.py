@@ -4,10 +4,11 @@ import pytest
 import torch
 from conftest import ROOT
 
-import worlds
-from config import DigitSettings, SettingError, WorldSettings
+from config import DigitSettings, WorldSettings
 from data_loader import load_digits, load_world
-from own_frames import OwnFrames
+from diverse_sampling.errors import SettingError
+from worlds import moving_digits as worlds
+from worlds.own_data import OwnFrames
 
 
 def test_splits_of_the_embedded_digits_share_nothing():

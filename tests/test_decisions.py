@@ -8,15 +8,13 @@ import pytest
 import torch
 from conftest import ROOT
 
-import assemble
-import decisions
-import methods
-import pilot
-from config import SettingError
-from decisions import Decisions
-from noise import ParticleNoise, Stream
-from ranges import to_model_range
-from sampler import karras_sigmas
+from diverse_sampling import decisions
+from diverse_sampling.decisions import Decisions
+from diverse_sampling.denoiser import to_model_range
+from diverse_sampling.errors import SettingError
+from diverse_sampling.integrate import karras_sigmas
+from diverse_sampling.noise import ParticleNoise, Stream
+from lab import assemble, methods, pilot
 
 SIGMAS = karras_sigmas(22, 0.002, 80.0, 7.0)
 PILOTS_CALLS = 43 * pilot.PILOT[0] * pilot.PILOT[1]
@@ -262,7 +260,7 @@ def test_windows_that_cannot_be_are_refused(given, key):
 
 def test_shipped_curves_are_those_of_the_shipped_checkpoints():
     """A curve in the repository is read, or it is measured each time in a read-only checkout."""
-    from records import sha256_of
+    from lab.records import sha256_of
 
     for path in (ROOT / "checkpoints").glob("*.decisions.json"):
         held = json.loads(path.read_text())

@@ -5,11 +5,10 @@ import json
 import pytest
 from matplotlib.image import imread
 
-import charts
 import evaluate
-import gallery
-import methods
 import visualize
+from figures import charts, gallery
+from lab import methods
 
 EXACT = "--denoiser exact --digits embedded --num_sets 1 --batch_size 2 --num_steps 6 --device cpu"
 

@@ -10,14 +10,13 @@ import torch
 from conftest import ROOT
 from imitation import CUDA, GPU
 
-import assemble
 import evaluate
-import method
-import traces
 import train
-import train_classifier
-from coupling.stratified import stratified
-from worlds import Digits
+from diverse_sampling import method
+from diverse_sampling.coupling.stratified import stratified
+from figures import traces
+from lab import assemble, train_classifier
+from worlds.moving_digits import Digits
 
 pytestmark = pytest.mark.slow
 
@@ -261,7 +260,7 @@ def test_the_programs_run_from_training_to_samples(gpu, tmp_path, monkeypatch, u
 
 
 def test_no_kernel_has_to_be_compiled_for_one_direction_or_one_answer(gpu):
-    from model import posterior_mean
+    from diverse_sampling.exact import posterior_mean
 
     def there(*shape):
         return torch.randn(*shape, device="cuda")

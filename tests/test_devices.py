@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import ROOT
 
-import devices
 import evaluate
-from config import SettingError
+from diverse_sampling import devices
+from diverse_sampling.errors import SettingError
 
 
 def test_each_process_of_a_machine_takes_a_gpu_of_its_own(monkeypatch):

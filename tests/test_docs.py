@@ -12,13 +12,12 @@ import yaml
 from conftest import ROOT
 from programs import Program
 
-import assemble
-import method
 import evaluate
-import train_classifier
-from command_line import make_parser
 from config import EvaluationSettings, ExperimentSettings, TrainingSettings
-from potentials import POTENTIALS, Bandwidth
+from diverse_sampling import method
+from diverse_sampling.potentials import POTENTIALS, Bandwidth
+from lab import assemble, train_classifier
+from lab.command_line import make_parser
 
 PAGES = [
     str(path.relative_to(ROOT))

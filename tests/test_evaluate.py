@@ -11,11 +11,11 @@ import torch
 import yaml
 from conftest import ROOT, slow_but
 
-import assemble
 import evaluate
-import set_sampler
-import traces
-from noise import Stream
+import sampler as set_sampler
+from diverse_sampling.noise import Stream
+from figures import traces
+from lab import assemble
 
 EXACT = ["--denoiser", "exact", "--digits", "embedded", "--device", "cpu"]
 

@@ -8,9 +8,9 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-import checkpoint
-from adapter import denoiser_of
-from model import posterior_mean
+from diverse_sampling.exact import posterior_mean
+from diverse_sampling.pipelines import denoiser_of
+from lab import checkpoint
 
 pytest.importorskip("diffusers")
 sys.path.insert(0, str(ROOT / "examples"))

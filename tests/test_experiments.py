@@ -8,10 +8,9 @@ import yaml
 from conftest import ROOT, slow_but
 from matplotlib.image import imread
 
-import assemble
 import evaluate
-import experiments
 import visualize
+from lab import assemble, experiments
 
 NAMES = sorted(
     (path.stem for path in experiments.RECIPES.glob("e*.yaml")), key=lambda e: int(e[1:])

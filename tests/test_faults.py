@@ -11,9 +11,9 @@ import torch
 from conftest import SMALL
 from programs import Program
 
-import checkpoint
 import evaluate
 import train
+from lab import checkpoint
 
 
 def logged(folder) -> int:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-import assemble
 import train
+from lab import assemble
 
 pytestmark = [
     pytest.mark.gpu,

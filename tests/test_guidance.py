@@ -4,18 +4,18 @@ from functools import partial
 import pytest
 import torch
 
-from guidance import Guided, ParticleGuidance, Spell, never_down
-from guidance.rivals.cads import Cads
-from guidance.rivals.eddy import Eddy
-from guidance.rivals.oscar import Volume, across
-from guidance.rivals.reference import Reference, StageHere
-from guidance.rivals.variance import Variance
-from metrics import mixture_modes, mode_metrics
-from model import posterior_mean
-from noise import ParticleNoise
-from potentials import POTENTIALS, RBF, Bandwidth
-from ranges import to_model_range
-from sampler import edm_sampler, karras_sigmas
+from diverse_sampling.denoiser import to_model_range
+from diverse_sampling.exact import posterior_mean
+from diverse_sampling.guidance import Guided, ParticleGuidance, Spell, never_down
+from diverse_sampling.guidance.rivals.cads import Cads
+from diverse_sampling.guidance.rivals.eddy import Eddy
+from diverse_sampling.guidance.rivals.oscar import Volume, across
+from diverse_sampling.guidance.rivals.reference import Reference, StageHere
+from diverse_sampling.guidance.rivals.variance import Variance
+from diverse_sampling.integrate import edm_sampler, karras_sigmas
+from diverse_sampling.noise import ParticleNoise
+from diverse_sampling.potentials import POTENTIALS, RBF, Bandwidth
+from lab.metrics import mixture_modes, mode_metrics
 
 KERNELS = sorted(POTENTIALS)
 

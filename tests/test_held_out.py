@@ -7,9 +7,9 @@ import pytest
 import torch
 from conftest import SMALL
 
-import checkpoint
 import train
-from training_loop import HeldOut
+from lab import checkpoint
+from lab.training import HeldOut
 
 
 def log_of(folder) -> list[dict]:

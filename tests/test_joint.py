@@ -6,9 +6,9 @@ import pytest
 import torch
 from scipy import stats
 
-import assemble
 import evaluate
-from guidance import joint_weights
+from diverse_sampling.guidance import joint_weights
+from lab import assemble
 
 EXACT = "--denoiser exact --guidance joint --digits embedded --device cpu".split()
 

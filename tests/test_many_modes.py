@@ -6,13 +6,12 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-import assemble
-import charts
 import evaluate
-import experiments
 import visualize
-from metrics import combination_metrics, iou, mask_iou, nearest_image
-from worlds import MOST_ANSWERS
+from figures import charts
+from lab import assemble, experiments
+from lab.metrics import combination_metrics, iou, mask_iou, nearest_image
+from worlds.moving_digits import MOST_ANSWERS
 
 EXACT = ["--denoiser", "exact", "--digits", "embedded", "--device", "cpu"]
 TWO = [*EXACT, "--num_digits", "2"]

@@ -9,10 +9,11 @@ import pytest
 import yaml
 from conftest import ROOT
 
-import assemble
 import evaluate
-import method
-from config import GuidanceSettings, SettingError
+from config import GuidanceSettings
+from diverse_sampling import method
+from diverse_sampling.errors import SettingError
+from lab import assemble
 
 EXACT = ["--denoiser", "exact", "--digits", "embedded", "--device", "cpu"]
 EVERY = [(flag, name) for flag in method.FOLDERS for name in method.names(flag)[1:]]

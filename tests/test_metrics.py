@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-import metrics
-from metrics import (
+from lab import metrics
+from lab.metrics import (
     BACKWARD,
     centroid,
     cosine_kernel,
@@ -36,7 +36,7 @@ from metrics import (
     vendi_score,
     without_background,
 )
-from worlds import DIRECTIONS
+from worlds.moving_digits import DIRECTIONS
 
 
 def test_centroid_of_one_pixel_and_of_nothing():

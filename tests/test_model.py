@@ -4,8 +4,10 @@ import pytest
 import torch
 from conftest import slow_but
 
-from checkpoint import make_denoiser
 from config import ModelSettings
+from diverse_sampling.denoiser import to_model_range, to_unit_range
+from diverse_sampling.exact import posterior_mean
+from lab.checkpoint import make_denoiser
 from model import (
     Attention,
     EDMDenoiser,
@@ -14,10 +16,8 @@ from model import (
     edm_loss,
     largest_divisor,
     lit_box,
-    posterior_mean,
     sigma_data_of,
 )
-from ranges import to_model_range, to_unit_range
 
 
 def network(**settings) -> EDMDenoiser:

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from names import METRICS, method_of, metric, source_of
+from lab.names import METRICS, method_of, metric, source_of
 
 # Numbers in metrics.json that describe the run.
 NO_METRICS = {"modes_total", "num_sets", "batch_size"}

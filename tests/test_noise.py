@@ -3,11 +3,11 @@ import pytest
 import torch
 from scipy import stats
 
-from coupling.antithetic import antithetic
-from coupling.simplex import simplex
-from coupling.stratified import leading_directions, stratified
-from model import posterior_mean
-from noise import ParticleNoise, Stream, set_generator
+from diverse_sampling.coupling.antithetic import antithetic
+from diverse_sampling.coupling.simplex import simplex
+from diverse_sampling.coupling.stratified import leading_directions, stratified
+from diverse_sampling.exact import posterior_mean
+from diverse_sampling.noise import ParticleNoise, Stream, set_generator
 
 
 @pytest.mark.parametrize(

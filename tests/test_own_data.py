@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-import assemble
 import evaluate
 import train
-from config import SettingError, WorldSettings
-from own_frames import load_frames
-from pictures import natural
+from config import WorldSettings
+from diverse_sampling.errors import SettingError
+from lab import assemble
+from worlds.decoders import natural
+from worlds.own_data import load_frames
 
 SIDE = 8
 MASK = np.zeros((SIDE, SIDE), bool)
@@ -529,7 +530,7 @@ def test_every_kind_from_training_to_pictures_of_new_data(kind, tmp_path, capsys
 
 
 def test_class_metrics_are_means_over_the_classes_that_are_there():
-    from metrics import answer_metrics
+    from lab.metrics import answer_metrics
 
     truth = torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
     truth[..., :2, :] = 1
@@ -546,7 +547,7 @@ def test_class_metrics_are_means_over_the_classes_that_are_there():
 
 
 def test_spread_and_its_diagnosis_tell_too_much_from_too_little():
-    from metrics import answer_metrics
+    from lab.metrics import answer_metrics
 
     generator = torch.Generator().manual_seed(0)
     answers = (torch.rand(20, 4, 8, 8, generator=generator) > 0.5).float()
@@ -704,7 +705,7 @@ def test_a_training_needs_answers(refused, tmp_path):
 def test_a_batch_that_does_not_fit_into_memory_is_refused_with_one_that_does(
     refused, tmp_path, monkeypatch
 ):
-    import devices
+    from diverse_sampling import devices
 
     frames = np.random.default_rng(0).integers(256, size=(6, 2, 64, 64), dtype=np.uint8)
     argv = ["--frames", str(frames_npz(tmp_path, frames)), *TINY, "--patch_size", "4"]
@@ -720,7 +721,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_refused_with_one_that_does(
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory: 137 GB")])
 def test_memory_that_runs_out_on_the_way_is_one_line(error, tmp_path, monkeypatch, capsys):
-    from training_loop import Training
+    from lab.training import Training
 
     def fail(self):
         raise error

@@ -5,16 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guidance.rivals.diverseflow import DiverseFlow
-from guidance.rivals.oscar import Volume
-from guidance.rivals.rke import RKE
-from potentials import (
-    POTENTIALS,
-    Bandwidth,
-    IoU,
-    cosine_share,
-    squared_distances,
-)
+from diverse_sampling.guidance.rivals.diverseflow import DiverseFlow
+from diverse_sampling.guidance.rivals.oscar import Volume
+from diverse_sampling.guidance.rivals.rke import RKE
+from diverse_sampling.potentials import POTENTIALS, Bandwidth, IoU, cosine_share, squared_distances
 
 # Those of other methods too.
 EVERY = POTENTIALS | dict(diverseflow=DiverseFlow, rke=RKE, volume=Volume)

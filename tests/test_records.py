@@ -7,8 +7,8 @@ import pytest
 import torch
 import yaml
 
-import records
-from config import SettingError
+from diverse_sampling.errors import SettingError
+from lab import records
 
 RESULT = dict(dataset="circle_jumping", settings=dict(seed=3, s_max=float("inf"), outdir=None))
 

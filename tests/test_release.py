@@ -10,7 +10,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-import checkpoint
+from lab import checkpoint
 
 VERSION = re.search(r'^version = "(.+?)"', (ROOT / "pyproject.toml").read_text(), flags=re.M)[1]
 

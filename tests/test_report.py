@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from conftest import slow_but
 
-import assemble
 import evaluate
 import visualize
-from sampler import karras_sigmas
+from diverse_sampling.integrate import karras_sigmas
+from lab import assemble
 
 EXACT = [
     "--denoiser",

@@ -1,8 +1,8 @@
 import torch
 
-from coupling.balanced import balanced_draw
-from noise import set_generator
-from selection import kmedoids, most_distant
+from diverse_sampling.coupling.balanced import balanced_draw
+from diverse_sampling.noise import set_generator
+from diverse_sampling.selection import kmedoids, most_distant
 
 
 def test_kmedoids_keeps_one_of_each_cluster():

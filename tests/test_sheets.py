@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-import sheets
-from drawing import save
+from figures import sheets
+from figures.drawing import save
 
 
 def titles(figure) -> list[str]:

@@ -13,11 +13,10 @@ import torch
 import yaml
 from conftest import ROOT, SMALL
 
-import checkpoint
 import evaluate
-import tracking
 import train
 from config import TrackingSettings
+from lab import checkpoint, tracking
 
 EXACT = [
     "--denoiser",

@@ -12,9 +12,9 @@ import torch
 import yaml
 from conftest import ROOT, SMALL, slow_but
 
-import checkpoint
 import evaluate
 import train
+from lab import checkpoint
 
 
 def strict_json(line: str) -> dict:
@@ -276,7 +276,7 @@ def test_a_cropped_network_is_what_is_loaded_again(tmp_path):
 
 def test_the_log_is_json_whatever_the_loss_is(tmp_path, monkeypatch, capsys):
     """A batch that is not finite leaves null where a number would be NaN or infinite."""
-    from training_loop import Training
+    from lab.training import Training
 
     draw = Training.batch
     factors = {2: float("nan"), 3: float("inf"), 5: float("-inf")}

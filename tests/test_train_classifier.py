@@ -3,12 +3,11 @@ from unittest.mock import ANY
 import pytest
 import torch
 
-import checkpoint
-import train_classifier
-from classifier import judged
 from data_loader import load_digits
-from metrics import recognise, without_background
-from tasks import UnconditionalDigits
+from lab import checkpoint, train_classifier
+from lab.classifier import judged
+from lab.metrics import recognise, without_background
+from lab.tasks import UnconditionalDigits
 
 
 @pytest.mark.slow

@@ -6,10 +6,10 @@ from conftest import slow_but
 from matplotlib.image import imread
 from PIL import Image
 
-import assemble
 import evaluate
-import gallery
 import visualize
+from figures import gallery
+from lab import assemble
 
 EXACT = [
     "--denoiser",

@@ -8,10 +8,10 @@ from scipy import stats
 
 from config import DigitSettings, WorldSettings
 from data_loader import load_world
-from metrics import centroid
-from noise import set_generator
-from ranges import to_model_range
-from worlds import DIRECTIONS, Digits, Mixture, Sequences, World, render
+from diverse_sampling.denoiser import to_model_range
+from diverse_sampling.noise import set_generator
+from lab.metrics import centroid
+from worlds.moving_digits import DIRECTIONS, Digits, Mixture, Sequences, World, render
 
 WORLDS = [
     dict(dataset="centered"),

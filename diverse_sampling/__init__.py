@@ -1,0 +1,1 @@
+"""Diverse sets of samples from diffusion models."""

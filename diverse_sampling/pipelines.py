@@ -1,0 +1,557 @@
+"""Guidance in the pipelines of diffusers, and those pipelines as denoisers.
+
+    with repelling(pipe.scheduler, guide, particles=4):
+        images = pipe(prompt, num_images_per_prompt=4).images
+
+Every pipeline hands its prediction, after classifier-free guidance, to `scheduler.step`. What a
+scheduler holds is a sample alpha (y + sigma n), and any prediction is linear in the clean image,
+
+    D = skip * sample + out * prediction,
+
+    prediction   skip             out
+    epsilon      1 / alpha        -sigma
+    v            a^2 / alpha      -a sigma         a = 1 / sqrt(1 + sigma^2)
+    sample       0                1
+    flow         1                -alpha sigma     alpha = 1 - s, sigma = s / (1 - s)
+    EDM          c_skip           c_out
+
+so a guided D' around D becomes the prediction + (D' - D) / out. Where guidance changes nothing, the
+pipeline computes what it computes without it, bit for bit. The samples of one prompt are a set:
+`particles` consecutive ones repel each other, and never those of another set.
+
+`renewing` lets DDIM add noise back in the window, where guidance then finds more.
+
+`denoiser_of` goes the other way: a pipeline with its conditioning as `denoise(x, sigma)`, for the
+sampler, for the window that a pilot measures, and for gradients through the network.
+
+Noise levels are those of x = sample / alpha = y + sigma n, in units of the latents y.
+
+Predictions: Karras et al. 2022, arXiv 2206.00364, Table 1; Salimans & Ho 2022, arXiv 2202.00512;
+Lipman et al. 2022, arXiv 2210.02747. Guidance: `guidance/pg.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import math
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, NamedTuple
+
+import numpy
+import torch
+from torch import Tensor
+
+from diverse_sampling.decisions import Decisions, measure
+from diverse_sampling.denoiser import Denoiser
+from diverse_sampling.errors import reject
+from diverse_sampling.guidance import ParticleGuidance
+from diverse_sampling.integrate import karras_sigmas
+from diverse_sampling.noise import ParticleNoise, Stream
+from diverse_sampling.potentials import LogDet, Potential
+
+# Where a scheduler keeps the noise level of its next step.
+TIMESTEP = "alphas_cumprod[timestep], sample scaled to variance 1"
+PRESERVING = "sigmas[step_index], sample scaled to variance 1"
+EXPLODING = "sigmas[step_index], sample = y + sigma n"
+FLOW = "sigmas[step_index], sample = (1 - s) y + s n"
+EDM = "sigmas[step_index], network preconditioned as in EDM"
+
+SCHEDULERS = {
+    "DDIMScheduler": TIMESTEP,
+    "DDIMParallelScheduler": TIMESTEP,
+    "DDPMScheduler": TIMESTEP,
+    "DDPMParallelScheduler": TIMESTEP,
+    "LCMScheduler": TIMESTEP,
+    "TCDScheduler": TIMESTEP,
+    "DPMSolverMultistepScheduler": PRESERVING,
+    "DPMSolverSinglestepScheduler": PRESERVING,
+    "DEISMultistepScheduler": PRESERVING,
+    "UniPCMultistepScheduler": PRESERVING,
+    "SASolverScheduler": PRESERVING,
+    "EulerDiscreteScheduler": EXPLODING,
+    "EulerAncestralDiscreteScheduler": EXPLODING,
+    "HeunDiscreteScheduler": EXPLODING,
+    "KDPM2DiscreteScheduler": EXPLODING,
+    "KDPM2AncestralDiscreteScheduler": EXPLODING,
+    "FlowMatchEulerDiscreteScheduler": FLOW,
+    "FlowMatchHeunDiscreteScheduler": FLOW,
+    "FlowMatchLCMScheduler": FLOW,
+    "EDMEulerScheduler": EDM,
+    "EDMDPMSolverMultistepScheduler": EDM,
+}
+
+# Schedulers that keep raw predictions of several steps, or call one of them twice.
+INSTEAD = {
+    "LMSDiscreteScheduler": "EulerDiscreteScheduler",
+    "PNDMScheduler": "DDIMScheduler or UniPCMultistepScheduler",
+    "IPNDMScheduler": "DEISMultistepScheduler",
+}
+
+# Schedulers whose steps take eta, the new noise in units of DDPM's.
+RENEWED = ("DDIMScheduler", "DDIMParallelScheduler")
+# So that rounding leaves no negative variance where all noise is new.
+ROUNDED = 1 - 1e-4
+
+Guide = Callable[[Denoiser], Denoiser]
+
+
+class Level(NamedTuple):
+    """What is held: sample = alpha (y + sigma n), and D = skip * sample + out * prediction."""
+
+    alpha: float
+    sigma: float
+    skip: float
+    out: float
+
+
+# ---------------------------------------------------------------- schedulers
+
+
+def _family(scheduler) -> str:
+    """Where a scheduler keeps its noise levels. Raises SettingError for those not supported."""
+    names = [kind.__name__ for kind in type(scheduler).__mro__]
+    for name in names:
+        if name in INSTEAD:
+            reject("scheduler", names[0], f"{INSTEAD[name]}, by from_config(pipe.scheduler.config)")
+    family = next((SCHEDULERS[name] for name in names if name in SCHEDULERS), None)
+    if family is None:
+        reject("scheduler", names[0], ", ".join(SCHEDULERS))
+    config = scheduler.config
+    for clips in ("clip_sample", "thresholding"):
+        # A guided D is no image on the way, and a clipped one would lose the push.
+        if config.get(clips):
+            accepted = f"a scheduler with {clips}=False, by from_config(..., {clips}=False)"
+            reject(clips, True, accepted)
+    return FLOW if config.get("use_flow_sigmas") else family
+
+
+def _level(scheduler, family: str, timestep) -> Level | None:
+    """The level of a scheduler's next step; None where a sample holds no image or no noise."""
+    if family == TIMESTEP:
+        alpha_bar = float(scheduler.alphas_cumprod[int(timestep)].double())
+        alpha, s = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+        sigma = s / alpha if alpha > 0 else math.inf
+    else:
+        sigma = _stored_sigma(scheduler, timestep)
+        if family == FLOW:
+            alpha = 1 - sigma
+            sigma = sigma / alpha if alpha > 0 else math.inf
+        elif family == PRESERVING:
+            alpha = 1 / math.sqrt(1 + sigma**2)
+        else:
+            alpha = 1.0
+    if not 0 < sigma < math.inf:
+        return None
+    return Level(alpha, sigma, *_prediction(scheduler, family, alpha, sigma))
+
+
+def _stored_sigma(scheduler, timestep) -> float:
+    """The entry of `sigmas` at which the network was called."""
+    if scheduler.step_index is None:
+        scheduler._init_step_index(timestep)  # as `step` does it
+    sigmas, index = scheduler.sigmas, scheduler.step_index
+    if hasattr(scheduler, "sigmas_interpol") and not scheduler.state_in_first_order:
+        # The midpoint of DPM-Solver-2, which the ancestral one stores a place earlier.
+        ancestral = hasattr(scheduler, "sigmas_up")
+        sigmas, index = scheduler.sigmas_interpol, index - 1 if ancestral else index
+    return float(sigmas[index])
+
+
+def _prediction(scheduler, family: str, alpha: float, sigma: float) -> tuple[float, float]:
+    """(skip, out) of D = skip * sample + out * prediction."""
+    if family == FLOW and not scheduler.config.get("use_flow_sigmas"):
+        kind = "flow_prediction"
+    else:
+        kind = scheduler.config.prediction_type
+    a = 1 / math.sqrt(1 + sigma**2)
+    if family == EDM:
+        data = scheduler.config.sigma_data
+        out = sigma * data / math.hypot(sigma, data)
+        return data**2 / (sigma**2 + data**2), out if kind == "epsilon" else -out
+    if kind == "epsilon":
+        return 1 / alpha, -sigma
+    if kind == "v_prediction":
+        return a * a / alpha, -a * sigma
+    if kind == "sample":
+        return 0.0, 1.0
+    if kind == "flow_prediction":
+        return 1.0, -alpha * sigma
+    reject("prediction_type", kind, "'epsilon', 'v_prediction', 'sample', 'flow_prediction'")
+
+
+# ---------------------------------------------------------------- sets in a pipeline
+
+
+def _as_sets(flat: Tensor, particles: int) -> Tensor:
+    """Samples (N, ...) of a pipeline as sets (G, particles, C, H, W), N = G * particles.
+
+    Images (C, H, W) stay as they are. Packed latents (L, C) become (1, L, C) and videos
+    (C, T, H, W) become (C, T H, W).
+    """
+    return flat.reshape(-1, particles, *_frame(flat.shape[1:]))
+
+
+def _frame(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(C, H, W) of the particles that samples of this shape are."""
+    if len(shape) == 2:
+        return (1, *shape)
+    return (shape[0], math.prod(shape[1:-1]), shape[-1])
+
+
+@contextmanager
+def repelling(scheduler, guide: Guide, *, particles: int) -> Iterator[None]:
+    """Within this context, the sets that a pipeline draws with `scheduler` are guided.
+
+    Arguments:
+        scheduler: that of the pipeline, one of SCHEDULERS
+        guide: denoiser -> guided denoiser, such as `functools.partial(ParticleGuidance,
+            potential=LogDet(), factor=3, space="denoised")`, or a `measured_guide`. It may call its
+            denoiser at the x that it is given alone
+        particles: samples in a set, consecutive in the batch: `num_images_per_prompt`
+
+    Raises SettingError for a scheduler that cannot be guided, for guidance that needs the network
+    itself, and, within the context, for a batch that is not a number of sets.
+    """
+    family = _family(scheduler)
+    if particles < 1:
+        reject("particles", particles, "a whole number from 1")
+    at: list[Tensor] = []  # [x, D(x)] of the step
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        if x.requires_grad:
+            _reject_jacobian()
+        if x is not at[0] and not torch.equal(x, at[0]):
+            accepted = "one at the x it is given; for other guidance denoiser_of(pipe)"
+            reject("guide", "a call of the denoiser at another x", accepted)
+        return at[1]
+
+    guided = guide(denoise)
+    if getattr(guided, "space", None) == "jacobian":
+        _reject_jacobian()
+    plain = scheduler.step
+
+    @functools.wraps(plain)  # pipelines look at its signature
+    def step(model_output: Tensor, timestep: Any, sample: Tensor, *args, **kwargs):
+        level = _level(scheduler, family, timestep)
+        if level is not None:
+            _check_batch(model_output, sample, particles)
+            precise = torch.promote_types(sample.dtype, torch.float32)
+            held, predicted = sample.to(precise), model_output.to(precise)
+            x = _as_sets(held / level.alpha, particles)
+            clean = _as_sets(level.skip * held + level.out * predicted, particles)
+            at[:] = x, clean
+            push = guided(x, torch.tensor(level.sigma, dtype=torch.float64)) - clean
+            limit = torch.finfo(model_output.dtype).max
+            predicted = predicted + push.view_as(predicted) / level.out
+            model_output = predicted.clamp(-limit, limit).to(model_output.dtype)
+        return plain(model_output, timestep, sample, *args, **kwargs)
+
+    with _in_place_of_step(scheduler, step):
+        yield
+
+
+@contextmanager
+def renewing(scheduler, window: tuple[float, float], *, share: float = 0.7) -> Iterator[None]:
+    """Within this context, DDIM draws part of its noise anew at each step that starts in a window.
+
+    Guidance in a scheduler moves samples to where the network's images may not lie, and moves them
+    once at each level. New noise covers what it did, and lets samples that are alike part again.
+    The noise that a step of DDIM leaves at the next noise level is a mixture of the predicted noise
+    and of new noise; any mixture keeps the distribution at that level (Song et al. 2021, arXiv
+    2010.02502, equation 12). DDPM's, eta 1, has the less new noise the more steps there are. Here
+    its share is the same whatever the number of steps. Outside of the window the pipeline's eta
+    counts.
+
+    Arguments:
+        scheduler: DDIM or DDIM parallel, with whatever it predicts
+        window: (smallest, largest) noise level, such as `Decisions.window` of a pilot
+        share: standard deviation of the new noise over that of all of it, from 0 to 1
+
+    Raises SettingError for another scheduler or share.
+    """
+    if not any(kind.__name__ in RENEWED for kind in type(scheduler).__mro__):
+        reject("scheduler", type(scheduler).__name__, ", ".join(RENEWED))
+    if not 0 <= share <= 1:
+        reject("share", share, "a number from 0 to 1")
+    low, high = window
+    plain = scheduler.step
+
+    @functools.wraps(plain)
+    def step(model_output: Tensor, timestep: Any, sample: Tensor, *args, **kwargs):
+        level = _level(scheduler, TIMESTEP, timestep)
+        config = scheduler.config
+        next_one = int(timestep) - config.num_train_timesteps // scheduler.num_inference_steps
+        if next_one >= 0 and level is not None and low <= level.sigma <= high:
+            here, there = (float(scheduler.alphas_cumprod[int(t)]) for t in (timestep, next_one))
+            # DDIM's new noise has eta times this share of the standard deviation.
+            of_ddpm = math.sqrt((1 - here / there) / (1 - here))
+            eta = share * ROUNDED / of_ddpm
+            if args:
+                args = (eta, *args[1:])
+            else:
+                kwargs["eta"] = eta
+        return plain(model_output, timestep, sample, *args, **kwargs)
+
+    with _in_place_of_step(scheduler, step):
+        yield
+
+
+@contextmanager
+def _in_place_of_step(scheduler, step: Callable) -> Iterator[None]:
+    """A scheduler with another `step` within this context."""
+    before = vars(scheduler).get("step")
+    scheduler.step = step
+    try:
+        yield
+    finally:
+        if before is None:
+            del scheduler.step
+        else:
+            scheduler.step = before
+
+
+def _check_batch(prediction: Tensor, sample: Tensor, particles: int) -> None:
+    if len(sample) % particles:
+        reject("particles", particles, f"a divisor of the {len(sample)} samples of the batch")
+    if prediction.shape != sample.shape:
+        accepted = f"that of the sample, {list(sample.shape)}: a network that learns no variance"
+        reject("shape of the prediction", list(prediction.shape), accepted)
+
+
+def _reject_jacobian() -> None:
+    accepted = "'denoised', 'x'; through the network, denoiser_of(pipe) and the sampler"
+    reject("space", "jacobian", accepted)
+
+
+# ---------------------------------------------------------------- a pipeline as a denoiser
+
+
+class _OneLevel:
+    """Stands in for a pipeline's scheduler: one call of the network, whose prediction it keeps.
+
+    Arguments:
+        scheduler: whose other attributes it has
+        timestep: what the network is told
+    """
+
+    init_noise_sigma = 1.0
+    order = 1
+
+    def __init__(self, scheduler, timestep: float):
+        self.scheduler = scheduler
+        self.timestep = timestep
+        self.sample: Tensor | None = None
+        self.prediction: Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.scheduler, name)
+
+    def set_timesteps(self, *args, device=None, timesteps=None, sigmas=None, **kwargs) -> None:
+        """One timestep, whatever the pipeline asks for."""
+        self.timesteps = torch.full((1,), self.timestep, device=device)  # a GPU does not wait
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """There is one step."""
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """The sample is scaled already."""
+        return sample
+
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args, **kwargs):
+        """Keep what the network predicted for a sample, and return that sample."""
+        self.prediction, self.sample = model_output, sample
+        return (sample,)
+
+
+class PipelineDenoiser:
+    """A pipeline of diffusers, with its prompts and classifier-free guidance, as a denoiser.
+
+    Each call is a call of the pipeline with a schedule of one step, so that whatever the pipeline
+    does with its network is done here too. The prompt is encoded once. Gradients run through it
+    where they are enabled.
+
+    Arguments:
+        pipe: the pipeline; one that takes `latents`, or one whose `unet` takes (sample, timestep)
+        call: what the pipeline is called with: prompt, guidance_scale, height, ...
+
+    Attributes: `shape` (C, H, W) of a particle; `sigma_min` and `sigma_max`, the noise levels
+    between which the network was trained.
+    """
+
+    def __init__(self, pipe, **call):
+        self.pipe = pipe
+        self.call = call
+        self.family = _family(pipe.scheduler)
+        self.encoded: dict[tuple, Any] = {}
+        if self.family in (TIMESTEP, PRESERVING, EXPLODING):
+            alpha_bar = pipe.scheduler.alphas_cumprod.double()
+            alpha_bar = alpha_bar[alpha_bar > 0]
+            self.log_sigmas = ((1 - alpha_bar) / alpha_bar).log().cpu().numpy() / 2  # (T,), rising
+        self.prompts = self._prompts()
+        self.sigma_min, self.sigma_max = self._range()
+        with torch.no_grad():
+            sample, _ = self._through(None, self.sigma_max, self.prompts)
+        self.native = tuple(sample.shape[1:])
+        self.shape = _frame(self.native)
+        self.dtype, self.device = sample.dtype, sample.device
+
+    def _prompts(self) -> int:
+        prompt = self.call.get("prompt")
+        embedded = self.call.get("prompt_embeds")
+        if embedded is not None:
+            return len(embedded)
+        return len(prompt) if isinstance(prompt, (list, tuple)) else 1
+
+    def _range(self) -> tuple[float, float]:
+        if self.family == FLOW:
+            return 1e-3, 99.0  # s = 0.001 to 0.99
+        if self.family == EDM:
+            return self.pipe.scheduler.config.sigma_min, self.pipe.scheduler.config.sigma_max
+        return math.exp(self.log_sigmas[0]), math.exp(self.log_sigmas[-1])
+
+    def timestep(self, sigma: float) -> float:
+        """What the network is told at a noise level; outside its range, the first or last one."""
+        if self.family == FLOW:
+            return sigma / (1 + sigma) * self.pipe.scheduler.config.num_train_timesteps
+        if self.family == EDM:
+            return math.log(sigma) / 4
+        return float(numpy.interp(math.log(sigma), self.log_sigmas, range(len(self.log_sigmas))))
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        level = float(sigma)
+        if self.family == FLOW:
+            alpha = 1 / (1 + level)
+        else:
+            alpha = 1 / math.hypot(level, self.pipe.scheduler.config.get("sigma_data") or 1.0)
+        flat = (alpha * x).reshape(-1, *self.native)
+        if len(flat) % self.prompts:
+            reject(
+                "prompt", f"{self.prompts} for {len(flat)} particles", "prompts that divide them"
+            )
+        _, prediction = self._through(flat.to(self.dtype), level, len(flat))
+        skip, out = _prediction(self.pipe.scheduler, self.family, alpha, level)
+        if self.family == EDM:
+            skip = skip / alpha  # it applies to x
+        return (skip * flat + out * prediction.to(flat)).view_as(x)
+
+    def _through(self, latents: Tensor | None, sigma: float, n: int) -> tuple[Tensor, Tensor]:
+        """The sample (n, ...) that the network saw and its prediction, alike."""
+        pipe, timestep = self.pipe, self.timestep(sigma)
+        run = inspect.unwrap(type(pipe).__call__)  # without torch.no_grad
+        accepted = inspect.signature(run).parameters
+        if "latents" not in accepted:
+            config = pipe.unet.config
+            if latents is None:
+                side = config.sample_size
+                like = next(pipe.unet.parameters(), torch.empty(0))
+                latents = torch.zeros(n, config.in_channels, side, side).to(like)
+            t = torch.full((), timestep, device=latents.device)  # filled: a GPU does not wait
+            return latents, pipe.unet(latents, t).sample
+        given = self.call | dict(latents=latents, num_inference_steps=1, output_type="latent")
+        if self.call.get("prompt_embeds") is not None:
+            # Not every pipeline repeats embeddings for the images of a prompt.
+            for name, value in self.call.items():
+                if "prompt_embeds" in name and value is not None:
+                    given[name] = value.repeat_interleave(n // self.prompts, 0)
+        elif "num_images_per_prompt" in accepted:
+            given["num_images_per_prompt"] = n // self.prompts
+        with self._standing_in(timestep, n) as kept:
+            run(pipe, **given)
+        assert kept.sample is not None and kept.prediction is not None  # a pipeline takes its step
+        return kept.sample, kept.prediction
+
+    @contextmanager
+    def _standing_in(self, timestep: float, n: int) -> Iterator[_OneLevel]:
+        """The pipeline with a schedule of one step, silent, and with prompts encoded once."""
+        pipe, scheduler = self.pipe, self.pipe.scheduler
+        bar = getattr(pipe, "_progress_bar_config", {})
+        kept = _OneLevel(scheduler, timestep)
+        try:
+            pipe.scheduler = kept
+            pipe.set_progress_bar_config(**bar | dict(disable=True))
+            if hasattr(pipe, "encode_prompt"):
+                pipe.encode_prompt = self._encode_once(pipe.encode_prompt, n)
+            yield kept
+        finally:
+            pipe.scheduler = scheduler
+            pipe.set_progress_bar_config(**bar)
+            vars(pipe).pop("encode_prompt", None)
+
+    def _encode_once(self, encode: Callable, n: int) -> Callable:
+        """A pipeline's `encode_prompt` that remembers what it returned for n samples."""
+        calls = itertools.count()
+
+        def remembered(*args, **kwargs):
+            key = (n, next(calls))  # a pipeline encodes in the same order every time
+            if key not in self.encoded:
+                with torch.no_grad():
+                    self.encoded[key] = encode(*args, **kwargs)
+            return self.encoded[key]
+
+        return remembered
+
+
+def denoiser_of(pipe, **call) -> PipelineDenoiser:
+    """A pipeline with its conditioning and classifier-free guidance as `denoise(x, sigma)`.
+
+    Arguments:
+        pipe: the pipeline
+        call: what it is called with: prompt (or a list of one for each set), guidance_scale, ...
+
+    Raises SettingError for a scheduler that `repelling` refuses.
+    """
+    return PipelineDenoiser(pipe, **call)
+
+
+# ---------------------------------------------------------------- units
+
+
+def pilot(
+    denoise: PipelineDenoiser, *, particles: int = 8, num_steps: int = 22, seed: int = 0
+) -> Decisions:
+    """At which noise levels it is decided what a pipeline's samples show, measured on one set.
+
+    Arguments:
+        denoise: what `denoiser_of` returns; one set is drawn for each of its prompts
+        particles: in a set, at least 2
+        num_steps: steps, of two network calls each but for the last
+        seed: of the noise
+
+    Returns the curve: its `window()` and `undecided` are those of a guide. Raises ValueError if the
+    samples are all alike.
+    """
+    sigmas = karras_sigmas(num_steps, denoise.sigma_min, denoise.sigma_max, rho=7.0)
+    sets, members = range(denoise.prompts), range(particles)
+    noise = ParticleNoise(seed, sets, members, denoise.shape, denoise.device, Stream.PILOT)
+    with torch.no_grad():
+        return measure(denoise, noise() * sigmas[0], sigmas, from_lowest=True)
+
+
+def measured_guide(
+    decided: Decisions,
+    *,
+    factor: float = 1.5,
+    potential: Potential = LogDet(),
+    features: Callable[[Tensor], Tensor] | None = None,
+) -> Guide:
+    """Particle guidance on the denoised images in the window that a pilot measured.
+
+    Its push is in units of the drift that denoises, which every space of latents has: at factor 1
+    their ratio is sqrt(2) per pixel. It fades as less is left undecided. An exact denoiser bears 3;
+    the less a network knows of what lies beside its data, the sooner samples leave it. `features`
+    is what particles are compared by, as in `ParticleGuidance`.
+    """
+    low, high = decided.window()
+    return functools.partial(
+        ParticleGuidance,
+        potential=potential,
+        features=features,
+        factor=factor,
+        space="denoised",
+        strength="drift",
+        sigma_min=low,
+        sigma_max=high,
+        fade=decided.undecided,
+    )

@@ -1,0 +1,514 @@
+"""Charts: pictures of numbers.
+
+Functions take tensors or the rows of an experiment, {cell: its place on every axis, result: its
+metrics.json}, and return matplotlib figures. They read and write no files; `drawing.save` writes.
+An interval that a single set cannot have (`ci95` is None) is left out, and the figure says so.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from config import SamplerSettings
+from diverse_sampling.integrate import karras_sigmas
+from figures.drawing import (
+    BLUE,
+    COLOURS,
+    GREEN,
+    GREY,
+    ORANGE,
+    SKY,
+    VERMILION,
+    Axes,
+    Figure,
+    add_title,
+    grid_of_axes,
+    new_figure,
+)
+from lab.metrics import BACKWARD, expected_modes_iid
+from lab.names import AXES, METRICS
+
+NO_INTERVAL = "no interval: a single set, or values that are not finite"
+LINES = (BLUE, VERMILION, GREEN, ORANGE, SKY, *COLOURS[6:])  # of lines beside each other
+MARKERS = "osD^vP<>X"  # with COLOURS, different for thirty methods
+QUALITY_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 2, 3, 5, 7, 10, 20)
+COST_TICKS = (10, 20, 40, 80, 160, 320)
+
+
+def axis_name(key: str) -> str:
+    """What an axis of an experiment is called; one without another name goes by its key."""
+    return AXES.get(key, key)
+
+
+def different(values: Any) -> list:
+    """Each value once, in the order of their first appearance."""
+    return list(dict.fromkeys(values))
+
+
+def error_bars(metrics: Sequence[dict]) -> tuple[list[float], list[float]] | None:
+    """Lengths of 95% intervals below and above their means, as `Axes.errorbar` takes them.
+
+    Metrics are {mean, ci95}. Where one has no interval its lengths are NaN, which draws no bar; the
+    result is None if none has one.
+    """
+    if all(metric.get("ci95") is None for metric in metrics):
+        return None
+    below = []
+    above = []
+    for metric in metrics:
+        low, high = metric.get("ci95") or (math.nan, math.nan)
+        # Wilson's interval and rounding may leave a mean just outside of its own interval.
+        below.append(max(metric["mean"] - low, 0) if low == low else math.nan)
+        above.append(max(high - metric["mean"], 0) if high == high else math.nan)
+    return below, above
+
+
+def curve(axis: Axes, x: Sequence[float], metrics: Sequence[dict], **style: Any) -> Any:
+    """Draw metrics {mean, ci95} over `x`, with their intervals, in a style of `Axes.errorbar`."""
+    means = [metric["mean"] for metric in metrics]
+    return axis.errorbar(x, means, yerr=error_bars(metrics), **style)
+
+
+def add_title_with_note(figure: Figure, title: str, metrics: Sequence[dict]) -> None:
+    """Write a title, with a note if some of the metrics that are drawn have no interval."""
+    if any(metric.get("ci95") is None for metric in metrics):
+        title = f"{title} ({NO_INTERVAL})" if title else NO_INTERVAL
+    add_title(figure, title)
+
+
+def schedules(samplers: Sequence[SamplerSettings], p_mean: Sequence[float], p_std: float) -> Figure:
+    """Noise levels of samplers and of trainings on one vertical axis.
+
+    Arguments:
+        samplers: at the left, those whose levels are drawn over the steps; they differ in rho
+        p_mean: at the right, means of ln sigma in training
+        p_std: its standard deviation
+    """
+    figure, axes = grid_of_axes(
+        1, 2, 7.5, 3.6, sharey=True, width_ratios=(3, 1.5), gridspec_kw=dict(wspace=0.05)
+    )
+    left, right = axes[0]
+    for s, colour in zip(samplers, COLOURS):
+        sigmas = karras_sigmas(s.num_steps, s.sigma_min, s.sigma_max, s.rho)[:-1]
+        steps = range(len(sigmas))
+        label = rf"$\rho$ = {s.rho:g}"
+        left.semilogy(steps, sigmas, "o-", ms=3, lw=1.2, color=colour, label=label)
+    u = torch.linspace(math.log(0.002), math.log(80), 300)
+    for mean, colour in zip(p_mean, COLOURS[4:]):
+        density = (-((u - mean) ** 2) / (2 * p_std**2)).exp() / (p_std * math.sqrt(2 * math.pi))
+        right.semilogy(density, u.exp(), color=colour, label=f"N({mean:g}, {p_std:g}²)")
+    left.set(xlabel=r"step $n$ (then $\sigma = 0$)", ylabel=r"noise level $\sigma_n$")
+    left.legend(frameon=False, fontsize=8)
+    right.set(xlabel=r"density of $\ln \sigma$ in training", xlim=(0, None))
+    right.legend(frameon=False, fontsize=7, loc="upper right")
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    return figure
+
+
+def heatmap(rows: Sequence[dict], title: str = "", value: str = "modes_found") -> Figure:
+    """A grid of cells, each with its value and half the width of its 95% interval.
+
+    The last axis of the experiment goes to the right, the one before it up, the others over panels
+    with common limits.
+
+    Arguments:
+        rows: the cells, {cell, result}
+        value: the key of the metric to show
+    """
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.patches import Rectangle
+
+    metric = METRICS[value]
+    *over, up, right = different(key for row in rows for key in row["cell"])
+    panels = different(tuple(row["cell"][key] for key in over) for row in rows)
+    ups = different(row["cell"][up] for row in rows)
+    rights = different(row["cell"][right] for row in rows)
+    results = [row["result"] for row in rows]
+    metrics = [result[value] for result in results]
+    expected = results[0]["modes_expected_iid"] if value == "modes_found" else None
+
+    means = [each["mean"] for each in metrics]
+    in_bar = means if expected is None else [*means, expected]
+    finite = [number for number in in_bar if math.isfinite(number)] or [0.0]
+    norm = Normalize(min(finite), max(finite))
+    colours = colormaps["viridis_r" if metric.less_is_better else "viridis"]
+    decimals = 2 if max(finite) >= 1 else 3
+    figure, axes = grid_of_axes(
+        1,
+        len(panels),
+        0.62 * len(rights) * len(panels) + 1.6,
+        0.46 * len(ups) + 1.5,
+        sharey=True,
+        gridspec_kw=dict(wspace=0.05),
+    )
+
+    for row, each in zip(rows, metrics):
+        cell = row["cell"]
+        axis = axes[0, panels.index(tuple(cell[key] for key in over))]
+        x = rights.index(cell[right])
+        y = ups.index(cell[up])
+        colour = colours(norm(each["mean"]))
+        red, green, blue, _ = colour
+        is_dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
+        text = f"{each['mean']:.{decimals}f}"
+        if each.get("ci95") is not None:
+            low, high = each["ci95"]
+            text += f"\n±{(high - low) / 2:.{decimals}f}"
+        axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, color=colour))
+        axis.text(
+            x, y, text, ha="center", va="center", size=6.5, color="white" if is_dark else "black"
+        )
+
+    for axis, panel in zip(axes[0], panels):
+        axis.set(xlim=(-0.5, len(rights) - 0.5), ylim=(-0.5, len(ups) - 0.5))
+        axis.set_xticks(range(len(rights)), rights, fontsize=8)
+        axis.set_yticks(range(len(ups)), ups, fontsize=8)
+        axis.set_xlabel(axis_name(right))
+        places = [f"{axis_name(key)}: {label}" for key, label in zip(over, panel)]
+        axis.set_title(", ".join(places), fontsize=9)
+    axes[0, 0].set_ylabel(axis_name(up))
+
+    bar = figure.colorbar(ScalarMappable(norm, colours), ax=axes, pad=0.015, fraction=0.05)
+    label = metric.label
+    if expected is not None:
+        label = f"{metric.title}, of {results[0]['modes_total']}"
+        label += f"\n(line: independent draws, {expected:.2f})"
+        bar.ax.axhline(expected, color=VERMILION, lw=3)
+    bar.set_label(label, fontsize=9)
+    add_title_with_note(figure, title, metrics)
+    return figure
+
+
+def prior(rows: Sequence[dict], title: str = "") -> Figure:
+    """Share of samples that go right against the prior of the training, a series per sampler.
+
+    The intervals are Wilson's.
+    """
+    figure = new_figure(5.6, 3.8)
+    axis = figure.subplots()
+    axis.plot([0.4, 1], [0.4, 1], color=GREY, lw=1, ls=":", label="the prior itself: p̂ = p")
+    # Of each series: its colour, its marker, and where its values stand from their points, in
+    # points; to the right of them if x is positive.
+    styles = (
+        (BLUE, "o", (-7, 5)),
+        (GREEN, "s", (-4, -13)),
+        (VERMILION, "D", (7, 5)),
+        (ORANGE, "^", (7, -8)),
+    )
+    for index, sampler in enumerate(different(row["cell"]["sampler"] for row in rows)):
+        series = [row["result"] for row in rows if row["cell"]["sampler"] == sampler]
+        shares = [result["mode_frequencies"][0] for result in series]
+        x = [share["prior"] + 0.006 * (index - 1) for share in shares]  # side by side
+        colour, marker, offset = styles[index % len(styles)]
+        curve(
+            axis,
+            x,
+            shares,
+            fmt=marker,
+            ms=5,
+            color=colour,
+            label=sampler,
+            capsize=3,
+            lw=1.2,
+        )
+        for at, share in zip(x, shares):
+            axis.annotate(
+                f"{share['mean']:.3f}",
+                (at, share["mean"]),
+                xytext=offset,
+                textcoords="offset points",
+                ha="left" if offset[0] > 0 else "right",
+                fontsize=7.5,
+                color=colour,
+            )
+    axis.set(xlabel=axis_name("p"), ylabel="share of samples that go right, p̂")
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, fontsize=8)
+    add_title(figure, title)
+    return figure
+
+
+def frontier(rows: Sequence[dict], title: str = "") -> Figure:
+    """Modes found against quality and against cost on the trained denoiser, a curve per method.
+
+    A third panel has modes against how far frequencies are off, on the exact denoiser of a world
+    with unequal priors, if rows hold one. The cost of a particle is in forward passes of the
+    network, as `metrics.cost_metrics` counts.
+    """
+    trained = [row for row in rows if row["cell"].get("denoiser", "trained") == "trained"]
+    unequal = [row for row in rows if row["cell"].get("denoiser") == "exact, p = 0.5"]
+
+    def cost(result: dict) -> float:
+        return result["network_calls"] + BACKWARD * result["backward_calls"]
+
+    panels: list[tuple[str, list[dict], Callable[[dict], float]]] = [
+        ("quality score (L2, less is better)", trained, lambda result: result["quality"]["mean"]),
+        ("cost per particle, in forward passes", trained, cost),
+    ]
+    if unequal:
+        across = "frequencies off by (total variation)"
+        panels.append((across, unequal, lambda result: result["frequency_tv"]))
+    figure, (axes,) = grid_of_axes(
+        1, len(panels), 3.9 * len(panels), 4.6, sharey=True, gridspec_kw=dict(wspace=0.06)
+    )
+    methods = different(row["cell"]["method"] for _, in_panel, _ in panels for row in in_panel)
+    handles = {}
+    for axis, (across, in_panel, value) in zip(axes, panels):
+        for index, method in enumerate(methods):
+            cells = [row for row in in_panel if row["cell"]["method"] == method]
+            if not cells:
+                continue
+            results = [row["result"] for row in sorted(cells, key=_numbers)]
+            handles[method] = curve(
+                axis,
+                [value(result) for result in results],
+                [result["modes_found"] for result in results],
+                marker=MARKERS[(index // 10 * 3 + index % 3) % len(MARKERS)],
+                ms=5,
+                lw=1.3,
+                elinewidth=0.8,
+                color=COLOURS[index % len(COLOURS)],
+            )
+        first = in_panel[0]
+        expected = first["result"]["modes_expected_iid"]
+        axis.axhline(expected, color=GREY, ls=":", lw=1)
+        axis.annotate(
+            "independent draws, theory",
+            (0.99, expected),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="top",
+            fontsize=8,
+            color="#666666",
+        )
+        axis.set_title(f"denoiser: {first['cell'].get('denoiser', 'trained')}", fontsize=9)
+        axis.set_xlabel(across)
+        axis.grid(alpha=0.3)
+    _set_logarithmic(axes[0], QUALITY_TICKS)
+    _set_logarithmic(axes[1], COST_TICKS)
+    axes[0].set_ylabel(f"modes found, of {trained[0]['result']['modes_total']}")
+    axes[-1].legend(
+        [handles[method] for method in methods],
+        methods,
+        fontsize=7,
+        frameon=False,
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
+    )
+    add_title_with_note(figure, title, [row["result"]["modes_found"] for row in rows])
+    return figure
+
+
+def _numbers(row: dict) -> list[float]:
+    """Where a row stands on the axes of its experiment that hold numbers, such as the strength."""
+    return [number for number in row["cell"].values() if isinstance(number, (int, float))]
+
+
+def _set_logarithmic(axis: Axes, marks: Sequence[float]) -> None:
+    """Make the horizontal axis logarithmic, with those of the marks whose texts have room."""
+    axis.set_xscale("log")
+    low, high = axis.get_xlim()
+    ticks: list[float] = []
+    for mark in marks:
+        apart = math.inf if not ticks else math.log(mark / ticks[-1]) / math.log(high / low)
+        if low <= mark <= high and apart > 1 / 10:
+            ticks.append(mark)
+    axis.set_xticks(ticks, map(str, ticks))
+    axis.minorticks_off()
+
+
+def scaling(rows: Sequence[dict], title: str = "") -> Figure:
+    """Modes found against the particles of a set, a panel per number of modes k.
+
+    A panel has a line per point of the other axes. Dotted: what B independent draws find in theory;
+    dashed: the most that B particles can find, min(B, k).
+    """
+    totals = different(row["result"]["modes_total"] for row in rows)
+    figure, axes = grid_of_axes(
+        1, len(totals), 3.9 * len(totals), 3.7, gridspec_kw=dict(wspace=0.18)
+    )
+    for axis, total in zip(axes[0], totals):
+        in_panel = [row for row in rows if row["result"]["modes_total"] == total]
+        sizes = sorted(different(row["cell"]["batch_size"] for row in in_panel))
+        every_size = range(sizes[0], sizes[-1] + 1)
+        most = [min(size, total) for size in every_size]
+        label = "the most that can be found"
+        axis.plot(every_size, most, color=GREY, ls="--", lw=1.2, label=label)
+        for index, (name, cells) in enumerate(lines_of(in_panel).items()):
+            cells = sorted(cells, key=lambda row: row["cell"]["batch_size"])
+            curve(
+                axis,
+                [row["cell"]["batch_size"] for row in cells],
+                [row["result"]["modes_found"] for row in cells],
+                marker=MARKERS[index % len(MARKERS)],
+                ms=5,
+                lw=1.5,
+                capsize=3,
+                color=LINES[index % len(LINES)],
+                label=name,
+            )
+        frequencies = in_panel[0]["result"]["mode_frequencies"]
+        priors = torch.tensor([mode["prior"] for mode in frequencies])
+        theory = [expected_modes_iid(priors, size) for size in every_size]
+        label = "independent draws, theory"
+        axis.plot(every_size, theory, color="black", ls=":", lw=1.5, zorder=3, label=label)
+        axis.set_xticks(sizes, map(str, sizes))
+        axis.set(ylim=(0, 1.05 * total), xlabel="particles in a set, B")
+        axis.set_title(f"{total} modes", fontsize=10)
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("modes found")
+    axes[0, 0].legend(frameon=False, fontsize=8.5, loc="lower right")
+    add_title_with_note(figure, title, [row["result"]["modes_found"] for row in rows])
+    return figure
+
+
+def lines_of(rows: Sequence[dict]) -> dict[str, list[dict]]:
+    """Rows by their places on all axes but `batch_size`, named after the axes on which they differ.
+
+    The only line of rows that differ in nothing else is called `modes found`.
+    """
+    others = [key for key in rows[0]["cell"] if key != "batch_size"]
+    varied = [key for key in others if len(different(row["cell"].get(key) for row in rows)) > 1]
+    lines: dict[str, list[dict]] = {}
+    for row in rows:
+        places = [(key, row["cell"].get(key)) for key in varied]
+        words = [at if isinstance(at, str) else f"{axis_name(key)} {at}" for key, at in places]
+        lines.setdefault(", ".join(words) or METRICS["modes_found"].title, []).append(row)
+    return lines
+
+
+@dataclass(frozen=True)
+class DecisionCurve:
+    """Where it is decided what the samples of an evaluation show, and where it was sampled.
+
+    Arguments:
+        sigmas: decreasing noise levels
+        shares: the share that is decided at each of them, V(sigma) in [0, 1]
+        window: (smallest, largest) noise level of the sampler's window; None without one
+        steps: the noise levels at which the sampler's steps begin
+    """
+
+    sigmas: Sequence[float]
+    shares: Sequence[float]
+    window: tuple[float, float] | None
+    steps: Sequence[float]
+
+
+def decisions(curves: dict[str, DecisionCurve]) -> Figure:
+    """The share of what is decided, V(sigma), against the noise level, a line per evaluation.
+
+    Noise falls to the right, as it does while a set is sampled. The window of an evaluation is
+    shaded in the colour of its line, and marks below the curves show its steps.
+    """
+    figure = new_figure(7.2, 3.8)
+    axis = figure.subplots()
+    for index, (name, run) in enumerate(curves.items()):
+        colour = LINES[index % len(LINES)]
+        label = name
+        if run.window is not None:
+            low, high = run.window
+            axis.axvspan(low, high, color=colour, alpha=0.12, lw=0)
+            label += f"\nwindow {high:.2g} to {low:.2g}"
+        axis.semilogx(run.sigmas, run.shares, ".-", ms=4, lw=1.5, color=colour, label=label)
+        height = -0.06 * (index + 1)
+        axis.plot(run.steps, [height] * len(run.steps), "|", ms=7, color=colour)
+    axis.invert_xaxis()
+    axis.set(
+        ylim=(-0.06 * (len(curves) + 1), 1.05),
+        yticks=[0, 0.25, 0.5, 0.75, 1],
+        xlabel=r"noise level $\sigma$ (shaded: the window; marks: steps of the sampler)",
+        ylabel=r"share that is decided, $V(\sigma)$",
+    )
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def norms(traces: dict[str, dict[str, Tensor]], title: str = "") -> Figure:
+    """Norms over the steps of the sampler, a column per trace.
+
+    Above, the Frobenius norm of the matrix of distances inside the set; below, the norms of the two
+    parts of the drift of each particle, the denoiser's and the guidance's, on common axes.
+
+    traces: name -> {sigmas (N,), distances (N, B, B), ode (N, B), guidance (N, B)}.
+    """
+    figure, axes = grid_of_axes(
+        2,
+        len(traces),
+        3.6 * len(traces) + 0.6,
+        4.8,
+        sharex=True,
+        sharey="row",
+        gridspec_kw=dict(wspace=0.06, hspace=0.1),
+    )
+    drifts = (
+        ("ode", GREY, r"denoiser, $(x - D) / \sigma$"),
+        ("guidance", VERMILION, "guidance"),
+    )
+    for (top, below), (name, trace) in zip(axes.T, traces.items()):
+        sigmas = trace["sigmas"]
+        top.loglog(sigmas, trace["distances"].flatten(1).norm(dim=1), "o-", ms=3, color=BLUE)
+        top.set_title(name, fontsize=9)
+        top.grid(alpha=0.3)
+        for key, colour, label in drifts:
+            acts = trace[key].sum(1) > 0  # (N,): a logarithmic axis has no place for 0
+            lines = below.loglog(sigmas[acts], trace[key][acts], ".-", color=colour, lw=0.8, ms=3)
+            lines[0].set_label(label)
+        below.set_xlabel(r"noise level $\sigma$")
+        below.grid(alpha=0.3)
+    axes[0, 0].invert_xaxis()
+    axes[0, 0].set_ylabel("norm of distances")
+    axes[1, 0].set_ylabel("norm of drift, per particle")
+    axes[1, -1].legend(frameon=False, fontsize=8)
+    add_title(figure, title)
+    return figure
+
+
+def umap_map(
+    digits: Tensor,
+    labels: Tensor,
+    particles: Tensor,
+    modes: Tensor,
+    names: Sequence[str],
+    title: str = "",
+) -> Figure:
+    """A panel per set: its particles, coloured by the digit found in each, on a map of real digits.
+
+    Arguments:
+        digits: (M, 2), where the real digits are on the map
+        labels: (M,) int64, which digits they are
+        particles: (G, B, 2), where the particles are
+        modes: (G, B) int64, the digits found in them
+        names: a title for each panel
+    """
+    rows = math.ceil(len(particles) / 4)
+    columns = math.ceil(len(particles) / rows)
+    figure, axes = grid_of_axes(
+        rows, columns, 3.0 * columns, 3.3 * rows, gridspec_kw=dict(wspace=0.06, hspace=0.24)
+    )
+    for axis in axes.flat[len(particles) :]:
+        axis.axis("off")
+    for axis, points, modes_of_set, name in zip(axes.flat, particles, modes, names):
+        for digit in labels.unique().tolist():
+            cluster = digits[labels == digit]
+            axis.scatter(*cluster.T, s=1.5, color=COLOURS[digit], alpha=0.35, linewidth=0)
+            x, y = cluster.median(0).values.tolist()
+            axis.text(x, y, str(digit), fontsize=10, ha="center", va="center", color="#333333")
+        colours = [COLOURS[mode] for mode in modes_of_set.tolist()]
+        axis.scatter(*points.T, s=55, c=colours, edgecolor="black", zorder=3)
+        axis.set_title(name, fontsize=8)
+        axis.set(xticks=[], yticks=[])
+    for axis in axes[:, 0]:
+        axis.set_ylabel("UMAP 2", fontsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel("UMAP 1", fontsize=8)
+    add_title(figure, f"{title}\n")  # the titles of the panels have two lines
+    return figure

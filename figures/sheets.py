@@ -1,0 +1,449 @@
+"""Sheets: pictures of frames, in rows and columns.
+
+Functions take tensors and return matplotlib figures, `denoising` an animation. They read and write
+no files; `drawing.save` writes what they return. Frames are (H, W) in [0, 1] on a black background.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+from typing import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diverse_sampling.denoiser import to_unit_range
+from figures.drawing import (
+    BLUE,
+    COLOURS,
+    ORANGE,
+    SKY,
+    VERMILION,
+    Axes,
+    Figure,
+    FuncAnimation,
+    add_title,
+    grid_of_axes,
+    new_figure,
+    show_image,
+)
+from lab.names import METRICS, method_of
+from worlds.channels import in_colours
+from worlds.moving_digits import Mixture
+from worlds.own_data import OwnFrames
+
+SIDE = 0.85  # of a frame in a sheet, inches
+GAPS = dict(wspace=0.06, hspace=0.06)
+MOST_SETS = 16  # in the sheet of an evaluation
+
+
+def new_colours(modes: Sequence[int]) -> list[str | None]:
+    """A colour for each particle that is the first of its set in its mode, and None for the others.
+
+    `modes` are those of one set; -1, which stands for no mode, has no colour either.
+    """
+    colours: list[str | None] = []
+    for b, mode in enumerate(modes):
+        is_new = mode >= 0 and mode not in modes[:b]
+        colours.append(COLOURS[mode % len(COLOURS)] if is_new else None)
+    return colours
+
+
+def frame_grid(
+    rows: Sequence[Sequence[Tensor]],
+    titles: Mapping[int, str],
+    *,
+    left: Sequence[str] = (),
+    right: Sequence[str] = (),
+    colours: Sequence[Sequence[str | None]] = (),
+    side: float = SIDE,
+) -> tuple[Figure, np.ndarray]:
+    """Frames in rows, which may have different lengths.
+
+    Arguments:
+        rows: frames (H, W) or, in colour, (3, H, W)
+        titles: column -> what stands above it
+        left: a line per row, at its left
+        right: a line per row, at its right
+        colours: of the borders of the last frames of each row; None for a thin grey one
+        side: of a frame, inches
+
+    Returns the figure and its axes, an array (rows, columns).
+    """
+    columns = max(map(len, rows))
+    figure, axes = grid_of_axes(
+        len(rows), columns, side * columns + 0.3, side * len(rows) + 0.4, gridspec_kw=GAPS
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for n, frames in enumerate(rows):
+        borders: list[str | None] = list(colours[n]) if colours else []
+        borders[:0] = [None] * (len(frames) - len(borders))
+        for axis, frame, colour in zip(axes[n], frames, borders):
+            show_image(axis, frame, colour)
+    for axis, text in zip(axes[:, 0], left):
+        axis.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=9)
+    for axis, text in zip(axes[:, -1], right):
+        axis.annotate(text, (1.08, 0.5), xycoords="axes fraction", va="center", fontsize=9)
+    for column, text in titles.items():
+        axes[0, column].set_title(text, fontsize=9)
+    return figure, axes
+
+
+def sample_sheet(
+    cond: Tensor,
+    samples: Tensor,
+    *,
+    answers: Tensor | None = None,
+    modes: Tensor | None = None,
+    title: str = "",
+    notes: Sequence[str] = (),
+    notes_title: str = "",
+    labels: Sequence[str] = (),
+) -> Figure:
+    """Each set a row: its last conditioning frame, the correct answers if known, its particles.
+
+    Any of the images may be in colour, with an axis of 3 before H.
+
+    Arguments:
+        cond: (G, c, H, W), c may be 0
+        samples: (G, B, H, W)
+        answers: (G, k, H, W)
+        modes: (G, B) int64; the first particle in a mode gets a border in the mode's colour,
+            repeats and -1, which stands for no mode, get a thin grey one
+        notes: a line per set, at its right, and `notes_title` above them
+        labels: a line per set, at its left
+    """
+    last = cond[:, -1:]
+    correct = samples[:, :0] if answers is None else answers
+    titles = {last.shape[1] + correct.shape[1]: "samples"}
+    if answers is not None:
+        titles[last.shape[1]] = "correct"
+    if last.shape[1]:
+        titles[0] = "given"
+    figure, axes = frame_grid(
+        [
+            [*context, *right, *particles]
+            for context, right, particles in zip(last, correct, samples)
+        ],
+        titles,
+        left=labels,
+        right=notes,
+        colours=[] if modes is None else [new_colours(each) for each in modes.tolist()],
+    )
+    if notes_title:
+        axes[0, -1].annotate(
+            notes_title, (1.08, 1.08), xycoords="axes fraction", va="bottom", fontsize=9
+        )
+    add_title(figure, title)
+    return figure
+
+
+def judging_metric(result: dict) -> str:
+    """The key of the metric that a sheet shows beside the modes found."""
+    if result["dataset"] == "frames":
+        return "hm_iou" if "hm_iou" in result else "iou_distance"
+    return "quality" if result["quality"] else "confidence"
+
+
+def notes_title(result: dict) -> str:
+    """What stands beside each set: the modes found, where there are modes, and a metric."""
+    name = METRICS[judging_metric(result)].title
+    return f"found, {name}" if result["modes_found"] else name
+
+
+def as_drawn(arrays: dict[str, Tensor], result: dict) -> dict[str, Tensor]:
+    """The arrays of a samples.npz, class labels in colours.
+
+    `result` is the metrics.json of the evaluation.
+    """
+    classes = result.get("label_classes", 0)
+    labels = {key: arrays[key] for key in ("samples", "answers") if classes and key in arrays}
+    return arrays | {key: in_colours(values, classes) for key, values in labels.items()}
+
+
+def result_sheet(arrays: dict[str, Tensor], result: dict) -> Figure:
+    """The sample sheet of an evaluation, of its first sets, under the method and what it found.
+
+    Arguments:
+        arrays: those of its samples.npz
+        result: its metrics.json
+    """
+    reached = []
+    if result["modes_found"]:
+        reached.append(f"{result['modes_found']['mean']:.2f} of {result['modes_total']} found")
+    if result["dataset"] != "mixture":
+        key = judging_metric(result)
+        reached.append(f"{METRICS[key].title} {result[key]['mean']:.2f}")
+    title = f"{result['dataset']}, {method_of(result['settings'])}: {', '.join(reached)}"
+    if result["dataset"] == "mixture":
+        return points_sheet(arrays["samples"].flatten(2), result, title)
+    first = {name: values[:MOST_SETS] for name, values in as_drawn(arrays, result).items()}
+    return sample_sheet(
+        first["cond"],
+        first["samples"],
+        answers=first.get("answers"),
+        title=title,
+        modes=first.get("modes"),
+        notes=[note(result, g) for g in range(len(first["samples"]))],
+        notes_title=notes_title(result),
+    )
+
+
+def note(result: dict, set_number: int) -> str:
+    """What stands beside one set of an evaluation under `notes_title`."""
+    score = f"{result[judging_metric(result)]['per_set'][set_number]:.2f}"
+    if not result["modes_found"]:
+        return score
+    return f"{result['modes_found']['per_set'][set_number]:.0f} of {result['modes_total']}, {score}"
+
+
+def points_sheet(points: Tensor, result: dict, title: str) -> Figure:
+    """The first sets of particles (G, B, 2) in the plane, a panel each, over the density of the
+    mixture. `result` is the metrics.json of the evaluation.
+    """
+    mixture = Mixture()
+    centres = mixture.centres
+    G = min(len(points), 6)
+    figure, (axes,) = grid_of_axes(1, G, 2.1 * G, 2.3, sharey=True)
+    reach = float(centres.abs().max()) * 1.35
+    line = torch.linspace(-reach, reach, 160)
+    places = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)  # (160, 160, 2)
+    squared = (places[:, :, None] - centres).square().sum(-1)  # to each centre
+    density = (-squared / (2 * mixture.sd**2)).exp().sum(-1)
+    for axis, particles, count in zip(axes, points, result["modes_found"]["per_set"]):
+        axis.imshow(density, cmap="Blues", extent=(-reach, reach, -reach, reach), origin="lower")
+        axis.scatter(
+            *particles.T, s=14, color=VERMILION, edgecolor="white", linewidth=0.5, zorder=2
+        )
+        axis.set(xlim=(-reach, reach), ylim=(-reach, reach))
+        axis.set_title(f"{count:.0f} of {len(centres)}", fontsize=9)
+        axis.set_xlabel("$x_1$", fontsize=8)
+        axis.tick_params(labelsize=7)
+    axes[0].set_ylabel("$x_2$", fontsize=8)
+    add_title(figure, title)
+    return figure
+
+
+def trajectory(trace: dict[str, Tensor], title: str = "") -> Figure:
+    """What the sampler does to a set: for each of the first three particles a row of x_n above a
+    row of D(x_n), at up to eleven of the steps.
+
+    `trace` is as `traces.trace` returns it.
+    """
+    sigmas = trace["sigmas"]
+    steps = torch.linspace(0, len(sigmas) - 1, min(11, len(sigmas))).round().long().tolist()
+    num_particles = min(3, trace["denoised"].shape[1])
+    rows = []
+    for b in range(num_particles):
+        rows.append([noisy_image(trace, n)[b] for n in steps])
+        rows.append([to_unit_range(trace["denoised"][n, b]) for n in steps])
+    figure, axes = frame_grid(
+        rows,
+        {column: f"{float(sigmas[n]):.3g}" for column, n in enumerate(steps)},
+        left=["$x_n$", "$D(x_n)$"] * num_particles,
+    )
+    axes[0, 0].annotate(
+        r"$\sigma_n$ =", (-0.1, 1.1), xycoords="axes fraction", ha="right", fontsize=9
+    )
+    add_title(figure, title)
+    return figure
+
+
+def noisy_image(trace: dict[str, Tensor], n: int) -> Tensor:
+    """x_n of all particles of a trace, scaled to unit variance of the noise, in [0, 1] up to noise:
+    (B, H, W) or (B, 3, H, W)."""
+    return to_unit_range(trace["x_hat"][n] / float(1 + trace["sigmas"][n] ** 2) ** 0.5)
+
+
+def world_sheet(
+    frames: Tensor, positions: Tensor, choices: Tensor, *, digit_size: int, title: str = ""
+) -> Figure:
+    """Each sequence a row.
+
+    An arrow, three times as long as the step, shows how a digit came here; frames that the ones
+    before do not determine have an orange border.
+
+    Arguments:
+        frames: (N, T, H, W) in [0, 1]
+        positions: (N, T, K, 2), the upper left corners (y, x) of the digits, px
+        choices: (N, T) bool
+        digit_size: side of a digit, px
+    """
+    figure, axes = frame_grid(
+        [list(row) for row in frames],
+        {t: f"t = {t}" for t in range(frames.shape[1])},
+        colours=[[ORANGE if chosen else None for chosen in row] for row in choices.tolist()],
+    )
+    centres = (positions + (digit_size - 1) / 2).flip(-1)  # (N, T, K, 2) as (x, y)
+    for n, row in enumerate(axes):
+        for t in range(1, len(row)):
+            row[t].quiver(
+                *centres[n, t - 1].T,
+                *3 * (centres[n, t] - centres[n, t - 1]).T,
+                angles="xy",
+                scale_units="xy",
+                scale=1,
+                width=0.04,
+                headwidth=3.5,
+                headlength=4,
+                headaxislength=3.5,
+                color=SKY,
+            )
+    add_title(figure, title)
+    return figure
+
+
+def outline_sheet(cond: Tensor, answers: Tensor, runs: Sequence[tuple[str, Tensor]]) -> Figure:
+    """Each set a row of panels: the frame that was given, the outlines of the correct masks, and
+    those of the samples of each run, over the share of correct masks that hold a pixel.
+
+    Arguments:
+        cond: (G, H, W)
+        answers: (G, k, H, W)
+        runs: the title of its column, and its samples (G, B, H, W)
+    """
+    columns = [("correct", answers), *runs]
+    shares = 0.5 * (answers > 0.5).float().mean(1)  # (G, H, W)
+    names = ["given", *(name for name, _ in columns)]
+    figure, axes = frame_grid(
+        [[frame, *[share] * len(columns)] for frame, share in zip(cond, shares)],
+        dict(enumerate(names)),
+        side=1.9,
+    )
+    for g, row in enumerate(axes):
+        for axis, (_, masks) in zip(row[1:], columns):
+            for k, mask in enumerate(masks[g]):
+                draw_outline(axis, mask, COLOURS[k % len(COLOURS)])
+    return figure
+
+
+def draw_outline(axis: Axes, mask: Tensor, colour: str) -> None:
+    """Draw the line that parts what is brighter than half in an image (H, W) from the rest."""
+    if bool((mask > 0.5).any()) and not bool((mask > 0.5).all()):
+        axis.contour(mask.clamp(0, 1), levels=[0.5], colors=[colour], linewidths=1.4)
+
+
+def examples_sheet(world: OwnFrames, at_most: int = 3) -> Figure:
+    """The first examples of a user's own frames, a row each, under a line of what was understood:
+    all frames that are given, and all correct answers."""
+    which = torch.arange(min(at_most, len(world)), device=world.starts.device)
+    cond, answers, counts = world.pictures(which)
+    titles = {0: "given"}
+    if counts[0]:
+        titles[cond.shape[1]] = "correct"
+    rows = [[*cond[n], *answers[n, : counts[n]]] for n in range(len(cond))]
+    figure, axes = frame_grid(rows, titles, side=1.3)
+    add_title(figure, textwrap.fill(world.data.describe(), max(40, 18 * axes.shape[1])))
+    return figure
+
+
+def rollout_sheet(cond: Tensor, rollout: Tensor) -> Figure:
+    """The first set, whose particles go on from their own frames: a row each, after the frames
+    given.
+
+    Arguments:
+        cond: (G, c, H, W) or, in colour, (G, c, 3, H, W)
+        rollout: (G, B, T, H, W) or (G, B, T, 3, H, W)
+    """
+    c = cond.shape[1]
+    B, T = rollout.shape[1:3]
+    titles = {t: "given" if t < c else f"+{t - c + 1}" for t in range(c + T)}
+    rows = [[*cond[0], *frames] for frames in rollout[0]]
+    return frame_grid(rows, titles, left=[f"particle {b}" for b in range(B)])[0]
+
+
+def mean_sheet(
+    cond: Tensor, samples: Tensor, labels: Sequence[str], notes: Sequence[str], title: str = ""
+) -> Figure:
+    """Each set a row: the frames that were given, the mean and the standard deviation of all its
+    samples, pixel by pixel, and the first four of them.
+
+    Arguments:
+        cond: (G, Cc, H, W)
+        samples: (G, B, H, W)
+        labels: a line per set, at its left
+        notes: a line per set, at its right
+    """
+    G, c = cond.shape[:2]
+    B = samples.shape[1]
+    mean = samples.mean(1, keepdim=True)
+    deviation = samples.std(1, keepdim=True, correction=min(1, B - 1))
+    some = samples[:, :4]
+    names = [*["given"] * c, f"mean of {B}", "deviation", *["sample"] * some.shape[1]]
+    figure, _ = frame_grid(
+        [list(row) for row in torch.cat([cond, mean, deviation, some], 1)],
+        dict(enumerate(names)),
+        left=labels,
+        right=notes,
+        colours=[[BLUE, None, *[None] * some.shape[1]]] * G,
+        side=1.05,
+    )
+    add_title(figure, title)
+    return figure
+
+
+@dataclass
+class DenoisedSet:
+    """A set on its way from noise to samples.
+
+    Arguments:
+        title: what the animation calls it; several may have the same
+        cond: (H, W) in [0, 1], the last conditioning frame, None without one
+        trace: what `traces.trace` returns for this set
+        modes: (B,) int64, the modes of its samples, None in a world without modes
+    """
+
+    title: str
+    cond: Tensor | None
+    trace: dict[str, Tensor]
+    modes: Tensor | None
+
+
+def denoising(sets: Sequence[DenoisedSet], hold: int = 12) -> FuncAnimation:
+    """Sets on their way from noise to samples, an animation.
+
+    Of each set it shows a row of x_n, scaled to unit variance of the noise, above a row of D(x_n),
+    with the conditioning frame at their left. The last `hold` frames show the samples, with borders
+    in the colours of new modes. A set of fewer steps than the longest shows its samples earlier.
+    """
+    num_steps = max(len(one.trace["sigmas"]) for one in sets)
+    num_particles = max(one.trace["denoised"].shape[1] for one in sets)
+    left = 0 if all(one.cond is None for one in sets) else 1
+    columns = num_particles + left
+    figure = new_figure(0.62 * columns, 1.55 * len(sets))
+    parts = figure.subfigures(len(sets), 1, squeeze=False)[:, 0]
+    place = dict(left=0.01, right=0.99, bottom=0.03, top=0.83)
+    grids = [part.subplots(2, columns, squeeze=False, gridspec_kw=place | GAPS) for part in parts]
+
+    def draw_set(one: DenoisedSet, part, axes, n: int) -> None:
+        """Step n of one set, or its samples once its steps are over."""
+        has_ended = n >= len(one.trace["sigmas"])
+        title = one.title
+        if has_ended:
+            upper = lower = one.trace["samples"]
+        else:
+            title += rf",  $\sigma$ = {float(one.trace['sigmas'][n]):.2g}"
+            upper = noisy_image(one.trace, n)
+            lower = to_unit_range(one.trace["denoised"][n])
+        part.suptitle(title, x=0.01, y=0.99, ha="left", fontsize=10)
+        for axis in axes.flat:
+            axis.clear()
+            axis.set_axis_off()
+        if one.cond is not None:
+            show_image(axes[1, 0], one.cond)
+        modes = [-1] * len(upper)
+        if has_ended and one.modes is not None:
+            modes = one.modes.tolist()
+        for b, colour in enumerate(new_colours(modes)):
+            show_image(axes[0, b + left], upper[b], colour)
+            show_image(axes[1, b + left], lower[b], colour)
+
+    def draw_step(n: int) -> None:
+        """One frame of the animation."""
+        for one, part, axes in zip(sets, parts, grids):
+            draw_set(one, part, axes, n)
+
+    return FuncAnimation(figure, draw_step, frames=num_steps + hold)

@@ -1,0 +1,330 @@
+"""Experiments: grids of evaluations that are run whole and can be interrupted.
+
+Each experiment is one YAML file in configs/experiments, its recipe; add your own there.
+
+    title: the question that it asks
+    reference: what the thesis found
+    meaning: what the result says, for docs/results.md
+    figure: what `visualize.py figure` draws of it, one of gallery.FIGURES
+    settings: flags that all cells share
+    grid: the axes; a cell is one point of their product
+    except: combinations of points that are left out
+    variants: of points of the axis `method`, what docs/build.py says in place of what their method
+        says of itself: title, needs, frequencies; and brief: false, not in the README
+
+An axis is a list of values of the flag that it is named after, or a mapping from labels to flags.
+In such a mapping a flag with a list of values makes one cell for each. A flag's value, or a whole
+axis, may be written {quick: ..., full: ...}; --preset picks one.
+
+A finished cell is kept in outdir/cells and never run again; one that is interrupted leaves nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Iterator, Sequence
+
+import yaml
+
+from config import EvaluationSettings
+from diverse_sampling.errors import SettingError, reject
+from lab import assemble
+from lab.command_line import as_flags, this_process
+from lab.names import METRICS
+
+# What every table has beside the metrics of its world: is it as diverse, and as often right, as
+# independent draws, and at what cost?
+AUDIT = (
+    "equivalent_draws",
+    "frequency_tv",
+    "count_dispersion",
+    "vendi",
+    "backward_calls",
+    "modes_per_100_calls",
+)
+COST = ("network_calls", "seconds")
+
+RECIPES = Path(__file__).parent.parent / "configs" / "experiments"
+
+# ---------------------------------------------------------------- recipes
+
+
+def load(name: str) -> dict[str, Any]:
+    """The recipe of an experiment. Raises SettingError for a name that has none."""
+    path = RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        names = [recipe.stem for recipe in RECIPES.glob("*.yaml")]
+        reject("experiment", name, ", ".join(sorted(names, key=lambda name: (len(name), name))))
+    return yaml.safe_load(path.read_text())
+
+
+def _for_preset(settings: dict[str, Any], preset: str) -> dict[str, Any]:
+    """Settings with every {quick: ..., full: ...} replaced by the preset's value."""
+    return {
+        key: value[preset] if isinstance(value, dict) else value for key, value in settings.items()
+    }
+
+
+Point = tuple[dict[str, Any], dict[str, Any]]  # (labels by axis, settings) of one point of an axis
+
+
+def _points_of_axis(axis: str, values: Any, preset: str) -> list[Point]:
+    """The points of one axis, as the recipe's `grid` describes it."""
+    if isinstance(values, dict) and set(values) == {"quick", "full"}:
+        values = values[preset]
+    if isinstance(values, list):
+        return [({axis: value}, {axis: value}) for value in values]
+    points: list[Point] = []
+    for name, flags in values.items():
+        settings = _for_preset(flags, preset)
+        fixed = {key: value for key, value in settings.items() if not isinstance(value, list)}
+        listed = {key: value for key, value in settings.items() if isinstance(value, list)}
+        for chosen in itertools.product(*listed.values()):
+            varied = dict(zip(listed, chosen))
+            points.append(({axis: name} | varied, fixed | varied))
+    return points
+
+
+def _left_out(labels: dict[str, Any], combinations: list[dict[str, Any]]) -> bool:
+    """Whether a cell is one of the combinations of the recipe's `except`."""
+    return any(
+        all(labels[axis] == value for axis, value in combination.items())
+        for combination in combinations
+    )
+
+
+def cells(recipe: dict[str, Any], preset: str) -> Iterator[tuple[dict[str, Any], list[str]]]:
+    """(its place on every axis, its flags of evaluate.py) of every cell."""
+    shared = _for_preset(recipe.get("settings", {}), preset)
+    axes = [_points_of_axis(axis, values, preset) for axis, values in recipe["grid"].items()]
+    for points in itertools.product(*axes):
+        labels: dict[str, Any] = {}
+        settings = dict(shared)
+        for at, own in points:
+            labels |= at
+            settings |= own
+        if not _left_out(labels, recipe.get("except", [])):
+            yield labels, as_flags(settings)
+
+
+# ---------------------------------------------------------------- running
+
+
+def run_cell(settings: EvaluationSettings, checkpoint: Path | None, outdir: Path) -> dict[str, Any]:
+    """The record of an evaluation, from outdir/cells if it is there.
+
+    A cell is known by its settings and, where there are any, by the bytes of its checkpoint and the
+    numbers in the user's frames.
+
+    Arguments:
+        settings, checkpoint: as `assemble.complete` returns them
+        outdir: folder of the experiment
+    """
+    key = json.dumps(settings.record(), sort_keys=True).encode()
+    if checkpoint is not None:
+        key += checkpoint.read_bytes()
+    if settings.world.dataset == "frames":
+        from worlds.own_data import load_frames
+
+        key += load_frames(settings.world, "test").data.sha256.encode()
+    cell = outdir / "cells" / f"{hashlib.sha256(key).hexdigest()[:16]}.json"
+    if not cell.is_file():
+        cell.parent.mkdir(parents=True, exist_ok=True)
+        evaluation = assemble.set_up(settings, checkpoint)
+        for notice in evaluation.notices:
+            _say_once(notice)
+        _, _, result = evaluation.run(progress=False)
+        temporary = cell.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(result))
+        temporary.replace(cell)
+    return json.loads(cell.read_text())
+
+
+@functools.cache
+def _say_once(notice: str) -> None:
+    """Print a notice to stderr, unless another cell has brought it."""
+    from tqdm import tqdm
+
+    tqdm.write(f"evaluate.py: {notice}", file=sys.stderr)
+
+
+def run(
+    name: str,
+    preset: str,
+    shared: dict[str, Any],
+    outdir: Path,
+    flags: Sequence[str] | None = None,
+) -> list[dict[str, Any]]:
+    """Run all cells of an experiment, and write them to outdir/results.json.
+
+    Under torchrun every process takes its share of the cells; they need not share a disk.
+
+    Arguments:
+        name: the experiment
+        preset: "quick" or "full"
+        shared: settings that hold for every cell, flat {setting: value}; they win over the recipe
+        outdir: the experiment's folder
+        flags: the same as they were typed, for the record
+
+    Returns rows {cell: its place on every axis, flags: of evaluate.py, result: as in metrics.json}.
+    Raises SettingError before anything runs if a cell cannot run, or if the folder holds another
+    experiment.
+    """
+    from tqdm import tqdm
+
+    recipe = load(name)
+    rank, ranks = this_process()
+    typed = as_flags(shared) if flags is None else flags
+    command = " ".join(["python evaluate.py --experiment", name, "--preset", preset, *typed])
+    results = outdir / "results.json"
+    if results.is_file():
+        held = json.loads(results.read_text())["command"]
+        if held != command:
+            reject(
+                "outdir",
+                str(outdir),
+                f"a folder that is new or holds this very experiment; there is: {held}",
+            )
+
+    parser = assemble.evaluation_parser()
+    planned = []
+    for labels, own in cells(recipe, preset):
+        try:
+            values = assemble.chosen(parser, own) | shared
+            settings, checkpoint = assemble.complete(values)
+        except SettingError as error:
+            raise SettingError(f"{error} (in the cell {labels})") from None
+        planned.append((labels, as_flags(values), settings, checkpoint))
+
+    rows = []
+    progress = tqdm(
+        planned[rank::ranks],
+        unit="cell",
+        desc=f"{name}, {preset}",
+        disable=None if rank == 0 else True,
+    )
+    for labels, own, settings, checkpoint in progress:
+        result = run_cell(settings, checkpoint, outdir)
+        rows.append(dict(cell=labels, flags=own, result=result))
+    if ranks > 1:
+        rows = _gathered(rows, len(planned), ranks)
+    if rank == 0:
+        record = dict(
+            experiment=name,
+            preset=preset,
+            title=recipe.get("title"),
+            reference=recipe.get("reference"),
+            figure=recipe.get("figure"),
+            command=command,
+            rows=rows,
+        )
+        results.write_text(json.dumps(record))
+    return rows
+
+
+def _gathered(rows: list[dict], total: int, ranks: int) -> list[dict]:
+    """The rows of all processes, in the order of the cells; every process calls this once."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    shares: list[Any] = [None] * ranks
+    dist.all_gather_object(shares, rows)
+    dist.destroy_process_group()
+    return [shares[i % ranks][i // ranks] for i in range(total)]
+
+
+# ---------------------------------------------------------------- tables
+
+
+def brief(result: Any) -> Any:
+    """A result without its values per set and without the settings that its flags imply."""
+    if isinstance(result, dict):
+        return {
+            key: brief(value) for key, value in result.items() if key not in ("per_set", "settings")
+        }
+    if isinstance(result, list):
+        return [brief(item) for item in result]
+    return result
+
+
+def shown_metrics(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a table shows of an evaluation: {heading: {mean, ci95, ...}}."""
+    keys = ["modes_found", "quality", "hm_iou", "confidence"]
+    values = {key: result.get(key) for key in keys}
+    if result["dataset"] == "horizontal" and result["modes_total"]:
+        values = dict(p_right=result["mode_frequencies"][0], quality=result["quality"])
+    shown = {METRICS[key].title: value for key, value in values.items()}
+    for kind in ("unimode", "multimode"):
+        for key in ("pairwise_l2", "centroid_spread"):
+            shown[f"{kind}: {METRICS[key].title}"] = result.get(kind, {}).get(key)
+    return {heading: value for heading, value in shown.items() if value}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table of cells: their labels and what was measured."""
+    axes = list(dict.fromkeys(axis for row in rows for axis in row["cell"]))
+    metrics = [shown_metrics(row["result"]) for row in rows]
+    headings = list(dict.fromkeys(heading for each in metrics for heading in each))
+    audited = [key for key in AUDIT if any(row["result"].get(key) is not None for row in rows)]
+    header = [*axes, *headings, *(METRICS[key].title for key in (*audited, *COST))]
+    lines = [_table_row(header), "|" + "---|" * len(header)]
+    for row, each in zip(rows, metrics):
+        entries = [str(row["cell"].get(axis, "")) for axis in axes]
+        entries += [interval(each.get(heading)) for heading in headings]
+        entries += [audit_entry(row["result"], key) for key in audited]
+        entries += [f"{row['result']['network_calls']:.1f}", f"{row['result']['seconds']:.0f}"]
+        lines.append(_table_row(entries))
+    return "\n".join(lines)
+
+
+def audit_entry(result: dict[str, Any], key: str) -> str:
+    """A number of the audit in a table; frequencies with what chance gives, `0.012 (0.020)`."""
+    value = result.get(key)
+    if value is None:
+        return ""
+    if isinstance(value, dict):
+        value = value["mean"]
+    text = f"{value:.{METRICS[key].decimals}f}"
+    if key == "frequency_tv":
+        text += f" ({result['frequency_tv_iid']:.{METRICS[key].decimals}f})"
+    return text
+
+
+def _table_row(entries: list[str]) -> str:
+    return "| " + " | ".join(entries) + " |"
+
+
+def summary(rows: list[dict[str, Any]], at_most: int = 24) -> str:
+    """The table of an experiment; of a long one only the best cell per kernel, method or model."""
+    if len(rows) <= at_most:
+        return table(rows)
+    best: dict[tuple, dict] = {}
+    for row in rows:
+        kind = tuple(value for value in row["cell"].values() if isinstance(value, str))
+        found = row["result"]["modes_found"]["mean"]
+        if kind not in best or found > best[kind]["result"]["modes_found"]["mean"]:
+            best[kind] = row
+    num_sets = rows[0]["result"]["num_sets"]
+    expected = rows[0]["result"]["modes_expected_iid"]
+    return (
+        f"{len(rows)} cells of {num_sets} sets; independent draws are expected to find "
+        f"{expected:.2f}. The cells that find most:\n\n{table(list(best.values()))}"
+    )
+
+
+def interval(value: dict[str, Any] | None) -> str:
+    """A mean with its 95% interval, if it has one: `7.98 [7.95, 8.00]`."""
+    if not value:
+        return ""
+    digits = 2 if value["mean"] >= 2 else 3
+    mean = f"{value['mean']:.{digits}f}"
+    if value["ci95"] is None:
+        return f"{mean} (no interval)"
+    low, high = value["ci95"]
+    return f"{mean} [{low:.{digits}f}, {high:.{digits}f}]"

@@ -1,0 +1,654 @@
+"""Metrics of sets: do they cover the modes or the right answers, and at what cost in quality?
+
+Samples are sets (G, B, H, W) in [0, 1]; values outside are clamped. Channels, such as a mask for
+each class, are an axis before H where a function says so. Every mean over sets comes with
+a 95% confidence interval, every number of modes with what independent samples would give.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Callable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from scipy import stats
+from scipy.optimize import brentq, linear_sum_assignment
+from torch import Tensor
+
+from diverse_sampling.potentials import overlap
+from worlds.channels import foreground
+
+RESAMPLES = 2000  # bootstrap samples of the sets behind each interval
+BATCH = 2**22  # numbers of these that are held in memory at a time
+PART = 2**20  # numbers of images, or of their pairs, that are compared at a time: they fit a cache
+# A backward pass to the input in units of a forward pass, median of the included networks on a CPU.
+BACKWARD = 1.3
+
+
+def centroid(images: Tensor) -> Tensor:
+    """Centre of brightness of images (..., H, W) -> (..., 2) as (y, x) in px.
+
+    For an empty image it is the middle of the frame.
+    """
+    images = images.clamp(0, 1).double()
+    H, W = images.shape[-2:]
+    mass = images.sum((-2, -1))
+    y = (images.sum(-1) * torch.arange(H, device=images.device)).sum(-1)
+    x = (images.sum(-2) * torch.arange(W, device=images.device)).sum(-1)
+    middle = torch.tensor([(H - 1) / 2, (W - 1) / 2], dtype=images.dtype, device=images.device)
+    centre = torch.stack([y, x], -1) / mass[..., None].clamp_min(1e-12)
+    return torch.where(mass[..., None] > 1e-6, centre, middle)
+
+
+def displacement(samples: Tensor, cond: Tensor) -> Tensor:
+    """Centroid of each sample minus that of its set's last conditioning frame, in px.
+
+    samples (G, B, H, W), cond (G, Cc, H, W) -> (G, B, 2) as (y, x).
+    """
+    return centroid(samples) - centroid(cond[:, -1])[:, None]
+
+
+def nearest_direction(moved: Tensor, offsets: Tensor) -> Tensor:
+    """Index of the offset with the largest cosine similarity to each displacement.
+
+    moved (G, B, 2), offsets (k, 2) -> (G, B) int64.
+    """
+    unit = torch.nn.functional.normalize(offsets.to(moved), dim=-1)
+    return (moved @ unit.T).argmax(-1)
+
+
+def expected_modes_iid(probabilities: Tensor, batch_size: int) -> float:
+    """Expected number of different modes in B independent draws, sum_m 1 - (1 - p_m)^B.
+
+    probabilities (k,) of the modes; batch_size is B.
+    """
+    return float((1 - (1 - probabilities.double()) ** batch_size).sum())
+
+
+def equivalent_draws(found: float, probabilities: Tensor) -> float:
+    """The number of independent draws that find as many modes: N of sum_m 1 - (1 - p_m)^N = found.
+
+    probabilities (k,) of the modes. It grows without bound as `found` reaches the number of modes
+    that can be found; from there on it is inf.
+    """
+    p = probabilities.double()
+    p = p[p > 0]
+    if found >= len(p) * (1 - 1e-12):
+        return math.inf
+    most = 1.0
+    while float((1 - (1 - p) ** most).sum()) < found:
+        most *= 2
+    return float(brentq(lambda draws: float((1 - (1 - p) ** draws).sum()) - found, 0, most))
+
+
+def frequency_distance(frequencies: Tensor, probabilities: Tensor) -> float:
+    """Total variation 1/2 sum_k |f_k - p_k| of frequencies from probabilities, both (k,).
+
+    What the frequencies lack to 1 are particles in no mode, which have probability 0.
+    """
+    outside = 1 - frequencies.double().sum()
+    apart = (frequencies.double() - probabilities.double()).abs().sum()
+    return float((apart + outside.abs()) / 2)
+
+
+def expected_frequency_distance(probabilities: Tensor, draws: int) -> float:
+    """The mean of `frequency_distance` over independent draws from probabilities (k,).
+
+    Half the sum of the mean absolute deviations of binomials, in de Moivre's closed form.
+    """
+    p = probabilities.double().numpy()
+    above = np.floor(draws * p) + 1
+    deviations = 2 * above * (1 - p) * stats.binom.pmf(above, draws, p)
+    return float(deviations.sum() / draws / 2)
+
+
+def count_dispersion(counts: Tensor, probabilities: Tensor, batch_size: int) -> float | None:
+    """The variance over sets of a mode's count, over that of independent draws, mean over modes.
+
+    1 for independent draws, less for sets that spread. counts (G, k) of sets of batch_size,
+    probabilities (k,) of the modes, of which those that are 0 or 1 are left out. None for a single
+    set.
+    """
+    binomial = batch_size * probabilities.double() * (1 - probabilities.double())
+    open_modes = binomial > 0
+    if len(counts) < 2 or not open_modes.any():
+        return None
+    return float((counts.double().var(0) / binomial)[open_modes].mean())
+
+
+def vendi_score(kernel: Tensor) -> Tensor:
+    """The effective number of different particles in each set: exp(-sum_i l_i ln l_i), (G,).
+
+    l are the eigenvalues of K / B, K (G, B, B) the similarities of the particles, 1 on the
+    diagonal. It is 1 where all are alike and B where all differ (Friedman & Dieng 2022, arXiv
+    2210.02410).
+    """
+    eigenvalues = torch.linalg.eigvalsh(kernel.double() / kernel.shape[1]).clamp_min(0)
+    return torch.special.entr(eigenvalues).sum(-1).exp()
+
+
+def rke_score(kernel: Tensor) -> Tensor:
+    """The same by the Renyi entropy of order 2: 1 / sum_i l_i^2 = B^2 / |K|_F^2, (G, B, B) -> (G,).
+
+    It weighs frequent kinds of particles more than `vendi_score` does.
+    """
+    return kernel.shape[1] ** 2 / kernel.double().square().sum((1, 2))
+
+
+def cosine_kernel(features: Tensor) -> Tensor:
+    """Cosines between the features of the particles of each set, (G, B, d) -> (G, B, B)."""
+    unit = torch.nn.functional.normalize(features.double(), dim=-1)
+    return unit @ unit.transpose(1, 2)
+
+
+def diversity_metrics(kernel: Tensor) -> dict:
+    """How many different particles a kernel (G, B, B) sees in a set, each with its interval."""
+    return dict(vendi=mean_interval(vendi_score(kernel)), rke=mean_interval(rke_score(kernel)))
+
+
+def cost_metrics(forward: float, backward: float, found: float | None, batch_size: int) -> dict:
+    """What sampling costs in calls of the network, and how many modes a set finds for 100 of them.
+
+    Arguments:
+        forward, backward: calls of the network and backward passes to its input, per particle
+        found: mean number of modes in a set, None without modes
+        batch_size: particles in a set
+    """
+    calls = forward + BACKWARD * backward
+    per_call = None if found is None else 100 * found / (batch_size * calls)
+    return dict(forward_equivalents=calls, modes_per_100_calls=per_call)
+
+
+def _translate(images: Tensor, shift: Tensor) -> Tensor:
+    """Each image moved by its own whole number of px, black where nothing moves in.
+
+    images (N, H, W), shift (N, 2) int64 as (y, x) -> (N, H, W).
+    """
+    N, H, W = images.shape
+    y = torch.arange(H, device=images.device) - shift[:, :1]  # (N, H) source rows
+    x = torch.arange(W, device=images.device) - shift[:, 1:]  # (N, W) source columns
+    inside_y = (y >= 0) & (y < H)
+    inside_x = (x >= 0) & (x < W)
+    each = torch.arange(N, device=images.device)[:, None, None]
+    moved = images[each, y.clamp(0, H - 1)[:, :, None], x.clamp(0, W - 1)[:, None, :]]
+    return moved * (inside_y[:, :, None] & inside_x[:, None, :])
+
+
+def quality_score(samples: Tensor, cond: Tensor) -> Tensor:
+    """L2 distance of each sample from its last conditioning frame, translated to where it is.
+
+    The frame is translated by the measured displacement, rounded to whole px. Lower is better; 0 is
+    a perfect copy. The reference thesis reports 2.9 without guidance and calls more than 7 to 8
+    unreadable. samples (G, B, H, W), cond (G, Cc, H, W) -> (G, B).
+    """
+    G, B = samples.shape[:2]
+    shift = displacement(samples, cond).round().long().flatten(0, 1)
+    moved = _translate(cond[:, -1].repeat_interleave(B, 0), shift)
+    return (samples.clamp(0, 1).flatten(0, 1) - moved).flatten(1).norm(dim=1).view(G, B)
+
+
+def mean_interval(values: Tensor | ArrayLike) -> dict:
+    """The mean over sets with a 95% confidence interval: {mean, ci95: [low, high], per_set}.
+
+    values (G,) is one number per set. The interval is the bias-corrected and accelerated bootstrap
+    over sets (Efron 1987), expanded for small samples (Hesterberg 2015, arXiv 1411.5279). It never
+    leaves the range of the values, and with it that of the metric; with fewer than about eight sets
+    it is therefore too narrow. The same values always give the same interval, and values that are
+    all equal give equal ends. `ci95` is None where there is no interval: for a single set, and for
+    values that are not finite.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    return dict(mean=float(array.mean()), ci95=_bootstrap(array), per_set=array.tolist())
+
+
+def _bootstrap(values: np.ndarray) -> list[float] | None:
+    """[low, high], the 95% interval of the mean of values (G,), or None where there is none."""
+    if len(values) < 2 or not np.isfinite(values).all():
+        return None
+    low, high = values.min(), values.max()
+    if low == high:
+        return [float(low), float(high)]
+    # The bootstrap's standard error is too small by sqrt((G - 1) / G), and its quantiles are normal
+    # ones where Student's t is right. A higher level makes up for both (Hesterberg 2015).
+    student = stats.t.ppf(0.975, len(values) - 1)
+    level = 1 - 2 * stats.norm.sf(student * math.sqrt(len(values) / (len(values) - 1)))
+    # In [0, 1], so that the third powers inside neither overflow nor vanish.
+    interval = stats.bootstrap(
+        ((values - low) / (high - low),),
+        np.mean,
+        confidence_level=min(level, 1 - 1e-9),  # scipy takes no 1
+        n_resamples=RESAMPLES,
+        batch=max(1, BATCH // len(values)),
+        method="BCa",
+        random_state=np.random.default_rng(0),
+    ).confidence_interval
+    ends = low + (high - low) * np.array([interval.low, interval.high])
+    return np.clip(ends, low, high).tolist()  # rounding may leave the range by the last bit
+
+
+def proportion(successes: int, trials: int, prior: float) -> dict:
+    """A share with Wilson's 95% interval and the two-sided binomial test of `prior`.
+
+    Returns {mean: successes / trials, ci95: [low, high] within [0, 1], prior, p_value}.
+    """
+    test = stats.binomtest(successes, trials, prior)
+    interval = test.proportion_ci(0.95, method="wilson")
+    return dict(
+        mean=successes / trials,
+        ci95=[float(interval.low), float(interval.high)],
+        prior=prior,
+        p_value=float(test.pvalue),
+    )
+
+
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of images in [0, 1] (clamped): sum of min over sum of max.
+
+    Of masks it is the usual one. Two empty images have IoU 1.
+    a (G, A, H, W), b (G, B, H, W) -> (G, A, B) in [0, 1].
+    """
+    low, high = overlap(a.clamp(0, 1).flatten(2), b.clamp(0, 1).flatten(2))
+    return torch.where(high > 1e-6, low / high.clamp_min(1e-6), 1.0)
+
+
+def binarise(images: Tensor) -> Tensor:
+    """Masks, 0.0 or 1.0, of what is brighter than 1/2 in images in [0, 1] of any shape."""
+    return (images > 0.5).float()
+
+
+def mask_iou(a: Tensor, b: Tensor) -> Tensor:
+    """`iou` of masks, which only hold 0.0 and 1.0: the same, from one matrix product.
+
+    Of masks with channels, such as one per class, it is the mean over those that either mask has
+    something in. a (G, A, H, W) or (G, A, C, H, W), b (G, B, ...) -> (G, A, B) in [0, 1].
+    """
+    if a.ndim == 5:
+        each, present = channel_iou(a, b)
+        mean = (each * present).sum(1) / present.sum(1).clamp_min(1)
+        return torch.where(present.any(1), mean, 1.0)
+    u = a.flatten(2)
+    v = b.flatten(2)
+    both = u @ v.transpose(1, 2)  # whole numbers, which float32 holds exactly
+    either = u.sum(-1)[:, :, None] + v.sum(-1)[:, None, :] - both
+    return torch.where(either > 0, both / either.clamp_min(1), 1.0)
+
+
+def channel_iou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """`mask_iou` of each channel, and whether either mask has something in it.
+
+    a (G, A, C, H, W), b (G, B, C, H, W) -> (G, C, A, B) in [0, 1], (G, C, A, B) bool.
+    """
+    G, A, C = a.shape[:3]
+    u, v = (masks.transpose(1, 2).flatten(0, 1) for masks in (a, b))  # (G C, A, H, W)
+    present = u.flatten(2).any(2)[:, :, None] | v.flatten(2).any(2)[:, None]
+    return mask_iou(u, v).view(G, C, A, -1), present.view(G, C, A, -1)
+
+
+def _parts(samples: Tensor, answers: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Sets in parts of which PART numbers are enough for all pairs of answers, and for the images.
+
+    samples (G, B, ...), answers (G, k, ...), others (G, ...) -> the same of some sets at a time.
+    """
+    k = answers.shape[1]
+    one = max(k * k, samples[0].numel(), answers[0].numel(), 1)
+    return zip(*(each.split(max(1, PART // one)) for each in (samples, answers, *others)))
+
+
+def hm_iou(samples: Tensor, answers: Tensor) -> Tensor:
+    """HM IoU*: the mean IoU of the distinct right answers and the samples matched to them.
+
+    Answers and samples are binarised, and the Hungarian matching is the one with the largest mean
+    IoU (Gerard & Sullivan 2026, arXiv 2603.20188). Of B samples and k answers, the smaller number
+    is matched. samples (G, B, H, W), answers (G, k, H, W) -> (G,) in [0, 1].
+    """
+    means = []
+    for own, right in _parts(samples, answers):
+        masks = binarise(right)
+        ious = mask_iou(masks, binarise(own)).double().numpy()  # (G', k, B)
+        # A mask as a string of bits, without comparing all pairs, of which there may be millions.
+        bits = np.packbits(masks.flatten(2).numpy().astype(bool), axis=2)
+        for each, strings in zip(ious, bits):
+            first = {string.tobytes(): i for i, string in reversed(list(enumerate(strings)))}
+            distinct = each[[first[string] for string in sorted(first)]]
+            means.append(distinct[linear_sum_assignment(distinct, maximize=True)].mean())
+    return torch.tensor(means)
+
+
+def generalised_energy_distance(samples: Tensor, answers: Tensor, probabilities: Tensor) -> Tensor:
+    """The squared generalised energy distance of a set from the true distribution; 0 is perfect.
+
+        GED^2 = 2 E d(s, y) - E d(s, s') - E d(y, y'),   d = 1 - IoU of binarised frames,
+
+    with s, s' from the set and y, y' from the true distribution (Szekely & Rizzo 2013; Kohl et al.
+    2018, arXiv 1806.05034). samples (G, B, H, W), answers (G, k, H, W) with probabilities (k,), or
+    (G, k) where sets differ -> (G,) in [0, 2].
+    """
+    priors = probabilities.float().expand(len(samples), -1)
+    squared = []
+    for own, right, p in _parts(samples, answers, priors):
+        s, y = binarise(own), binarise(right)
+        between = ((1 - mask_iou(s, y)).mean(1) * p).sum(1)
+        within_set = (1 - mask_iou(s, s)).mean((1, 2))
+        within_truth = ((1 - mask_iou(y, y)) * p[:, None] * p[:, :, None]).sum((1, 2))
+        squared.append(2 * between - within_set - within_truth)
+    # It is a squared distance, so rounding alone takes it below 0.
+    return torch.cat(squared).clamp_min(0)
+
+
+def nearest_answer(samples: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest IoU, binarised, and the smallest L2 distance of each sample to a right answer.
+
+    samples (G, B, H, W), answers (G, k, H, W) -> (G, B) in [0, 1], (G, B).
+    """
+    _, distance = nearest_image(samples, answers)
+    return mask_iou(binarise(samples), binarise(answers)).amax(2), distance
+
+
+def nearest_image(samples: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
+    """The answer with the smallest L2 distance to each sample, and that distance.
+
+    samples (G, B, H, W), answers (G, k, H, W) in [0, 1] -> (G, B) int64, (G, B). Samples that are
+    not finite are nearest to answer 0, at a distance that is not finite.
+    """
+    pixels = samples.clamp(0, 1).flatten(2)
+    # Without the matrix product, which loses the small distances of near copies to rounding.
+    exact = "donot_use_mm_for_euclid_dist"
+    distance, nearest = torch.cdist(pixels, answers.flatten(2), compute_mode=exact).min(-1)
+    return nearest, distance
+
+
+def iou_distance(samples: Tensor) -> Tensor:
+    """Mean 1 - IoU, binarised, between the particles of each set; 0 for B = 1.
+
+    samples (G, B, H, W) -> (G,) in [0, 1].
+    """
+    masks = binarise(samples)
+    B = samples.shape[1]
+    return (1 - mask_iou(masks, masks)).sum((1, 2)) / max(1, B * (B - 1))
+
+
+def pairwise_l2(samples: Tensor) -> Tensor:
+    """Mean L2 distance between the particles of each set; 0 for B = 1. (G, B, H, W) -> (G,)."""
+    flat = samples.clamp(0, 1).flatten(2)
+    B = flat.shape[1]
+    return torch.cdist(flat, flat).sum((1, 2)) / max(1, B * (B - 1))
+
+
+def centroid_spread(samples: Tensor) -> Tensor:
+    """Root mean square distance of the particles' centroids from their set's mean, in px.
+
+    samples (G, B, H, W) -> (G,).
+    """
+    centres = centroid(samples)
+    return (centres - centres.mean(1, keepdim=True)).square().sum(-1).mean(1).sqrt()
+
+
+def mode_metrics(modes: Tensor, probabilities: Tensor) -> dict:
+    """How sets cover modes of known probabilities.
+
+    modes (G, B) int64 is the mode of each particle, -1 for none; probabilities (k,).
+
+    `count_variance_ratio` is the variance over sets of how often the first mode comes up, over that
+    of independent draws, B p (1 - p): 1 for these, 0 for sets that all hold the same number; None
+    where it is undefined. `count_dispersion` is its mean over all modes. `frequency_tv` says how
+    far the frequencies over all sets are from the probabilities, `frequency_tv_iid` what as many
+    independent draws give. `equivalent_draws` are those that find as many modes; where every set
+    holds all modes, those that would miss one in one set.
+    """
+    G, B = modes.shape
+    k = len(probabilities)
+    # Class 0 of the one-hot encoding is "no mode", which is left out.
+    counts = torch.nn.functional.one_hot(modes + 1, k + 1)[:, :, 1:].sum(1)  # (G, k)
+    first = float(probabilities[0])
+    binomial = B * first * (1 - first)
+    ratio = None
+    if G > 1 and binomial > 0:
+        ratio = float(counts[:, 0].double().var()) / binomial
+    found = (counts > 0).sum(1)
+    most = int((probabilities > 0).sum())
+    least_missed = min(float(found.double().mean()), most - 1 / G)
+    return dict(
+        modes_total=k,
+        modes_expected_iid=expected_modes_iid(probabilities, B),
+        modes_found=mean_interval(found),
+        equivalent_draws=equivalent_draws(least_missed, probabilities),
+        frequency_tv=frequency_distance(counts.sum(0) / (G * B), probabilities),
+        frequency_tv_iid=expected_frequency_distance(probabilities, G * B),
+        count_dispersion=count_dispersion(counts, probabilities, B),
+        mode_frequencies=[
+            proportion(count, G * B, float(p))
+            for count, p in zip(counts.sum(0).tolist(), probabilities)
+        ],
+        count_variance_ratio=ratio,
+    )
+
+
+def without_background(images: Tensor) -> Tensor:
+    """Images with everything darker than their Otsu threshold (Otsu 1979) set to 0.
+
+    images (..., H, W) in [0, 1] -> the same shape. An image of one grey value stays as it is.
+    """
+    flat = images.clamp(0, 1).flatten(0, -3)  # (N, H, W)
+    levels = torch.cat([_otsu(part.flatten(1)) for part in flat.split(4096)])
+    return (flat * (flat > levels[:, None, None])).view_as(images)
+
+
+def _otsu(pixels: Tensor, bins: int = 256) -> Tensor:
+    """Otsu's threshold of each image (N, P), 0 for one of a single grey value: (N,).
+
+    The threshold is the centre of a histogram's bin, as in scikit-image, whose function takes one
+    image at a time.
+    """
+    pixels = pixels.double()
+    low, high = pixels.aminmax(dim=1, keepdim=True)
+    width = (high - low).clamp_min(1e-300)
+    index = ((pixels - low) / width * bins).long().clamp_max(bins - 1)
+    counts = torch.zeros(len(pixels), bins, dtype=pixels.dtype, device=pixels.device)
+    counts.scatter_add_(1, index, torch.ones_like(pixels))
+    centres = low + width * (torch.arange(bins, device=pixels.device) + 0.5) / bins
+    below = counts.cumsum(1)
+    above = counts.flip(1).cumsum(1).flip(1)
+    sums = counts * centres
+    mean_below = sums.cumsum(1) / below.clamp_min(1)
+    mean_above = sums.flip(1).cumsum(1).flip(1) / above.clamp_min(1)
+    between = below[:, :-1] * above[:, 1:] * (mean_below[:, :-1] - mean_above[:, 1:]) ** 2
+    best = centres.gather(1, between.argmax(1, keepdim=True))
+    return torch.where(high > low, best, 0.0)[:, 0].float()
+
+
+def recognise(samples: Tensor, classifier: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """The digit that a classifier recognises in each sample, and its confidence in it.
+
+    Arguments:
+        samples: (G, B, H, W); their background is removed first
+        classifier: frames (N, H, W) in [0, 1] -> logits (N, k)
+
+    Returns the digits (G, B) int64 and the largest softmax probabilities (G, B).
+    """
+    frames = without_background(samples).flatten(0, 1)
+    with torch.no_grad():
+        confidence, digits = classifier(frames).softmax(-1).max(-1)
+    return digits.view(samples.shape[:2]), confidence.view(samples.shape[:2])
+
+
+def mixture_modes(points: Tensor, centres: Tensor, within: float) -> tuple[Tensor, Tensor]:
+    """The nearest centre of each point, -1 where it is farther away than `within`; its distance.
+
+    points (G, B, d), centres (k, d) -> (G, B) int64, (G, B).
+    """
+    distance, nearest = torch.cdist(points.double(), centres.double()[None]).min(-1)
+    return torch.where(distance <= within, nearest, -1), distance
+
+
+def _agreement(samples: Tensor, answers: Tensor, probabilities: Tensor) -> dict:
+    """How well sets hold the right answers, each metric with its interval."""
+    return dict(
+        hm_iou=mean_interval(hm_iou(samples, answers)),
+        ged=mean_interval(generalised_energy_distance(samples, answers, probabilities)),
+    )
+
+
+def _spread(samples: Tensor) -> dict:
+    """How far the particles of a set are apart, each metric with its interval.
+
+    Channels (G, B, C, H, W) count together; the centre is that of their mean.
+    """
+    grey = samples if samples.ndim == 4 else samples.float().mean(2)
+    return dict(
+        iou_distance=mean_interval(iou_distance(samples)),
+        pairwise_l2=mean_interval(pairwise_l2(samples)),
+        centroid_spread=mean_interval(centroid_spread(grey)),
+        **diversity_metrics(mask_iou(binarise(samples), binarise(samples))),
+    )
+
+
+def _over_some(metric: dict, which: Tensor) -> dict:
+    """`mean_interval` of a metric over some of its sets, which (G,) bool."""
+    return mean_interval(np.asarray(metric["per_set"])[which.numpy()])
+
+
+def motion_metrics(
+    samples: Tensor,
+    cond: Tensor,
+    *,
+    offsets: Tensor | None,
+    probabilities: Tensor | None,
+    undetermined: Tensor,
+    answers: Tensor | None = None,
+) -> tuple[dict, Tensor | None]:
+    """All metrics of next frames in a world of moving digits, and the mode of each particle.
+
+    Arguments:
+        samples: (G, B, H, W)
+        cond: (G, Cc, H, W) conditioning frames
+        offsets: (k, 2) displacements of the world's directions in px, None where the answers are a
+            continuum
+        probabilities: (k,) of the directions; needed with offsets or answers
+        undetermined: (G,) bool, sets whose next frame is a random choice
+        answers: (G, k, H, W), the right next frames where they are known
+
+    Returns the metrics, and the direction (G, B) int64 of each particle (None without offsets). In
+    a continuum, `unimode` and `multimode` repeat some metrics over the sets whose next frame is
+    determined and over the others.
+    """
+    result: dict[str, Any] = dict(modes_total=None, modes_expected_iid=None, modes_found=None)
+    modes = None
+    if offsets is not None:
+        assert probabilities is not None  # they come with the offsets
+        modes = nearest_direction(displacement(samples, cond), offsets)
+        result = mode_metrics(modes, probabilities)
+    if answers is not None:
+        assert probabilities is not None  # only directions have answers that are known
+        result |= _agreement(samples, answers, probabilities)
+    result |= _spread(samples)
+    result["quality"] = mean_interval(quality_score(samples, cond).mean(1))
+    if offsets is None:
+        for name, which in (("unimode", ~undetermined), ("multimode", undetermined)):
+            part: dict[str, Any] = dict(num_sets=int(which.sum()))
+            if which.any():
+                for key in ("quality", "pairwise_l2", "centroid_spread"):
+                    part[key] = _over_some(result[key], which)
+            result[name] = part
+    return result, modes
+
+
+def combination_metrics(
+    samples: Tensor, answers: Tensor, probabilities: Tensor
+) -> tuple[dict, Tensor]:
+    """All metrics of next frames whose modes are the right answers themselves, and the modes.
+
+    So it is with several digits, whose answers are the combinations of their directions. The mode
+    of a particle is the answer nearest to it in L2 distance of images in [0, 1], and `quality` the
+    mean of that distance; 0 is a perfect copy. With one digit, `motion_metrics` judges.
+
+    Arguments:
+        samples: (G, B, H, W)
+        answers: (G, k, H, W), the right next frames
+        probabilities: (k,) of the answers
+
+    Returns the metrics, and the answer (G, B) int64 of each particle.
+    """
+    modes, distance = nearest_image(samples, answers)
+    result = mode_metrics(modes, probabilities)
+    result |= _agreement(samples, answers, probabilities)
+    result |= _spread(samples)
+    result["quality"] = mean_interval(distance.mean(1))
+    return result, modes
+
+
+def answer_metrics(
+    samples: Tensor, answers: Tensor, probabilities: Tensor, label_classes: int = 0
+) -> dict:
+    """All metrics of sets of which nothing is known but their right answers.
+
+    Arguments:
+        samples: (G, B, H, W), (G, B, 3, H, W) in colour, or class labels (G, B, H, W)
+        answers: (G, k, ...), alike; where a set has fewer, one of them is repeated
+        probabilities: (k,), or (G, k) where sets differ, 0 for the repeated ones
+        label_classes: classes of the labels, 0 for images
+
+    `quality` is the mean L2 distance of a sample to the nearest answer, `mean_iou` the mean IoU
+    with the most similar one. Of class labels, an IoU is the mean over the classes but the first
+    that either side has, and `class_iou` is that of each class with the most similar answer.
+
+    `answers_iou_distance` is how far two answers to the same case are apart, `distance_to_answers`
+    how far a sample and an answer are: of samples that are drawn as the answers are, both equal
+    `iou_distance` (the spread-skill relation of ensemble forecasts, Fortin et al. 2014,
+    10.1175/JHM-D-14-0008.1, for pairs). `excess_spread` is the samples' distance minus the
+    answers'.
+    """
+    own = foreground(samples, label_classes)
+    right = foreground(answers, label_classes)
+    similarity, distance = nearest_answer(own, right)
+    priors = probabilities.expand(len(samples), -1)
+    between = 1 - mask_iou(binarise(own), binarise(right)).double()  # (G, B, k)
+    result = dict(
+        modes_total=None,
+        modes_expected_iid=None,
+        modes_found=None,
+        mean_iou=mean_interval(similarity.mean(1)),
+        quality=mean_interval(distance.mean(1)),
+        **_agreement(own, right, probabilities),
+        **_spread(own),
+        distance_to_answers=mean_interval((between.mean(1) * priors).sum(1)),
+    )
+    if answers.shape[1] > 1 and samples.shape[1] > 1:
+        apart = 1 - mask_iou(binarise(right), binarise(right)).double()
+        pairs = priors[:, :, None] * priors[:, None] * (1 - torch.eye(priors.shape[1]))
+        several = pairs.sum((1, 2)) > 0  # two answers or more
+        if several.any():
+            spread = ((apart * pairs).sum((1, 2)) / pairs.sum((1, 2)))[several]
+            result["answers_iou_distance"] = mean_interval(spread)
+            of_samples = torch.tensor(result["iou_distance"]["per_set"])[several]
+            result["excess_spread"] = mean_interval(of_samples - spread)
+    if label_classes:
+        result["class_iou"] = _class_iou(own, right)
+    return result
+
+
+def _class_iou(own: Tensor, right: Tensor) -> list[dict | None]:
+    """For each class but the background, the mean IoU of samples with the most similar answer, over
+    those in which either has the class; None where none has.
+
+    own (G, B, K, H, W), right (G, k, K, H, W), masks.
+    """
+    nearest = mask_iou(own, right).argmax(2)  # (G, B)
+    each, present = channel_iou(own, right)  # (G, K, B, k)
+    index = nearest[:, None, :, None].expand(-1, each.shape[1], -1, 1)
+    values = each.gather(3, index)[..., 0]  # (G, K, B)
+    there = present.gather(3, index)[..., 0]
+    metrics: list[dict | None] = []
+    for c in range(values.shape[1]):
+        count = there[:, c].sum(1)
+        sets = count > 0
+        mean = (values[:, c] * there[:, c]).sum(1)[sets] / count[sets]
+        metrics.append(mean_interval(mean) if sets.any() else None)
+    return metrics
+
+
+def spread_metrics(samples: Tensor, label_classes: int = 0) -> dict:
+    """The metrics of sets whose right answers are not known: how far their particles are apart."""
+    own = foreground(samples, label_classes)
+    return dict(modes_total=None, modes_expected_iid=None, modes_found=None, **_spread(own))

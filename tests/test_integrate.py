@@ -1,0 +1,268 @@
+import math
+
+import pytest
+import torch
+
+from diverse_sampling.exact import posterior_mean
+from diverse_sampling.integrate import (
+    Schedule,
+    edm_sampler,
+    edm_schedule,
+    integrate,
+    karras_sigmas,
+    window_schedule,
+)
+from diverse_sampling.noise import ParticleNoise
+
+
+def gaussian_denoiser(mean: float, sd: float):
+    """D of N(mean, sd^2): the ODE's solution is known in closed form."""
+    return lambda x, sigma: mean + (x - mean) * sd**2 / (sd**2 + sigma**2)
+
+
+def test_schedule_end_points_and_order():
+    sigmas = karras_sigmas(22, 0.002, 80.0, 7.0)
+    assert sigmas.dtype == torch.float64 and len(sigmas) == 23
+    assert sigmas[0].item() == pytest.approx(80) and sigmas[-2].item() == pytest.approx(0.002)
+    assert sigmas[-1] == 0 and (sigmas.diff() < 0).all()
+
+
+@pytest.mark.parametrize("rho", [3.0, 7.0])
+def test_schedule_agrees_with_diffusers(rho):
+    from diffusers import EDMEulerScheduler
+
+    theirs = EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, rho=rho)
+    theirs.set_timesteps(22)
+    torch.testing.assert_close(
+        karras_sigmas(22, 0.002, 80.0, rho).float(), theirs.sigmas.float(), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_ode_solution_of_a_gaussian_is_exact_in_the_limit():
+    """x(sigma) - m scales with sqrt(sd^2 + sigma^2) along the probability-flow ODE."""
+    sd, mean, start = 0.5, 0.2, 80.0
+    x = start * torch.randn(
+        2, 3, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
+    exact = mean + (x - mean) * sd / math.sqrt(sd**2 + start**2)
+    errors = [
+        (edm_sampler(gaussian_denoiser(mean, sd), x, karras_sigmas(n, 0.002, start, 7.0)) - exact)
+        .abs()
+        .max()
+        for n in (20, 40, 80)
+    ]
+    assert errors[2] < 5e-3 * exact.abs().max()
+    assert errors[0] / errors[1] > 3 and errors[1] / errors[2] > 3  # second order
+
+
+def test_heun_steps_agree_with_azula():
+    """Same denoiser, same noise, same schedule, another implementation."""
+    import torch.nn as nn
+    from azula.denoise import DiracPosterior
+    from azula.noise import Schedule
+    from azula.sample import HeunSampler
+
+    num_steps, rho, low, high = 12, 7.0, 0.002, 80.0
+
+    class Karras(Schedule):
+        """azula's time runs from 1 to 0; the noise level there is EDM's equation 5."""
+
+        def __call__(self, t):
+            sigma = (low ** (1 / rho) + t * (high ** (1 / rho) - low ** (1 / rho))) ** rho
+            return torch.ones_like(t), sigma
+
+    images = torch.rand(
+        1, 5, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
+    )
+
+    class Exact(nn.Module):
+        schedule = Karras()
+
+        def forward(self, x, t):
+            return DiracPosterior(posterior_mean(x, self.schedule(t)[1], images))
+
+    x = high * torch.randn(
+        1, 6, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4)
+    )
+    theirs = HeunSampler(Exact(), steps=num_steps - 1, silent=True, dtype=torch.float64)(x)
+    steps = []
+    edm_sampler(
+        lambda x, sigma: posterior_mean(x, sigma, images),
+        x,
+        karras_sigmas(num_steps, low, high, rho),
+        callback=steps.append,
+    )
+    # Theirs stops at sigma_min, one step before 0.
+    torch.testing.assert_close(steps[-2]["x"], theirs, rtol=1e-6, atol=1e-8)
+
+
+def test_last_step_is_the_denoised_image():
+    steps = []
+    denoise = gaussian_denoiser(0.1, 0.5)
+    x = edm_sampler(
+        denoise,
+        80 * torch.ones(1, 1, 1, 2, 2),
+        karras_sigmas(8, 0.002, 80.0, 7.0),
+        callback=steps.append,
+    )
+    torch.testing.assert_close(x, steps[-1]["denoised"])
+    assert [step["i"] for step in steps] == list(range(8))
+
+
+def test_churn_keeps_the_marginal_of_a_gaussian():
+    """The stochastic sampler samples the same distribution as the ODE: its variance is sd^2."""
+    noise = ParticleNoise(0, range(4), range(1000), (1, 2, 2))
+    x = edm_sampler(
+        gaussian_denoiser(0.3, 0.5),
+        80 * noise(),
+        karras_sigmas(60, 0.002, 80.0, 7.0),
+        s_churn=30.0,
+        noise=noise,
+    )
+    assert x.mean().item() == pytest.approx(0.3, abs=0.02)
+    assert x.std().item() == pytest.approx(0.5, rel=0.03)
+
+
+def test_churn_acts_only_inside_its_window():
+    seen = []
+    noise = ParticleNoise(0, range(1), range(2), (1, 2, 2))
+    sigmas = karras_sigmas(12, 0.002, 80.0, 7.0)
+    edm_sampler(
+        gaussian_denoiser(0.0, 0.5),
+        80 * noise(),
+        sigmas,
+        s_churn=6.0,
+        s_min=0.1,
+        s_max=10.0,
+        noise=noise,
+        callback=lambda step: seen.append(float(step["sigma_hat"] / step["sigma"])),
+    )
+    inside = [0.1 <= s <= 10 for s in sigmas[:-1].tolist()]
+    assert seen == pytest.approx([1 + min(6 / 12, math.sqrt(2) - 1) if i else 1.0 for i in inside])
+
+
+def test_churn_without_noise_is_an_error():
+    x = torch.ones(1, 1, 1, 2, 2)
+    with pytest.raises(ValueError, match="^churn: 0.25 needs a source of noise"):
+        edm_sampler(gaussian_denoiser(0, 1), x, karras_sigmas(4, 0.1, 1.0, 7.0), s_churn=1.0)
+    with pytest.raises(ValueError, match="^churn: 0.3 needs"):
+        integrate(gaussian_denoiser(0, 1), x, window(15))
+    integrate(gaussian_denoiser(0, 1), x, window(15, churn=0.0))  # needs none
+
+
+def test_edms_schedule_is_its_algorithm_2():
+    """Written out once more: the schedule, and what `integrate` makes of it."""
+    sigmas = karras_sigmas(9, 0.02, 80.0, 7.0)
+    churned = edm_schedule(sigmas, s_churn=4.0, s_min=0.1, s_max=20.0)
+    assert churned.num_steps == 9 and churned.calls == 17
+    denoise = gaussian_denoiser(0.2, 0.5)
+
+    def noise():
+        return ParticleNoise(3, range(2), range(3), (1, 4, 4))
+
+    x = 80 * noise()().double()
+    draw = noise()
+    by_hand = x
+    for i in range(9):
+        t, t_next = sigmas[i], sigmas[i + 1]
+        gamma = min(4 / 9, math.sqrt(2) - 1) if 0.1 <= t <= 20 else 0
+        t_hat = t + gamma * t
+        if gamma:
+            by_hand = by_hand + (t_hat**2 - t**2).sqrt() * draw()
+        d = (by_hand - denoise(by_hand, t_hat)) / t_hat
+        after = by_hand + (t_next - t_hat) * d
+        if t_next:
+            d_next = (after - denoise(after, t_next)) / t_next
+            after = by_hand + (t_next - t_hat) * (d + d_next) / 2
+        by_hand = after
+    of_schedule = integrate(denoise, x, churned, noise=noise())
+    torch.testing.assert_close(of_schedule, by_hand)
+    of_sampler = edm_sampler(denoise, x, sigmas, s_churn=4.0, s_min=0.1, s_max=20.0, noise=noise())
+    assert torch.equal(of_sampler, of_schedule)
+
+
+# ---------------------------------------------------------------- the window
+
+
+def window(calls, low=2.0, high=20.0, churn=0.3) -> Schedule:
+    return window_schedule(calls, (low, high), churn, sigma_min=0.002, sigma_max=80.0, rho=7.0)
+
+
+@pytest.mark.parametrize("low, high", [(2.0, 20.0), (0.01, 79.0), (0.0021, 0.003), (19.0, 20.0)])
+def test_a_window_costs_what_edms_schedule_costs_and_goes_down(low, high):
+    for num_steps in (*range(2, 60), 100, 1000):
+        schedule = window(2 * num_steps - 1, low, high)
+        assert schedule.calls == 2 * num_steps - 1
+        assert schedule.calls == edm_schedule(karras_sigmas(num_steps, 0.002, 80.0, 7.0)).calls
+        assert schedule.sigmas[0] == 80 and schedule.sigmas[-1] == 0
+        assert (schedule.sigmas.diff() < 0).all() and schedule.sigmas.dtype == torch.float64
+        assert not schedule.corrected[-1]  # where the next noise level is 0
+        assert schedule.churn.shape == schedule.corrected.shape == (schedule.num_steps,)
+        # A step is either guided and noisy, or exact to second order.
+        inside = schedule.churn > 0
+        assert not (inside & schedule.corrected).any()
+        levels = schedule.sigmas[:-1][inside]
+        assert (low <= levels).all() and (levels <= high).all()
+        below = schedule.sigmas[:-1][~inside][1:]  # all but the first step
+        assert (below <= low * (1 + 1e-12)).all()
+
+
+def test_most_calls_are_in_the_window():
+    """Inside steps are geometric and not corrected."""
+    for num_steps in (11, 22, 40):
+        schedule = window(2 * num_steps - 1)
+        inside = int((schedule.churn > 0).sum())
+        assert inside > 0.6 * schedule.calls
+        steps = schedule.sigmas[1 : inside + 2]
+        ratio = steps[1:] / steps[:-1]
+        torch.testing.assert_close(ratio, ratio[:1].expand(inside))  # geometric
+
+
+def test_a_window_without_noise_converges_to_the_exact_solution():
+    """x(sigma) - m scales with sqrt(sd^2 + sigma^2); first order, as Euler's steps are."""
+    sd, mean = 0.5, 0.2
+    x = 80 * torch.randn(
+        2, 3, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
+    denoise = gaussian_denoiser(mean, sd)
+    # The first step, from sigma_max into the window, stays as long however many there are.
+    high = 20.0
+    start = x + (high - 80) * (x - denoise(x, torch.tensor(80.0))) / 80
+    exact = mean + (start - mean) * sd / math.sqrt(sd**2 + high**2)
+    errors = [
+        (integrate(denoise, x, window(2 * n - 1, high=high, churn=0.0)) - exact).abs().max()
+        for n in (40, 80, 160)
+    ]
+    assert errors[2] < 0.02 * exact.abs().max()
+    assert errors[0] / errors[1] > 1.8 and errors[1] / errors[2] > 1.8
+
+
+def test_a_window_keeps_the_marginal_of_a_gaussian():
+    noise = ParticleNoise(0, range(4), range(1000), (1, 2, 2))
+    x = integrate(gaussian_denoiser(0.3, 0.5), 80 * noise(), window(99), noise=noise)
+    assert x.mean().item() == pytest.approx(0.3, abs=0.02)
+    assert x.std().item() == pytest.approx(0.5, rel=0.03)
+
+
+def test_a_particle_is_the_same_beside_any_others_under_churn():
+    schedule = window(21)
+
+    def sampled(sets, particles):
+        noise = ParticleNoise(5, sets, particles, (1, 4, 4))
+        return integrate(gaussian_denoiser(0.1, 0.5), 80 * noise(), schedule, noise=noise)
+
+    everyone = sampled(range(4), range(8))
+    torch.testing.assert_close(sampled(range(4), range(3)), everyone[:, :3], rtol=0, atol=1e-6)
+    torch.testing.assert_close(sampled([2], [7, 1]), everyone[2:3, [7, 1]], rtol=0, atol=1e-6)
+
+
+def test_the_parts_of_a_schedule_are_the_whole():
+    schedule = edm_schedule(karras_sigmas(6, 0.01, 10.0, 7.0))
+    denoise = lambda x, sigma: x / (1 + sigma**2)
+    x = torch.randn(2, 3, 1, 2, 2, dtype=torch.float64)
+    whole = integrate(denoise, x, schedule)
+    for cuts in ((0, 6), (0, 1, 6), range(7)):
+        parts = x
+        for start, stop in zip(cuts, cuts[1:]):
+            parts = integrate(denoise, parts, schedule.part(start, stop))
+        torch.testing.assert_close(parts, whole)

@@ -1,0 +1,683 @@
+"""Guidance in pipelines of diffusers: every scheduler with an exact network, and tiny pipelines."""
+
+import functools
+import inspect
+import math
+import re
+
+import pytest
+import torch
+from conftest import ROOT, slow_but
+from test_benchmarks import load
+from torch import nn
+
+from diverse_sampling.decisions import measure
+from diverse_sampling.errors import SettingError
+from diverse_sampling.guidance import ParticleGuidance
+from diverse_sampling.integrate import karras_sigmas
+from diverse_sampling.pipelines import denoiser_of, measured_guide, pilot, renewing, repelling
+from diverse_sampling.potentials import LogDet
+
+diffusers = pytest.importorskip("diffusers")
+# Of numpy, about how two schedulers call it.
+pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
+
+SIDE = 8
+# What the benchmark measures with is what is tested here.
+benchmark = load("pipelines")
+SCHEDULERS, STABLE, UNCLIPPED = benchmark.SCHEDULERS, benchmark.STABLE, benchmark.UNCLIPPED
+Network, draw, exact, scheduler = (
+    benchmark.Network,
+    benchmark.draw,
+    benchmark.exact,
+    benchmark.scheduler,
+)
+BLOBS = benchmark.images()
+every_scheduler = pytest.mark.parametrize("name", SCHEDULERS)
+QUICK = ("DDIM v", "DPM++ 2M flow", "UniPC", "Euler v", "Heun", "Flow Euler", "EDM Euler v")
+quick_schedulers = pytest.mark.parametrize("name", slow_but(QUICK, SCHEDULERS))
+
+
+def places(sets):
+    """How many of the 8 places a set shows, and the share of samples that show one."""
+    distance, mode = torch.cdist(sets.float().flatten(2), BLOBS.flatten(1)).min(-1)
+    shown = distance < torch.pdist(BLOBS.flatten(1)).min() / 3
+    mode = torch.where(shown, mode, -1)
+    found = torch.stack([(mode == k).any(1) for k in range(8)]).sum(0)
+    return float(found.float().mean()), float(shown.float().mean())
+
+
+@pytest.fixture(scope="module")
+def guide():
+    """Measured on the exact denoiser, whose noise levels are those of every scheduler."""
+    return benchmark.exact_guide()
+
+
+# ---------------------------------------------------------------- schedulers
+
+
+@every_scheduler
+def test_guidance_finds_more_places_with_every_scheduler(name, guide):
+    schedule = scheduler(name)
+    plain, shown = places(draw(schedule))
+    assert 4.6 < plain < 5.9 and shown >= 0.95  # 5.25 is expected of independent draws
+    with repelling(schedule, guide, particles=8):
+        guided, shown = places(draw(schedule))
+    assert guided >= 7.0 and shown >= 0.95
+
+
+@every_scheduler
+def test_guidance_sees_the_denoised_images_at_their_noise_level(name):
+    """What it is given is E[y | x], which a wrong reading of any scheduler is not."""
+    seen = []
+
+    def watch(denoise):
+        def watched(x, sigma):
+            seen.append((x, sigma, denoise(x, sigma)))
+            return seen[-1][-1]
+
+        return watched
+
+    schedule = scheduler(name)
+    with repelling(schedule, watch, particles=8):
+        draw(schedule, sets=1, steps=15)
+    levels = [float(sigma) for _, sigma, _ in seen]
+    assert len(seen) >= len(schedule.timesteps) - 1
+    # A sigma between two timesteps of training reaches the network as the nearer one.
+    rounded = 0.1 if "Karras" in name else 0.02
+    for x, sigma, denoised in seen:
+        torch.testing.assert_close(denoised, exact(x, sigma), rtol=rounded, atol=rounded)
+    assert levels[0] > 9 and min(levels) < 0.3
+
+
+@quick_schedulers
+def test_the_scheduler_goes_where_guidance_points(name):
+    """A guide that wants one image everywhere gets it, whatever the network predicts."""
+    schedule = scheduler(name)
+    with repelling(schedule, lambda denoise: lambda x, sigma: BLOBS[0].expand_as(x), particles=8):
+        sets = draw(schedule, sets=1)
+    # The last sample of those that end at a noise level above 0 has its noise.
+    assert (sets - BLOBS[0]).square().mean().sqrt() < 0.05
+
+
+@quick_schedulers
+def test_a_guide_that_does_nothing_changes_no_bit(name):
+    schedule = scheduler(name)
+    plain = draw(schedule, sets=2, steps=15)
+    with repelling(schedule, lambda denoise: denoise, particles=8):
+        assert torch.equal(draw(schedule, sets=2, steps=15), plain)
+
+
+@pytest.mark.parametrize("name", ["DDIM", "DPM++ 2M", "Euler", "Flow Euler", "EDM Euler"])
+def test_half_precision_stays_finite(name, guide):
+    schedule = scheduler(name)
+    plain = draw(schedule, dtype=torch.bfloat16)
+    with repelling(schedule, guide, particles=8):
+        guided = draw(schedule, dtype=torch.bfloat16)
+    assert guided.dtype == plain.dtype == torch.bfloat16 and guided.isfinite().all()
+    assert places(guided)[0] > places(plain)[0] + 1
+
+
+@pytest.mark.slow
+@every_scheduler
+def test_a_scheduler_on_a_gpu_is_guided_there(name, guide, gpu):
+    """As on the CPU."""
+    noise = torch.randn(8, *BLOBS.shape[1:], generator=torch.Generator().manual_seed(0))
+
+    def guided(schedule, noise):
+        with repelling(schedule, guide, particles=8):
+            return draw(schedule, noise=noise, steps=6)
+
+    expected = guided(scheduler(name), noise)
+    sets = guided(scheduler(name), noise.to("cuda"))
+    assert sets.is_cuda and torch.equal(sets.cpu(), expected) and gpu.errors == []
+
+
+def test_a_push_beyond_half_precision_is_bounded():
+    schedule, given = scheduler("DDIM"), []
+    schedule.set_timesteps(30)
+    schedule.step = lambda prediction, timestep, sample: given.append(prediction)
+    far = lambda denoise: lambda x, sigma: denoise(x, sigma) + 1e8
+    with repelling(schedule, far, particles=8):
+        half = torch.ones(8, 1, SIDE, SIDE, dtype=torch.float16)
+        schedule.step(half, 100, half)
+    assert given[0].dtype == torch.float16 and given[0].isfinite().all()
+    assert given[0].max() == torch.finfo(torch.float16).min
+
+
+def test_leaving_restores_the_scheduler(guide):
+    schedule = scheduler("DDIM")
+    before = inspect.signature(schedule.step)
+    with repelling(schedule, guide, particles=8):
+        assert inspect.signature(schedule.step) == before  # pipelines look at it
+        assert "step" in vars(schedule)
+    assert "step" not in vars(schedule)
+    with pytest.raises(KeyError), repelling(schedule, guide, particles=8):
+        raise KeyError
+    assert "step" not in vars(schedule)
+
+
+def test_contexts_nest(guide):
+    """The outer guide sees what the inner one left of the prediction."""
+    schedule = scheduler("DDIM")
+    seen = []
+    watch = lambda denoise: lambda x, sigma: seen.append(denoise(x, sigma)) or seen[-1]
+    wanted = lambda denoise: lambda x, sigma: BLOBS[3].expand_as(x)
+    with repelling(schedule, watch, particles=8), repelling(schedule, wanted, particles=8):
+        draw(schedule, sets=1)
+    torch.testing.assert_close(seen[20], BLOBS[3].expand_as(seen[20]), atol=1e-3, rtol=0)
+    assert "step" not in vars(schedule)
+
+
+def test_sets_of_several_prompts_do_not_mix(guide):
+    noise = torch.randn(16, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    other = noise.clone()
+    other[8:] = torch.randn(8, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    schedule = scheduler("DDIM")
+    with repelling(schedule, guide, particles=8):
+        (first, second), (same, changed) = draw(schedule, noise=noise), draw(schedule, noise=other)
+    torch.testing.assert_close(first, same, atol=1e-4, rtol=0)
+    assert not torch.allclose(second, changed, atol=0.1)
+
+
+# ---------------------------------------------------------------- new noise
+
+ALL_LEVELS = (0.0, math.inf)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("name", ["DDIM", "DDIM v", "DDIM parallel"])
+def test_a_share_of_the_noise_is_drawn_anew(name, share):
+    """What a step leaves at the next level is the rest of the predicted noise, and new noise."""
+    schedule = scheduler(name)
+    schedule.set_timesteps(30)
+    t, following = schedule.timesteps[15:17]
+    noise = torch.randn(4000, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    here, there = (float(schedule.alphas_cumprod[t]) for t in (t, following))
+    clean = BLOBS[:1].expand_as(noise)
+    sample = here**0.5 * clean + (1 - here) ** 0.5 * noise
+    predicted = {"DDIM v": here**0.5 * noise - (1 - here) ** 0.5 * clean}.get(name, noise)
+    generator = torch.Generator().manual_seed(1)
+    with renewing(schedule, ALL_LEVELS, share=share):
+        after = schedule.step(predicted, t, sample, eta=0.3, generator=generator).prev_sample
+    left = (after - there**0.5 * clean) / (1 - there) ** 0.5
+    kept = float((left * noise).mean() / noise.square().mean())
+    assert kept == pytest.approx((1 - share**2) ** 0.5, abs=0.02)
+    assert float((left - kept * noise).std()) == pytest.approx(share, abs=0.01)
+
+
+def test_new_noise_outside_of_the_window_is_the_pipelines():
+    schedule = scheduler("DDIM")
+    plain = draw(schedule, sets=1, steps=15)
+    with renewing(schedule, (20.0, 30.0)):
+        assert torch.equal(draw(schedule, sets=1, steps=15), plain)
+    with renewing(schedule, ALL_LEVELS):
+        assert not torch.allclose(draw(schedule, sets=1, steps=15), plain, atol=0.1)
+    assert torch.equal(draw(schedule, sets=1, steps=15), plain)
+
+
+def test_guidance_finds_more_with_new_noise_which_alone_changes_nothing(guide):
+    schedule = scheduler("DDIM")
+    with repelling(schedule, guide, particles=8):
+        without, _ = places(draw(schedule))
+    window = guide.keywords["sigma_min"], guide.keywords["sigma_max"]
+    with renewing(schedule, window):
+        plain, shown = places(draw(schedule))
+        assert 4.6 < plain < 5.9 and shown == 1
+        with repelling(schedule, guide, particles=8):
+            guided, shown = places(draw(schedule))
+    assert guided >= max(without, 7.5) and shown == 1
+    assert "step" not in vars(schedule)
+
+
+@pytest.mark.parametrize(
+    "name, share, line",
+    [
+        ("Euler", 0.5, "scheduler: got 'EulerDiscreteScheduler'; accepted: DDIMScheduler"),
+        ("DDIM", 1.5, "share: got 1.5; accepted: a number from 0 to 1"),
+    ],
+)
+def test_new_noise_that_cannot_be_had_is_refused(name, share, line):
+    with pytest.raises(SettingError, match=line), renewing(scheduler(name), (1, 2), share=share):
+        pass
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    "kind, settings, line",
+    [
+        ("LMSDiscreteScheduler", {}, "scheduler: got 'LMSDiscreteScheduler'; accepted: Euler"),
+        ("PNDMScheduler", {}, "scheduler: got 'PNDMScheduler'; accepted: DDIMScheduler or UniPC"),
+        ("IPNDMScheduler", {}, "scheduler: got 'IPNDMScheduler'; accepted: DEIS"),
+        ("VQDiffusionScheduler", dict(num_vec_classes=3), "'VQDiffusionScheduler'; accepted: DDIM"),
+        ("DDIMScheduler", {}, "clip_sample: got True; accepted: .* clip_sample=False"),
+        ("DDPMScheduler", {}, "clip_sample: got True"),
+        ("UniPCMultistepScheduler", dict(thresholding=True), "thresholding: got True"),
+    ],
+)
+def test_schedulers_that_cannot_be_guided_are_refused(kind, settings, line, guide):
+    schedule = getattr(diffusers, kind)(**settings)
+    with pytest.raises(SettingError, match=line), repelling(schedule, guide, particles=8):
+        pass
+    assert "step" not in vars(schedule)
+
+
+def jacobian(denoise):
+    return ParticleGuidance(denoise, LogDet(), factor=3)
+
+
+def hidden(denoise):
+    guided = jacobian(denoise)
+    return lambda x, sigma: guided(x, sigma)
+
+
+def elsewhere(denoise):
+    return lambda x, sigma: denoise(x + 1, sigma)
+
+
+@pytest.mark.parametrize(
+    "guide, particles, line",
+    [
+        (jacobian, 8, r"space: got 'jacobian'; accepted: .*denoiser_of\(pipe\)"),
+        (hidden, 8, r"space: got 'jacobian'; accepted: .*denoiser_of\(pipe\)"),
+        (elsewhere, 8, "guide: got 'a call of the denoiser at another x'"),
+        (lambda denoise: denoise, 3, "particles: got 3; accepted: a divisor of the 8 samples"),
+        (lambda denoise: denoise, 0, "particles: got 0; accepted"),
+    ],
+)
+def test_guidance_that_cannot_work_in_a_scheduler_is_refused(guide, particles, line):
+    schedule = scheduler("DDIM")
+    with pytest.raises(SettingError, match=line):
+        with repelling(schedule, guide, particles=particles):
+            draw(schedule, sets=1)
+
+
+def test_a_learned_variance_is_refused(guide):
+    schedule = diffusers.DDPMScheduler(**UNCLIPPED, variance_type="learned")
+    sample = torch.zeros(8, 1, SIDE, SIDE)
+    with pytest.raises(SettingError, match=r"got \[8, 2, 8, 8\]; accepted: .*\[8, 1, 8, 8\]"):
+        with repelling(schedule, guide, particles=8):
+            schedule.step(torch.zeros(8, 2, SIDE, SIDE), 500, sample)
+
+
+# ---------------------------------------------------------------- tiny pipelines
+
+
+def unet(**settings):
+    return diffusers.UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        **settings,
+    )
+
+
+def vae(**settings):
+    return diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        sample_size=16,
+        **settings,
+    )
+
+
+def without(*names):
+    """Parts of a pipeline that it does without where prompts are embedded already."""
+    return dict.fromkeys(names)
+
+
+def stable_diffusion():
+    return diffusers.StableDiffusionPipeline(
+        unet=unet(),
+        vae=vae(),
+        scheduler=diffusers.DDIMScheduler(**UNCLIPPED, steps_offset=1),
+        requires_safety_checker=False,
+        **without("text_encoder", "tokenizer", "safety_checker", "feature_extractor"),
+    )
+
+
+def stable_diffusion_xl():
+    network = unet(
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 16,
+        transformer_layers_per_block=1,
+    )
+    return diffusers.StableDiffusionXLPipeline(
+        unet=network,
+        vae=vae(),
+        scheduler=diffusers.EulerDiscreteScheduler(**STABLE),
+        **without("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
+    )
+
+
+def stable_diffusion_3():
+    network = diffusers.SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        caption_projection_dim=16,
+        pooled_projection_dim=16,
+        pos_embed_max_size=8,
+    )
+    names = [f"{part}{n}" for part in ("text_encoder", "tokenizer") for n in ("", "_2", "_3")]
+    return diffusers.StableDiffusion3Pipeline(
+        transformer=network,
+        vae=vae(shift_factor=0.1),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        **without(*names),
+    )
+
+
+def flux():
+    network = diffusers.FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        pooled_projection_dim=16,
+        axes_dims_rope=[4, 4, 8],
+        guidance_embeds=True,
+    )
+    return diffusers.FluxPipeline(
+        transformer=network,
+        vae=vae(shift_factor=0.1),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        **without("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
+    )
+
+
+PIPELINES = {
+    "SD": stable_diffusion,
+    "SDXL": stable_diffusion_xl,
+    "SD3": stable_diffusion_3,
+    "Flux": flux,
+}
+B = 3
+REPULSION = functools.partial(
+    ParticleGuidance, potential=LogDet(), factor=3, space="denoised", strength="drift"
+)
+
+
+@functools.cache
+def pipeline(name):
+    pytest.importorskip("transformers")  # without it diffusers has no such pipelines
+    torch.manual_seed(0)
+    pipe = PIPELINES[name]()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def conditions(name, guided=True):
+    """Two prompts, embedded, and whether classifier-free guidance is used: what is asked for."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = dict(prompt_embeds=(2, 5, 16), negative_prompt_embeds=(2, 5, 16))
+    if name != "SD":
+        shapes |= dict(pooled_prompt_embeds=(2, 16), negative_pooled_prompt_embeds=(2, 16))
+    embedded = {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+    strength = dict(true_cfg_scale=4.0) if name == "Flux" else dict(guidance_scale=5.0)
+    if not guided:
+        strength = {key: 1.0 for key in strength}
+    return embedded | strength | dict(height=16, width=16)
+
+
+def latents(name, **given):
+    """Two sets of B, as the pipeline has them."""
+    settings = conditions(name) | given
+    for key in settings:
+        if "embeds" in key:
+            settings[key] = settings[key].repeat_interleave(B, 0)
+    return pipeline(name)(
+        **settings,
+        num_inference_steps=4,
+        output_type="latent",
+        generator=torch.Generator().manual_seed(0),
+    ).images
+
+
+every_pipeline = pytest.mark.parametrize("name", PIPELINES)
+
+
+@every_pipeline
+@pytest.mark.parametrize("guided", [True, False], ids=["cfg", "plain"])
+def test_an_identity_guide_changes_no_bit_of_a_pipeline(name, guided):
+    pipe, settings = pipeline(name), conditions(name, guided)
+    plain = latents(name, **settings)
+    with repelling(pipe.scheduler, lambda denoise: denoise, particles=B):
+        assert torch.equal(latents(name, **settings), plain)
+    assert plain.isfinite().all() and plain.std() > 0
+
+
+def apart(images):
+    return torch.stack(
+        [torch.pdist(each.flatten(1)).mean() for each in images.unflatten(0, (2, B))]
+    )
+
+
+@every_pipeline
+def test_a_guided_pipeline_spreads_and_is_itself_again_after(name):
+    pipe, plain = pipeline(name), latents(name)
+    with repelling(pipe.scheduler, REPULSION, particles=B):
+        spread = latents(name)
+    assert (apart(spread) > 1.03 * apart(plain)).all()
+    assert torch.equal(latents(name), plain)
+
+
+@every_pipeline
+@pytest.mark.parametrize("guided", [True, False], ids=["cfg", "plain"])
+def test_a_pipeline_as_a_denoiser_is_what_its_scheduler_sees(name, guided):
+    """D with conditioning, classifier-free guidance and noise levels, by two independent ways."""
+    pipe, settings, seen = pipeline(name), conditions(name, guided), []
+
+    def watch(denoise):
+        return lambda x, sigma: seen.append((x, sigma, denoise(x, sigma))) or seen[-1][-1]
+
+    with repelling(pipe.scheduler, watch, particles=B):
+        latents(name, **settings)
+    denoise = denoiser_of(pipe, **settings)
+    before = pipe.scheduler
+    for x, sigma, expected in seen[1:]:
+        with torch.no_grad():
+            torch.testing.assert_close(denoise(x, sigma), expected, rtol=1e-3, atol=2e-3)
+    assert pipe.scheduler is before and x.shape[2:] == denoise.shape
+
+
+def test_a_denoiser_has_gradients_and_leaves_its_pipeline_as_it_was():
+    pipe = pipeline("SD")
+    denoise = denoiser_of(pipe, **conditions("SD"))
+    x = torch.randn(2, B, *denoise.shape).requires_grad_()
+    guided = ParticleGuidance(denoise, LogDet(), factor=1)
+    sigma = torch.tensor(2.0, dtype=torch.float64)
+    assert not torch.equal(guided(x, sigma), denoise(x, sigma))
+    assert "encode_prompt" not in vars(pipe)
+    with pytest.raises(SettingError, match="prompt: got '2 for 3 particles'"):
+        denoise(x[:1], sigma)
+
+
+@pytest.mark.slow
+@every_pipeline
+def test_a_pipeline_on_a_gpu_is_guided_there(name, gpu):
+    """By both routes as on the CPU, with gradients too."""
+
+    def both(device):
+        pipe = pipeline(name).to(device)
+        settings = {
+            key: value.to(device) if isinstance(value, torch.Tensor) else value
+            for key, value in conditions(name).items()
+        }
+        with repelling(pipe.scheduler, REPULSION, particles=B):
+            spread = latents(name, **settings)
+        denoise = denoiser_of(pipe, **settings)
+        x = torch.randn(2, B, *denoise.shape, generator=torch.Generator().manual_seed(2)).to(device)
+        sigma = torch.tensor(2.0, dtype=torch.float64)
+        guided = ParticleGuidance(denoise, LogDet(), factor=1)
+        return spread, guided(x, sigma)
+
+    expected = both("cpu")
+    try:
+        sets = both("cuda")
+    finally:
+        pipeline(name).to("cpu")
+    assert all(each.is_cuda for each in sets) and gpu.errors == []
+    assert all(torch.equal(each.cpu(), other) for each, other in zip(sets, expected))
+
+
+def test_a_bfloat16_pipeline_stays_finite():
+    pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    pipe = stable_diffusion().to(dtype=torch.bfloat16)
+    pipe.set_progress_bar_config(disable=True)
+    settings = {
+        key: value.bfloat16().repeat_interleave(B, 0) if "embeds" in key else value
+        for key, value in conditions("SD").items()
+    }
+    with repelling(pipe.scheduler, REPULSION, particles=B):
+        images = pipe(**settings, num_inference_steps=4, output_type="latent").images
+    assert images.dtype == torch.bfloat16 and images.isfinite().all()
+
+
+# ---------------------------------------------------------------- an exact pipeline
+
+
+@pytest.fixture
+def exact_pipe():
+    schedule = scheduler("DDIM")
+    pipe = diffusers.DDIMPipeline(Network(schedule), schedule)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_a_pilot_through_the_pipeline_finds_the_window_of_its_data(exact_pipe):
+    denoise = denoiser_of(exact_pipe)
+    low, high = pilot(denoise, particles=64).window()
+    noise = torch.randn(1, 64, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(3))
+    sigmas = karras_sigmas(22, denoise.sigma_min, denoise.sigma_max, rho=7)
+    expected = measure(exact, noise * sigmas[0], sigmas).window()
+    assert (low, high) == pytest.approx(expected, rel=0.25)
+    assert 0.5 < low < 1.2 and 5 < high < 11
+
+
+def test_the_error_of_a_network_that_predicts_noise_is_not_taken_for_a_decision():
+    """It grows with sigma: D = x - sigma (eps + error) differ most where nothing is decided."""
+    generator = torch.Generator().manual_seed(0)
+
+    def inexact(x, sigma):
+        return exact(x, sigma) + 0.07 * sigma * torch.randn(x.shape, generator=generator)
+
+    noise = torch.randn(1, 64, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(3))
+    sigmas = karras_sigmas(22, 0.03, 14.6, rho=7)
+    low, high = measure(exact, noise * sigmas[0], sigmas).window()
+    found = measure(inexact, noise * sigmas[0], sigmas, from_lowest=True).window()
+    assert found[0] == pytest.approx(low, rel=0.5) and high / 3 < found[1] < high * 1.1
+    unaware = measure(inexact, noise * sigmas[0], sigmas).window()
+    assert unaware[1] < found[1] / 1.5
+
+
+class Unconditional:
+    """A pipeline without latents, with any scheduler."""
+
+    def __init__(self, schedule):
+        self.scheduler, self.unet = schedule, Network(schedule)
+
+    def __call__(self, batch_size=1):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("DDIM", "DDIM v", "DDIM sample", "Euler v", "UniPC flow", "Flow Euler"),
+        *("EDM Euler", "EDM Euler v"),
+    ],
+)
+def test_a_pipeline_is_the_denoiser_of_its_data(name):
+    denoise = denoiser_of(Unconditional(scheduler(name)))
+    for sigma in torch.tensor([0.03, 0.2, 1.0, 4.4, 14.6], dtype=torch.float64):
+        x = BLOBS[:6].view(2, 3, 1, SIDE, SIDE) + sigma.float() * torch.randn(2, 3, 1, SIDE, SIDE)
+        torch.testing.assert_close(denoise(x, sigma), exact(x, sigma), rtol=2e-3, atol=2e-3)
+
+
+def test_a_measured_guide_finds_more_places_through_a_real_pipeline(exact_pipe):
+    """Nothing is told but the pipeline: neither a noise level nor a strength of its latents."""
+    decided = pilot(denoiser_of(exact_pipe), particles=16)
+
+    def sets():
+        images = exact_pipe(
+            batch_size=160,
+            num_inference_steps=30,
+            generator=torch.Generator().manual_seed(0),
+            output_type="np",
+        ).images
+        return 2 * torch.as_tensor(images).permute(0, 3, 1, 2).unflatten(0, (-1, 8)) - 1
+
+    plain, _ = places(sets())
+    with repelling(exact_pipe.scheduler, measured_guide(decided), particles=8):
+        guided, shown = places(sets())
+    assert guided > plain + 1.5 and shown >= 0.97
+
+
+# ---------------------------------------------------------------- other libraries
+
+
+def wrapper(name):
+    """A function that docs/pipelines.md defines."""
+    page = (ROOT / "docs" / "pipelines.md").read_text()
+    names: dict = {}
+    exec(re.search(rf"```python\n(# {name}\n.*?)```", page, flags=re.S)[1], names)
+    return names[name]
+
+
+LEVELS = torch.tensor([0.05, 0.7, 3.0, 12.0], dtype=torch.float64)
+
+
+def test_a_denoiser_of_k_diffusion_is_one_of_ours():
+    """Theirs takes a batch, with a noise level for each image of it."""
+
+    def theirs(x, sigma):
+        assert x.shape == (6, 1, SIDE, SIDE) and sigma.shape == (6,) and sigma.dtype == x.dtype
+        return exact(x[None], sigma[0].double())[0]
+
+    denoise = wrapper("of_k_diffusion")(theirs)
+    for sigma in LEVELS:
+        x = sigma.float() * torch.randn(2, 3, 1, SIDE, SIDE)
+        torch.testing.assert_close(denoise(x, sigma), exact(x, sigma), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", ["VPSchedule", "VESchedule", "RectifiedSchedule"])
+def test_a_denoiser_of_azula_is_one_of_ours(schedule):
+    """Whatever the scale of the signal in their schedule."""
+    azula = pytest.importorskip("azula.noise")
+    from azula.denoise import DiracPosterior
+
+    class Exact(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.schedule = getattr(azula, schedule)()
+
+        def forward(self, x, t):
+            alpha, sigma = self.schedule(t.double())
+            return DiracPosterior(exact((x / alpha)[None], sigma / alpha)[0].to(x))
+
+    denoise = wrapper("of_azula")(Exact())
+    for sigma in LEVELS:
+        x = sigma.float() * torch.randn(2, 3, 1, SIDE, SIDE)
+        torch.testing.assert_close(denoise(x, sigma), exact(x, sigma), rtol=1e-2, atol=5e-3)

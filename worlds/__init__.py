@@ -1,0 +1,1 @@
+"""Worlds: moving digits, and the user's own data."""

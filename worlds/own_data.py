@@ -1,0 +1,417 @@
+"""A world from a user's own frames, and which of them are for training.
+
+The splits are those that the files give; else every fifth sequence or group is for testing, and
+every tenth of the others for validation. `files.py` says where frames and answers may lie,
+`levels.py` what their numbers mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from config import WorldSettings
+from diverse_sampling.errors import reject
+from worlds.channels import as_images, in_colours
+from worlds.files import SPLITS, Cases, find, read_cases
+from worlds.levels import Pictures, answer_levels, extent, grey_levels, parts
+from worlds.moving_digits import Sequences
+
+TEST_EVERY = 5  # one sequence or group out of this many is in the test split
+VALIDATION_EVERY = 10  # one out of this many of the others is in the validation split
+
+
+# ---------------------------------------------------------------- a data set
+
+
+@dataclass
+class OwnData:
+    """All cases of a data set, of all splits, and what was understood of them.
+
+    Arguments:
+        cases: where they lie; its arrays are replaced by the pictures below
+        frames: of all sequences, one after the other
+        answers: of all sequences, one after the other, or None
+        splits: train, validation or test for each sequence
+        sha256: a hash of all numbers and of how they are divided into sequences
+        notices: what a user should know, a sentence each
+        path: absolute
+    """
+
+    cases: Cases
+    frames: Pictures
+    answers: Pictures | None
+    splits: list[str]
+    sha256: str
+    notices: list[str]
+    path: Path
+
+    def describe(self) -> str:
+        """What was understood, in one line."""
+        n = len(self.cases.lengths)
+        height, width = self.frames.pixels.shape[1:3]
+        dtype = str(self.frames.pixels.dtype).removeprefix("torch.")
+        said = [
+            f"{self.path}: {n:,} sequence{'s' * (n != 1)}",
+            f"{len(self.frames):,} frames of {height} x {width} px ({self.frames.levels}; {dtype})",
+        ]
+        if self.answers is None:
+            said.append("no answers, so the next frame is the answer")
+        else:
+            counts = sorted(set(self.cases.counts))
+            many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+            said.append(f"{many} answers each ({self.answers.levels})")
+        if self.cases.groups:
+            said.append(f"{len(set(self.cases.groups)):,} groups")
+        given = "given" if self.cases.splits else f"every {TEST_EVERY}th is for testing"
+        numbers = ", ".join(f"{split} {self.splits.count(split):,}" for split in SPLITS)
+        said.append(f"{numbers} ({given})")
+        return "; ".join(said)
+
+    def record(self) -> dict[str, Any]:
+        """What checkpoints and results hold of it."""
+        return dict(
+            name=self.path.name,
+            sha256=self.sha256,
+            sequences=len(self.cases.lengths),
+            shape=list(self.frames.pixels.shape),
+            frames=str(self.frames.levels),
+            answers=None if self.answers is None else str(self.answers.levels),
+            classes=len(self.answers.levels.values) if self.answers is not None else 0,
+        )
+
+
+def _hash(cases: Cases) -> str:
+    """A hash of the numbers, shapes and types of cases, and of their order."""
+    sha = hashlib.sha256()
+    for array in (cases.frames, cases.answers):
+        if array is not None:
+            sha.update(f"{array.shape} {array.dtype.newbyteorder('=')}".encode())
+            for part in parts(array):
+                sha.update(np.ascontiguousarray(part).data)
+    sha.update(repr((cases.lengths, cases.counts, cases.groups, cases.splits)).encode())
+    return sha.hexdigest()
+
+
+def _split(cases: Cases, path: Path) -> list[str]:
+    """The split of each sequence; whole groups go to one. Raises SettingError."""
+    groups = cases.groups or [str(i) for i in range(len(cases.lengths))]
+    splits = cases.splits
+    if splits:
+        for group in dict.fromkeys(groups):
+            own = sorted({split for split, each in zip(splits, groups) if each == group})
+            if len(own) > 1:
+                reject(
+                    "frames",
+                    str(path),
+                    f"groups that lie in one split; group {group} is in {' and '.join(own)}",
+                )
+        if "test" not in splits or "train" not in splits:
+            reject("frames", str(path), f"splits train and test; found {sorted(set(splits))}")
+        of_group = dict(zip(groups, splits))
+    else:
+        names = list(dict.fromkeys(groups))
+        of_group = {
+            name: "test" if i % TEST_EVERY == TEST_EVERY - 1 else "train"
+            for i, name in enumerate(names)
+        }
+    if "validation" not in of_group.values():
+        trained = [name for name in of_group if of_group[name] == "train"]
+        for name in trained[VALIDATION_EVERY - 1 :: VALIDATION_EVERY]:
+            of_group[name] = "validation"
+    return [of_group[group] for group in groups]
+
+
+@lru_cache(maxsize=1)  # all splits of one data set
+def _understood(
+    path: Path,
+    changed: int,
+    axes: str | None,
+    value_range: tuple[float, ...] | None,
+    classes: tuple[float, ...] | None,
+    unlabelled: bool,
+) -> OwnData:
+    """The data set at a path; `changed` is the time of its last change. Raises SettingError."""
+    cases = read_cases(path, axes)
+    notices = cases.notices
+    if unlabelled:
+        cases.answers = None
+        cases.counts = []
+    elif len(set(cases.groups) or cases.lengths) < TEST_EVERY and not cases.splits:
+        what = "groups" if cases.groups else "sequences"
+        count = len(set(cases.groups)) if cases.groups else len(cases.lengths)
+        reject(
+            "frames",
+            str(path),
+            f"{TEST_EVERY} {what} or more; found {count}"
+            + (" (a subdirectory of pictures is a sequence)" if path.is_dir() else ""),
+        )
+    if cases.answers is not None and cases.answers.shape[1:3] != cases.frames.shape[1:3]:
+        a, b = (" x ".join(map(str, each.shape[1:3])) for each in (cases.answers, cases.frames))
+        reject("frames", str(path), f"frames and answers of one size; found {a} and {b} px")
+    sha256 = _hash(cases)
+    frames = Pictures(cases.frames, grey_levels(cases.frames, value_range, "frames", path, notices))
+    answers = None
+    if cases.answers is not None:
+        ends = np.cumsum(cases.counts)
+
+        def name_of(index: int) -> str:
+            case = int(np.searchsorted(ends, index, side="right"))
+            return f"answer {index - (int(ends[case]) - cases.counts[case])} of {cases.names[case]}"
+
+        levels = answer_levels(
+            cases.answers, value_range, classes, cases.lossy, name_of, path, notices
+        )
+        answers = Pictures(cases.answers, levels)
+        _note_empty(answers, cases, path, notices)
+    else:
+        low, high = extent(cases.frames, "frames", path)
+        if low == high and not unlabelled:
+            reject("frames", str(path), f"frames that differ; every value is {low:g}")
+    splits = ["test"] * len(cases.lengths) if unlabelled else _split(cases, path)
+    cases.frames = np.empty(0)  # what was not converted in place is freed
+    cases.answers = None
+    return OwnData(cases, frames, answers, splits, sha256, notices, path)
+
+
+def _note_empty(answers: Pictures, cases: Cases, path: Path, notices: list[str]) -> None:
+    """Note cases whose answers are all empty, and refuse a data set that has only these."""
+    if answers.levels.colours == 3:
+        return
+    flat = answers.pixels.flatten(1)
+    filled = torch.cat([part.amax(1) > 0 for part in flat.split(4096)])
+    owner = torch.repeat_interleave(torch.arange(len(cases.counts)), torch.tensor(cases.counts))
+    has_any = torch.zeros(len(cases.counts), dtype=torch.bool)
+    has_any[owner[filled]] = True
+    empty = int((~has_any).sum())
+    if empty == len(has_any):
+        reject("frames", str(path), "answers that hold something; all answers are empty")
+    if empty:
+        notices.append(
+            f"{empty} of {len(has_any)} cases have only empty answers, which an empty sample "
+            "matches with IoU 1"
+        )
+
+
+# ---------------------------------------------------------------- the world
+
+
+class OwnFrames:
+    """A world of a user's frames, which follows the protocol `worlds.World`.
+
+    A window is num_cond_frames frames and one answer.
+
+    Arguments:
+        data: the data set
+        split: "train", "validation" or "test"
+        num_cond_frames: c, frames before an answer
+        source: how the user named it
+        unlabelled: whether nothing follows on the last frames of a sequence
+    """
+
+    dataset = "frames"
+    directed = False
+    modes_total = None
+    num_digits = 1
+
+    def __init__(
+        self, data: OwnData, split: str, num_cond_frames: int, source: str, unlabelled: bool = False
+    ):
+        starts: list[int] = []  # of each window, an index into all frames
+        names: list[str] = []
+        first: list[int] = []  # its first answer, an index into all answers
+        end = answers_end = 0
+        counts = data.cases.counts or [0] * len(data.cases.lengths)
+        for i, (length, count) in enumerate(zip(data.cases.lengths, counts)):
+            start, end = end, end + length
+            answers_start, answers_end = answers_end, answers_end + count
+            if data.splits[i] != split:
+                continue
+            if data.answers is None and not unlabelled:
+                own = range(start, end - num_cond_frames)
+            else:
+                own = range(end - num_cond_frames, end - num_cond_frames + 1)
+            starts += own
+            names += [data.cases.names[i]] * len(own)
+            if data.answers is not None:
+                first.append(answers_start)
+        self.data = data
+        self.names = names
+        self.starts = torch.tensor(starts, dtype=torch.int64)
+        self.num_cond_frames = num_cond_frames
+        self.source = source
+        self.unlabelled = unlabelled
+        self.frames = data.frames
+        self.answer_levels = (data.frames if data.answers is None else data.answers).levels
+        self.drawn_from = data.frames if data.answers is None else data.answers
+        if data.answers is None:
+            self.first_answer = self.starts + num_cond_frames
+            self.counts = torch.ones_like(self.starts)
+        else:
+            own_counts = [count for count, each in zip(counts, data.splits) if each == split]
+            self.first_answer = torch.tensor(first, dtype=torch.int64)
+            self.counts = torch.tensor(own_counts, dtype=torch.int64)
+        # Known here, so that no draw has to ask a GPU.
+        self.most_answers = max(self.counts.tolist(), default=0)
+        self.ragged = self.counts.unique().numel() > 1
+
+    def __len__(self) -> int:
+        """The number of windows, W."""
+        return len(self.starts)
+
+    @property
+    def frame_shape(self) -> tuple[int, int]:
+        """(height, width) of a frame, px."""
+        height, width = self.frames.pixels.shape[1:3]
+        return height, width
+
+    @property
+    def cond_channels(self) -> int:
+        """Channels of all conditioning frames together."""
+        return self.num_cond_frames * self.frames.levels.channels
+
+    @property
+    def answer_channels(self) -> int:
+        """Channels of an answer: its colours, or its classes where they are three or more."""
+        return self.answer_levels.channels
+
+    @property
+    def label_classes(self) -> int:
+        """Classes of the answers' labels, a channel each; 0 for masks, grey levels and colours."""
+        values = self.answer_levels.values
+        return len(values) if len(values) > 2 else 0
+
+    @property
+    def mode_probabilities(self) -> Tensor:
+        """(A,) float64, the prior of each answer to a window that has the most: all are equal."""
+        count = self.most_answers
+        return torch.full((count,), 1 / count, dtype=torch.float64)
+
+    def answer_probabilities(self, which: Tensor) -> Tensor:
+        """(n, A) float64, the prior of each answer to windows `which` (n,); 0 after the last."""
+        counts = self.counts[which][:, None]
+        each = torch.arange(self.most_answers, device=counts.device)
+        return (each < counts) / counts.double()
+
+    def to(self, device: torch.device | str) -> OwnFrames:
+        """Draw on `device` from now on; returns the world itself. Pictures move when they are first
+        drawn there, once for all splits."""
+        for name in ("starts", "first_answer", "counts"):
+            setattr(self, name, getattr(self, name).to(device))
+        return self
+
+    def given(self, which: Tensor) -> Tensor:
+        """The conditioning frames of windows (n,): (n, c, H, W) grey or (n, c, 3, H, W) colour."""
+        rows = self.starts[which][:, None] + torch.arange(self.num_cond_frames, device=which.device)
+        return as_images(self.frames[rows])
+
+    def right_answers(self, which: Tensor) -> Tensor:
+        """All correct answers to the windows `which` (n,) int64: (n, A, C, H, W) in [0, 1].
+
+        A is the largest number of answers to any window; one with fewer has its last one again.
+        """
+        each = torch.arange(self.most_answers, device=which.device)
+        each = torch.minimum(each[None], self.counts[which][:, None] - 1)
+        return self.drawn_from[self.first_answer[which][:, None] + each]
+
+    def windows(
+        self, n: int, generator: torch.Generator, *, which: Tensor | None = None
+    ) -> Sequences:
+        """Draw n windows, each with one of its correct answers.
+
+        `which` (n,) int64 picks the windows; without it they are drawn too. Frames and answers must
+        be on the generator's device. Channels of frames follow each other in `Sequences.frames`.
+        There are no digits: labels are 0, positions have K = 0.
+        """
+        device = generator.device
+        if which is None:
+            which = torch.randint(len(self), (n,), generator=generator, device=device)
+        counts = self.counts[which]
+        if not self.ragged:
+            drawn = torch.randint(self.most_answers, (n,), generator=generator, device=device)
+        else:
+            uniform = torch.rand(n, generator=generator, device=device)
+            drawn = torch.minimum((uniform * counts).long(), counts - 1)
+        answer = self.drawn_from[self.first_answer[which] + drawn]  # (n, C, H, W)
+        choices = torch.zeros(n, self.num_cond_frames + 1, dtype=torch.bool, device=device)
+        choices[:, -1] = counts > 1
+        given = self.given(which)
+        if given.ndim == 5:
+            given = given.flatten(1, 2)
+        return Sequences(
+            torch.cat([given, answer], 1),
+            labels=which.new_zeros(n, 1),
+            positions=which.new_zeros(*choices.shape, 0, 2),
+            choices=choices,
+        )
+
+    def pictures(self, which: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+        """Windows (n,) as they are drawn: frames given (n, c, H, W), right answers (n, A, H, W),
+        and how many answers each has. Colours and classes have an axis of 3 before H."""
+        if self.unlabelled:
+            given = self.given(which)
+            return given, given[:, :0], [0] * len(which)
+        answers = as_images(self.right_answers(which), self.label_classes)
+        return (
+            self.given(which),
+            in_colours(answers, self.label_classes),
+            self.counts[which].tolist(),
+        )
+
+    def sequences(self, n: int, generator: torch.Generator) -> Sequences:
+        """Draw n windows: sequences of a file may differ in length, windows do not."""
+        return self.windows(n, generator)
+
+
+def _last_change(path: Path) -> int:
+    """When a file, or anything in a folder, was last changed, ns."""
+    paths = [path, *(path.rglob("*") if path.is_dir() else ())]
+    return max(each.stat().st_mtime_ns for each in paths)
+
+
+@overload
+def load_frames(settings: WorldSettings, split: Literal["train", "test"]) -> OwnFrames: ...
+@overload
+def load_frames(settings: WorldSettings, split: Literal["validation"]) -> OwnFrames | None: ...
+def load_frames(settings, split):
+    """The world of `split` ("train", "validation" or "test") of the frames at `settings.frames`.
+
+    None for a validation split without a sequence. Raises SettingError for what `frame_files` and
+    `levels` do not describe.
+    """
+    given = settings.frames or ""
+    num_cond_frames = settings.num_cond_frames or 0
+    path = find(given)
+    unlabelled = settings.answers == "none"
+    data = _understood(
+        path,
+        _last_change(path),
+        settings.frame_axes,
+        settings.value_range and tuple(settings.value_range),
+        settings.answer_classes and tuple(settings.answer_classes),
+        unlabelled,
+    )
+    # A window without answers takes one more frame, which is its answer.
+    needed = num_cond_frames + (data.answers is None and not unlabelled)
+    shortest = min(data.cases.lengths)
+    if num_cond_frames < 1 or shortest < needed:
+        most = num_cond_frames - (needed - shortest)
+        name = data.cases.names[data.cases.lengths.index(shortest)]
+        reject(
+            "num_cond_frames",
+            num_cond_frames,
+            f"1 to {most}; sequence {name} in {path} has {shortest} frames"
+            if most > 0
+            else f"sequences of {needed} frames or more; {name} in {path} has {shortest}",
+        )
+    world = OwnFrames(data, split, num_cond_frames, given, unlabelled)
+    if len(world) == 0 and split != "validation":
+        reject("frames", str(path), f"sequences in the split {split}; it has none")
+    return world if len(world) else None
