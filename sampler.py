@@ -17,10 +17,10 @@ from config import EvaluationSettings
 from diverse_sampling.decisions import Decisions
 from diverse_sampling.denoiser import CallCounter, Denoiser
 from diverse_sampling.devices import free_memory, kept_bytes
-from diverse_sampling.integrate import Schedule, integrate
 from diverse_sampling.method import Sets
 from diverse_sampling.noise import ParticleNoise, Stream, set_generator
 from diverse_sampling.selection import kmedoids, most_distant
+from diverse_sampling.steps import Schedule, integrate
 from lab import methods
 from lab.classifier import Classifier
 from lab.tasks import Task

@@ -518,8 +518,8 @@ def draw_samples(training: Training, path: Path) -> None:
     import torch
 
     from diverse_sampling.denoiser import to_model_range, to_unit_range
-    from diverse_sampling.integrate import edm_sampler, karras_sigmas
     from diverse_sampling.noise import ParticleNoise, set_generator
+    from diverse_sampling.steps import edm_sampler, karras_sigmas
     from figures.drawing import save
     from figures.sheets import sample_sheet
     from worlds.channels import as_images, in_colours

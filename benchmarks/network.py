@@ -2,7 +2,7 @@
 
 Both have the same widths, depths and attention.
 
-    pip install -r requirements-bench.txt
+    pip install -e ".[dev]"
     python benchmarks/network.py                      # float32 on a CPU; on a GPU bfloat16 too
 
 Also the hardware limits of a forward pass: operations and bytes per image, and the rates at which

@@ -1,6 +1,6 @@
 """Guidance in the pipelines of diffusers: every scheduler, what it costs, and the two examples.
 
-    pip install -r requirements-bench.txt
+    pip install -e ".[dev]"
     python benchmarks/pipelines.py
 
 Four tables: modes that sets show with every scheduler and an exact network, without and with
@@ -30,9 +30,9 @@ from config import Count, Seed
 from diverse_sampling.decisions import measure as decided
 from diverse_sampling.exact import posterior_mean
 from diverse_sampling.guidance import ParticleGuidance
-from diverse_sampling.integrate import karras_sigmas
 from diverse_sampling.pipelines import Guide, measured_guide, repelling
 from diverse_sampling.potentials import LogDet
+from diverse_sampling.steps import karras_sigmas
 from lab.experiments import interval
 
 STABLE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
@@ -197,7 +197,7 @@ def exact_guide() -> Guide:
     generator = torch.Generator().manual_seed(5)
     sigmas = karras_sigmas(22, 0.03, 80, rho=7)
     noise = torch.randn(8, 8, *images().shape[1:], generator=generator)
-    return measured_guide(decided(exact, noise * 80, sigmas), factor=FACTOR)
+    return measured_guide(decided(exact, noise * 80, sigmas), factor=2 * FACTOR)
 
 
 # ---------------------------------------------------------------- parts

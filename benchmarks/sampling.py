@@ -1,6 +1,6 @@
 """What sampling costs beside its network calls, and beside the samplers of azula and diffusers.
 
-    pip install -r requirements-bench.txt
+    pip install -e ".[dev]"
     python benchmarks/sampling.py
 
 Three tables: whole runs of evaluate.py over the same network calls alone; samplers on one network,
@@ -104,7 +104,7 @@ def samplers(net, cond, num_steps: int) -> dict:
     from azula.sample import HeunSampler
     from diffusers import EDMEulerScheduler, HeunDiscreteScheduler
 
-    from diverse_sampling.integrate import edm_sampler, karras_sigmas
+    from diverse_sampling.steps import edm_sampler, karras_sigmas
 
     sigmas, rho = karras_sigmas(num_steps, 0.002, 80.0, 7.0), 7.0
 
@@ -205,7 +205,7 @@ def precision(args) -> tuple[str, dict]:
     """The included network's samples in float32, and with a float64 state, against float64."""
     import torch
 
-    from diverse_sampling.integrate import edm_sampler
+    from diverse_sampling.steps import edm_sampler
     from lab import assemble
 
     sets = torch.arange(4)

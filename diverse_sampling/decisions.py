@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from diverse_sampling.denoiser import Denoiser
-from diverse_sampling.integrate import edm_schedule, integrate
+from diverse_sampling.steps import edm_schedule, integrate
 
 # Shares of what is decided between which a set is guided with noise added back at each step.
 GUIDED = (0.05, 0.98)
@@ -91,6 +91,7 @@ def _interpolated(at: float, rising: Sequence[float], values: Sequence[float]) -
     return values[left] + weight * (values[right] - values[left])
 
 
+@torch.no_grad()
 def measure(
     denoise: Denoiser, x: Tensor, sigmas: Tensor, *, from_lowest: bool = False
 ) -> Decisions:

@@ -76,7 +76,10 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    import psutil
+    try:
+        import psutil
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("free memory is read by psutil: pip install psutil") from error
 
     return psutil.virtual_memory().available
 

@@ -1,4 +1,4 @@
-"""Exact denoisers: posterior means over answers that are known."""
+"""Exact denoisers: posterior means over answers that are known, of particles or of whole sets."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Callable
 
 import torch
 from torch import Tensor
+
+from diverse_sampling.denoiser import Denoiser
+from diverse_sampling.guidance.joint import joint_weights
 
 
 def posterior_mean(
@@ -47,3 +50,27 @@ def posterior_mean(
     # A GPU's kernel for products of inner size 1 is compiled when it is first used.
     means = mu if mu.shape[1] == 1 else weights(logits) @ mu  # (N, P, d), or (N, 1, d)
     return ((s2 * means + sd**2 * flat) / (s2 + sd**2)).view_as(x)
+
+
+def exact_denoiser(
+    images: Tensor, log_prior: Tensor | None = None, sd: float = 0.0, *, joint: bool = False
+) -> Denoiser:
+    """The exact denoiser of sets whose answers are known images.
+
+    Arguments:
+        images: (G, k, C, H, W), the answers of each set
+        log_prior, sd: as in `posterior_mean`
+        joint: whether the sets are as diverse as they can be (`guidance/joint.py`), in float64,
+            rather than made of independent particles
+
+    Returns denoise(x (G, B, C, H, W), sigma) -> the posterior mean, like x.
+    """
+    if not joint:
+        return lambda x, sigma: posterior_mean(x, sigma, images, log_prior, sd)
+    images = images.double()
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        means = posterior_mean(x.double(), sigma, images, log_prior, sd, weights=joint_weights)
+        return means.to(x)
+
+    return denoise

@@ -1,25 +1,21 @@
 """Guidance in the pipelines of diffusers, and those pipelines as denoisers.
 
-    with repelling(pipe.scheduler, guide, particles=4):
+    with repel(pipe, prompt=prompt, particles=4):
         images = pipe(prompt, num_images_per_prompt=4).images
 
 Every pipeline hands its prediction, after classifier-free guidance, to `scheduler.step`. What a
 scheduler holds is a sample alpha (y + sigma n), and any prediction is linear in the clean image,
 
-    D = skip * sample + out * prediction,
+    D = skip * sample + out * prediction
 
-    prediction   skip             out
-    epsilon      1 / alpha        -sigma
-    v            a^2 / alpha      -a sigma         a = 1 / sqrt(1 + sigma^2)
-    sample       0                1
-    flow         1                -alpha sigma     alpha = 1 - s, sigma = s / (1 - s)
-    EDM          c_skip           c_out
-
+(`predictions.py`; with EDM's preconditioning, skip and out are its c_skip and c_out),
 so a guided D' around D becomes the prediction + (D' - D) / out. Where guidance changes nothing, the
 pipeline computes what it computes without it, bit for bit. The samples of one prompt are a set:
 `particles` consecutive ones repel each other, and never those of another set.
 
-`renewing` lets DDIM add noise back in the window, where guidance then finds more.
+`repel` is a pilot through the pipeline (`pilot`), its guide (`measured_guide`) and `repelling`,
+each of which can be had alone. `renewing` lets DDIM add noise back in the window, where guidance
+then finds more.
 
 `denoiser_of` goes the other way: a pipeline with its conditioning as `denoise(x, sigma)`, for the
 sampler, for the window that a pilot measures, and for gradients through the network.
@@ -39,17 +35,18 @@ import math
 from contextlib import contextmanager
 from typing import Any, Callable, Iterator, NamedTuple
 
-import numpy
 import torch
 from torch import Tensor
 
 from diverse_sampling.decisions import Decisions, measure
+from diverse_sampling.defaults import FACTOR, NUM_STEPS
 from diverse_sampling.denoiser import Denoiser
 from diverse_sampling.errors import reject
-from diverse_sampling.guidance import ParticleGuidance
-from diverse_sampling.integrate import karras_sigmas
+from diverse_sampling.guidance import default_guidance
 from diverse_sampling.noise import ParticleNoise, Stream
 from diverse_sampling.potentials import LogDet, Potential
+from diverse_sampling.predictions import log_sigmas_of, skip_and_out, timestep_of
+from diverse_sampling.steps import karras_sigmas
 
 # Where a scheduler keeps the noise level of its next step.
 TIMESTEP = "alphas_cumprod[timestep], sample scaled to variance 1"
@@ -165,20 +162,11 @@ def _prediction(scheduler, family: str, alpha: float, sigma: float) -> tuple[flo
         kind = "flow_prediction"
     else:
         kind = scheduler.config.prediction_type
-    a = 1 / math.sqrt(1 + sigma**2)
     if family == EDM:
         data = scheduler.config.sigma_data
         out = sigma * data / math.hypot(sigma, data)
         return data**2 / (sigma**2 + data**2), out if kind == "epsilon" else -out
-    if kind == "epsilon":
-        return 1 / alpha, -sigma
-    if kind == "v_prediction":
-        return a * a / alpha, -a * sigma
-    if kind == "sample":
-        return 0.0, 1.0
-    if kind == "flow_prediction":
-        return 1.0, -alpha * sigma
-    reject("prediction_type", kind, "'epsilon', 'v_prediction', 'sample', 'flow_prediction'")
+    return skip_and_out(kind, alpha, sigma)
 
 
 # ---------------------------------------------------------------- sets in a pipeline
@@ -386,9 +374,7 @@ class PipelineDenoiser:
         self.family = _family(pipe.scheduler)
         self.encoded: dict[tuple, Any] = {}
         if self.family in (TIMESTEP, PRESERVING, EXPLODING):
-            alpha_bar = pipe.scheduler.alphas_cumprod.double()
-            alpha_bar = alpha_bar[alpha_bar > 0]
-            self.log_sigmas = ((1 - alpha_bar) / alpha_bar).log().cpu().numpy() / 2  # (T,), rising
+            self.log_sigmas = log_sigmas_of(pipe.scheduler.alphas_cumprod)
         self.prompts = self._prompts()
         self.sigma_min, self.sigma_max = self._range()
         with torch.no_grad():
@@ -417,7 +403,7 @@ class PipelineDenoiser:
             return sigma / (1 + sigma) * self.pipe.scheduler.config.num_train_timesteps
         if self.family == EDM:
             return math.log(sigma) / 4
-        return float(numpy.interp(math.log(sigma), self.log_sigmas, range(len(self.log_sigmas))))
+        return timestep_of(sigma, self.log_sigmas)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         level = float(sigma)
@@ -509,7 +495,7 @@ def denoiser_of(pipe, **call) -> PipelineDenoiser:
 
 
 def pilot(
-    denoise: PipelineDenoiser, *, particles: int = 8, num_steps: int = 22, seed: int = 0
+    denoise: PipelineDenoiser, *, particles: int = 8, num_steps: int = NUM_STEPS, seed: int = 0
 ) -> Decisions:
     """At which noise levels it is decided what a pipeline's samples show, measured on one set.
 
@@ -522,36 +508,54 @@ def pilot(
     Returns the curve: its `window()` and `undecided` are those of a guide. Raises ValueError if the
     samples are all alike.
     """
-    sigmas = karras_sigmas(num_steps, denoise.sigma_min, denoise.sigma_max, rho=7.0)
+    sigmas = karras_sigmas(num_steps, denoise.sigma_min, denoise.sigma_max)
     sets, members = range(denoise.prompts), range(particles)
     noise = ParticleNoise(seed, sets, members, denoise.shape, denoise.device, Stream.PILOT)
-    with torch.no_grad():
-        return measure(denoise, noise() * sigmas[0], sigmas, from_lowest=True)
+    return measure(denoise, noise() * sigmas[0], sigmas, from_lowest=True)
 
 
 def measured_guide(
-    decided: Decisions,
+    decisions: Decisions,
     *,
-    factor: float = 1.5,
+    factor: float = FACTOR,
     potential: Potential = LogDet(),
     features: Callable[[Tensor], Tensor] | None = None,
 ) -> Guide:
-    """Particle guidance on the denoised images in the window that a pilot measured.
+    """The default guidance (`guidance.default_guidance`), without gradients, in a measured window.
 
-    Its push is in units of the drift that denoises, which every space of latents has: at factor 1
-    their ratio is sqrt(2) per pixel. It fades as less is left undecided. An exact denoiser bears 3;
-    the less a network knows of what lies beside its data, the sooner samples leave it. `features`
-    is what particles are compared by, as in `ParticleGuidance`.
+    An exact denoiser bears twice the default factor; the less a network knows of what lies beside
+    its data, the sooner samples leave it. `features` is what particles are compared by, as in
+    `ParticleGuidance`.
     """
-    low, high = decided.window()
     return functools.partial(
-        ParticleGuidance,
+        default_guidance,
+        decisions=decisions,
+        factor=factor,
         potential=potential,
         features=features,
-        factor=factor,
-        space="denoised",
-        strength="drift",
-        sigma_min=low,
-        sigma_max=high,
-        fade=decided.undecided,
+        gradients=False,
     )
+
+
+@contextmanager
+def repel(
+    pipe, *, particles: int, factor: float = FACTOR, decisions: Decisions | None = None, **call
+) -> Iterator[Decisions]:
+    """Within this context, the pictures that a pipeline draws of one prompt repel each other.
+
+    Arguments:
+        pipe: the pipeline, with one of SCHEDULERS
+        particles: pictures in a set, consecutive in the batch: its `num_images_per_prompt`
+        factor: strength; 0 changes nothing
+        decisions: what an earlier context gave; None: a pilot through the pipeline measures it, of
+            as many unguided pictures as there are in a set
+        call: what the pilot calls the pipeline with: prompt, guidance_scale, height, ...
+
+    Gives the decisions. Raises SettingError for a scheduler that cannot be guided, ValueError if
+    the pilot's samples are all alike.
+    """
+    if decisions is None:
+        decisions = pilot(denoiser_of(pipe, **call), particles=particles)
+    guide = measured_guide(decisions, factor=factor)
+    with repelling(pipe.scheduler, guide, particles=particles):
+        yield decisions

@@ -16,7 +16,10 @@ def kmedoids(samples: Tensor, keep: int) -> Tensor:
     They are those with the smallest sum of L2 distances of all samples to their nearest medoid, as
     found by FasterPAM (Schubert & Rousseeuw 2021). samples (G, B, ...) -> (G, keep) int64.
     """
-    import kmedoids as library
+    try:
+        import kmedoids as library
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("medoids need FasterPAM: pip install kmedoids") from error
 
     flat = samples.flatten(2)
     chosen = []

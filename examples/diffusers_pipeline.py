@@ -1,6 +1,6 @@
 """Diverse sets from a diffusers pipeline whose modes can be counted, by two routes.
 
-    pip install -r requirements-bench.txt
+    pip install -e ".[dev]"
     python examples/diffusers_pipeline.py
 
 A tiny UNet2DModel learns eight images, a blob at one of eight places, by predicting v. A pilot
@@ -42,9 +42,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from config import Count, Seed, build  # noqa: E402
 from diverse_sampling.denoiser import to_model_range, to_unit_range  # noqa: E402
 from diverse_sampling.guidance import ParticleGuidance  # noqa: E402
-from diverse_sampling.integrate import integrate, window_schedule  # noqa: E402
 from diverse_sampling.pipelines import denoiser_of, measured_guide, pilot, renewing, repelling  # noqa: E402
 from diverse_sampling.potentials import LogDet  # noqa: E402
+from diverse_sampling.steps import integrate, window_schedule  # noqa: E402
 from lab.command_line import make_parser, run_folder  # noqa: E402
 from lab.experiments import interval  # noqa: E402
 from lab.metrics import expected_modes_iid, mean_interval  # noqa: E402
@@ -54,7 +54,7 @@ SIDE = 8
 NOISE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 # Strengths of the guidance: in the pipeline and in the pipeline with new noise, in units of the
 # drift that denoises; in our sampler, in units of the joint density.
-FACTOR, RENEWED_FACTOR, SAMPLER_FACTOR = 1.5, 4.0, 3.0
+FACTOR, RENEWED_FACTOR, SAMPLER_FACTOR = 3.0, 8.0, 3.0
 # Share of new noise in the window, standard deviation over that of all noise.
 RENEWED = 0.7
 
@@ -195,12 +195,11 @@ def routes(
             fade=decided.undecided,
         )
         bounds = dict(sigma_min=denoise.sigma_min, sigma_max=denoise.sigma_max)
-        schedule = window_schedule(settings.num_steps, window, churn=0.3, rho=7.0, **bounds)
+        schedule = window_schedule(window, settings.num_steps, **bounds)
         shape = (settings.num_sets, settings.particles, *denoise.shape)
         generator = torch.Generator().manual_seed(settings.seed)
         noise = lambda: torch.randn(shape, generator=generator).to(denoise.device)
-        with torch.no_grad():
-            return integrate(guided, noise() * denoise.sigma_max, schedule, noise=noise).cpu()
+        return integrate(guided, noise() * denoise.sigma_max, schedule, noise=noise).cpu()
 
     return {
         "DDIM": partial(pipeline, None, 0.0),

@@ -1,6 +1,6 @@
 """Our digits as a pipeline in diffusers' format, saved, loaded from its folder, and guided.
 
-    pip install -r requirements-bench.txt
+    pip install -e ".[dev]"
     python examples/digits_pipeline.py
 
 The network of `checkpoints/centered.safetensors`, which `train.py --config configs/centered.yaml`

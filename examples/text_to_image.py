@@ -1,6 +1,6 @@
 """Sets of pictures for a prompt that differ, from a text-to-image pipeline of diffusers.
 
-    pip install -r requirements-bench.txt transformers
+    pip install -e ".[lab,diffusers]" transformers
     python examples/text_to_image.py --model MODEL --prompt "a house by the sea" --particles 4
 
 MODEL is a directory in the format of diffusers, or a name on the Hugging Face hub; only safetensors
@@ -40,7 +40,7 @@ class PictureSettings:
     """what the pictures show"""
     particles: Count = 4
     """pictures in a set, at least 2"""
-    factor: NonNegative = 1.5
+    factor: NonNegative = 3.0
     """strength of the guidance, in units of the drift that denoises; 0: none"""
     num_steps: Count = 30
     """steps of the pipeline"""

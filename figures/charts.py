@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from config import SamplerSettings
-from diverse_sampling.integrate import karras_sigmas
+from diverse_sampling.steps import karras_sigmas
 from figures.drawing import (
     BLUE,
     COLOURS,

@@ -18,8 +18,8 @@ from tqdm import tqdm
 from config import DigitSettings, SamplerSettings, WorldSettings, build
 from data_loader import load_world
 from diverse_sampling.errors import SettingError, reject
-from diverse_sampling.integrate import karras_sigmas, window_schedule
 from diverse_sampling.noise import set_generator
+from diverse_sampling.steps import karras_sigmas, window_schedule
 from figures import charts, report, sheets
 from figures.drawing import Figure, Picture
 from figures.traces import trace
@@ -151,8 +151,8 @@ def decision_curve(run: str) -> charts.DecisionCurve:
     if s.sampler == "window":
         low, high = window = result["window"]
         sigmas = window_schedule(
-            2 * s.num_steps - 1,
             (low, high),
+            2 * s.num_steps - 1,
             s.window_churn,
             sigma_min=s.sigma_min,
             sigma_max=s.sigma_max,

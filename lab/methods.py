@@ -16,8 +16,8 @@ from config import EvaluationSettings, SamplerSettings, build, record
 from diverse_sampling.decisions import Decisions
 from diverse_sampling.denoiser import Denoiser, to_unit_range
 from diverse_sampling.errors import reject
-from diverse_sampling.integrate import Schedule, edm_schedule, karras_sigmas, window_schedule
 from diverse_sampling.method import ANSWERS, CONDITION, FOLDERS, STRENGTH, Method, Sets, find
+from diverse_sampling.steps import Schedule, edm_schedule, karras_sigmas, window_schedule
 from lab.classifier import Classifier
 
 
@@ -110,8 +110,8 @@ def make_schedule(s: SamplerSettings, decisions: Decisions | None) -> Schedule:
     """The steps that the settings of the sampler ask for."""
     if s.sampler == "window":
         return window_schedule(
-            2 * s.num_steps - 1,
             window(s, decisions),
+            2 * s.num_steps - 1,
             s.window_churn,
             sigma_min=s.sigma_min,
             sigma_max=s.sigma_max,

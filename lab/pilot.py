@@ -17,8 +17,8 @@ import torch
 from config import EvaluationSettings, SamplerSettings
 from diverse_sampling import decisions
 from diverse_sampling.decisions import Decisions, measure
-from diverse_sampling.integrate import karras_sigmas
 from diverse_sampling.noise import Stream
+from diverse_sampling.steps import karras_sigmas
 from lab.records import sha256_of
 from lab.tasks import Task
 from model import EDMDenoiser

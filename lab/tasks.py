@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from diverse_sampling.denoiser import Denoiser, to_model_range, to_unit_range
-from diverse_sampling.exact import posterior_mean
-from diverse_sampling.guidance import joint_weights
+from diverse_sampling.exact import exact_denoiser
 from diverse_sampling.noise import set_generator
 from lab import checkpoint
 from lab.classifier import Classifier, judged
@@ -100,7 +99,7 @@ class Task:
             answers, priors = answers[:, possible], priors[..., possible]
         images = self.to_model(answers, device)  # (G', k, C, H, W)
         log_prior = priors.log().float().to(device)
-        return _posterior_mean_of(images, log_prior, joint=joint)
+        return exact_denoiser(images, log_prior, joint=joint)
 
     def priors(self, sets: Tensor) -> Tensor:
         """The prior of each right answer: (k,), or (G', k) where sets differ. float64."""
@@ -299,7 +298,7 @@ class MixtureTask(Task):
     def exact_denoiser(self, sets, device, joint=False):
         centres = self.world.centres.to(device).view(1, -1, 1, 1, 2)
         centres = centres.expand(len(sets), -1, -1, -1, -1)
-        return _posterior_mean_of(centres, sd=self.world.sd, joint=joint)
+        return exact_denoiser(centres, sd=self.world.sd, joint=joint)
 
     def to_samples(self, x):
         return x[:, :, 0].cpu()
@@ -325,21 +324,6 @@ class MixtureTask(Task):
             largest_distance_sd=float(distance.max() / self.world.sd),
         )
         return metrics, modes
-
-
-def _posterior_mean_of(
-    images: Tensor, log_prior: Tensor | None = None, sd: float = 0.0, *, joint: bool
-) -> Denoiser:
-    """The exact denoiser of images (G', k, C, H, W), of each particle alone or of whole sets."""
-    if not joint:
-        return lambda x, sigma: posterior_mean(x, sigma, images, log_prior, sd)
-    images = images.double()
-
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        means = posterior_mean(x.double(), sigma, images, log_prior, sd, weights=joint_weights)
-        return means.to(x)
-
-    return denoise
 
 
 def _shuffled(total: int, number: int, seed: int) -> Tensor:

@@ -21,11 +21,11 @@ from diverse_sampling.guidance.rivals.oscar import Volume, across
 from diverse_sampling.guidance.rivals.reference import Reference
 from diverse_sampling.guidance.rivals.rke import RKE
 from diverse_sampling.guidance.rivals.variance import Variance
-from diverse_sampling.integrate import edm_schedule, integrate, karras_sigmas
 from diverse_sampling.method import KEPT, find, names
 from diverse_sampling.noise import set_generator
 from diverse_sampling.potentials import POTENTIALS, RBF, Bandwidth, UnsquaredRBF
 from diverse_sampling.selection import most_distant
+from diverse_sampling.steps import edm_schedule, integrate, karras_sigmas
 
 SIGMA = torch.tensor(1.0, dtype=torch.float64)
 D = 6  # numbers in a particle

@@ -12,8 +12,8 @@ from diverse_sampling import decisions
 from diverse_sampling.decisions import Decisions
 from diverse_sampling.denoiser import to_model_range
 from diverse_sampling.errors import SettingError
-from diverse_sampling.integrate import karras_sigmas
 from diverse_sampling.noise import ParticleNoise, Stream
+from diverse_sampling.steps import karras_sigmas
 from lab import assemble, methods, pilot
 
 SIGMAS = karras_sigmas(22, 0.002, 80.0, 7.0)

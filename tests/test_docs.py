@@ -11,6 +11,7 @@ import torch
 import yaml
 from conftest import ROOT
 from programs import Program
+from test_code import FILES
 
 import evaluate
 from config import EvaluationSettings, ExperimentSettings, TrainingSettings
@@ -24,7 +25,9 @@ PAGES = [
     for folder in (".", "docs")
     for path in sorted((ROOT / folder).glob("*.md"))
 ]
-MODULES = sorted([*ROOT.glob("*.py"), *(ROOT / "guidance").glob("*.py")])
+MODULES = [
+    path for path in FILES if path.parent.name not in ("tests", "benchmarks", "docs", "examples")
+]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guidance.md").read_text(), flags=re.S)
 
 
@@ -89,6 +92,8 @@ def test_every_link_and_file_name_leads_somewhere(path):
         to = page.parent / name if name else page
         assert to.exists(), target
         assert not anchor or anchor in anchors(to), target
+    if path == "CHANGELOG.md":  # it names files of earlier versions
+        return
     written_here = set(re.findall(r"```python\n# (\w+\.py)\n", text))
     for name in set(re.findall(r"`([a-z_]+\.py)`", text)) - written_here - FILES_OF_THE_THESIS:
         assert (ROOT / name).is_file(), name

@@ -12,9 +12,9 @@ from diverse_sampling.guidance.rivals.eddy import Eddy
 from diverse_sampling.guidance.rivals.oscar import Volume, across
 from diverse_sampling.guidance.rivals.reference import Reference, StageHere
 from diverse_sampling.guidance.rivals.variance import Variance
-from diverse_sampling.integrate import edm_sampler, karras_sigmas
 from diverse_sampling.noise import ParticleNoise
 from diverse_sampling.potentials import POTENTIALS, RBF, Bandwidth
+from diverse_sampling.steps import edm_sampler, karras_sigmas
 from lab.metrics import mixture_modes, mode_metrics
 
 KERNELS = sorted(POTENTIALS)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from diverse_sampling.exact import posterior_mean
-from diverse_sampling.integrate import (
+from diverse_sampling.noise import ParticleNoise
+from diverse_sampling.steps import (
     Schedule,
     edm_sampler,
     edm_schedule,
@@ -12,7 +13,6 @@ from diverse_sampling.integrate import (
     karras_sigmas,
     window_schedule,
 )
-from diverse_sampling.noise import ParticleNoise
 
 
 def gaussian_denoiser(mean: float, sd: float):
@@ -185,7 +185,7 @@ def test_edms_schedule_is_its_algorithm_2():
 
 
 def window(calls, low=2.0, high=20.0, churn=0.3) -> Schedule:
-    return window_schedule(calls, (low, high), churn, sigma_min=0.002, sigma_max=80.0, rho=7.0)
+    return window_schedule((low, high), calls, churn)
 
 
 @pytest.mark.parametrize("low, high", [(2.0, 20.0), (0.01, 79.0), (0.0021, 0.003), (19.0, 20.0)])

@@ -14,9 +14,9 @@ from torch import nn
 from diverse_sampling.decisions import measure
 from diverse_sampling.errors import SettingError
 from diverse_sampling.guidance import ParticleGuidance
-from diverse_sampling.integrate import karras_sigmas
-from diverse_sampling.pipelines import denoiser_of, measured_guide, pilot, renewing, repelling
+from diverse_sampling.pipelines import denoiser_of, pilot, renewing, repel, repelling
 from diverse_sampling.potentials import LogDet
+from diverse_sampling.steps import karras_sigmas
 
 diffusers = pytest.importorskip("diffusers")
 # Of numpy, about how two schedulers call it.
@@ -630,9 +630,12 @@ def test_a_measured_guide_finds_more_places_through_a_real_pipeline(exact_pipe):
         return 2 * torch.as_tensor(images).permute(0, 3, 1, 2).unflatten(0, (-1, 8)) - 1
 
     plain, _ = places(sets())
-    with repelling(exact_pipe.scheduler, measured_guide(decided), particles=8):
+    with repel(exact_pipe, particles=8, decisions=decided):
         guided, shown = places(sets())
     assert guided > plain + 1.5 and shown >= 0.97
+    with repel(exact_pipe, particles=16) as measured:  # by a pilot of its own
+        assert measured == decided
+    assert "step" not in vars(exact_pipe.scheduler)
 
 
 # ---------------------------------------------------------------- other libraries

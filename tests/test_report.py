@@ -12,7 +12,7 @@ from conftest import slow_but
 
 import evaluate
 import visualize
-from diverse_sampling.integrate import karras_sigmas
+from diverse_sampling.steps import karras_sigmas
 from lab import assemble
 
 EXACT = [

@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 sys.path.insert(0, str(ROOT / "examples"))
 
 import diffusers  # noqa: E402
-import test_adapter  # noqa: E402
+import test_pipelines  # noqa: E402
 import text_to_image as example  # noqa: E402
 
 
@@ -42,13 +42,13 @@ def model(tmp_path_factory):
         pad_token_id=1,
     )
     pipe = diffusers.StableDiffusionPipeline(
-        unet=test_adapter.unet(),
-        vae=test_adapter.vae(),
-        scheduler=diffusers.DDIMScheduler(**test_adapter.UNCLIPPED, steps_offset=1),
+        unet=test_pipelines.unet(),
+        vae=test_pipelines.vae(),
+        scheduler=diffusers.DDIMScheduler(**test_pipelines.UNCLIPPED, steps_offset=1),
         tokenizer=tokenizer,
         text_encoder=transformers.CLIPTextModel(text),
         requires_safety_checker=False,
-        **test_adapter.without("safety_checker", "feature_extractor"),
+        **test_pipelines.without("safety_checker", "feature_extractor"),
     )
     pipe.save_pretrained(folder / "pipeline")
     return str(folder / "pipeline")
@@ -58,7 +58,7 @@ SHORT = "--prompt house --num_steps 8 --pilot_steps 4".split()
 
 
 # Without classifier-free guidance, which drives random weights into saturated pictures.
-STRONG = ["--factor", "12", "--guidance_scale", "1"]
+STRONG = ["--factor", "24", "--guidance_scale", "1"]
 
 
 def scores(out):
@@ -74,6 +74,14 @@ def test_the_example_draws_both_sets(model, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_the_snippet_of_the_readme_draws_a_set(model):
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    (snippet,) = [each for each in snippets if "diffusers" in each]
+    names: dict = {}
+    exec(snippet.replace("some/model", str(model)), names)
+    assert len(names["images"]) == 4
+
+
 def test_at_no_strength_both_sets_are_one(model, tmp_path, capsys):
     flow = ["--factor", "0", "--guidance_scale", "2", "--image_size", "16"]
     example.main(["--model", model, *SHORT, "--outdir", str(tmp_path), *flow])

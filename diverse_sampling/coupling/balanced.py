@@ -9,10 +9,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from diverse_sampling.denoiser import Denoiser
-from diverse_sampling.integrate import Schedule, integrate
 from diverse_sampling.method import KEPT, Method, Sets
 from diverse_sampling.noise import Stream
 from diverse_sampling.selection import kmedoids
+from diverse_sampling.steps import Schedule, integrate
 
 LLOYD_ROUNDS = 5  # of balanced k-means; more change few of the groups
 PREVIEW_CALLS = 3  # of the denoiser for each candidate

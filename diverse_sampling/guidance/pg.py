@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from diverse_sampling.decisions import Decisions
+from diverse_sampling.defaults import CHURN, FACTOR
 from diverse_sampling.denoiser import Denoiser
 from diverse_sampling.guidance.base import LARGEST, Guided, finite
 from diverse_sampling.method import BACKWARD, PILOT, Method, Sets
@@ -212,9 +213,10 @@ def default_guidance(
     denoise: Denoiser,
     decisions: Decisions | None,
     *,
-    factor: float = 3.0,
+    factor: float = FACTOR,
     potential: Potential = LogDet(),
-    churn: float = 0.3,
+    gradients: bool = True,
+    churn: float = CHURN,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     memory: Tensor | None = None,
@@ -222,13 +224,14 @@ def default_guidance(
 ) -> ParticleGuidance:
     """Particle guidance while it is still undecided what particles become.
 
-    It repels by the log-determinant of the kernel matrix of the D(x), through the denoiser, in the
-    unit `joint`: one factor from 1 to 5 is good for sets of any size in any world.
+    It repels by the log-determinant of the kernel matrix of the D(x): through the denoiser, in the
+    unit `joint`, or without gradients, in the window alone and in units of the drift.
 
     Arguments:
         denoise: the denoiser D to wrap
         decisions: where it is decided what a sample shows; None if both noise levels are given
         factor, potential: as in `ParticleGuidance`
+        gradients: whether the denoiser can be differentiated
         churn: the noise that the sampler adds back in the window, in units of its noise level
         sigma_min: smallest noise level at which guidance acts; None: it fades as less is undecided
         sigma_max: largest one; None: the window's largest level, with the noise that is added back
@@ -237,6 +240,20 @@ def default_guidance(
         memory, others: as in `ParticleGuidance`
     """
     fade = None
+    if not gradients:
+        assert decisions is not None
+        low, high = decisions.window()
+        sigma_min, sigma_max = sigma_min or low, sigma_max or high
+        others |= dict(space="denoised", strength="drift", fade=decisions.undecided)
+        return ParticleGuidance(
+            denoise,
+            potential,
+            factor=factor / 2,
+            sigma_min=sigma_min,
+            sigma_max=sigma_max,
+            memory=memory,
+            **others,
+        )
     if sigma_max is None and memory is None:
         assert decisions is not None
         sigma_max = decisions.window()[1] * (1 + churn)

@@ -22,6 +22,7 @@ from typing import Callable
 import torch
 from torch import Tensor
 
+from diverse_sampling.defaults import CALLS, CHURN, NUM_STEPS, RHO, SIGMA_MAX, SIGMA_MIN
 from diverse_sampling.denoiser import Denoiser
 
 
@@ -70,7 +71,12 @@ def to_d(x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
     return (x - denoised) / sigma
 
 
-def karras_sigmas(num_steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
+def karras_sigmas(
+    num_steps: int = NUM_STEPS,
+    sigma_min: float = SIGMA_MIN,
+    sigma_max: float = SIGMA_MAX,
+    rho: float = RHO,
+) -> Tensor:
     """Noise levels from sigma_max down to sigma_min, then 0 (EDM, equation 5).
 
     Returns (num_steps + 1,) float64 on the CPU.
@@ -105,13 +111,13 @@ CALLS_PER_STEP_BELOW = 6
 
 
 def window_schedule(
-    calls: int,
     window: tuple[float, float],
-    churn: float,
+    calls: int = CALLS,
+    churn: float = CHURN,
     *,
-    sigma_min: float,
-    sigma_max: float,
-    rho: float,
+    sigma_min: float = SIGMA_MIN,
+    sigma_max: float = SIGMA_MAX,
+    rho: float = RHO,
 ) -> Schedule:
     """Most steps between two noise levels, those between which it is decided what a sample shows.
 
@@ -120,8 +126,8 @@ def window_schedule(
     the noise. Below the window follow EDM's steps to 0, corrected.
 
     Arguments:
-        calls: of the denoiser, per particle; at least 3
         window: (smallest, largest) noise level
+        calls: of the denoiser, per particle; at least 3
         churn: gamma of the steps in the window
         sigma_min: last noise level before 0
         sigma_max: first noise level
@@ -146,6 +152,7 @@ def window_schedule(
     return Schedule(sigmas, gammas, corrected)
 
 
+@torch.no_grad()
 def integrate(
     denoise: Denoiser,
     x: Tensor,

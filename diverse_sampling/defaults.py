@@ -1,0 +1,13 @@
+"""Defaults that the library and the command lines share; nothing here imports torch.
+
+Noise levels are standard deviations for images in [-1, 1]; they and rho are EDM's (Karras et al.
+2022, arXiv 2206.00364, table 1).
+"""
+
+NUM_STEPS = 22
+CALLS = 2 * NUM_STEPS - 1  # of the denoiser: a step has two, but for the last
+SIGMA_MIN = 0.002
+SIGMA_MAX = 80.0
+RHO = 7.0
+CHURN = 0.3  # noise that is added back at each step of the window, in units of its noise level
+FACTOR = 3.0  # strength of guidance

@@ -1,0 +1,101 @@
+"""The front door: sets from anyone's denoiser by one call."""
+
+import ast
+import importlib
+import inspect
+
+import pytest
+import torch
+from conftest import ROOT
+
+import diverse_sampling
+from config import SamplerSettings
+from diverse_sampling import karras_sigmas, measure, posterior_mean, sample, window_schedule
+
+
+def places(k: int = 8, side: int = 6):
+    """An exact denoiser of k random images, (its `denoise`, the images)."""
+    images = 2 * torch.rand(k, 1, side, side, generator=torch.Generator().manual_seed(0)) - 1
+
+    def denoise(x, sigma):
+        return posterior_mean(x, sigma, images.expand(len(x), -1, -1, -1, -1))
+
+    return denoise, images
+
+
+def found(samples, images) -> float:
+    """Different images that a set shows, mean over sets."""
+    nearest = torch.cdist(samples.flatten(2), images.flatten(1).expand(len(samples), -1, -1))
+    return sum(len(set(each.tolist())) for each in nearest.argmin(-1)) / len(samples)
+
+
+def test_sets_of_anyones_denoiser_cover_what_independent_ones_miss():
+    denoise, images = places()
+    noise = torch.randn(30, 8, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    generators = [torch.Generator().manual_seed(2) for _ in range(3)]
+    samples = sample(denoise, noise, generator=generators[0])
+    independent = sample(denoise, noise, factor=0.0, generator=generators[1])
+    assert samples.shape == noise.shape and samples.isfinite().all()
+    assert found(samples, images) > 7.6 > 6 > found(independent, images)
+    again = sample(denoise, noise, generator=generators[2])
+    assert torch.equal(samples, again)
+
+
+def test_a_pilot_can_be_used_again_and_calls_are_kept():
+    denoise, _ = places()
+    called = []
+
+    def counting(x, sigma):
+        called.append(x.shape[1])
+        return denoise(x, sigma)
+
+    noise = torch.randn(4, 3, 1, 6, 6)
+    sigmas = karras_sigmas()
+    decisions = measure(denoise, torch.randn(4, 4, 1, 6, 6) * 80, sigmas)
+    sample(counting, noise, calls=15, decisions=decisions)
+    assert called == [3] * 15
+
+
+def test_weights_that_require_gradients_keep_no_graph():
+    net = torch.nn.Conv2d(1, 1, 1)
+    images = places()[0]
+
+    def denoise(x, sigma):
+        return images(x, sigma) + 0 * net(x.flatten(0, 1)).view_as(x)
+
+    noise = torch.randn(2, 2, 1, 6, 6)
+    assert not sample(denoise, noise, calls=9).requires_grad
+    assert not diverse_sampling.edm_sampler(denoise, noise * 80, karras_sigmas(5)).requires_grad
+
+
+def test_everything_that_is_exported_is_there_and_known_to_type_checkers():
+    tree = ast.parse((ROOT / "diverse_sampling" / "__init__.py").read_text())
+    typed = {
+        alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("diverse_sampling.")
+        for alias in node.names
+    }
+    assert sorted(typed) == diverse_sampling.__all__
+    for name, module in typed.items():
+        assert getattr(diverse_sampling, name) is getattr(importlib.import_module(module), name)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        diverse_sampling.nothing
+
+
+def test_the_command_line_has_the_librarys_defaults():
+    settings = SamplerSettings()
+    schedule = inspect.signature(karras_sigmas).parameters
+    for name in ("num_steps", "sigma_min", "sigma_max", "rho"):
+        assert schedule[name].default == getattr(settings, name)
+    window = inspect.signature(window_schedule).parameters
+    assert window["churn"].default == settings.window_churn
+    assert window["calls"].default == 2 * settings.num_steps - 1
+
+
+def test_the_example_prints_what_it_finds(capsys):
+    import runpy
+
+    runpy.run_path(str(ROOT / "examples" / "minimal.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert float(lines[1].split()[-1]) < 5.6 and float(lines[2].split()[-1]) > 7.8
