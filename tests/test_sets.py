@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import json
 
 import pytest
 import torch
@@ -99,3 +100,22 @@ def test_the_example_prints_what_it_finds(capsys):
     runpy.run_path(str(ROOT / "examples" / "minimal.py"), run_name="__main__")
     lines = capsys.readouterr().out.splitlines()
     assert float(lines[1].split()[-1]) < 5.6 and float(lines[2].split()[-1]) > 7.8
+
+
+@pytest.mark.slow
+def test_the_notebook_is_the_example_and_runs(capsys):
+    """Its cells one after the other, as a kernel runs them."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    notebook = json.loads((ROOT / "examples" / "minimal.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    example = ast.parse((ROOT / "examples" / "minimal.py").read_text())
+    for node in example.body:
+        if isinstance(node, ast.FunctionDef) and node.name != "main":
+            assert ast.unparse(node) in ast.unparse(ast.parse(cells[0]))
+    names: dict = {}
+    for cell in cells:
+        exec(cell, names)
+    assert "guided" in capsys.readouterr().out
+    matplotlib.pyplot.close("all")
