@@ -160,7 +160,7 @@ def answers_table(figures: list[dict]) -> str:
         both = [measured[name.format(which)] for which in ("independent", "guided")]
         results = ["<br>".join(row["measured"]) for row in both]
         rows.append([question, thesis, both[0]["expected_iid"] or "–", *results])
-    header = "what a set should contain | thesis, guided | independent, theory | independent"
+    header = "task | thesis, guided | independent, theory | independent"
     return table(f"{header} | guided", rows)
 
 
