@@ -20,6 +20,7 @@ from diverse_sampling.errors import SettingError, reject
 from diverse_sampling.method import option_keys
 from lab import assemble, experiments, records, tracking
 from lab.command_line import (
+    Stopped,
     asks_for_config,
     claim,
     fail,
@@ -249,9 +250,9 @@ def _run_cells(
     """The rows of an experiment; one that is interrupted says how to continue."""
     try:
         return experiments.run(name, preset, shared, outdir, flags)
-    except KeyboardInterrupt as stop:
+    except Stopped as stop:
         done = len(list((outdir / "cells").glob("*.json")))
-        stop.args += (f"{done} finished cells are kept in {outdir}, the same command goes on",)
+        stop.hint = f"{done} finished cells are kept in {outdir}, the same command goes on"
         raise
 
 

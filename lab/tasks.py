@@ -327,6 +327,15 @@ class MixtureTask(Task):
         return metrics, modes
 
 
+def kind_of(world: Any) -> type[Task]:
+    """The class of the task that a world offers."""
+    if isinstance(world, Mixture):
+        return MixtureTask
+    if isinstance(world, OwnFrames):
+        return FramesTask
+    return NextFrame if world.num_cond_frames else UnconditionalDigits
+
+
 def _posterior_mean_of(
     images: Tensor, log_prior: Tensor | None = None, sd: float = 0.0, *, joint: bool
 ) -> Denoiser:
