@@ -64,7 +64,8 @@ def configuration(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     from lab import methods
 
-    below = implied(values, _facts_of(checkpoint_of(values))) | dict(values)
+    path = checkpoint_of(implied(values) | dict(values))
+    below = implied(values, _facts_of(path)) | dict(values)
     return below | methods.options_of(record(GuidanceSettings()) | below, values)
 
 
@@ -105,10 +106,12 @@ def complete(values: Mapping[str, Any]) -> tuple[EvaluationSettings, Path | None
 
     Raises SettingError or FileNotFoundError.
     """
+    # Mistakes answer before a checkpoint is looked for. A checkpoint that is named knows its world.
+    likely = implied(values) | dict(values)
     for group in EvaluationSettings.groups():
-        if group is not WorldSettings:
-            build(group, values)  # before a checkpoint is looked for: these mistakes answer at once
-    path = checkpoint_of(values)
+        if group is not WorldSettings or values.get("checkpoint") is None:
+            build(group, likely)
+    path = checkpoint_of(likely)
     return resolve(values, _facts_of(path))[0], path
 
 
@@ -217,34 +220,25 @@ def implied(values: Mapping[str, Any], facts: Facts = Facts()) -> dict[str, Any]
 
 
 def checkpoint_of(values: Mapping[str, Any]) -> Path | None:
-    """The checkpoint of the values that were given, None for the exact denoiser.
+    """The path of the checkpoint, None for the exact denoiser.
+
+    Without a name it is the shipped one of the world, of its dataset and its p.
+
+    Arguments:
+        values: flat {setting: value}, those that were given and what they imply
 
     Raises SettingError if there is none.
     """
     if values.get("denoiser") == "exact":
         return None
     name = values.get("checkpoint")
-    likely = implied(values) | dict(values)
-    if name is None:
-        # Without a checkpoint of its own the world is known already, and so are its mistakes.
-        build(WorldSettings, likely)
-    return find_checkpoint(name, likely.get("dataset", WorldSettings.dataset), likely.get("p"))
-
-
-def find_checkpoint(name: str | None, dataset: str, p: float | None) -> Path:
-    """The path of a checkpoint. Raises SettingError where there is none.
-
-    Arguments:
-        name: a file, or the name of a shipped checkpoint; None for the one of the world
-        dataset: the world
-        p: the probability of the first direction; None for equal ones
-    """
     if name is not None and Path(name).is_file():
         return Path(name)
     wanted = name
     if wanted is None:
-        wanted = dataset
-        if dataset == "horizontal" and p is None:
+        wanted = values.get("dataset", WorldSettings.dataset)
+        p = values.get("p")
+        if wanted == "horizontal" and p is None:
             p = 0.5
         if p is not None:
             wanted += f"_p{100 * p:.0f}"
@@ -497,15 +491,18 @@ def set_up(
     device = pick_device(settings.run.device)
     set_precision(settings.run.precision)
     set_reproducible(settings.run.reproducible)
+    autocast = use_bfloat16(settings.run.precision, device)
     world: Any = load_world(settings.world, settings.digits, split)
     kind = tasks.kind_of(world)
-    network = None
+    network = classifier = None
     trained: dict[str, Any] = dict(settings={})
     if path is not None:
         network, trained = checkpoint.load_denoiser(path, device)
-        network.autocast = use_bfloat16(settings.run.precision, device)
+        network.autocast = autocast
         if settings.run.compile:
             network.compile_for_any_size()
+    if settings.guidance.pg_features == "classifier" and settings.world.dataset != "mixture":
+        classifier = checkpoint.load_classifier("guide", device)
     notices: list[str] = []
     digits = classes = None
     if settings.world.dataset == "frames":
@@ -526,29 +523,27 @@ def set_up(
 
     task = kind(world, settings.evaluate.num_sets, settings.run.seed)
     task.device = device
-    if settings.guidance.guidance == "joint":
-        _check_optimum(task)
-    classifier = None
-    if settings.guidance.pg_features == "classifier" and settings.world.dataset != "mixture":
-        classifier = checkpoint.load_classifier("guide", device)
-    curve = None
-    pilot_calls = 0
-    if methods.needs_pilot(settings):
-        curve, pilot_calls = pilot.decisions_of(settings, kind, world, network, path, device)
-    chosen_methods = methods.Methods(settings, curve, classifier)
-    sampler = SetSampler(task, settings, device, chosen_methods, network)
+    optimum = methods.named(settings.record()).get("guidance")
+    if optimum is not None and method.ANSWERS in optimum.needs:
+        _check_optimum(task, settings.guidance.guidance)
+    curve, pilot_calls = pilot.decisions_of(settings, kind, world, network, path, device)
+    chosen = methods.Methods(settings, curve, classifier)
+    sampler = SetSampler(task, settings, device, chosen, network)
     return Evaluation(settings, task, sampler, path, pilot_calls, notices)
 
 
-def _check_optimum(task: Task) -> None:
-    """Refuse worlds whose optimum is not known. Raises SettingError."""
+def _check_optimum(task: Task, name: str) -> None:
+    """Refuse a method that needs the answers of each set if they are not known, or too many.
+
+    Raises SettingError.
+    """
     from diverse_sampling.guidance import MOST_MODES
 
     modes = task.world.modes_total if task.answers is None else task.answers.shape[1]
     if modes > MOST_MODES:
-        reject("guidance", "joint", f"any other in a world of more than {MOST_MODES} answers")
+        reject("guidance", name, f"any other in a world of more than {MOST_MODES} answers")
     if task.world.dataset == "frames" and len(set(task.world.data.cases.counts)) > 1:
-        reject("guidance", "joint", "any other where cases have different numbers of answers")
+        reject("guidance", name, "any other where cases have different numbers of answers")
 
 
 def _levels_drawn(

@@ -18,7 +18,7 @@ from diverse_sampling import decisions
 from diverse_sampling.decisions import Decisions, measure
 from diverse_sampling.integrate import karras_sigmas
 from diverse_sampling.noise import Stream
-from lab.methods import Methods
+from lab.methods import Methods, needs_pilot
 from lab.records import sha256_of
 from lab.tasks import Task
 from model import EDMDenoiser
@@ -79,7 +79,7 @@ def decisions_of(
     network: EDMDenoiser | None,
     path: Path | None,
     device: torch.device,
-) -> tuple[Decisions, int]:
+) -> tuple[Decisions | None, int]:
     """Where it is decided what a sample shows, measured by a pilot of a few independent sets.
 
     It is kept beside the checkpoint, and read from there the next time. It depends on the network,
@@ -93,8 +93,11 @@ def decisions_of(
         network: the trained denoiser, None for the exact one
         device: where it computes
 
-    Returns (the curve, the network calls that it took, of all particles together).
+    Returns (the curve, None if the settings leave nothing to it; the network calls that it took, of
+    all particles together).
     """
+    if not needs_pilot(settings):
+        return None, 0
     sets, particles = PILOT
     most = kind.most_sets(world)
     sampler = settings.sampler
