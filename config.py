@@ -5,7 +5,8 @@ in the record of a run. The command lines share these groups. Precedence, weakes
 defaults here, the world that a checkpoint was trained in (evaluate.py) or the run that is continued
 (train.py), `--config` files, flags.
 
-Nothing here imports torch, so that `--help` and mistakes answer at once.
+A settings object never changes: what was given becomes final settings in lab/assemble.py and in
+train.py. Nothing here imports torch, so that `--help` and mistakes answer at once.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 from argparse import Namespace
 from collections import abc
-from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass, replace
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -204,7 +205,7 @@ def rare(default: Any) -> Any:
 Dataset = Literal["centered", "free", "circle_jumping", "horizontal", "mixture", "frames"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class WorldSettings:
     """World"""
 
@@ -250,10 +251,12 @@ class WorldSettings:
 
     def __post_init__(self):
         name = self.dataset
-        if self.num_cond_frames is None:
-            self.num_cond_frames = {"centered": 0, "circle_jumping": 1, "frames": 1}.get(name, 3)
-        if self.seq_len is None:
-            self.seq_len = {"centered": 1, "circle_jumping": 2}.get(name, 16)
+        conditioning = {"centered": 0, "circle_jumping": 1, "frames": 1}.get(name, 3)
+        length = {"centered": 1, "circle_jumping": 2}.get(name, 16)
+        for key, implied in dict(num_cond_frames=conditioning, seq_len=length).items():
+            if getattr(self, key) is None:
+                object.__setattr__(self, key, implied)  # while it is built; it is frozen after that
+        assert self.seq_len is not None and self.num_cond_frames is not None
         if self.seq_len <= self.num_cond_frames:
             reject("seq_len", self.seq_len, f"more than num_cond_frames = {self.num_cond_frames}")
         if (name == "frames") != (self.frames is not None):
@@ -280,7 +283,7 @@ class WorldSettings:
             )
 
 
-@dataclass
+@dataclass(frozen=True)
 class DigitSettings:
     """Digits"""
 
@@ -293,7 +296,7 @@ class DigitSettings:
     """seconds without an answer after which a download is given up"""
 
 
-@dataclass
+@dataclass(frozen=True)
 class ModelSettings:
     """Model"""
 
@@ -326,7 +329,7 @@ class ModelSettings:
         return self.patch_size * 2 ** (len(self.channels) - 1)
 
 
-@dataclass
+@dataclass(frozen=True)
 class OptimizationSettings:
     """Training"""
 
@@ -379,7 +382,7 @@ class OptimizationSettings:
             reject("p_std", self.p_std, "at most 10")
 
 
-@dataclass
+@dataclass(frozen=True)
 class TaskSettings:
     """Evaluation"""
 
@@ -391,8 +394,9 @@ class TaskSettings:
     shipped for the dataset)"""
     denoiser: Literal["trained", "exact"] = "trained"
     """trained: the network; exact: the posterior mean over the world's correct answers"""
-    num_sets: Count = 32
-    """number of sets, each with a test digit of its own"""
+    num_sets: Optional[Count] = 32
+    """number of sets, each with a test digit of its own (null: one for each test condition, as
+    with answers none)"""
     batch_size: Count = 8
     """particles in a set"""
     rollout: Count = 1
@@ -400,7 +404,7 @@ class TaskSettings:
     from its own"""
 
 
-@dataclass
+@dataclass(frozen=True)
 class SamplerSettings:
     """Sampler"""
 
@@ -452,7 +456,7 @@ class SamplerSettings:
             reject("s_churn", self.s_churn, "0.0 with sampler window, or sampler edm")
 
 
-@dataclass
+@dataclass(frozen=True)
 class GuidanceSettings:
     """Guidance"""
 
@@ -532,7 +536,7 @@ class GuidanceSettings:
                 reject("sequential", self.sequential, "1 with group_of, which has no memory")
 
 
-@dataclass
+@dataclass(frozen=True)
 class ExperimentSettings:
     """Experiment"""
 
@@ -543,7 +547,7 @@ class ExperimentSettings:
     """number of sets in each cell of the experiment: few, or as many as narrow intervals need"""
 
 
-@dataclass
+@dataclass(frozen=True)
 class RunSettings:
     """Run"""
 
@@ -565,7 +569,7 @@ class RunSettings:
     """directory for the results (null: a new one in runs/)"""
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrackingSettings:
     """Tracking"""
 
@@ -602,13 +606,23 @@ class _Groups:
         """
         return cls(*(build(group, values) for group in cls.groups()))
 
+    def changed(self, **values: Any) -> Self:
+        """The same with other values of some settings. Raises SettingError as `from_values`."""
+        made = {}
+        for f in fields(self):  # type: ignore[arg-type]
+            group = getattr(self, f.name)
+            if is_dataclass(group):
+                own = {each.name for each in fields(group)} & set(values)
+                made[f.name] = replace(group, **{key: values[key] for key in own})  # type: ignore
+        return replace(self, **made)  # type: ignore[type-var]
+
     def record(self) -> dict[str, Any]:
         """The flat dictionary {setting: value} that config.yaml and checkpoints hold."""
         groups = (getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
         return record(*(group for group in groups if not isinstance(group, dict)))
 
 
-@dataclass
+@dataclass(frozen=True)
 class EvaluationSettings(_Groups):
     """All settings that decide what an evaluation computes."""
 
@@ -626,7 +640,7 @@ class EvaluationSettings(_Groups):
         return super().record() | self.options
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainingSettings(_Groups):
     """All settings of a training."""
 

@@ -20,6 +20,7 @@ from diverse_sampling.errors import SettingError, reject
 from diverse_sampling.method import option_keys
 from lab import assemble, experiments, records, tracking
 from lab.command_line import (
+    Stopped,
     asks_for_config,
     claim,
     fail,
@@ -223,7 +224,12 @@ def run_experiment(values: dict[str, Any], flags: list[str]) -> None:
         config = dict(experiment=name, preset=preset, flags=" ".join(flags))
         tracker = tracking.start(build(TrackingSettings, values), outdir, config, continued=True)
         with tracker:
-            rows = _run_cells(name, preset, shared, outdir, flags)
+            try:
+                rows = experiments.run(name, preset, shared, outdir, flags)
+            except Stopped as stop:
+                done = len(list((outdir / "cells").glob("*.json")))
+                stop.hint = f"{done} finished cells are kept in {outdir}, the same command goes on"
+                raise
             if this_process()[0] > 0:
                 return
             from figures.drawing import save
@@ -241,18 +247,6 @@ def run_experiment(values: dict[str, Any], flags: list[str]) -> None:
             print(f"written to {path}")
     except (SettingError, FileNotFoundError, ValueError) as error:
         fail(str(error))
-
-
-def _run_cells(
-    name: str, preset: str, shared: dict[str, Any], outdir: Path, flags: list[str]
-) -> list[dict[str, Any]]:
-    """The rows of an experiment; one that is interrupted says how to continue."""
-    try:
-        return experiments.run(name, preset, shared, outdir, flags)
-    except KeyboardInterrupt as stop:
-        done = len(list((outdir / "cells").glob("*.json")))
-        stop.args += (f"{done} finished cells are kept in {outdir}, the same command goes on",)
-        raise
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -7,7 +7,7 @@ i): neither depends on what is sampled beside it, nor on the chunks.
 from __future__ import annotations
 
 from functools import partial
-from typing import Callable, Sequence
+from typing import Any, Callable, Protocol, Sequence
 
 import torch
 from torch import Tensor
@@ -21,16 +21,57 @@ from diverse_sampling.method import Sets
 from diverse_sampling.noise import ParticleNoise, Stream, set_generator
 from diverse_sampling.selection import kmedoids, most_distant
 from diverse_sampling.steps import Schedule, integrate
-from lab import methods
-from lab.classifier import Classifier
-from lab.tasks import Task
 from model import EDMDenoiser
 
 # At most, in one network call. On a CPU, larger calls are no faster; a GPU's kernels of attention
 # take fewer than 65,536 images.
 PARTICLES_PER_CALL = dict(cpu=256, cuda=32768)
 
-Callback = Callable[[dict], None]  # sees every step of the sampler, see sampler.edm_sampler
+Callback = Callable[[dict], None]  # sees every step of the sampler, see `integrate`
+
+
+class Task(Protocol):
+    """What sets are sampled for, of which `lab/tasks.py` has several."""
+
+    world: Any
+    num_sets: int
+    labels: Tensor | None
+
+    def exact_denoiser(self, sets: Tensor, device: torch.device, joint: bool = False) -> Denoiser:
+        """The mean over the right answers of some sets, or that of the most diverse sets."""
+
+    def condition(self, sets: Tensor, device: torch.device) -> Tensor | None:
+        """The conditioning frames of some sets (G, Cc, H, W) in [-1, 1], None without."""
+
+    def to_samples(self, x: Tensor) -> Tensor:
+        """What the sampler returns (G, B, C, H, W) as samples (G, B, H, W)."""
+
+    def to_model(self, samples: Tensor, device: torch.device) -> Tensor:
+        """The inverse of `to_samples`."""
+
+    def comparable(self, samples: Tensor) -> Tensor:
+        """Samples as numbers that can be subtracted."""
+
+
+class Methods(Protocol):
+    """Guidance, noise and steps of a run, as `lab/methods.py` makes them from settings."""
+
+    schedule: Schedule
+    decisions: Decisions | None
+    features: Callable[[Tensor], Tensor] | None
+    candidates: int
+
+    def guided(self, sets: Sets) -> Denoiser:
+        """The denoiser of some sets with guidance."""
+
+    def start(self, sets: Sets, noise: Callable[[], Tensor], particles: int) -> Tensor:
+        """Starting noise of some sets (G, particles, C, H, W)."""
+
+    def churn(self, sets: Sets, noise: Callable[[], Tensor]) -> Tensor:
+        """The noise that is added back at a step (G, B, C, H, W)."""
+
+    def position(self, sigma: float) -> float:
+        """Where a noise level lies in the schedule: 0 at its smallest, 1 at its largest."""
 
 
 class SetSampler:
@@ -41,13 +82,12 @@ class SetSampler:
         settings: of the evaluation; what is read here are `evaluate`, `sampler`, `guidance` and
             `run.seed`
         device: where the denoiser computes
+        methods: guidance, noise and steps
         network: the trained denoiser; None for the exact one, the mean over the right answers
-        feature_classifier: the classifier whose features are compared, where guidance asks for it
-        decisions: where it is decided what a sample shows; None where the settings do not ask for
-            it (`pilot.needs_decisions`)
 
     Attributes:
         schedule: the steps of the sampler
+        decisions: where it is decided what a sample shows; None if the methods do not ask for it
         particle_shape: (C, H, W)
         calls: what sampling has cost so far
     """
@@ -57,23 +97,20 @@ class SetSampler:
         task: Task,
         settings: EvaluationSettings,
         device: torch.device,
+        methods: Methods,
         network: EDMDenoiser | None = None,
-        feature_classifier: Classifier | None = None,
-        decisions: Decisions | None = None,
     ):
         self.task = task
         self.settings = settings
         self.device = device
         self.network = network
-        self.feature_classifier = feature_classifier
         self.seed = settings.run.seed
         self.batch_size = settings.evaluate.batch_size
-        self.decisions = decisions
-        self.methods = methods.Methods(settings)
-        self.schedule = methods.make_schedule(settings.sampler, decisions)
+        self.methods = methods
+        self.schedule = methods.schedule
+        self.decisions = methods.decisions
         self.particle_shape = (task.world.answer_channels, *task.world.frame_shape)
         self.calls = CallCounter()
-        self.progress: tqdm | None = None  # while sets are sampled
 
     def noise(
         self,
@@ -125,14 +162,13 @@ class SetSampler:
             memory: (G, M, C, H, W) in [-1, 1], images that repel the particles too
             cond: (G, B, Cc, H, W) in [-1, 1], in place of the sets' own conditioning frames
         """
-        g, s = self.settings.guidance, self.settings.sampler
         return Sets(
             denoise=self.calls.counted(self.denoiser(sets, cond)),
-            settings=g,
+            settings=self.settings.guidance,
             options=None,
             sigma_max=self.schedule.sigmas[0],
-            churn=s.window_churn,
-            position=partial(methods.position, s),
+            churn=self.settings.sampler.window_churn,
+            position=self.methods.position,
             noise=partial(self.noise, sets, particles),
             generators=lambda stream: [
                 set_generator(self.seed, number, Stream(stream).turn(turn))
@@ -143,7 +179,7 @@ class SetSampler:
             joint=lambda: self.calls.counted(
                 self.task.exact_denoiser(sets, self.device, joint=True)
             ),
-            features=methods.features(g.pg_pool, self.feature_classifier),
+            features=self.methods.features,
             decisions=self.decisions,
             memory=memory,
         )
@@ -178,26 +214,8 @@ class SetSampler:
         with torch.no_grad():
             x = self.methods.start(asked, noise, batch_size)
             churn = partial(self.methods.churn, asked, noise)
-            x = self._integrate(guided, x, churn, self.schedule, callback)
+            x = integrate(guided, x, self.schedule, noise=churn, callback=callback)
         return self.task.to_samples(x)
-
-    def _integrate(
-        self,
-        guided: Denoiser,
-        x: Tensor,
-        noise: Callable[[], Tensor],
-        schedule: Schedule,
-        callback: Callback | None,
-    ) -> Tensor:
-        """Some steps of the sampler from x (G, B, C, H, W)."""
-
-        def after_step(step: dict) -> None:
-            if self.progress is not None:
-                self.progress.update()
-            if callback is not None:
-                callback(step)
-
-        return integrate(guided, x, schedule, noise=noise, callback=after_step)
 
     def sample_pruned(self, sets: Tensor, callback: Callback | None = None) -> Tensor:
         """One run of the sampler that starts with a larger pool (`selection.most_distant`).
@@ -228,7 +246,7 @@ class SetSampler:
             churn = partial(self.methods.churn, asked, lambda: noise()[rows, kept])
             for i in range(self.schedule.num_steps):
                 step = self.schedule.part(i, i + 1)
-                x = self._integrate(guided, x, churn, step, after_step)
+                x = integrate(guided, x, step, noise=churn, callback=after_step)
                 if x.shape[1] > self.batch_size:
                     size = max(self.batch_size, x.shape[1] // 2)
                     chosen = most_distant(last["denoised"], size).to(self.device)
@@ -305,19 +323,21 @@ class SetSampler:
         g = self.settings.guidance
         if sets is None:
             sets = torch.arange(self.task.num_sets)
-        pool = self.batch_size * max(g.medoids_of, g.group_of)
-        if g.noise == "balanced":
-            pool *= g.balanced_of
+        pool = self.batch_size * max(g.medoids_of, g.group_of) * self.methods.candidates
         chunks = sets.split(max(1, self.particles_per_call() // pool))
         with tqdm(
             total=len(chunks) * g.sequential * self.schedule.num_steps,
             unit="step",
             desc=f"{len(sets)} sets of {self.batch_size}",
             disable=None if progress else True,
-        ) as self.progress:
-            samples = torch.cat([self.sample(chunk, callback) for chunk in chunks])
-        self.progress = None
-        return samples
+        ) as bar:
+
+            def after_step(step: dict) -> None:
+                bar.update()
+                if callback is not None:
+                    callback(step)
+
+            return torch.cat([self.sample(chunk, after_step) for chunk in chunks])
 
     def particles_per_call(self) -> int:
         """How many particles go through the denoiser together.

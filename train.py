@@ -186,8 +186,10 @@ def check_sides(settings: TrainingSettings, frame_shape: tuple[int, int]) -> Non
 
 
 def check_frames(settings: TrainingSettings, world: OwnFrames, state: Path | None) -> None:
-    """Refuse a user's frames that the network or the state to continue from cannot take, and fill
-    in the values of classes. Raises SettingError."""
+    """Refuse a user's frames that the network or the state to continue from cannot take.
+
+    Raises SettingError.
+    """
     from lab import checkpoint
 
     frames, answers = world.frames.levels.channels, world.answer_channels
@@ -197,8 +199,6 @@ def check_frames(settings: TrainingSettings, world: OwnFrames, state: Path | Non
             settings.model.motion,
             f"0 where a frame has {frames} channels and an answer {answers}",
         )
-    if world.label_classes:
-        settings.world.answer_classes = list(world.answer_levels.values)
     if state is None:
         return
     then = checkpoint.read_metadata(state).get("data")
@@ -252,6 +252,8 @@ def setup(argv: Sequence[str] | None = None) -> tuple[Training, Path]:
     check_sides(settings, world.frame_shape)
     if isinstance(world, OwnFrames):
         check_frames(settings, world, state)
+        if world.label_classes:  # recognised, so that config.yaml and checkpoints hold them
+            settings = settings.changed(answer_classes=list(world.answer_levels.values))
     held_out = load_world(settings.world, settings.digits, "validation")
     if held_out is not None:
         held_out = held_out.to(device)

@@ -96,7 +96,8 @@ def main(argv: list[str] | None = None) -> None:
     flags += f" --num_sets {args.num_sets} --device cpu"
     try:
         measured = bounds(args.frames, args.num_sets)
-        path = assemble.find_checkpoint(args.checkpoint, "frames", None)
+        path = assemble.checkpoint_of(dict(checkpoint=args.checkpoint, dataset="frames"))
+        assert path is not None  # of a trained denoiser
         measured["the network's mean, copied"] = mean_of_network(path, args.frames, args.num_sets)
     except SettingError as error:
         fail(str(error))

@@ -98,6 +98,7 @@ class Method:
         only: {setting: the one value that it can be combined with}
         options: a dataclass of its own settings, whose name in the file is `Options`
         start: options -> the factor on the starting noise
+        candidates: settings that methods share -> how many starting noises it draws for a particle
     """
 
     title: str
@@ -108,6 +109,7 @@ class Method:
     only: Mapping[str, Any] = field(default_factory=dict)
     options: type | None = None
     start: Callable[[Any], float] = lambda options: 1.0
+    candidates: Callable[[Any], int] = lambda settings: 1
 
 
 @functools.cache

@@ -70,7 +70,7 @@ def frames_of_run(run: str, set_number: int) -> tuple[assemble.Evaluation, dict[
     if result["dataset"] == "mixture":
         reject("run", run, "a run in a world of frames; particles in the plane have none")
     evaluation = sampled_again(result, set_number)
-    return evaluation, trace(evaluation.sampler, set_number)
+    return evaluation, trace(evaluation, set_number)
 
 
 def trajectory(run: str, set_number: int = 0) -> tuple[Picture, Path]:
@@ -121,7 +121,7 @@ def report_page(runs: Sequence[str], set_number: int = 0) -> tuple[Picture, Path
     pages = []
     for run, name in zip(runs, short_names(runs)):
         arrays, result = finished(run)
-        steps = trace(sampled_again(result, set_number).sampler, set_number)
+        steps = trace(sampled_again(result, set_number), set_number)
         pages.append(report.gather(run, name, result, arrays, set_number, steps))
     return report.page(pages), beside(runs, "report.html")
 
@@ -171,7 +171,7 @@ def norms(rows: Rows, title: str) -> Figure:
     """Distances inside the first set of each cell, and its drifts per step (e3)."""
     traces = {}
     for row in tqdm(rows, unit="cell", disable=None):
-        traces[label(row)] = trace(sampled_again(row["result"]).sampler, 0)
+        traces[label(row)] = trace(sampled_again(row["result"]), 0)
     return charts.norms(traces, title)
 
 

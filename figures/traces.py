@@ -12,10 +12,10 @@ from lab.metrics import iou
 from worlds.channels import in_colours
 
 if TYPE_CHECKING:
-    from sampler import SetSampler
+    from lab.assemble import Evaluation
 
 
-def trace(sampler: SetSampler, set_number: int) -> dict[str, Tensor]:
+def trace(evaluation: Evaluation, set_number: int) -> dict[str, Tensor]:
     """What happens to one set at each of the N steps of the sampler.
 
     Of sets that are drawn in sequence, or selected out of more samples, these are the steps of a
@@ -29,7 +29,8 @@ def trace(sampler: SetSampler, set_number: int) -> dict[str, Tensor]:
         samples (B, H, W) or (B, 3, H, W): where the particles end
     }, all on the CPU.
     """
-    task = sampler.task
+    task = evaluation.task
+    sampler = evaluation.sampler
     sets = torch.tensor([set_number])
     steps: list[dict] = []
     samples = sampler.sample_once(sets, sampler.batch_size, callback=steps.append)[0]

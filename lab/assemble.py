@@ -7,10 +7,9 @@ layers are dictionaries, and what they add up to is checked by the settings' own
 
 from __future__ import annotations
 
-import copy
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Mapping, Sequence
 
@@ -33,11 +32,10 @@ if TYPE_CHECKING:
     from lab.tasks import Task
     from model import EDMDenoiser
     from sampler import SetSampler
+    from worlds.levels import Levels
     from worlds.own_data import OwnFrames
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
-
-EVERY_SET = 10**9  # a number of sets that stands for all conditions of a world
 
 # ---------------------------------------------------------------- settings
 
@@ -66,7 +64,8 @@ def configuration(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     from lab import methods
 
-    below = {**defaults_below(values)[0], **values}
+    path = checkpoint_of(implied(values) | dict(values))
+    below = implied(values, _facts_of(path)) | dict(values)
     return below | methods.options_of(record(GuidanceSettings()) | below, values)
 
 
@@ -100,97 +99,146 @@ def parse(argv: Sequence[str] | None) -> tuple[EvaluationSettings, Path | None]:
 
 
 def complete(values: Mapping[str, Any]) -> tuple[EvaluationSettings, Path | None]:
-    """All settings of an evaluation, and its checkpoint, from the few that were given.
+    """The settings of an evaluation, and its checkpoint, from the few values that were given.
 
     Arguments:
         values: flat {setting: value}, as `Parser.given` returns it
 
     Raises SettingError or FileNotFoundError.
     """
+    # Mistakes answer before a checkpoint is looked for. A checkpoint that is named knows its world.
+    likely = implied(values) | dict(values)
     for group in EvaluationSettings.groups():
-        if group is not WorldSettings:
-            build(group, values)  # before a checkpoint is looked for: these mistakes answer at once
-    defaults, path = defaults_below(values)
-    settings = EvaluationSettings.from_values({**defaults, **values})
-    if settings.world.answers == "none" and values.get("num_sets") is None:
-        settings.evaluate.num_sets = EVERY_SET
-    offered: Literal["conditional", "unconditional"]
-    offered = "conditional" if settings.world.num_cond_frames else "unconditional"
-    if settings.evaluate.task is None:
-        settings.evaluate.task = offered
-    _choose(settings)
-    _check(settings, offered, defaults if path else {})
+        if group is not WorldSettings or values.get("checkpoint") is None:
+            build(group, likely)
+    path = checkpoint_of(likely)
+    return resolve(values, _facts_of(path))[0], path
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What settings follow from beside the values that were given.
+
+    Arguments:
+        trained: the settings of the checkpoint's training, empty with the exact denoiser
+        digits: the source of digits that was found; None before, and in worlds without digits
+        answer_classes: the values of the classes of own answers; None before, and without classes
+        most_sets: how many test conditions there are; None before, and for points in the plane
+        spread: how far the network's samples were apart on sequences held out from its training
+    """
+
+    trained: Mapping[str, Any] = field(default_factory=dict)
+    digits: str | None = None
+    answer_classes: Sequence[float] | None = None
+    most_sets: int | None = None
+    spread: Mapping[str, Any] | None = None
+
+
+def _facts_of(path: Path | None) -> Facts:
+    """What is known before the world is loaded."""
+    if path is None:
+        return Facts()
+    from lab import checkpoint
+
+    return Facts(checkpoint.denoiser_metadata(path)["settings"])
+
+
+def resolve(values: Mapping[str, Any], facts: Facts) -> tuple[EvaluationSettings, list[str]]:
+    """The settings of an evaluation, and what a user should know of them, a sentence each.
+
+    Nothing else decides about a setting. The settings of fewer facts are values for more of them.
+
+    Arguments:
+        values: flat {setting: value}, those that were given
+        facts: what they meet
+
+    Raises SettingError.
+    """
+    asked = EvaluationSettings.from_values({**implied(values, facts), **values})
+    offered = "conditional" if asked.world.num_cond_frames else "unconditional"
+    _check(asked, offered, facts.trained)
 
     from lab import methods  # after all mistakes that answer without torch
 
-    settings.options = methods.options_of(settings.record(), values)
+    task = asked.evaluate.task or offered
+    digits = task == "unconditional" and asked.world.dataset == "centered"
+    settings = replace(
+        asked.changed(
+            task=task,
+            pg_features=asked.guidance.pg_features or ("classifier" if digits else "pixels"),
+            sampler=methods.sampler_of(asked),
+        ),
+        options=methods.options_of(asked.record(), values),
+    )
     methods.check(settings)
-    return settings, path
 
-
-def _choose(settings: EvaluationSettings) -> None:
-    """Fill in what is left to the task and to each other among the settings."""
-    guidance = settings.guidance
-    sampler = settings.sampler
-    if guidance.pg_features is None:
-        digits = settings.evaluate.task == "unconditional" and settings.world.dataset == "centered"
-        guidance.pg_features = "classifier" if digits else "pixels"
-    if sampler.sampler is None:
-        together = (
-            settings.evaluate.batch_size
-            * guidance.medoids_of
-            * guidance.group_of
-            * guidance.sequential
-            > 1
+    found: dict[str, Any] = {}
+    notices: list[str] = []
+    num_sets = settings.evaluate.num_sets
+    if facts.most_sets is not None and (num_sets is None or num_sets > facts.most_sets):
+        found["num_sets"] = facts.most_sets
+        if num_sets is not None:
+            notices.append(
+                f"num_sets: {num_sets} are more than the {facts.most_sets} test conditions of this "
+                f"world; using {facts.most_sets}, so that no set repeats another one's condition"
+            )
+    if facts.digits is not None:
+        found["digits"] = facts.digits  # what was used, so that config.yaml repeats it
+    if facts.answer_classes is not None:
+        found["answer_classes"] = list(facts.answer_classes)
+    notices += _other_law(settings.world, facts.trained)
+    excess = _excess(facts.spread) if methods.fades(settings.guidance) else None
+    if excess and not settings.guidance.pg_only_if_needed:
+        notices.append(f"WARNING: {excess}; guidance adds to that")
+    elif excess:
+        found |= dict(pg_factor=0.0, sampler="edm")
+        notices.append(
+            f"WARNING: {excess}; guidance would add to that, so these sets are independent "
+            "(--pg_only_if_needed false guides them)"
         )
-        repelled = guidance.guidance == "pg" and guidance.pg_factor > 0 and together
-        sampler.sampler = "window" if repelled and sampler.s_churn == 0 else "edm"
+    return settings.changed(**found), notices
 
 
-def defaults_below(values: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
+def implied(values: Mapping[str, Any], facts: Facts = Facts()) -> dict[str, Any]:
     """What stands in for settings that were not given, above the defaults of config.py.
 
-    Returns (flat {setting: value}, the path of the checkpoint or None for the exact denoiser): the
-    dataset that --task unconditional or --frames implies and, with a trained denoiser, the world
-    that its checkpoint was trained in. Raises SettingError where there is no such checkpoint.
+    Returns a flat {setting: value}: the dataset that --task unconditional or --frames implies, all
+    conditions without answers and, with a trained denoiser, the world that it was trained in.
     """
-    implied: dict[str, Any] = {}
+    below: dict[str, Any] = {}
     if values.get("task") == "unconditional":
-        implied["dataset"] = "centered"
+        below["dataset"] = "centered"
     elif values.get("frames") is not None:
-        implied["dataset"] = "frames"
-    if values.get("denoiser") == "exact":
-        return implied, None
-    name = values.get("checkpoint")
-    likely = {**implied, **values}
-    if name is None:
-        # Without a checkpoint of its own the world is known already, and so are its mistakes.
-        build(WorldSettings, likely)
-    path = find_checkpoint(name, likely.get("dataset", WorldSettings.dataset), likely.get("p"))
-
-    from lab import checkpoint
-
-    trained = checkpoint.denoiser_metadata(path)["settings"]
-    world = {key: trained[key] for key in record(WorldSettings()) if key in trained}
-    if values.get("frames") is not None:
-        world["frame_axes"] = None  # of other files
-    return implied | world, path
+        below["dataset"] = "frames"
+    if values.get("answers") == "none":
+        below["num_sets"] = None
+    known = record(WorldSettings())
+    below |= {key: value for key, value in facts.trained.items() if key in known}
+    if values.get("frames") is not None and facts.trained:
+        below["frame_axes"] = None  # of other files
+    return below
 
 
-def find_checkpoint(name: str | None, dataset: str, p: float | None) -> Path:
-    """The path of a checkpoint. Raises SettingError where there is none.
+def checkpoint_of(values: Mapping[str, Any]) -> Path | None:
+    """The path of the checkpoint, None for the exact denoiser.
+
+    Without a name it is the shipped one of the world, of its dataset and its p.
 
     Arguments:
-        name: a file, or the name of a shipped checkpoint; None for the one of the world
-        dataset: the world
-        p: the probability of the first direction; None for equal ones
+        values: flat {setting: value}, those that were given and what they imply
+
+    Raises SettingError if there is none.
     """
+    if values.get("denoiser") == "exact":
+        return None
+    name = values.get("checkpoint")
     if name is not None and Path(name).is_file():
         return Path(name)
     wanted = name
     if wanted is None:
-        wanted = dataset
-        if dataset == "horizontal" and p is None:
+        wanted = values.get("dataset", WorldSettings.dataset)
+        p = values.get("p")
+        if wanted == "horizontal" and p is None:
             p = 0.5
         if p is not None:
             wanted += f"_p{100 * p:.0f}"
@@ -220,7 +268,7 @@ def _check(settings: EvaluationSettings, offered: str, trained: Mapping[str, Any
     world = settings.world
     guidance = settings.guidance
     exact = settings.evaluate.denoiser == "exact"
-    if settings.evaluate.task != offered and world.dataset != "mixture":
+    if settings.evaluate.task not in (None, offered) and world.dataset != "mixture":
         reject("task", settings.evaluate.task, f"{offered} with dataset {world.dataset}")
     if offered == "unconditional" and world.dataset != "centered":
         reject(
@@ -256,13 +304,6 @@ def _check(settings: EvaluationSettings, offered: str, trained: Mapping[str, Any
             "trained for this world; exact needs circle_jumping with at most 4096 "
             "answers (num_directions ** num_digits), horizontal with one digit, frames, or mixture",
         )
-    no_churn = settings.sampler.sampler == "edm" and settings.sampler.s_churn == 0
-    if guidance.churn_noise != "iid" and no_churn:
-        reject(
-            "churn_noise",
-            guidance.churn_noise,
-            "iid, or a sampler that adds noise back: --s_churn or --sampler window",
-        )
 
 
 # What decides how likely the answers of a world are.
@@ -272,7 +313,7 @@ LAWS = dict(circle_jumping=("num_directions", "p"), horizontal=("p",), free=("de
 def _other_law(world: WorldSettings, trained: Mapping[str, Any]) -> list[str]:
     """Notices of where the answers are not as likely as in the network's training.
 
-    `trained` are the settings of the training.
+    `trained` are the settings of the training, empty without one.
     """
 
     def said(value: Any) -> str:
@@ -282,8 +323,20 @@ def _other_law(world: WorldSettings, trained: Mapping[str, Any]) -> list[str]:
         f"{key}: {said(getattr(world, key))} here and {said(trained[key])} in the network's "
         "training; samples are judged by the former"
         for key in LAWS.get(world.dataset, ())
-        if getattr(world, key) != trained[key]
+        if trained and getattr(world, key) != trained[key]
     ]
+
+
+def _excess(spread: Mapping[str, Any] | None) -> str | None:
+    """That the samples of a network differ too much already, in words; None if they do not."""
+    excess = spread and spread.get("excess_spread")
+    if not spread or not excess or not excess["ci95"] or excess["ci95"][0] <= 0:
+        return None
+    return (
+        f"on sequences held out from its training, the samples of this network differ more (IoU "
+        f"distance {spread['iou_distance']['mean']:.2f}) than the answers do "
+        f"({spread['answers_iou_distance']['mean']:.2f})"
+    )
 
 
 # ---------------------------------------------------------------- the parts
@@ -421,75 +474,90 @@ def set_up(
     """Load the world and the network that settings describe, and put them together.
 
     Arguments:
-        settings: complete, as `complete` returns them; they are copied
-        path: the checkpoint, None for the exact denoiser
+        settings, path: as `complete` returns them; the evaluation's settings are those that follow
+            from what is found here
         split: of the world; own frames also have one for validation
 
     Raises SettingError or FileNotFoundError.
     """
     from data_loader import load_world
     from diverse_sampling.devices import pick_device, set_precision, set_reproducible, use_bfloat16
-    from diverse_sampling.guidance import MOST_MODES
     from diverse_sampling.potentials import POTENTIALS
-    from lab import checkpoint, pilot, tasks
+    from lab import checkpoint, methods, pilot, tasks
     from sampler import SetSampler
 
-    settings = copy.deepcopy(settings)
     if settings.guidance.pg_kernel not in POTENTIALS:
         reject("pg_kernel", settings.guidance.pg_kernel, ", ".join(map(repr, POTENTIALS)))
     device = pick_device(settings.run.device)
     set_precision(settings.run.precision)
     set_reproducible(settings.run.reproducible)
-
+    autocast = use_bfloat16(settings.run.precision, device)
     world: Any = load_world(settings.world, settings.digits, split)
-    notices: list[str] = []
-    kind: type[Task]
-    if settings.world.dataset == "mixture":
-        kind = tasks.MixtureTask
-    elif settings.world.dataset == "frames":
-        kind = tasks.FramesTask
-        notices += [world.data.describe(), *world.data.notices]
-    else:
-        settings.digits.digits = world.source  # what was used, so that config.yaml repeats it
-        unconditional = settings.evaluate.task == "unconditional"
-        kind = tasks.UnconditionalDigits if unconditional else tasks.NextFrame
-
-    most = kind.most_sets(world)
-    if most is not None and settings.evaluate.num_sets > most:
-        if settings.evaluate.num_sets != EVERY_SET:
-            notices.append(
-                f"num_sets: {settings.evaluate.num_sets} are more than the {most} test conditions "
-                f"of this world; using {most}, so that no set repeats another one's condition"
-            )
-        settings.evaluate.num_sets = most
-
-    network = None
+    kind = tasks.kind_of(world)
+    network = classifier = None
+    trained: dict[str, Any] = dict(settings={})
     if path is not None:
         network, trained = checkpoint.load_denoiser(path, device)
-        network.autocast = use_bfloat16(settings.run.precision, device)
+        network.autocast = autocast
         if settings.run.compile:
             network.compile_for_any_size()
-        notices += _other_law(settings.world, trained["settings"])
-        if settings.world.dataset == "frames":
+    if settings.guidance.pg_features == "classifier" and settings.world.dataset != "mixture":
+        classifier = checkpoint.load_classifier("guide", device)
+    notices: list[str] = []
+    digits = classes = None
+    if settings.world.dataset == "frames":
+        notices += [world.data.describe(), *world.data.notices]
+        if network is not None:
+            if world.unlabelled:
+                world.answer_levels = _levels_drawn(settings.world, network, trained)
+            classes = world.answer_levels.values if world.label_classes else None
             notices += _check_frames(world, settings, network, trained)
-            notices += _guide_if_needed(settings, trained)
+    elif settings.world.dataset != "mixture":
+        digits = world.source
+    most = kind.most_sets(world)
+    facts = Facts(trained["settings"], digits, classes, most, trained.get("spread"))
+    settings, more = resolve(settings.record(), facts)
+    notices += more
+    if settings.evaluate.num_sets is None:
+        reject("num_sets", None, "a number for points in the plane, which have no conditions")
+
     task = kind(world, settings.evaluate.num_sets, settings.run.seed)
     task.device = device
-    modes = world.modes_total if task.answers is None else task.answers.shape[1]
-    if settings.guidance.guidance == "joint" and modes > MOST_MODES:
-        reject("guidance", "joint", f"any other in a world of more than {MOST_MODES} answers")
-    if settings.guidance.guidance == "joint" and settings.world.dataset == "frames":
-        if len(set(world.data.cases.counts)) > 1:
-            reject("guidance", "joint", "any other where cases have different numbers of answers")
-    feature_classifier = None
-    if settings.guidance.pg_features == "classifier" and settings.world.dataset != "mixture":
-        feature_classifier = checkpoint.load_classifier("guide", device)
-    curve = None
-    pilot_calls = 0
-    if pilot.needs_decisions(settings):
-        curve, pilot_calls = pilot.decisions_of(settings, kind, world, network, path, device)
-    sampler = SetSampler(task, settings, device, network, feature_classifier, curve)
+    optimum = methods.named(settings.record()).get("guidance")
+    if optimum is not None and method.ANSWERS in optimum.needs:
+        _check_optimum(task, settings.guidance.guidance)
+    curve, pilot_calls = pilot.decisions_of(settings, kind, world, network, path, device)
+    chosen = methods.Methods(settings, curve, classifier)
+    sampler = SetSampler(task, settings, device, chosen, network)
     return Evaluation(settings, task, sampler, path, pilot_calls, notices)
+
+
+def _check_optimum(task: Task, name: str) -> None:
+    """Refuse a method that needs the answers of each set if they are not known, or too many.
+
+    Raises SettingError.
+    """
+    from diverse_sampling.guidance import MOST_MODES
+
+    modes = task.world.modes_total if task.answers is None else task.answers.shape[1]
+    if modes > MOST_MODES:
+        reject("guidance", name, f"any other in a world of more than {MOST_MODES} answers")
+    if task.world.dataset == "frames" and len(set(task.world.data.cases.counts)) > 1:
+        reject("guidance", name, "any other where cases have different numbers of answers")
+
+
+def _levels_drawn(
+    settings: WorldSettings, network: EDMDenoiser, trained: Mapping[str, Any]
+) -> Levels:
+    """The levels of what a network draws on frames without answers.
+
+    `trained` is the metadata of its checkpoint.
+    """
+    from worlds.levels import Levels
+
+    masks = str((trained.get("data") or {}).get("answers")).startswith("mask")
+    labels = settings.answer_classes or ([0, 1] if masks else [])
+    return Levels(0, 1, tuple(labels), colours=3 if network.unet.out_channels == 3 else 1)
 
 
 def _check_frames(
@@ -498,28 +566,15 @@ def _check_frames(
     network: EDMDenoiser,
     trained: dict[str, Any],
 ) -> list[str]:
-    """Check that a network fits a user's frames, and fill in what only one of them knows.
+    """Check that a network fits a user's frames; `trained` is the metadata of its checkpoint.
 
-    Arguments:
-        world: the test split; without answers it learns from the network what it draws
-        settings: the values of classes are filled in
-        network: the trained denoiser
-        trained: the metadata of its checkpoint
-
-    Returns notices. Raises SettingError where the frames are not like those it was trained on.
+    Returns notices. Raises SettingError if the frames are not like those it was trained on.
     """
     from lab.checkpoint import model_settings
-    from worlds.levels import Levels
 
     path = str(world.data.path)
     generated = network.unet.out_channels
     given = network.unet.in_channels - generated
-    if world.unlabelled:
-        masks = str((trained.get("data") or {}).get("answers")).startswith("mask")
-        labels = settings.world.answer_classes or ([0, 1] if masks else [])
-        world.answer_levels = Levels(0, 1, tuple(labels), colours=3 if generated == 3 else 1)
-    if world.label_classes:
-        settings.world.answer_classes = list(world.answer_levels.values)
     here = (world.cond_channels, world.answer_channels)
     if here != (given, generated):
         reject(
@@ -551,31 +606,3 @@ def _check_frames(
             "been trained on"
         ]
     return []
-
-
-def _guide_if_needed(settings: EvaluationSettings, trained: Mapping[str, Any]) -> list[str]:
-    """Leave the samples independent where they were found to differ too much already.
-
-    `trained` is the metadata of the checkpoint; its `spread` was measured on sequences that were
-    held out from the training. Returns notices.
-    """
-    guidance = settings.guidance
-    excess = (trained.get("spread") or {}).get("excess_spread")
-    if guidance.guidance != "pg" or guidance.pg_factor == 0 or not excess or not excess["ci95"]:
-        return []
-    if excess["ci95"][0] <= 0:
-        return []
-    spread = trained["spread"]
-    found = (
-        f"on sequences held out from its training, the samples of this network differ more (IoU "
-        f"distance {spread['iou_distance']['mean']:.2f}) than the answers do "
-        f"({spread['answers_iou_distance']['mean']:.2f})"
-    )
-    if not guidance.pg_only_if_needed:
-        return [f"WARNING: {found}; guidance adds to that"]
-    guidance.pg_factor = 0.0
-    settings.sampler.sampler = "edm"
-    return [
-        f"WARNING: {found}; guidance would add to that, so these sets are independent "
-        "(--pg_only_if_needed false guides them)"
-    ]

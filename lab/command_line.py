@@ -252,15 +252,25 @@ def this_process() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def _stop(number: int, frame) -> None:
-    raise KeyboardInterrupt(number)
+class Stopped(KeyboardInterrupt):
+    """The signal `number` asks the program to end.
+
+    `hint` says how to continue, if somebody on the way knows it.
+    """
+
+    hint = ""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+
+def _stop(number: int, frame: Any) -> NoReturn:
+    raise Stopped(number)
 
 
 def run_program(main: Callable[[], Any]) -> None:
-    """Run a command line and end the process with its exit code.
-
-    Code that handles a KeyboardInterrupt on its way may add to its `args` how to continue.
-    """
+    """Run a command line and end the process with its exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     code: Any = 0
@@ -271,14 +281,11 @@ def run_program(main: Callable[[], Any]) -> None:
             sys.stdout.flush()
     except SystemExit as stop:
         code = stop.code
-    except KeyboardInterrupt as stop:
-        number, *how = stop.args or (signal.SIGINT,)
-        code = 128 + number
+    except Stopped as stop:
+        code = 128 + stop.number
         if this_process()[0] == 0:
-            print(
-                "; ".join([f"{_name()}: stopped by {signal.Signals(number).name}", *how]),
-                file=sys.stderr,
-            )
+            stopped = f"{_name()}: stopped by {signal.Signals(stop.number).name}"
+            print("; ".join(filter(None, (stopped, stop.hint))), file=sys.stderr)
     except BrokenPipeError:
         # What is left in the buffer has no reader; the interpreter would complain about it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,18 +5,28 @@ A method is a file with a `method.METHOD`; here it meets the settings of an eval
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields, replace
 from functools import partial
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Literal, Mapping
 
 import torch
 from torch import Tensor
 
-from config import EvaluationSettings, SamplerSettings, build, record
+from config import EvaluationSettings, GuidanceSettings, SamplerSettings, build, record
 from diverse_sampling.decisions import Decisions
 from diverse_sampling.denoiser import Denoiser, to_unit_range
 from diverse_sampling.errors import reject
-from diverse_sampling.method import ANSWERS, CONDITION, FOLDERS, STRENGTH, Method, Sets, find
+from diverse_sampling.method import (
+    ANSWERS,
+    CONDITION,
+    FOLDERS,
+    PILOT,
+    STRENGTH,
+    Method,
+    Sets,
+    find,
+)
 from diverse_sampling.steps import Schedule, edm_schedule, karras_sigmas, window_schedule
 from lab.classifier import Classifier
 
@@ -38,6 +48,13 @@ def options_of(settings: Mapping[str, Any], values: Mapping[str, Any]) -> dict[s
 
 def check(settings: EvaluationSettings) -> None:
     """Refuse what the methods that settings name cannot be combined with. Raises SettingError."""
+    no_churn = settings.sampler.sampler == "edm" and settings.sampler.s_churn == 0
+    if settings.guidance.churn_noise != "iid" and no_churn:
+        reject(
+            "churn_noise",
+            settings.guidance.churn_noise,
+            "iid, or a sampler that adds noise back: --s_churn or --sampler window",
+        )
     values = settings.record()
     exact = settings.evaluate.denoiser == "exact"
     for flag, method in named(values).items():
@@ -58,17 +75,56 @@ def check(settings: EvaluationSettings) -> None:
             reject(flag, name, "any other, or --denoiser exact, whose modes are known")
 
 
+def fades(guidance: GuidanceSettings) -> bool:
+    """Whether guidance acts that fades as decisions are made, which a pilot measures."""
+    method = find("guidance", guidance.guidance)
+    return method is not None and PILOT in method.needs and guidance.pg_factor > 0
+
+
+def needs_pilot(settings: EvaluationSettings) -> bool:
+    """Whether something is left to a pilot: where it is decided what a sample shows."""
+    s, g = settings.sampler, settings.guidance
+    window = s.sampler == "window" and None in (s.window_min, s.window_max)
+    return window or (fades(g) and None in (g.pg_sigma_min, g.pg_sigma_max))
+
+
+def sampler_of(settings: EvaluationSettings) -> Literal["edm", "window"]:
+    """The sampler: the one that was given, else the window if guidance that fades acts on sets."""
+    s, g = settings.sampler, settings.guidance
+    if s.sampler is not None:
+        return s.sampler
+    together = settings.evaluate.batch_size * g.medoids_of * g.group_of * g.sequential > 1
+    return "window" if s.s_churn == 0 and together and fades(g) else "edm"
+
+
 class Methods:
-    """The methods of an evaluation, which make guided denoisers and starting noise.
+    """The methods of an evaluation: its steps, guided denoisers and starting noise.
 
     Arguments:
         settings: of the evaluation
+        decisions: where it is decided what a sample shows; None if nobody asks (`needs_pilot`)
+        classifier: the one whose features are compared, None for pixels
+
+    Attributes:
+        schedule: the steps of the sampler
+        features: what particles are compared by, as `Sets` has it
+        candidates: how many starting noises are drawn for each particle
     """
 
-    def __init__(self, settings: EvaluationSettings):
+    def __init__(
+        self,
+        settings: EvaluationSettings,
+        decisions: Decisions | None = None,
+        classifier: Classifier | None = None,
+    ):
+        guidance = settings.guidance
         self.settings = settings
+        self.decisions = decisions
         self.named = named(settings.record())
-        self.churned = find("noise", settings.guidance.churn_noise)
+        self.churned = find("noise", guidance.churn_noise)
+        self.schedule = make_schedule(settings.sampler, decisions)
+        self.features = features(guidance.pg_pool, classifier)
+        self.candidates = math.prod(each.candidates(guidance) for each in self.named.values())
 
     def guided(self, sets: Sets) -> Denoiser:
         """The denoiser of some sets with guidance."""
@@ -93,6 +149,13 @@ class Methods:
     def churn(self, sets: Sets, noise: Callable[[], Tensor]) -> Tensor:
         """The noise that is added back at a step, (G, B, C, H, W), of deviation 1."""
         return noise() if self.churned is None else self.churned.make(sets, noise)
+
+    def position(self, sigma: float) -> float:
+        """Where a noise level lies in the schedule: 0 at sigma_min, 1 at sigma_max."""
+        s = self.settings.sampler
+        low = s.sigma_min ** (1 / s.rho)
+        high = s.sigma_max ** (1 / s.rho)
+        return min(max((sigma ** (1 / s.rho) - low) / (high - low), 0.0), 1.0)
 
     def _with_options(self, sets: Sets, method: Method) -> Sets:
         """The same with the method's own settings."""
@@ -125,19 +188,12 @@ def window(s: SamplerSettings, decisions: Decisions | None) -> tuple[float, floa
     """The (smallest, largest) noise level of the window: given, or measured."""
     low, high = s.window_min, s.window_max
     if low is None or high is None:
-        assert decisions is not None  # pilot.needs_decisions says so
+        assert decisions is not None  # needs_pilot says so
         measured_low, measured_high = decisions.window()
         high = high or min(measured_high, 0.99 * s.sigma_max)
         low = low or max(measured_low, 1.01 * s.sigma_min)
         low = min(low, 0.99 * high)
     return low, high
-
-
-def position(s: SamplerSettings, sigma: float) -> float:
-    """Where a noise level lies in the schedule: 0 at sigma_min, 1 at sigma_max."""
-    low = s.sigma_min ** (1 / s.rho)
-    high = s.sigma_max ** (1 / s.rho)
-    return min(max((sigma ** (1 / s.rho) - low) / (high - low), 0.0), 1.0)
 
 
 def features(pool: int, classifier: Classifier | None) -> Callable[[Tensor], Tensor] | None:

@@ -5,7 +5,6 @@ What it measures is kept beside the checkpoint (`diverse_sampling/decisions.py` 
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
@@ -19,6 +18,7 @@ from diverse_sampling import decisions
 from diverse_sampling.decisions import Decisions, measure
 from diverse_sampling.noise import Stream
 from diverse_sampling.steps import karras_sigmas
+from lab.methods import Methods, needs_pilot
 from lab.records import sha256_of
 from lab.tasks import Task
 from model import EDMDenoiser
@@ -44,17 +44,8 @@ EDM: dict[str, Any] = dict(
     initial_scale=1.0,
 )
 # If more than this differs at the largest noise level, the samples of a set hardly differ: a rare
-# answer has not been drawn yet. The pilot then has twice as many particles, up to four times.
+# answer has not been drawn yet. The pilot then has twice as many particles, up to 16 times as many.
 LARGEST_FLOOR = 0.25
-
-
-def needs_decisions(settings: EvaluationSettings) -> bool:
-    """Whether something is left to a pilot: where it is decided what a sample shows."""
-    sampler = settings.sampler
-    guidance = settings.guidance
-    window = sampler.sampler == "window" and None in (sampler.window_min, sampler.window_max)
-    repelled = guidance.guidance == "pg" and guidance.pg_factor > 0
-    return window or (repelled and None in (guidance.pg_sigma_min, guidance.pg_sigma_max))
 
 
 def _name_of(task: Task, sampler: SamplerSettings) -> str:
@@ -88,7 +79,7 @@ def decisions_of(
     network: EDMDenoiser | None,
     path: Path | None,
     device: torch.device,
-) -> tuple[Decisions, int]:
+) -> tuple[Decisions | None, int]:
     """Where it is decided what a sample shows, measured by a pilot of a few independent sets.
 
     It is kept beside the checkpoint, and read from there the next time. It depends on the network,
@@ -102,13 +93,16 @@ def decisions_of(
         network: the trained denoiser, None for the exact one
         device: where it computes
 
-    Returns (the curve, the network calls that it took, of all particles together).
+    Returns (the curve, None if the settings leave nothing to it; the network calls that it took, of
+    all particles together).
     """
+    if not needs_pilot(settings):
+        return None, 0
     sets, particles = PILOT
     most = kind.most_sets(world)
     sampler = settings.sampler
     independent = EvaluationSettings(
-        evaluate=copy.copy(settings.evaluate),
+        evaluate=settings.evaluate,
         world=settings.world,
         digits=settings.digits,
         sampler=SamplerSettings(
@@ -124,7 +118,7 @@ def decisions_of(
         held = decisions.cached(path, sha256_of(path), name)
         if held is not None:
             return held, 0
-    unguided = SetSampler(task, independent, device, network)
+    unguided = SetSampler(task, independent, device, Methods(independent), network)
     curve = measured(unguided, particles)
     while curve.floor > LARGEST_FLOOR and particles < PILOT[1] * 2**4:
         particles *= 2

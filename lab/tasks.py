@@ -326,6 +326,15 @@ class MixtureTask(Task):
         return metrics, modes
 
 
+def kind_of(world: Any) -> type[Task]:
+    """The class of the task that a world offers."""
+    if isinstance(world, Mixture):
+        return MixtureTask
+    if isinstance(world, OwnFrames):
+        return FramesTask
+    return NextFrame if world.num_cond_frames else UnconditionalDigits
+
+
 def _shuffled(total: int, number: int, seed: int) -> Tensor:
     """Indices (number,) int64 below `total` in the seed's order, repeated after `total` of them."""
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))

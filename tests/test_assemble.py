@@ -1,6 +1,7 @@
 """How settings are layered, and how an evaluation is put together from them."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from conftest import ROOT
 import evaluate
 from config import EvaluationSettings
 from diverse_sampling.errors import SettingError
-from diverse_sampling.noise import ParticleNoise
 from lab import assemble, checkpoint, tasks
 from worlds.own_data import load_frames
 
@@ -80,10 +80,44 @@ def test_a_record_is_its_own_completion():
     assert again.record() == settings.record()
 
 
+def test_what_is_given_meets_what_is_found():
+    """The world's facts, and a spread that guidance would add to, end in new settings."""
+    values = dict(denoiser="exact", pg_factor=2.0, num_sets=100, answer_classes=None)
+    before, nothing = assemble.resolve(values, assemble.Facts())
+    differ = dict(excess_spread=dict(ci95=[0.1, 0.2]), iou_distance=dict(mean=0.5))
+    facts = assemble.Facts(
+        digits="embedded", most_sets=9, spread=differ | dict(answers_iou_distance=dict(mean=0.3))
+    )
+    settings, notices = assemble.resolve(before.record(), facts)
+    assert nothing == [] and [notice.split(":")[0] for notice in notices] == ["num_sets", "WARNING"]
+    found = dict(digits="embedded", num_sets=9, pg_factor=0.0, sampler="edm")
+    assert settings.record() == before.record() | found
+    assert assemble.resolve(settings.record(), facts) == (settings, [])
+    forced, (_, warning) = assemble.resolve(values | dict(pg_only_if_needed=False), facts)
+    assert forced.guidance.pg_factor == 2.0 and warning.endswith("guidance adds to that")
+
+
+def test_without_answers_there_is_a_set_for_each_condition():
+    values = dict(checkpoint="blobs", frames="examples/blobs.npz", answers="none")
+    assert assemble.complete(values)[0].evaluate.num_sets is None
+    assert assemble.complete(values | dict(num_sets=3))[0].evaluate.num_sets == 3
+    facts = assemble.Facts(most_sets=7)
+    settings, notices = assemble.resolve(dict(denoiser="exact", num_sets=None), facts)
+    assert settings.evaluate.num_sets == 7 and notices == []
+    with pytest.raises(SettingError, match="^num_sets: got None"):
+        assemble.evaluation([*EXACT, "--dataset", "mixture", "--num_sets", "null"])
+
+
+def test_settings_are_frozen():
+    settings = EvaluationSettings()
+    for group in (settings, settings.world, settings.guidance):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            group.seed = 1
+
+
 def test_setting_up_leaves_the_settings_alone():
     settings = EvaluationSettings.from_values(dict(denoiser="exact", digits="auto", num_sets=10**6))
-    settings.evaluate.task = "conditional"
-    settings.digits.digits = "embedded"
+    settings = settings.changed(task="conditional", digits="embedded")
     before = settings.record()
     evaluation = assemble.set_up(settings, None)
     assert settings.record() == before
@@ -181,31 +215,6 @@ def test_modes_of_some_sets_are_those_of_all(flags):
     assert found is None if modes is None else torch.equal(found, modes[some])
     x = evaluation.task.to_model(samples, evaluation.sampler.device)
     torch.testing.assert_close(evaluation.task.to_samples(x), samples)
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--sampler", "edm"],
-        ["--sampler", "window", "--window_min", "1", "--window_max", "10"],
-        ["--sampler", "edm", "--s_churn", "5", "--group_of", "2"],
-        ["--sampler", "edm", "--noise", "balanced", "--s_churn", "5"],
-    ],
-    ids=["no churn", "window", "pruned", "balanced"],
-)
-def test_sampling_asks_for_each_draw_that_is_made_ahead(flags, monkeypatch):
-    """Samples are the same, and no noise is drawn for nothing."""
-    flags = [*EXACT, *flags, "--num_steps", "4", "--num_sets", "2", "--batch_size", "2"]
-    drawn = []
-    draw = ParticleNoise.draw
-    monkeypatch.setattr(ParticleNoise, "draw", lambda self: drawn.append(1) or draw(self))
-    sampler = assemble.evaluation([*flags, "--guidance", "none"]).sampler
-    samples = []
-    for sampler.ahead in (False, True):
-        drawn.append(0)
-        samples.append(sampler.sample_all(progress=False))
-    at_once, ahead = "".join(map(str, drawn)).split("0")[1:]
-    assert torch.equal(*samples) and at_once == ahead
 
 
 def test_each_set_of_frames_is_asked_for_another_window(frames_file):

@@ -149,7 +149,7 @@ def test_settings_of_a_run_are_the_same_after_their_record(kind):
     [
         (dict(pg_sigma_min=9.0, pg_sigma_max=2.0), "pg_sigma_min"),
         (dict(sigma_min=90.0), "sigma_min"),
-        (dict(num_sets=None), "num_sets"),
+        (dict(batch_size=None), "batch_size"),
         (dict(dataset="free", seq_len=2), "seq_len"),
     ],
 )

@@ -211,7 +211,7 @@ ACTS = dict(pg_sigma_min=2.0, pg_sigma_max=30.0)
 )
 def test_a_pilot_runs_where_something_is_left_to_it(given, pilot, monkeypatch):
     if not pilot:
-        monkeypatch.setattr("pilot.measure", None)
+        monkeypatch.setattr("lab.pilot.measure", None)
     made = evaluation(**given)
     assert (made.pilot_calls > 0) == pilot == (made.sampler.decisions is not None)
     assert made.run(progress=False)[2]["pilot_calls"] == (PILOTS_CALLS / 8 if pilot else 0)

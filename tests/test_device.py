@@ -229,7 +229,7 @@ def test_nothing_of_a_set_in_sequence_is_refused(guidance, network, gpu):
 
 def test_roll_outs_and_a_closer_look_are_not_refused(network, gpu):
     job = evaluation(network, dict(GUIDED, frames=BLOBS[1]))
-    traces.trace(job.sampler, 0)
+    traces.trace(job, 0)
     job = evaluation(network, GUIDED)
     samples = job.sampler.sample_all(progress=False)
     assert job.sampler.roll_out(samples, 2).shape[2] == 2

@@ -750,11 +750,11 @@ def test_shipped_free_knows_what_is_determined():
 def test_a_trace_adds_up_to_the_drift(sampler):
     """ode + guidance is the drift of the sampler, and guidance acts in its interval only."""
     flags = [*PG, "--pg_sigma_min", 3, "--pg_sigma_max", 40, "--sampler", sampler]
-    traced = exact("--num_sets", 2, "--num_steps", 8, *flags).sampler
+    traced = exact("--num_sets", 2, "--num_steps", 8, *flags)
     trace = traces.trace(traced, 1)
-    assert len(trace["sigmas"]) == traced.schedule.num_steps
+    assert len(trace["sigmas"]) == traced.sampler.schedule.num_steps
     steps = []
-    traced.sample_once(torch.tensor([1]), 8, callback=steps.append)
+    traced.sampler.sample_once(torch.tensor([1]), 8, callback=steps.append)
     inside = (trace["sigmas"] >= 3) & (trace["sigmas"] <= 40)
     assert ((trace["guidance"].sum(1) > 1e-6) == inside).all() and inside.any()
     drift = torch.stack([step["d"].flatten(2).norm(dim=-1)[0] for step in steps])

@@ -80,4 +80,5 @@ METHOD = Method(
     needs=("a noise level", "no churn"),
     frequencies=KEPT,
     shown=dict(balanced_of=" from {} times as many"),
+    candidates=lambda settings: settings.balanced_of,
 )
