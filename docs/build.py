@@ -472,9 +472,9 @@ def main(argv: list[str] | None = None) -> None:
         animate(args.data_root)
         draw_decisions(args.data_root)
     tables = dict(checkpoint=checkpoint_table(), scale=scale_table())
-    for folder in Path(args.runs).glob("benchmark-*"):
-        name = folder.name.removeprefix("benchmark-")
-        for result in folder.glob(f"{name}.*"):
+    for run in Path(args.runs).glob("benchmark-*"):
+        name = run.name.removeprefix("benchmark-")
+        for result in run.glob(f"{name}.*"):
             if result.suffix == ".md":
                 tables[name] = result.read_text()
             else:
