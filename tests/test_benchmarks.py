@@ -95,7 +95,9 @@ def test_every_benchmark_of_speed_measures(name, tmp_path, monkeypatch):
         monkeypatch.setattr(benchmark, "COSTED", 1)
         # tests/test_examples.py draws digits by every route.
         settings = dict(num_sets=1, particles=10, num_steps=4, seed=1)
-        monkeypatch.setattr(benchmark, "digits", lambda args: dict(settings=settings, routes={}))
+        figures = dict.fromkeys(["digits", "confidence"], dict(mean=0.9, ci95=None))
+        drawn = dict(settings=settings, routes=dict(DDIM=figures))
+        monkeypatch.setattr(benchmark, "digits", lambda args: drawn)
     elif name == "grid":
         monkeypatch.setattr(benchmark, "ANSWERS", benchmark.ANSWERS[-1:])
         # tests/test_experiments.py shares cells and sets among two.
@@ -107,10 +109,10 @@ def test_every_benchmark_of_speed_measures(name, tmp_path, monkeypatch):
     benchmark.main([*flags, "--outdir", str(tmp_path)])
     result = json.loads((tmp_path / f"{name}.json").read_text())
     assert result["machine"]["threads"] >= 1 and result["machine"]["torch"]
-    rows = [
-        line for line in (tmp_path / f"{name}.md").read_text().splitlines() if line.startswith("| ")
-    ]
-    assert len(rows) > 2 and len({line.count("|") for line in rows[:3]}) == 1
+    blocks = (tmp_path / f"{name}.md").read_text().split("\n\n")
+    tables = [block.splitlines() for block in blocks if block.startswith("| ")]
+    assert tables and all(len(table) > 2 for table in tables)
+    assert all(len({line.count("|") for line in table}) == 1 for table in tables)
     if name == "gpu":
         assert parts.keys() < result.keys()
         assert result["failed"] == {"broken": "ZeroDivisionError: division by zero"}
