@@ -474,8 +474,6 @@ class GuidanceSettings:
     is left (1: keep all)"""
     balanced_of: Count = rare(4)
     """balanced: starting noises for each particle, of which one is drawn"""
-    balanced_sigma: Sigma = rare(2.0)
-    """balanced: noise level at which a rough preview says how alike they are"""
     pg_factor: NonNegative = 0.0
     """strength of pg and of other methods that have one, of those by a potential in the unit that
     pg_strength names (0: independent samples)"""
@@ -509,8 +507,6 @@ class GuidanceSettings:
     """largest noise level at which guidance acts (null: all; of pg measured)"""
     pg_anneal: Literal["none", "strength", "bandwidth", "both"] = rare("none")
     """what falls to 0 from pg_sigma_max to pg_sigma_min, as half a cosine in ln sigma"""
-    pg_cap: PositiveOrInf = rare(math.inf)
-    """largest push on one particle, as a multiple of the denoiser's drift per pixel"""
     sequential: Count = 1
     """batches that are sampled one after the other for each condition, each repelled by those
     before it and measured together with them"""
@@ -670,7 +666,15 @@ def record(*groups: DataclassInstance) -> dict[str, Any]:
 
 
 # Arguments of classes that were settings. A config.yaml may still hold them at this value.
-FORMER = dict(beta2=0.99, s_noise=1.0)
+FORMER = dict(
+    beta2=0.99,
+    s_noise=1.0,
+    pg_cap=math.inf,
+    balanced_sigma=2.0,
+    cads_tau1=0.6,
+    cads_tau2=0.9,
+    cads_mixing=1.0,
+)
 
 
 def as_yaml(values: Mapping[str, Any]) -> str:

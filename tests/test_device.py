@@ -151,10 +151,10 @@ DRAWS = {
     "x, inverse": GUIDED | dict(pg_space="x", pg_kernel="inverse"),
     "rbf_unsquared, sigma": GUIDED
     | dict(pg_kernel="rbf_unsquared", pg_bandwidth="sigma", pg_strength="sigma"),
-    "capped, annealed, pooled": GUIDED | dict(pg_cap=1.0, pg_anneal="both", pg_pool=2),
+    "annealed, pooled": GUIDED | dict(pg_anneal="both", pg_pool=2),
     "drift": GUIDED | dict(pg_strength="drift"),
     "measured window": dict(EXACT, pg_factor=1.0),
-    "cads": dict(guidance="cads", cads_tau1=0.1, cads_tau2=0.99),
+    "cads": dict(guidance="cads"),
     **{
         name: dict(guidance=name, pg_factor=1.0)
         for name in set(method.names("guidance")) - {"none", "pg", "cads", "joint"}

@@ -14,7 +14,7 @@ from programs import Program
 from test_code import FILES
 
 import evaluate
-from config import EvaluationSettings, ExperimentSettings, TrainingSettings
+from config import FORMER, EvaluationSettings, ExperimentSettings, TrainingSettings
 from diverse_sampling import method
 from diverse_sampling.potentials import POTENTIALS, Bandwidth
 from lab import assemble, train_classifier
@@ -226,7 +226,8 @@ def our_flags() -> set[str]:
 # Flags that the changelog says are gone.
 GONE = {
     *("--redraws", "--most_alike", "--most_doubt", "--doubt_sigma", "--kmedoids_pool"),
-    *("--print_completion", "--beta2"),
+    "--print_completion",
+    *(f"--{key}" for key in FORMER),
 }
 
 

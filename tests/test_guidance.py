@@ -137,7 +137,7 @@ def test_fading_guidance_is_that_share_of_it():
     assert torch.equal(pg(denoise, fade=lambda level: 0.0)(x, sigma), plain)
 
 
-def test_annealed_strength_and_cap():
+def test_annealed_strength():
     denoise, _ = exact()
     x = 5 * torch.randn(1, 4, 1, 6, 6, dtype=torch.float64)
     sigma = torch.tensor(5.0, dtype=torch.float64)
@@ -148,11 +148,6 @@ def test_annealed_strength_and_cap():
 
     half = push(anneal=True, sigma_min=0.5, sigma_max=50.0)  # sigma is half way in ln sigma
     torch.testing.assert_close(half, push() / 2)
-    drift = ((x - plain) / sigma).square().mean().sqrt()
-    sizes = (push(cap=1.5) / sigma).flatten(2).norm(dim=-1)
-    free = (push() / sigma).flatten(2).norm(dim=-1)
-    torch.testing.assert_close(sizes, free.clamp_max(1.5 * drift))
-    assert (free > 1.5 * drift).any()
 
 
 def test_memory_repels_like_particles_that_do_not_move():

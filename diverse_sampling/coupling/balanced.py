@@ -16,6 +16,7 @@ from diverse_sampling.steps import Schedule, integrate
 
 LLOYD_ROUNDS = 5  # of balanced k-means; more change few of the groups
 PREVIEW_CALLS = 3  # of the denoiser for each candidate
+PREVIEWED = 2.0  # the noise level at which these say how alike candidates are
 
 
 def balanced_draw(previews: Tensor, groups: int, generators: list[torch.Generator]) -> Tensor:
@@ -69,7 +70,7 @@ def _make(sets: Sets, noise: Callable[[], Tensor]) -> Tensor:
     g = sets.settings
     draws = [noise() for _ in range(g.balanced_of)]
     z = torch.cat(draws, 1)
-    seen = previews(sets.denoise, z * sets.sigma_max, float(sets.sigma_max), g.balanced_sigma)
+    seen = previews(sets.denoise, z * sets.sigma_max, float(sets.sigma_max), PREVIEWED)
     drawn = balanced_draw(seen, draws[0].shape[1], sets.generators(Stream.QUANTILES))
     return z[torch.arange(len(z), device=z.device)[:, None], drawn.to(z.device)]
 

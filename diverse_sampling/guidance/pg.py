@@ -111,8 +111,6 @@ class ParticleGuidance(Guided):
         sigma_min, sigma_max: as in `Guided`
         anneal: whether the strength falls from all of it at sigma_max to none at sigma_min, as a
             half cosine in ln s
-        cap: largest norm of the push on one particle, as a multiple of the root mean square of
-            (x - D) / s over the pixels of the set
         fade: noise level -> factor on the strength in [0, 1]; None: 1 everywhere
         features: phi: images (N, C, H, W) -> (N, ...); U acts on phi of what `space` names, and its
             gradient is taken through phi. None: on the images themselves
@@ -131,7 +129,6 @@ class ParticleGuidance(Guided):
         sigma_max: float | None = None,
         fade: Callable[[float], float] | None = None,
         anneal: bool = False,
-        cap: float = math.inf,
         features: Callable[[Tensor], Tensor] | None = None,
         memory: Tensor | None = None,
     ):
@@ -142,7 +139,6 @@ class ParticleGuidance(Guided):
         self.strength = STRENGTHS[strength] if isinstance(strength, str) else strength
         self.fade = fade
         self.anneal = anneal
-        self.cap = cap
         self.features = features
         self.memory = memory
 
@@ -184,15 +180,11 @@ class ParticleGuidance(Guided):
         return grad[:, :B]
 
     def _push(self, x: Tensor, denoised: Tensor, grad: Tensor, sigma: Tensor) -> Tensor:
-        """The drift that guidance adds, annealed and capped, (G, B, C, H, W)."""
+        """The drift that guidance adds, annealed, (G, B, C, H, W)."""
         particles = x.shape[1] + (0 if self.memory is None else self.memory.shape[1])
         push = self.strength(Push(self.factor, x, denoised, grad, sigma, particles))
         if self.anneal:
             push = push * cosine_share(float(sigma), self.sigma_min, self.sigma_max)
-        if self.cap < math.inf:
-            each = push.flatten(2).norm(dim=-1)[:, :, None, None, None]
-            largest = self.cap * _per_pixel((x - denoised) / sigma)
-            push = push * (largest / each.clamp_min(tiny_of(push))).clamp_max(1)
         return push
 
 
@@ -289,7 +281,6 @@ def asked_for(
         strength=g.pg_strength,
         **sets.levels,
         anneal=g.pg_anneal in ("strength", "both"),
-        cap=g.pg_cap,
         features=sets.features,
         memory=sets.memory,
     )

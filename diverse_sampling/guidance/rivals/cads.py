@@ -35,22 +35,10 @@ class Options:
 
     cads_scale: float = 0.25
     """standard deviation of the noise on the conditioning frames in [-1, 1]"""
-    cads_tau1: float = 0.6
-    """position in the schedule (0: sigma_min, 1: sigma_max) below which the conditioning has no
-    noise"""
-    cads_tau2: float = 0.9
-    """position in the schedule above which the conditioning is only noise"""
-    cads_mixing: float = 1.0
-    """share of the noised conditioning that is rescaled to its former mean and deviation"""
 
     def __post_init__(self):
         if not 0 <= self.cads_scale < math.inf:
             reject("cads_scale", self.cads_scale, "a number >= 0")
-        for key in ("cads_tau1", "cads_tau2", "cads_mixing"):
-            if not 0 <= getattr(self, key) <= 1:
-                reject(key, getattr(self, key), "a number from 0 to 1")
-        if self.cads_tau1 >= self.cads_tau2:
-            reject("cads_tau1", self.cads_tau1, f"less than cads_tau2 = {self.cads_tau2}")
 
 
 class Cads(Guided):
@@ -122,10 +110,10 @@ def _make(sets: Sets) -> Cads:
         cond,
         sets.noise(Stream.CONDITIONING, tuple(cond.shape[1:])),
         sets.position,
-        tau1=sets.options.cads_tau1,
-        tau2=sets.options.cads_tau2,
+        tau1=0.6,
+        tau2=0.9,
         scale=sets.options.cads_scale,
-        mixing=sets.options.cads_mixing,
+        mixing=1.0,
         **sets.levels,
     )
 
