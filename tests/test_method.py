@@ -52,7 +52,7 @@ def test_one_file_knows_a_rival(name):
     """Outside of documentation, recipes and tests."""
     files = [
         path
-        for part in ("*.py", "guidance/**/*.py", "coupling/**/*.py")
+        for part in ("*.py", "diverse_sampling/**/*.py", "worlds/*.py", "lab/*.py", "figures/*.py")
         for path in ROOT.glob(part)
     ]
     word = re.compile(rf"\b{name}\b")
@@ -91,7 +91,7 @@ def test_a_configuration_that_is_printed_has_the_options_of_its_methods_alone(ca
 @pytest.mark.parametrize(
     "flags, line",
     [
-        ("--cads_scale 2", "cads_scale: got 2; accepted: only with --guidance cads"),
+        ("--cads_scale 2", "cads_scale: got '2'; accepted: only with --guidance cads"),
         (
             "--guidance reference --initial_scale 0",
             "initial_scale: got 0.0; accepted: a number > 0",
@@ -101,7 +101,10 @@ def test_a_configuration_that_is_printed_has_the_options_of_its_methods_alone(ca
             "second_stage: got 'there'; accepted: 'next', 'here'",
         ),
         ("--guidance reference --sampler window", "sampler: got 'window'; accepted: edm with"),
-        ("--noise contrastive --contrastive_rate fast", "contrastive_rate: got fast; accepted: a"),
+        (
+            "--noise contrastive --contrastive_rate fast",
+            "contrastive_rate: got 'fast'; accepted: a",
+        ),
     ],
 )
 def test_options_that_cannot_be_are_refused_by_name(flags, line, refused):
