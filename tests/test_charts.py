@@ -22,9 +22,8 @@ def published(name: str) -> list[dict]:
 def without_intervals(value):
     """A result of single sets: the same without its intervals."""
     if isinstance(value, dict):
-        return {
-            key: None if key == "ci95" else without_intervals(each) for key, each in value.items()
-        }
+        without = {key: without_intervals(each) for key, each in value.items()}
+        return without | dict(ci95=None) if "ci95" in value else without
     return [without_intervals(each) for each in value] if isinstance(value, list) else value
 
 

@@ -102,9 +102,8 @@ def test_worlds_of_digits_have_none(tiny_model):
 
 
 def test_its_noise_levels_are_those_of_training(noise_frames, tmp_path):
-    training, _ = train.setup(
-        [*noise_frames, "--p_mean", "0.7", "--p_std", "1.1", "--outdir", str(tmp_path)]
-    )
+    levels = ["--p_mean", "0.7", "--p_std", "1.1"]
+    training, _ = train.setup([*noise_frames, *levels, "--outdir", str(tmp_path)])
     log_sigma = training.held_out.sigma.log()
     assert float(log_sigma.mean()) == pytest.approx(0.7, abs=0.02)
     assert float(log_sigma.std()) == pytest.approx(1.1, abs=0.05)
