@@ -163,8 +163,7 @@ def test_a_step_of_contrastive_noise_makes_images_tell_themselves_from_the_other
         former = torch.diag_embed(((images(z) - u) * u).sum(-1))
         logits = (u @ u.transpose(1, 2) + former) / 0.1
         targets = torch.arange(5).expand(20, 5)
-        losses = torch.nn.functional.cross_entropy(logits.mT, targets, reduction="none")
-        return losses.sum(-1)
+        return torch.nn.functional.cross_entropy(logits.mT, targets, reduction="none").sum(-1)
 
     moved = contrastive(in_the_plane, z, sigma, rate=1e-4, steps=1)
     assert (loss(images(moved)) < loss(images(z))).all()

@@ -38,11 +38,8 @@ def test_the_curve_of_a_gaussian_is_known():
     """D of N(m, sd^2) at x of variance sd^2 + s^2 has sd^2 / (sd^2 + s^2) of the variance of y."""
     sd = 0.5
     x = 80 * ParticleNoise(0, range(3), range(300), (1, 4, 4))()
-    curve = decisions.measure(
-        lambda x, sigma: 0.2 + (x - 0.2) * sd**2 / (sd**2 + sigma**2),
-        x,
-        karras_sigmas(80, 0.002, 80.0, 7.0),
-    )
+    denoise = lambda x, sigma: 0.2 + (x - 0.2) * sd**2 / (sd**2 + sigma**2)
+    curve = decisions.measure(denoise, x, karras_sigmas(80, 0.002, 80.0, 7.0))
     expected = [sd**2 / (sd**2 + sigma**2) for sigma in curve.sigmas]
     assert curve.shares == pytest.approx(expected, abs=0.02)
     assert curve.sigma(0.5) == pytest.approx(sd, rel=0.05)
@@ -145,14 +142,12 @@ def test_a_curve_is_measured_once_for_each_checkpoint_and_world(path):
 CURVE = Decisions([10.0, 1.0], [0.1, 0.9])
 HASH = "a" * 64
 DAMAGES = {
-    "hash of another": lambda held: json.dumps(held | dict(checkpoint_sha256="0" * 64)).encode(),
-    "no hash": lambda held: json.dumps(dict(curves=held["curves"])).encode(),
-    "no curve": lambda held: json.dumps(held | dict(curves={})).encode(),
-    "no curves": lambda held: json.dumps(held | dict(curves=None)).encode(),
-    "no shares": lambda held: json.dumps(
-        held | dict(curves={name: dict(sigmas=[1.0]) for name in held["curves"]})
-    ).encode(),
-    "a list": lambda held: json.dumps([held]).encode(),
+    "hash of another": lambda held: held | dict(checkpoint_sha256="0" * 64),
+    "no hash": lambda held: dict(curves=held["curves"]),
+    "no curve": lambda held: held | dict(curves={}),
+    "no curves": lambda held: held | dict(curves=None),
+    "no shares": lambda held: held | dict(curves={"pilot": dict(sigmas=[1.0])}),
+    "a list": lambda held: [held],
     "cut": lambda held: json.dumps(held).encode()[:-40],
     "empty": lambda held: b"",
     "bytes": lambda held: b"\xff\xfe\x00",
@@ -166,7 +161,8 @@ def test_a_file_that_is_damaged_or_of_another_checkpoint_has_no_curve_and_is_men
     content = cache.read_bytes()
     for name, damage in DAMAGES.items():
         assert decisions.cached(net, HASH, "pilot") == CURVE
-        cache.write_bytes(damage(json.loads(content)))
+        damaged = damage(json.loads(content))
+        cache.write_bytes(damaged if isinstance(damaged, bytes) else json.dumps(damaged).encode())
         assert decisions.cached(net, HASH, "pilot") is None, name
         decisions.keep(net, HASH, "pilot", CURVE)
         assert cache.read_bytes() == content, name

@@ -158,14 +158,10 @@ def test_guided_particles_find_nearly_as_many_of_64_as_they_are(batch_size, leas
 
 def row(world: str, method: str, batch_size: int, total: int, found: float) -> dict:
     """A cell in which `found` of `total` equally likely modes were found."""
-    return dict(
-        cell=dict(world=world, method=method, batch_size=batch_size),
-        result=dict(
-            modes_total=total,
-            modes_found=dict(mean=found, ci95=[found - 0.5, found + 0.2]),
-            mode_frequencies=[dict(prior=1 / total)] * total,
-        ),
-    )
+    interval = dict(mean=found, ci95=[found - 0.5, found + 0.2])
+    priors = [dict(prior=1 / total)] * total
+    result = dict(modes_total=total, modes_found=interval, mode_frequencies=priors)
+    return dict(cell=dict(world=world, method=method, batch_size=batch_size), result=result)
 
 
 ROWS = [
