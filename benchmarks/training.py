@@ -98,7 +98,8 @@ def profile(args) -> tuple[str, dict]:
 
 
 WORKER = """
-import sys, train, checkpoint
+import sys, train
+from lab import checkpoint
 training, outdir = train.setup(sys.argv[1:])
 losses = [float(step["loss"]) for step in training]
 if training.rank == 0:

@@ -9,24 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, slow_but
+from conftest import ROOT
 
 import train
 from lab import experiments
 
 
 def load(name: str):
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        spec = importlib.util.spec_from_file_location(
-            f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py"
-        )
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-        return module
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
+    path = ROOT / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 # `measure` is what the others use.
@@ -40,16 +35,30 @@ def test_every_benchmark_explains_itself(name, capsys):
     assert stop.value.code == 0 and "--outdir" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", slow_but(["potentials"], NAMES))
-def test_every_benchmark_is_a_program(name, tmp_path):
-    """It finds the modules of the project from any folder."""
-    out = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--help"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert out.returncode == 0 and "--outdir" in out.stdout, out.stderr
+# All in one process, which imports torch once: each finds the project's modules by itself.
+PROGRAMS = """
+import runpy, sys
+root, *names = sys.argv[1:]
+paths = sys.path[1:]
+for name in names:
+    sys.path[:] = [f"{root}/benchmarks", *paths]
+    for key, module in list(sys.modules.items()):
+        path = getattr(module, "__file__", None) or ""
+        if path.startswith(root) and "site-packages" not in path:
+            del sys.modules[key]
+    sys.argv = [name, "--help"]
+    try:
+        runpy.run_path(f"{root}/benchmarks/{name}.py", run_name="__main__")
+    except SystemExit as stop:
+        assert not stop.code, name
+"""
+
+
+@pytest.mark.slow
+def test_every_benchmark_is_a_program_in_any_folder(tmp_path):
+    argv = [sys.executable, "-c", PROGRAMS, str(ROOT), *NAMES]
+    out = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
+    assert out.returncode == 0 and out.stdout.count("usage:") == len(NAMES), out.stderr
 
 
 SMALL = {
@@ -63,7 +72,7 @@ SMALL = {
     "gpu": (
         "--network NETWORK --compile false --device cpu --updates 1 --repetitions 1 --num_sets 1 "
         "--particles 4 --experiment e9 --preset quick --grid_sets 1 --digits embedded "
-        "--checkpoint circle_jumping"
+        "--checkpoint CHECKPOINT"
     ),
 }
 NETWORK = dict(
@@ -73,7 +82,7 @@ NETWORK = dict(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
-def test_every_benchmark_of_speed_measures(name, tmp_path, monkeypatch):
+def test_every_benchmark_of_speed_measures(name, tmp_path, monkeypatch, tiny_model):
     """Each part of it, on something small; processes are few, for each takes seconds to start."""
     monkeypatch.chdir(ROOT)
     benchmark = load(name)
@@ -85,7 +94,9 @@ def test_every_benchmark_of_speed_measures(name, tmp_path, monkeypatch):
         monkeypatch.setattr(benchmark, "MATRIX_SIDE", 64)
         monkeypatch.setattr(benchmark, "COPIED", 2**10)
     elif name == "potentials":
-        monkeypatch.setattr("potentials.POTENTIALS", dict.fromkeys(["iou", "logdet"]))
+        monkeypatch.setattr(
+            "diverse_sampling.potentials.POTENTIALS", dict.fromkeys(["iou", "logdet"])
+        )
     elif name == "training":
         one_of_three = {"parts": benchmark.SAME_BATCH["accumulate 4"]}
         monkeypatch.setattr(benchmark, "SAME_BATCH", one_of_three)
@@ -105,7 +116,8 @@ def test_every_benchmark_of_speed_measures(name, tmp_path, monkeypatch):
         monkeypatch.setattr(benchmark.measure, "launch", lambda script, ranks: launch(script, 1))
     few = dict(iterations=60) if name == "gpu" else {}  # a training that ends
     (tmp_path / "network.yaml").write_text(yaml.safe_dump(NETWORK | few))
-    flags = SMALL[name].replace("NETWORK", str(tmp_path / "network.yaml")).split()
+    flags = SMALL[name].replace("NETWORK", str(tmp_path / "network.yaml"))
+    flags = flags.replace("CHECKPOINT", str(tiny_model / "model.safetensors")).split()
     benchmark.main([*flags, "--outdir", str(tmp_path)])
     result = json.loads((tmp_path / f"{name}.json").read_text())
     assert result["machine"]["threads"] >= 1 and result["machine"]["torch"]
@@ -128,22 +140,18 @@ def test_guidance_benchmark_keeps_finished_cells(tmp_path, monkeypatch):
     guidance = load("guidance")
     recipe = experiments.load("e10")
     recipe["settings"] |= dict(checkpoint="circle_jumping", num_steps=4)
-    recipe["grid"] = dict(
-        denoiser=["exact", "trained"],
-        method={
-            "independent": {},
-            "particle guidance": dict(pg_factor=[3.0, 1.0]),
-            "CADS": dict(guidance="cads"),
-        },
-    )
+    methods = {
+        "independent": {},
+        "particle guidance": dict(pg_factor=[3.0, 1.0]),
+        "CADS": dict(guidance="cads"),
+    }
+    recipe["grid"] = dict(denoiser=["exact", "trained"], method=methods)
     monkeypatch.setattr(experiments, "load", lambda name: recipe)
     argv = ["--num_sets", "1", "--data_root", str(ROOT / "data"), "--outdir", str(tmp_path)]
     guidance.main(argv)
-    methods = [
-        row["cell"]["method"] for row in json.loads((tmp_path / "guidance.json").read_text())
-    ]
+    rows = json.loads((tmp_path / "guidance.json").read_text())
     exact = ["independent"] + 2 * ["particle guidance"]
-    assert methods == exact + exact + ["CADS"]
+    assert [row["cell"]["method"] for row in rows] == exact + exact + ["CADS"]
     assert "| particle guidance | 3.0 |" in (tmp_path / "guidance.md").read_text()
     cells = sorted((tmp_path / "cells").iterdir())
     before = [cell.stat().st_mtime_ns for cell in cells]

@@ -12,16 +12,17 @@ from lab import checkpoint
 
 
 def test_round_trip_of_tensors_and_metadata(tmp_path):
+    """And others may read the file if the umask lets them."""
     tensors = {"a": torch.randn(3, 2), "b": torch.arange(4)}
-    checkpoint.save_tensors(
-        tmp_path / "x.safetensors", tensors, {"settings": {"lr": 0.1, "classes": None}}
-    )
-    loaded = checkpoint.read_tensors(tmp_path / "x.safetensors")
+    metadata = {"settings": {"lr": 0.1, "classes": None}}
+    path = tmp_path / "x.safetensors"
+    checkpoint.save_tensors(path, tensors, metadata)
+    loaded = checkpoint.read_tensors(path)
     assert all(torch.equal(loaded[k], tensors[k]) for k in tensors)
-    assert checkpoint.read_metadata(tmp_path / "x.safetensors") == {
-        "settings": {"lr": 0.1, "classes": None}
-    }
+    assert checkpoint.read_metadata(path) == metadata
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_a_failed_save_leaves_the_last_good_file(tmp_path, monkeypatch):
@@ -36,12 +37,6 @@ def test_a_failed_save_leaves_the_last_good_file(tmp_path, monkeypatch):
         checkpoint.save_tensors(path, {"a": torch.zeros(2)}, {})
     assert torch.equal(checkpoint.read_tensors(path)["a"], torch.ones(2))
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
-
-
-def test_others_may_read_it_where_the_umask_lets_them(tmp_path):
-    (tmp_path / "plain").touch()
-    checkpoint.save_tensors(tmp_path / "x.safetensors", {"a": torch.ones(2)}, {})
-    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_optimizer_state_packs_to_tensors_and_back():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from config import SamplerSettings
 from conftest import ROOT
 
 from diverse_sampling import decisions
@@ -15,6 +16,7 @@ from diverse_sampling.errors import SettingError
 from diverse_sampling.noise import ParticleNoise, Stream
 from diverse_sampling.steps import karras_sigmas
 from lab import assemble, methods, pilot
+from lab.records import sha256_of
 
 SIGMAS = karras_sigmas(22, 0.002, 80.0, 7.0)
 PILOTS_CALLS = 43 * pilot.PILOT[0] * pilot.PILOT[1]
@@ -29,10 +31,6 @@ def evaluation(**values) -> assemble.Evaluation:
     return assemble.set_up(settings, path)
 
 
-def window_of(made: assemble.Evaluation) -> tuple[float, float]:
-    return methods.window(made.settings.sampler, made.sampler.decisions)
-
-
 # ---------------------------------------------------------------- the curve
 
 
@@ -40,11 +38,8 @@ def test_the_curve_of_a_gaussian_is_known():
     """D of N(m, sd^2) at x of variance sd^2 + s^2 has sd^2 / (sd^2 + s^2) of the variance of y."""
     sd = 0.5
     x = 80 * ParticleNoise(0, range(3), range(300), (1, 4, 4))()
-    curve = decisions.measure(
-        lambda x, sigma: 0.2 + (x - 0.2) * sd**2 / (sd**2 + sigma**2),
-        x,
-        karras_sigmas(80, 0.002, 80.0, 7.0),
-    )
+    denoise = lambda x, sigma: 0.2 + (x - 0.2) * sd**2 / (sd**2 + sigma**2)
+    curve = decisions.measure(denoise, x, karras_sigmas(80, 0.002, 80.0, 7.0))
     expected = [sd**2 / (sd**2 + sigma**2) for sigma in curve.sigmas]
     assert curve.shares == pytest.approx(expected, abs=0.02)
     assert curve.sigma(0.5) == pytest.approx(sd, rel=0.05)
@@ -140,49 +135,53 @@ def test_a_curve_is_measured_once_for_each_checkpoint_and_world(path):
     record = again.run(progress=False)[2]
     assert record["pilot_calls"] == 0
     assert record["decisions"]["shares"] == first.sampler.decisions.shares
-    assert tuple(record["window"]) == window_of(again)
+    window = methods.window(again.settings.sampler, again.sampler.decisions)
+    assert tuple(record["window"]) == window
 
 
+CURVE = Decisions([10.0, 1.0], [0.1, 0.9])
+HASH = "a" * 64
 DAMAGES = {
-    "hash of another": lambda held: json.dumps(held | dict(checkpoint_sha256="0" * 64)).encode(),
-    "no hash": lambda held: json.dumps(dict(curves=held["curves"])).encode(),
-    "no curve": lambda held: json.dumps(held | dict(curves={})).encode(),
-    "no curves": lambda held: json.dumps(held | dict(curves=None)).encode(),
-    "no shares": lambda held: json.dumps(
-        held | dict(curves={name: dict(sigmas=[1.0]) for name in held["curves"]})
-    ).encode(),
-    "a list": lambda held: json.dumps([held]).encode(),
+    "hash of another": lambda held: held | dict(checkpoint_sha256="0" * 64),
+    "no hash": lambda held: dict(curves=held["curves"]),
+    "no curve": lambda held: held | dict(curves={}),
+    "no curves": lambda held: held | dict(curves=None),
+    "no shares": lambda held: held | dict(curves={"pilot": dict(sigmas=[1.0])}),
+    "a list": lambda held: [held],
     "cut": lambda held: json.dumps(held).encode()[:-40],
     "empty": lambda held: b"",
     "bytes": lambda held: b"\xff\xfe\x00",
 }
 
 
-def test_a_file_that_is_damaged_or_of_another_checkpoint_is_measured_again(path):
-    first = evaluation(checkpoint=str(path))
-    cache = decisions.cache_of(path)
+def test_a_file_that_is_damaged_or_of_another_checkpoint_has_no_curve_and_is_mended(tmp_path):
+    net = tmp_path / "net.safetensors"
+    decisions.keep(net, HASH, "pilot", CURVE)
+    cache = decisions.cache_of(net)
     content = cache.read_bytes()
     for name, damage in DAMAGES.items():
-        cache.write_bytes(damage(json.loads(content)))
-        again = evaluation(checkpoint=str(path))
-        assert again.pilot_calls == PILOTS_CALLS, name
-        assert again.sampler.decisions == first.sampler.decisions
-        assert json.loads(cache.read_bytes()) == json.loads(content), name  # and it is mended
-    cache.unlink()
-    cache.mkdir()
-    assert evaluation(checkpoint=str(path)).pilot_calls == PILOTS_CALLS
-    assert not any(cache.iterdir())
+        assert decisions.cached(net, HASH, "pilot") == CURVE
+        damaged = damage(json.loads(content))
+        cache.write_bytes(damaged if isinstance(damaged, bytes) else json.dumps(damaged).encode())
+        assert decisions.cached(net, HASH, "pilot") is None, name
+        decisions.keep(net, HASH, "pilot", CURVE)
+        assert cache.read_bytes() == content, name
 
 
-def test_a_folder_that_cannot_be_written_to_does_no_harm(path, monkeypatch):
+def test_a_folder_that_cannot_be_written_to_does_no_harm(tmp_path, monkeypatch):
     """Root may write anywhere, so the folder's permissions are not what is tried."""
 
     def denied(*arguments, **options):
         raise PermissionError(13, "Permission denied")
 
+    net = tmp_path / "net.safetensors"
+    decisions.cache_of(net).mkdir()
+    decisions.keep(net, HASH, "pilot", CURVE)
+    assert decisions.cached(net, HASH, "pilot") is None
+    decisions.cache_of(net).rmdir()
     monkeypatch.setattr("pathlib.Path.write_text", denied)
-    assert evaluation(checkpoint=str(path)).pilot_calls == PILOTS_CALLS
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    decisions.keep(net, HASH, "pilot", CURVE)
+    assert not any(tmp_path.iterdir())
 
 
 # ---------------------------------------------------------------- when there is a pilot
@@ -193,7 +192,7 @@ ACTS = dict(pg_sigma_min=2.0, pg_sigma_max=30.0)
 
 
 @pytest.mark.parametrize(
-    "given, pilot",
+    "given, runs",
     [
         ({}, True),
         (WINDOW, True),
@@ -209,22 +208,25 @@ ACTS = dict(pg_sigma_min=2.0, pg_sigma_max=30.0)
     ],
     ids=lambda value: str(value) if isinstance(value, bool) else " ".join(map(str, value.values())),
 )
-def test_a_pilot_runs_where_something_is_left_to_it(given, pilot, monkeypatch):
-    if not pilot:
-        monkeypatch.setattr("lab.pilot.measure", None)
+def test_a_pilot_runs_where_something_is_left_to_it(given, runs, monkeypatch):
+    if not runs:
+        monkeypatch.setattr(pilot, "measure", None)
     made = evaluation(**given)
-    assert (made.pilot_calls > 0) == pilot == (made.sampler.decisions is not None)
-    assert made.run(progress=False)[2]["pilot_calls"] == (PILOTS_CALLS / 8 if pilot else 0)
+    assert (made.pilot_calls > 0) == runs == (made.sampler.decisions is not None)
+    assert made.run(progress=False)[2]["pilot_calls"] == (PILOTS_CALLS / 8 if runs else 0)
 
 
 def test_a_window_that_is_given_overrides_the_curve():
-    low, high = window_of(evaluation())
-    assert window_of(evaluation(**WINDOW)) == (1, 9)
-    assert window_of(evaluation(window_min=1.0)) == (1, high)
-    assert window_of(evaluation(window_max=9.0)) == (low, 9)
-    below = window_of(evaluation(window_max=0.01))  # all of the curve
+    curve = Decisions([100.0, 10.0, 1.0, 0.1], [0.0, 0.1, 0.5, 1.0])
+    window = lambda **given: methods.window(SamplerSettings(**given), curve)
+    low, high = window()
+    assert (low, high) == curve.window()
+    assert window(**WINDOW) == (1, 9)
+    assert window(window_min=1.0) == (1, high)
+    assert window(window_max=9.0) == (low, 9)
+    below = window(window_max=0.01)  # all of the curve
     assert below[0] < below[1] == 0.01
-    assert window_of(evaluation(sigma_max=10.0))[1] < 10
+    assert window(sigma_max=5.0)[1] < 5 < high
 
 
 @pytest.mark.parametrize("given, inside", [({}, (2.3, 30)), (ACTS, (2, 30))], ids=["", "given"])
@@ -260,8 +262,6 @@ def test_windows_that_cannot_be_are_refused(given, key):
 
 def test_shipped_curves_are_those_of_the_shipped_checkpoints():
     """A curve in the repository is read, or it is measured each time in a read-only checkout."""
-    from lab.records import sha256_of
-
     for path in (ROOT / "checkpoints").glob("*.decisions.json"):
         held = json.loads(path.read_text())
         checkpoint = path.with_name(path.name.replace(".decisions.json", ".safetensors"))

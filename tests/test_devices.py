@@ -1,4 +1,7 @@
-"""Devices and processes: which GPU a process takes, memory, precision, shares of an evaluation."""
+"""Devices and processes: which GPU a process takes, memory, precision, shares of an evaluation.
+
+On a real GPU, samples and trainings are those of the CPU, up to rounding.
+"""
 
 import json
 import subprocess
@@ -10,8 +13,10 @@ import torch
 from conftest import ROOT
 
 import evaluate
+import train
 from diverse_sampling import devices
 from diverse_sampling.errors import SettingError
+from lab import assemble
 
 
 def test_each_process_of_a_machine_takes_a_gpu_of_its_own(monkeypatch):
@@ -64,20 +69,50 @@ def test_a_reproducible_run_takes_no_other_algorithms_and_the_next_run_may(tmp_p
 
 @pytest.mark.slow
 def test_an_evaluation_is_shared_by_processes_with_the_same_samples(tmp_path):
-    argv = ["--denoiser", "exact", "--digits", "embedded", "--num_sets", "5", "--pg_factor", "3"]
-    argv += ["--num_steps", "8", "--device", "cpu"]
+    flags = "--denoiser exact --digits embedded --num_sets 3 --pg_factor 3 --num_steps 4"
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     processes = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     for start, out in (([], alone), (processes, shared)):
-        done = subprocess.run(
-            [sys.executable, *start, "evaluate.py", *argv, "--outdir", str(out)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
+        argv = [*start, "evaluate.py", *flags.split(), "--device", "cpu", "--outdir", str(out)]
+        done = subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     with np.load(alone / "samples.npz") as a, np.load(shared / "samples.npz") as b:
         np.testing.assert_array_equal(a["samples"], b["samples"])
     a, b = (json.loads((out / "metrics.json").read_text()) for out in (alone, shared))
     for key in ("modes_found", "network_calls", "backward_calls"):
         assert a[key] == b[key]
+
+
+# ---------------------------------------------------------------- on a real GPU, if there is one
+
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
+
+
+@NO_GPU
+@pytest.mark.gpu
+def test_guided_samples_of_a_gpu_are_those_of_the_cpu(tiny_model):
+    def samples(device):
+        flags = f"--checkpoint {tiny_model}/model.safetensors --digits embedded --num_sets 2"
+        flags += " --batch_size 4 --num_steps 6 --precision float32 --pg_factor 3"
+        flags += " --window_min 0.3 --window_max 5 --pg_sigma_min 0.01 --pg_sigma_max 80"
+        job = assemble.evaluation([*flags.split(), "--device", device])
+        return job.sampler.sample(torch.arange(2))
+
+    torch.testing.assert_close(samples("cuda"), samples("cpu"), rtol=0, atol=1e-2)
+
+
+@NO_GPU
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_training_on_a_gpu_learns_and_goes_on(precision, tmp_path):
+    flags = "--channels [16,16] --blocks 1 --attention [1] --head_channels 8 --patch_size 4"
+    flags += " --target posterior --motion 2 --optimizer muon --lr 0.003 --batch_size 32"
+    flags += " --warmup 5 --iterations 60 --digits embedded --device cuda"
+    argv = [*flags.split(), "--precision", precision, "--outdir", str(tmp_path)]
+    training, outdir = train.setup(argv)
+    losses = [float(step["loss"]) for step in training]
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+    training.save(outdir)
+    training.load(outdir / "state.safetensors")
+    assert training.iteration == 60
+    assert all(each.isfinite().all() for each in training.net.parameters())

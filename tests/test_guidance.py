@@ -1,12 +1,16 @@
+import itertools
 import math
 from functools import partial
 
 import pytest
 import torch
+from scipy import stats
+
+import evaluate
 
 from diverse_sampling.denoiser import to_model_range
 from diverse_sampling.exact import posterior_mean
-from diverse_sampling.guidance import Guided, ParticleGuidance, Spell, never_down
+from diverse_sampling.guidance import Guided, ParticleGuidance, Spell, joint_weights, never_down
 from diverse_sampling.guidance.rivals.cads import Cads
 from diverse_sampling.guidance.rivals.eddy import Eddy
 from diverse_sampling.guidance.rivals.oscar import Volume, across
@@ -15,9 +19,12 @@ from diverse_sampling.guidance.rivals.variance import Variance
 from diverse_sampling.noise import ParticleNoise
 from diverse_sampling.potentials import POTENTIALS, RBF, Bandwidth
 from diverse_sampling.steps import edm_sampler, karras_sigmas
+from lab import assemble
 from lab.metrics import mixture_modes, mode_metrics
 
 KERNELS = sorted(POTENTIALS)
+TWO = torch.tensor(2.0, dtype=torch.float64)
+THREE = torch.tensor(3.0, dtype=torch.float64)
 
 
 def exact(k: int = 8, d: int = 6, seed: int = 0):
@@ -31,6 +38,12 @@ def exact(k: int = 8, d: int = 6, seed: int = 0):
     return denoise, images
 
 
+def sets_of(B: int, sets: int = 2) -> torch.Tensor:
+    """Standard normal noise (sets, B, 1, 6, 6)."""
+    generator = torch.Generator().manual_seed(B)
+    return torch.randn(sets, B, 1, 6, 6, dtype=torch.float64, generator=generator)
+
+
 def pg(denoise, kernel="rbf", **settings):
     defaults = dict(factor=1.0, space="denoised", strength="sigma")
     return ParticleGuidance(denoise, POTENTIALS[kernel](Bandwidth()), **(defaults | settings))
@@ -38,37 +51,31 @@ def pg(denoise, kernel="rbf", **settings):
 
 def test_factor_zero_one_particle_and_other_noise_levels_leave_the_denoiser_alone():
     denoise, _ = exact()
-    x = torch.randn(2, 4, 1, 6, 6, dtype=torch.float64)
-    sigma = torch.tensor(2.0, dtype=torch.float64)
-    plain = denoise(x, sigma)
-    assert torch.equal(pg(denoise, factor=0.0)(x, sigma), plain)
-    assert torch.equal(pg(denoise, sigma_min=3.0)(x, sigma), plain)
-    assert torch.equal(pg(denoise, sigma_max=1.0)(x, sigma), plain)
-    assert torch.equal(pg(denoise)(x[:, :1], sigma), denoise(x[:, :1], sigma))
-    assert not torch.allclose(pg(denoise)(x, sigma), plain)
+    x = sets_of(4)
+    plain = denoise(x, TWO)
+    for settings in (dict(factor=0.0), dict(sigma_min=3.0), dict(sigma_max=1.0)):
+        assert torch.equal(pg(denoise, **settings)(x, TWO), plain)
+    assert torch.equal(pg(denoise)(x[:, :1], TWO), denoise(x[:, :1], TWO))
+    assert not torch.allclose(pg(denoise)(x, TWO), plain)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_jacobian_space_is_autograd_of_the_energy_of_the_denoised_set(kernel):
     denoise, _ = exact()
     sigma = torch.tensor(1.5, dtype=torch.float64)
-    x = 1.5 * torch.randn(
-        2, 4, 1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
-    )
-    x.requires_grad_()
+    x = (1.5 * sets_of(4)).requires_grad_()
     potential = POTENTIALS[kernel](Bandwidth())
     (force,) = torch.autograd.grad(potential.energy(denoise(x, sigma).flatten(2)).sum(), x)
     guided = pg(denoise, kernel, space="jacobian", factor=0.3)(x.detach(), sigma)
-    torch.testing.assert_close(
-        guided, (denoise(x, sigma) - sigma**2 * 0.3 * force).detach(), rtol=1e-6, atol=1e-9
-    )
+    expected = (denoise(x, sigma) - sigma**2 * 0.3 * force).detach()
+    torch.testing.assert_close(guided, expected, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("space", ["x", "denoised", "jacobian"])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_drift_strength_is_the_stated_share_of_the_drift(kernel, space):
     denoise, _ = exact()
-    x = 5 * torch.randn(2, 4, 1, 6, 6, dtype=torch.float64)
+    x = 5 * sets_of(4)
     sigma = torch.tensor(5.0, dtype=torch.float64)
     guided = pg(denoise, kernel, space=space, strength="drift", factor=0.5)(x, sigma)
     push = (guided - denoise(x, sigma)) / sigma
@@ -82,11 +89,8 @@ def test_drift_strength_is_the_stated_share_of_the_drift(kernel, space):
 def test_guided_sampling_ends_finite_from_identical_particles(kernel, space):
     denoise, _ = exact()
     x = torch.zeros(2, 3, 1, 6, 6, dtype=torch.float64)
-    out = edm_sampler(
-        pg(denoise, kernel, space=space, strength="drift", factor=1e3),
-        x,
-        karras_sigmas(8, 0.002, 80.0, 7.0),
-    )
+    guided = pg(denoise, kernel, space=space, strength="drift", factor=1e3)
+    out = edm_sampler(guided, x, karras_sigmas(4, 0.002, 80.0, 7.0))
     assert torch.isfinite(out).all()
 
 
@@ -116,30 +120,26 @@ def test_the_plus_sign_covers_modes_and_the_minus_sign_does_not():
 def test_joint_strength_is_a_power_of_the_potential():
     """B factor times the drift of "sigma", with memory counted in B."""
     denoise, images = exact()
-    sigma = torch.tensor(3.0, dtype=torch.float64)
     for B, memory in ((2, None), (5, None), (2, images[:, :3].expand(2, -1, -1, -1, -1))):
-        x = 3 * torch.randn(2, B, 1, 6, 6, dtype=torch.float64)
+        x = 3 * sets_of(B)
         everyone = B if memory is None else B + 3
-        joint = pg(denoise, strength="joint", factor=0.3, memory=memory)(x, sigma)
-        alpha = pg(denoise, strength="sigma", factor=0.3 * everyone, memory=memory)(x, sigma)
+        joint = pg(denoise, strength="joint", factor=0.3, memory=memory)(x, THREE)
+        alpha = pg(denoise, strength="sigma", factor=0.3 * everyone, memory=memory)(x, THREE)
         torch.testing.assert_close(joint, alpha)
 
 
 def test_fading_guidance_is_that_share_of_it():
     denoise, _ = exact()
-    sigma = torch.tensor(3.0, dtype=torch.float64)
-    x = 3 * torch.randn(2, 4, 1, 6, 6, dtype=torch.float64)
-    plain, whole = denoise(x, sigma), pg(denoise)(x, sigma)
-    seen = []
-    faded = pg(denoise, fade=lambda level: seen.append(level) or 0.25)(x, sigma)
+    x = 3 * sets_of(4)
+    plain, whole = denoise(x, THREE), pg(denoise)(x, THREE)
+    faded = pg(denoise, fade=lambda level: 0.25 if level == 3.0 else 1.0)(x, THREE)
     torch.testing.assert_close(faded - plain, 0.25 * (whole - plain))
-    assert seen == [3.0]
-    assert torch.equal(pg(denoise, fade=lambda level: 0.0)(x, sigma), plain)
+    assert torch.equal(pg(denoise, fade=lambda level: 0.0)(x, THREE), plain)
 
 
 def test_annealed_strength():
     denoise, _ = exact()
-    x = 5 * torch.randn(1, 4, 1, 6, 6, dtype=torch.float64)
+    x = 5 * sets_of(4, sets=1)
     sigma = torch.tensor(5.0, dtype=torch.float64)
     plain = denoise(x, sigma)
 
@@ -152,27 +152,23 @@ def test_annealed_strength():
 
 def test_memory_repels_like_particles_that_do_not_move():
     denoise, images = exact()
-    sigma = torch.tensor(3.0, dtype=torch.float64)
-    x = 3 * torch.randn(
-        1, 2, 1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(5)
-    )
+    x = 3 * sets_of(2, sets=1)
     memory = images[:, :3]
-    everyone = torch.cat([denoise(x, sigma), memory], 1).flatten(2)
-    expected = denoise(x, sigma) - sigma**2 * RBF().grad(everyone)[:, :2].view_as(x)
-    torch.testing.assert_close(pg(denoise, memory=memory)(x, sigma), expected)
-    one = pg(denoise, memory=memory)(x[:, :1], sigma)  # a single particle feels the memory
-    assert not torch.allclose(one, denoise(x[:, :1], sigma))
+    everyone = torch.cat([denoise(x, THREE), memory], 1).flatten(2)
+    expected = denoise(x, THREE) - THREE**2 * RBF().grad(everyone)[:, :2].view_as(x)
+    torch.testing.assert_close(pg(denoise, memory=memory)(x, THREE), expected)
+    one = pg(denoise, memory=memory)(x[:, :1], THREE)  # a single particle feels the memory
+    assert not torch.allclose(one, denoise(x[:, :1], THREE))
 
 
 @pytest.mark.parametrize("space", ["denoised", "jacobian"])
 def test_features_are_differentiated(space):
     denoise, _ = exact()
-    sigma = torch.tensor(3.0, dtype=torch.float64)
-    x = (3 * torch.randn(2, 3, 1, 6, 6, dtype=torch.float64)).requires_grad_()
+    sigma = THREE
+    x = (3 * sets_of(3)).requires_grad_()
     torch.manual_seed(0)
-    net = torch.nn.Sequential(
-        torch.nn.Conv2d(1, 4, 3), torch.nn.Tanh(), torch.nn.Flatten()
-    ).double()
+    layers = torch.nn.Conv2d(1, 4, 3), torch.nn.Tanh(), torch.nn.Flatten()
+    net = torch.nn.Sequential(*layers).double()
     energy = lambda images: RBF().energy(net(images.flatten(0, 1)).unflatten(0, (2, 3))).sum()
     denoised = denoise(x, sigma)
     at = denoised if space == "denoised" else x
@@ -186,9 +182,8 @@ def test_features_are_differentiated(space):
 
 def test_spell_pushes_pairs_just_out_of_each_others_radius():
     """One step moves two particles within r apart by their whole shortfall each (equation 4)."""
-    x = torch.zeros(1, 3, 1, 1, 2, dtype=torch.float64)
-    x[0, 1, 0, 0, 0] = 1.0
-    x[0, 2, 0, 0, 1] = 100.0
+    points = [[0.0, 0.0], [1.0, 0.0], [0.0, 100.0]]
+    x = torch.tensor(points, dtype=torch.float64).view(1, 3, 1, 1, 2)
     moved = Spell(lambda x, sigma: x, radius=3.0)(x, torch.tensor(1.0))
     assert moved[0, :2, 0, 0].tolist() == [[-2.0, 0.0], [3.0, 0.0]]
     assert torch.equal(moved[0, 2], x[0, 2])
@@ -196,9 +191,8 @@ def test_spell_pushes_pairs_just_out_of_each_others_radius():
 
 def test_spell_memory_repels_and_stays():
     memory = torch.ones(1, 1, 1, 1, 2)
-    moved = Spell(lambda x, sigma: x, radius=5.0, memory=memory)(
-        torch.zeros(1, 1, 1, 1, 2), torch.tensor(1.0)
-    )
+    spell = Spell(lambda x, sigma: x, radius=5.0, memory=memory)
+    moved = spell(torch.zeros(1, 1, 1, 1, 2), torch.tensor(1.0))
     assert moved.shape == (1, 1, 1, 1, 2) and (moved < 0).all()
     copies = Spell(lambda x, sigma: x, radius=5.0)(torch.zeros(1, 2, 1, 1, 2), torch.tensor(1.0))
     assert not copies.any()
@@ -213,9 +207,8 @@ def test_cads_noises_the_condition_only_early():
         return lambda x, sigma: x
 
     noise = ParticleNoise(0, range(2), range(3), (1, 4, 4))
-    cads = Cads(
-        None, bind, cond, noise, lambda sigma: sigma / 80, tau1=0.3, tau2=0.8, scale=0.5, mixing=1.0
-    )
+    annealed = dict(tau1=0.3, tau2=0.8, scale=0.5, mixing=1.0)
+    cads = Cads(None, bind, cond, noise, lambda sigma: sigma / 80, **annealed)
     for sigma in (10.0, 40.0, 80.0):
         cads(torch.zeros(2, 3, 1, 4, 4), torch.tensor(sigma))
     late, middle, early = seen
@@ -270,8 +263,8 @@ def test_sriw_lowers_the_density_by_no_more_than_its_share(sigma):
 
 def test_oscar_runs_across_the_drift_and_is_capped():
     denoise, _ = exact()
-    sigma = torch.tensor(2.0, dtype=torch.float64)
-    x = 2 * torch.randn(2, 4, 1, 6, 6, dtype=torch.float64)
+    sigma = TWO
+    x = 2 * sets_of(4)
     plain = denoise(x, sigma)
     drift = ((x - plain) / sigma).flatten(2)
 
@@ -324,14 +317,13 @@ def test_two_particles_with_two_modes_tilted_by_their_variance_always_differ():
     assert differ(alone) < 0.75 and differ(tilted) == 1
 
 
-@pytest.mark.parametrize("method", [Eddy, partial(Variance, directions=None)])
+@pytest.mark.parametrize("method", [Eddy, partial(Variance, directions=None), Reference])
 def test_no_strength_and_one_particle_leave_the_denoiser_alone(method):
     denoise, _ = exact()
-    sigma = torch.tensor(2.0, dtype=torch.float64)
-    x = torch.randn(2, 5, 1, 6, 6, dtype=torch.float64)
-    assert torch.equal(method(denoise, factor=0.0)(x, sigma), denoise(x, sigma))
+    x = sets_of(5)
+    assert torch.equal(method(denoise, factor=0.0)(x, TWO), denoise(x, TWO))
     one = x[:, :1]
-    assert torch.equal(method(denoise, factor=3.0)(one, sigma), denoise(one, sigma))
+    assert torch.equal(method(denoise, factor=3.0)(one, TWO), denoise(one, TWO))
 
 
 @pytest.mark.parametrize("copies", [True, False])
@@ -342,14 +334,13 @@ def test_no_strength_and_one_particle_leave_the_denoiser_alone(method):
         partial(ParticleGuidance, potential=Volume(), strength=across("joint")),
         Eddy,
         partial(Variance, directions=lambda: torch.ones(2, 3, 1, 6, 6)),
+        Reference,
     ],
-    ids=["sriw", "oscar", "eddy", "variance"],
+    ids=["sriw", "oscar", "eddy", "variance", "reference"],
 )
 def test_methods_end_finite_whatever_their_strength(method, copies):
     denoise, _ = exact()
-    generator = torch.Generator().manual_seed(0)
-    x = 80 * torch.randn(2, 3, 1, 6, 6, dtype=torch.float64, generator=generator)
-    x = torch.zeros_like(x) if copies else x
+    x = torch.zeros_like(sets_of(3)) if copies else 80 * sets_of(3)
     sigmas = karras_sigmas(8, 0.002, 80.0, 7.0)
     assert torch.isfinite(edm_sampler(method(denoise, factor=1e300), x, sigmas)).all()
 
@@ -402,18 +393,6 @@ def test_the_references_form_spreads_sets_but_draws_close_pairs_together(B):
         assert closer.double().mean() > 0.5
 
 
-def test_the_references_form_leaves_alone_what_it_should_and_copies_finite():
-    denoise, _ = exact()
-    sigma = torch.tensor(2.0, dtype=torch.float64)
-    x = torch.randn(2, 5, 1, 6, 6, dtype=torch.float64)
-    assert torch.equal(Reference(denoise, factor=0.0)(x, sigma), denoise(x, sigma))
-    one = x[:, :1]
-    assert torch.equal(Reference(denoise, factor=3.0)(one, sigma), denoise(one, sigma))
-    copies = torch.zeros(1, 3, 1, 6, 6, dtype=torch.float64)
-    assert torch.isfinite(Reference(denoise, factor=1.0)(copies, sigma)).all()
-    assert torch.isfinite(Reference(denoise, factor=1e300)(x, sigma)).all()
-
-
 def test_the_thesiss_second_stage_is_not_guided_and_is_where_the_step_began():
     """The steps of EDM's sampler, written out with it."""
     denoise, _ = exact()
@@ -429,3 +408,102 @@ def test_the_thesiss_second_stage_is_not_guided_and_is_where_the_step_began():
             after = x + (sigma_next - sigma) * (d + d_next) / 2
         x = after
     torch.testing.assert_close(edm_sampler(StageHere(guided, denoise), start, sigmas), x)
+
+
+# ---------------------------------------------------------------- the optimum
+
+EXACT = "--denoiser exact --guidance joint --digits embedded --device cpu".split()
+
+
+def by_brute_force(log_posteriors):
+    """Q (B, k) of one set, by all k^B assignments."""
+    B, k = log_posteriors.shape
+    w = log_posteriors.softmax(-1)
+    q = torch.zeros_like(w)
+    for modes in itertools.product(range(k), repeat=B):
+        if len(set(modes)) == min(B, k):
+            weight = torch.stack([w[i, m] for i, m in enumerate(modes)]).prod()
+            for i, m in enumerate(modes):
+                q[i, m] += weight
+    return q / q.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("B, k", [(1, 3), (2, 2), (3, 3), (3, 5), (4, 3), (5, 2), (3, 1)])
+def test_the_weights_are_those_of_all_assignments(B, k):
+    generator = torch.Generator().manual_seed(B)
+    logits = 3 * torch.randn(4, B, k, generator=generator, dtype=torch.float64)
+    expected = torch.stack([by_brute_force(each) for each in logits])
+    torch.testing.assert_close(joint_weights(logits), expected)
+    torch.testing.assert_close(joint_weights(logits + 7), expected)  # up to a constant
+
+
+def test_one_particle_is_left_alone_and_a_decided_set_stays():
+    logits = torch.randn(2, 1, 4, dtype=torch.float64)
+    torch.testing.assert_close(joint_weights(logits), logits.softmax(-1))
+    decided = 1e6 * torch.eye(4, dtype=torch.float64)[[2, 0, 3]]
+    torch.testing.assert_close(joint_weights(decided[None])[0], decided.softmax(-1))
+
+
+def test_particles_that_want_the_same_mode_share_it_evenly():
+    """At the smallest noise level too, where all other assignments weigh e^-1e6 or less."""
+    logits = torch.tensor([[[0.0, -1e6, -3e6], [0.0, -1e6, -3e6]]], dtype=torch.float64)
+    half = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(joint_weights(logits), half.expand(1, 2, 3))
+
+
+def test_a_mode_that_cannot_be_does_not_count():
+    logits = torch.randn(3, 4, 3, dtype=torch.float64)
+    wider = torch.cat([logits, torch.full((3, 4, 1), -torch.inf)], -1)
+    weights = joint_weights(wider)
+    torch.testing.assert_close(weights[:, :, :3], joint_weights(logits))
+    assert not weights[:, :, 3].any()
+
+
+def test_too_many_modes_are_refused():
+    with pytest.raises(ValueError, match="^modes: got 11; accepted: at most 10$"):
+        joint_weights(torch.zeros(1, 2, 11))
+
+
+WORLDS = (
+    "",
+    "--p 0.5",
+    "--num_directions 2 --batch_size 5 --p 0.7",
+    "--dataset mixture --batch_size 4",
+    "--dataset horizontal --batch_size 2 --p 0.9",
+)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_every_set_is_as_diverse_as_it_can_be_for_few_calls(world):
+    few = "--num_sets 12 --num_steps 8"
+    _, _, result = assemble.evaluation([*EXACT, *few.split(), *world.split()]).run(False)
+    most = min(result["batch_size"], result["modes_total"])
+    assert result["modes_found"]["per_set"] == [most] * 12
+    assert result["network_calls"] == 15 and result["backward_calls"] == 0
+
+
+@pytest.mark.parametrize("world", ["--num_directions 4 --p 0.5", "--num_directions 2 --p 0.9"])
+def test_frequencies_shift_as_computed(world):
+    """Those of noise whose level hides everything: the weights of the priors themselves."""
+    few_steps = "--num_sets 150 --num_steps 8 --batch_size 3"
+    _, _, result = assemble.evaluation([*EXACT, *few_steps.split(), *world.split()]).run(False)
+    pairs = [(mode["mean"], mode["prior"]) for mode in result["mode_frequencies"]]
+    found, priors = torch.tensor(pairs, dtype=torch.float64).T
+    B = result["batch_size"]
+    shifted = joint_weights(priors.log().expand(1, B, -1))[0, 0]
+    assert (shifted - priors).abs().max() > 0.05
+    # The particles of a set repel, so that counts vary less than independent ones: the test is lax.
+    assert stats.chisquare(150 * B * found, 150 * B * shifted).pvalue > 1e-3
+    assert stats.chisquare(150 * B * found, 150 * B * priors).pvalue < 1e-3
+
+
+UNKNOWN = {
+    "--denoiser trained": "guidance: got 'joint'; accepted: any other, or",
+    "--num_digits 2": "accepted: any other in a world of more than 10 answers",
+    "--sequential 2": "sequential: got 2; accepted: 1 with guidance joint",
+}
+
+
+@pytest.mark.parametrize("flags", UNKNOWN)
+def test_where_the_optimum_is_not_known_one_line_says_so(flags, refused):
+    assert UNKNOWN[flags] in refused(evaluate.main, [*EXACT, *flags.split()])

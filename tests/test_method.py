@@ -50,11 +50,8 @@ def test_what_names_no_method_is_none():
 @pytest.mark.parametrize("name", sorted(RIVALS))
 def test_one_file_knows_a_rival(name):
     """Outside of documentation, recipes and tests."""
-    files = [
-        path
-        for part in ("*.py", "guidance/**/*.py", "coupling/**/*.py")
-        for path in ROOT.glob(part)
-    ]
+    parts = ("*.py", "diverse_sampling/**/*.py", "worlds/*.py", "lab/*.py", "figures/*.py")
+    files = [path for part in parts for path in ROOT.glob(part)]
     word = re.compile(rf"\b{name}\b")
     knowing = [path.stem for path in files if word.search(path.read_text(encoding="utf-8"))]
     assert set(knowing) <= {name}
@@ -92,14 +89,8 @@ def test_a_configuration_that_is_printed_has_the_options_of_its_methods_alone(ca
     "flags, line",
     [
         ("--cads_scale 2", "cads_scale: got '2'; accepted: only with --guidance cads"),
-        (
-            "--guidance reference --initial_scale 0",
-            "initial_scale: got 0.0; accepted: a number > 0",
-        ),
-        (
-            "--guidance reference --second_stage there",
-            "second_stage: got 'there'; accepted: 'next', 'here'",
-        ),
+        ("--guidance reference --initial_scale 0", "initial_scale: got 0.0; accepted: a number >"),
+        ("--guidance reference --second_stage there", "got 'there'; accepted: 'next', 'here'"),
         ("--guidance reference --sampler window", "sampler: got 'window'; accepted: edm with"),
         (
             "--noise contrastive --contrastive_rate fast",

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -30,38 +31,22 @@ def network(**settings) -> EDMDenoiser:
     return net.requires_grad_(False)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        dict(patch_size=4),
-        dict(channels=[16], attention=[]),
-        dict(channels=[16, 24, 32], attention=[0, 2], blocks=2),
-        dict(patch_size=2, motion=3),
-    ],
-)
-def test_shapes(settings):
-    net = network(**settings)
-    x, cond = torch.randn(3, 1, 32, 32), torch.rand(3, 1, 32, 32)
-    assert net(x, torch.tensor([0.1, 1.0, 10.0]), cond).shape == (3, 1, 32, 32)
+def three_frames():
+    """Noisy frames, the noise level of each, and their conditions."""
+    return torch.randn(3, 1, 32, 32), torch.tensor([0.1, 1.0, 10.0]), torch.rand(3, 1, 32, 32)
 
 
-@pytest.mark.parametrize(
-    "channels",
-    [[1], [2], [3], [5, 7], [48, 96], [37, 53], [12, 20, 36], [66, 130], [144, 24], [1, 2, 3, 4]],
-    ids=str,
-)
+BOTH_KINDS = pytest.mark.parametrize("settings", [{}, dict(patch_size=4, motion=4)])
+WIDTHS = [[1], [2], [5, 7], [48, 96], [37, 53], [12, 20, 36], [66, 130], [144, 24], [1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("channels", slow_but(WIDTHS[:6], WIDTHS), ids=str)
 @pytest.mark.parametrize("head_channels", slow_but([20], [1, 20, 64]))
 def test_networks_of_any_widths_can_be_trained(channels, head_channels):
     """Every layer has a finite gradient, and the noise level and the condition reach the output."""
     attention = list(range(len(channels)))
-    net = network(
-        channels=channels,
-        attention=attention,
-        head_channels=head_channels,
-        patch_size=4,
-        class_labels=True,
-    ).requires_grad_()
+    settings = dict(channels=channels, attention=attention, head_channels=head_channels)
+    net = network(**settings, patch_size=4, class_labels=True).requires_grad_()
     x = torch.randn(2, 1, 32, 32)
     cond = torch.rand(2, 1, 32, 32)
     labels = torch.tensor([1, 2])
@@ -117,12 +102,10 @@ def test_the_box_is_where_any_frame_is_lit():
     assert lit_box(torch.zeros(1, 16, 24), 4) == (0, 16, 0, 24)
 
 
-@pytest.mark.parametrize("settings", [{}, dict(patch_size=4, motion=4)])
+@BOTH_KINDS
 def test_a_cropped_network_works_in_its_box_and_leaves_the_rest_black(settings):
     net = network(**settings)
-    x = torch.randn(3, 1, 32, 32)
-    cond = torch.rand(3, 1, 32, 32)
-    sigma = torch.tensor([0.1, 1.0, 10.0])
+    x, sigma, cond = three_frames()
     inside = (..., slice(8, 24), slice(0, 16))
     expected = net(x[inside], sigma, cond[inside])
     net.box = (8, 24, 0, 16)
@@ -135,15 +118,21 @@ def test_a_cropped_network_works_in_its_box_and_leaves_the_rest_black(settings):
     assert (cropped[..., outside] == -1).all()
 
 
-@pytest.mark.parametrize("settings", [{}, dict(patch_size=4, motion=4)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        dict(patch_size=4, motion=4),
+        dict(channels=[16], attention=[]),
+        dict(channels=[16, 24, 32], attention=[0, 2], blocks=2),
+    ],
+)
 def test_single_precision_agrees_with_double(settings):
     net = network(**settings)
-    x = torch.randn(3, 1, 32, 32)
-    cond = torch.rand(3, 1, 32, 32)
-    sigma = torch.tensor([0.1, 1.0, 10.0])
+    x, sigma, cond = three_frames()
     single = net(x, sigma, cond)
     double = net.double()(x, sigma, cond)
-    assert double.dtype == torch.float64
+    assert double.dtype == torch.float64 and double.shape == x.shape
     torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-5)
 
 
@@ -153,12 +142,11 @@ def test_untrained_network_is_the_best_guess_without_one():
     x = torch.randn(2, 1, 32, 32)
     for sigma in (0.01, 1.0, 50.0):
         expected = x * 0.4**2 / (0.4**2 + sigma**2)
-        torch.testing.assert_close(
-            net(x, torch.tensor(sigma), torch.zeros_like(x)).detach(), expected
-        )
+        denoised = net(x, torch.tensor(sigma), torch.zeros_like(x)).detach()
+        torch.testing.assert_close(denoised, expected)
 
 
-@pytest.mark.parametrize("settings", [{}, dict(patch_size=4, motion=4)])
+@BOTH_KINDS
 def test_bound_denoiser_gives_every_particle_its_sets_condition(settings):
     net = network(**settings)
     x, cond = torch.randn(2, 3, 1, 32, 32), torch.rand(2, 1, 32, 32)
@@ -172,10 +160,8 @@ def test_bound_denoiser_gives_every_particle_its_sets_condition(settings):
 def test_class_labels_matter_and_may_be_missing():
     net = network(class_labels=True)
     x, cond = torch.randn(2, 1, 32, 32), torch.rand(2, 1, 32, 32)
-    outs = [
-        net(x, torch.tensor(1.0), cond, labels)
-        for labels in (torch.tensor([1, 1]), torch.tensor([2, 2]), torch.tensor([10, 10]), None)
-    ]
+    each = [torch.tensor([label, label]) for label in (1, 2, 10)]
+    outs = [net(x, torch.tensor(1.0), cond, labels) for labels in (*each, None)]
     assert not torch.allclose(outs[0], outs[1]) and torch.equal(outs[2], outs[3])
 
 
@@ -187,12 +173,12 @@ def test_loss_of_the_untrained_network_is_one_at_every_noise_level():
         sigma = torch.full((4000,), level)
         x = y + level * torch.randn(y.shape, generator=generator)
         guess = lambda x, sigma: x * 0.4**2 / (0.4**2 + level**2)
-        assert edm_loss(guess, x, sigma, y, torch.tensor(0.4)).mean().item() == pytest.approx(
-            1, rel=0.02
-        )
+        loss = edm_loss(guess, x, sigma, y, torch.tensor(0.4)).mean()
+        assert loss.item() == pytest.approx(1, rel=0.02)
 
 
-def test_posterior_mean_is_the_score_of_the_mixture():
+@pytest.mark.parametrize("sd", [0.0, 0.3])
+def test_posterior_mean_is_the_score_of_the_mixture(sd):
     """Tweedie's formula with autograd, D = x + sigma^2 grad log p(x; sigma), for sets, a prior."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 5, 1, 3, 3, generator=generator, dtype=torch.float64)
@@ -200,10 +186,10 @@ def test_posterior_mean_is_the_score_of_the_mixture():
     x = torch.randn(2, 4, 1, 3, 3, generator=generator, dtype=torch.float64, requires_grad=True)
     sigma = torch.tensor(0.9, dtype=torch.float64)
     d2 = (x[:, :, None] - images[:, None]).square().flatten(3).sum(-1)  # (G, B, k)
-    (score,) = torch.autograd.grad((prior.log() - d2 / 2 / sigma**2).logsumexp(-1).sum(), x)
-    torch.testing.assert_close(
-        posterior_mean(x, sigma, images, prior.log()), (x + sigma**2 * score).detach()
-    )
+    density = (prior.log() - d2 / 2 / (sigma**2 + sd**2)).logsumexp(-1)
+    (score,) = torch.autograd.grad(density.sum(), x)
+    found = posterior_mean(x, sigma, images, prior.log(), sd).detach()
+    torch.testing.assert_close(found, (x + sigma**2 * score).detach())
 
 
 def test_posterior_mean_takes_a_sigma_per_row():
@@ -211,9 +197,8 @@ def test_posterior_mean_takes_a_sigma_per_row():
     x, sigma = torch.randn(3, 2, 1, 3, 3), torch.tensor([0.3, 1.0, 5.0])
     rows = posterior_mean(x, sigma, images)
     for n in range(3):
-        torch.testing.assert_close(
-            rows[n : n + 1], posterior_mean(x[n : n + 1], sigma[n], images[n : n + 1])
-        )
+        alone = posterior_mean(x[n : n + 1], sigma[n], images[n : n + 1])
+        torch.testing.assert_close(rows[n : n + 1], alone)
 
 
 def test_posterior_mean_at_the_ends_of_the_schedule():
@@ -223,23 +208,6 @@ def test_posterior_mean_at_the_ends_of_the_schedule():
     far = 1e6 * torch.randn(1, 1, 1, 8, 8)
     guess = posterior_mean(far, torch.tensor(1e8), images)[:, 0]
     torch.testing.assert_close(guess, images.mean(1), rtol=1e-3, atol=1e-3)
-
-
-def test_posterior_mean_of_a_gaussian_mixture():
-    """With one centre it is the Gaussian's own; with several it is Tweedie's formula again."""
-    generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(1, 4, 1, 1, 2, generator=generator, dtype=torch.float64)
-    x = torch.randn(1, 6, 1, 1, 2, generator=generator, dtype=torch.float64, requires_grad=True)
-    sigma, sd = torch.tensor(0.7, dtype=torch.float64), 0.3
-    one = posterior_mean(x, sigma, centres[:, :1], sd=sd)
-    torch.testing.assert_close(
-        one, centres[:, :1] + (x - centres[:, :1]) * sd**2 / (sd**2 + sigma**2)
-    )
-    d2 = (x[:, :, None] - centres[:, None]).square().flatten(3).sum(-1)
-    (score,) = torch.autograd.grad((-d2 / 2 / (sigma**2 + sd**2)).logsumexp(-1).sum(), x)
-    torch.testing.assert_close(
-        posterior_mean(x, sigma, centres, sd=sd).detach(), (x + sigma**2 * score).detach()
-    )
 
 
 def test_sigma_data_is_measured_in_the_models_range():
@@ -268,21 +236,14 @@ def test_one_weight_per_displacement_moves_the_frame(motion):
     """Logits that single out one displacement everywhere give the frame moved by it, each once."""
     frame = to_model_range(torch.rand(1, 1, 16, 16))
     moved = motion.moved(frame)
+    places = list(itertools.product(range(-2, 3), repeat=2))
     seen = []
     for d in range(motion.displacements):
         torch.nn.init.zeros_(motion.logits.weight)
-        with torch.no_grad():
-            motion.logits.bias.copy_(
-                torch.where(torch.arange(motion.displacements) == d, 100.0, 0.0)
-            )
+        motion.logits.bias.data = torch.where(torch.arange(motion.displacements) == d, 100.0, 0.0)
         out = motion(moved, torch.zeros(1, 8, 4, 4))[0, 0]
-        seen += [
-            (dy, dx)
-            for dy in range(-2, 3)
-            for dx in range(-2, 3)
-            if torch.allclose(out, shifted(frame[0, 0], dy, dx), atol=1e-5)
-        ]
-    assert sorted(seen) == [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)]
+        seen += [at for at in places if torch.allclose(out, shifted(frame[0, 0], *at), atol=1e-5)]
+    assert sorted(seen) == places
 
 
 def test_fit_is_largest_where_the_frame_went(motion):
@@ -291,31 +252,23 @@ def test_fit_is_largest_where_the_frame_went(motion):
     frame = torch.full((1, 1, 16, 16), -1.0)
     frame[0, 0, 4:12, 4:12] = to_model_range(torch.rand(8, 8, generator=generator))
     moved = motion.moved(frame)
+    displacements = [motion_of(d, moved, frame) for d in range(motion.displacements)]
+    everywhere = torch.stack([shifted(frame[0, 0], *each) for each in displacements])
     for dy, dx in ((0, 0), (2, -1), (-2, 2)):
         there = shifted(frame[0, 0], dy, dx)
-        fit = motion.fit(moved, there[None, None])
-        inner = torch.stack(
-            [
-                (to_unit_range(shifted(frame[0, 0], *motion_of(d, moved, frame))) * there).sum()
-                for d in range(motion.displacements)
-            ]
-        )
-        torch.testing.assert_close(
-            fit.sum((2, 3))[0] * motion.patch_size, inner, rtol=1e-4, atol=1e-4
-        )
-        assert motion_of(int(fit.sum((2, 3))[0].argmax()), moved, frame) == (dy, dx)
+        fit = motion.fit(moved, there[None, None]).sum((2, 3))[0]
+        inner = (to_unit_range(everywhere) * there).sum((1, 2))
+        torch.testing.assert_close(fit * motion.patch_size, inner, rtol=1e-4, atol=1e-4)
+        assert displacements[int(fit.argmax())] == (dy, dx)
 
 
 def motion_of(d, moved, frame):
     """The displacement that is the d-th of `moved` (N, T, D, P), read off the frame itself."""
     patches = moved[0, :, d].reshape(4, 4, 4, 4).permute(0, 2, 1, 3).reshape(16, 16)
     patches = to_model_range(patches)
-    return next(
-        (dy, dx)
-        for dy in range(-2, 3)
-        for dx in range(-2, 3)
-        if torch.allclose(patches, shifted(frame[0, 0], dy, dx), atol=1e-5)
-    )
+    places = itertools.product(range(-2, 3), repeat=2)
+    near = lambda at: torch.allclose(patches, shifted(frame[0, 0], *at), atol=1e-5)
+    return next(filter(near, places))
 
 
 def test_gradients_reach_the_noisy_frame_through_motion():

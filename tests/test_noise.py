@@ -4,10 +4,12 @@ import torch
 from scipy import stats
 
 from diverse_sampling.coupling.antithetic import antithetic
+from diverse_sampling.coupling.balanced import balanced_draw
 from diverse_sampling.coupling.simplex import simplex
 from diverse_sampling.coupling.stratified import leading_directions, stratified
 from diverse_sampling.exact import posterior_mean
 from diverse_sampling.noise import ParticleNoise, Stream, set_generator
+from diverse_sampling.selection import kmedoids, most_distant
 
 
 @pytest.mark.parametrize(
@@ -61,9 +63,6 @@ def test_streams_differ():
         for stream in streams
     ]
     assert len({tuple(draw.tolist()) for draw in draws}) == len(draws) == 9 * 4 * len(Stream)
-
-
-def test_the_first_turn_is_the_stream_itself():
     assert all(stream.turn(0) == stream for stream in Stream)
 
 
@@ -94,12 +93,8 @@ def test_every_particle_of_coupled_noise_is_standard_normal(coupling, B):
     assert out.shape == noise.shape
     for b in range(B):
         particle = out[:, b].flatten(1).double()
-        torch.testing.assert_close(
-            particle.mean(0), torch.zeros(d, dtype=torch.float64), atol=0.04, rtol=0
-        )
-        torch.testing.assert_close(
-            particle.T.cov(), torch.eye(d, dtype=torch.float64), atol=0.05, rtol=0
-        )
+        assert particle.mean(0).abs().max() < 0.04
+        assert (particle.T.cov() - torch.eye(d)).abs().max() < 0.05
         assert stats.kstest((particle @ u.double()).numpy(), "norm").pvalue > 1e-4
 
 
@@ -143,3 +138,36 @@ def test_leading_direction_of_two_answers_is_the_line_between_them():
     line = torch.nn.functional.normalize((images[:, 0] - images[:, 1]).flatten(1), dim=1)
     cosine = (v[:, 0].flatten(1) * line).sum(1)
     torch.testing.assert_close(cosine.abs(), torch.ones(3), atol=1e-4, rtol=0)
+
+
+# ---------------------------------------------------------------- selection
+
+
+def three_clusters(G: int) -> torch.Tensor:
+    """Sets (G, 12, 1, 2) of four points around each of three centres, which take turns."""
+    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    near = 0.1 * torch.randn(G, 12, 2, generator=torch.Generator().manual_seed(0))
+    return (centres.repeat(4, 1) + near)[:, :, None]
+
+
+def test_kmedoids_keeps_one_of_each_cluster():
+    assert sorted((kmedoids(three_clusters(1), 3)[0] % 3).tolist()) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("select", [kmedoids, most_distant])
+def test_as_many_are_kept_as_asked_for_even_of_copies(select):
+    assert select(torch.zeros(2, 6, 1, 2), 4).shape == (2, 4)
+    assert select(torch.randn(2, 6, 1, 2), 1).shape == (2, 1)
+
+
+def test_a_balanced_draw_takes_one_of_each_of_equal_groups():
+    drawn = balanced_draw(three_clusters(300), 3, generators(300))
+    assert ((drawn % 3).sort(1).values == torch.arange(3)).all()
+    # Every candidate as often as any other, at every place of a set.
+    for place in drawn.unbind(1):
+        assert place.bincount(minlength=12).min() > 300 / 12 / 3
+
+
+def test_a_balanced_draw_of_one_candidate_each_keeps_all():
+    drawn = balanced_draw(torch.randn(4, 5, 1, 3), 5, generators(4))
+    assert (drawn.sort(1).values == torch.arange(5)).all()

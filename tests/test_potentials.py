@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from diverse_sampling.guidance.rivals.diverseflow import DiverseFlow
 from diverse_sampling.guidance.rivals.oscar import Volume
 from diverse_sampling.guidance.rivals.rke import RKE
-from diverse_sampling.potentials import POTENTIALS, Bandwidth, IoU, cosine_share, squared_distances
+from diverse_sampling.potentials import POTENTIALS, Bandwidth, cosine_share, squared_distances
 
 # Those of other methods too.
 EVERY = POTENTIALS | dict(diverseflow=DiverseFlow, rke=RKE, volume=Volume)
@@ -86,7 +86,7 @@ def test_sets_do_not_feel_each_other_and_order_does_not_matter(kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     B=st.integers(1, 5),
     scale=st.sampled_from([0.0, 1e-30, 1e-8, 1.0, 1e8, 1e30]),
@@ -98,22 +98,6 @@ def test_never_nan(kernel, B, scale, duplicate, seed):
     if duplicate:
         y[:, -1] = y[:, 0]
     assert torch.isfinite(EVERY[kernel]().grad(y)).all()
-
-
-@pytest.mark.parametrize("case", ["random", "ties", "duplicates", "grey levels"])
-def test_gradient_of_iou_is_the_sum_over_pairs_written_out(case):
-    """dU/du_i = sum_j k_ij / h d(1 - J_ij)/du_i, with the derivatives of a quotient."""
-    y = images_of(case, 37, d=19)
-    if case == "grey levels":
-        y = (y.add(1).div(2) * 255).round() / 255 * 2 - 1
-    u = (y + 1) / 2
-    low = torch.minimum(u[:, :, None], u[:, None]).sum(-1, keepdim=True)  # (2, B, B, 1)
-    high = torch.maximum(u[:, :, None], u[:, None]).sum(-1, keepdim=True)
-    k = (-(1 - low / high) / 0.7).exp() / 0.7
-    less = u[:, :, None] < u[:, None]  # (2, B, B, d)
-    more = u[:, :, None] > u[:, None]
-    expected = (k * (less / high - more * low / high**2)).sum(2) / 2
-    torch.testing.assert_close(IoU(Bandwidth("fixed", 0.7)).grad(y), expected)
 
 
 def test_bandwidth_rules():

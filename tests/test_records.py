@@ -1,14 +1,17 @@
-"""What a run writes, and how it is read again."""
+"""What a run writes, how it is read again, and what its metrics and methods are called."""
 
+import hashlib
 import json
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import ROOT
 
 from diverse_sampling.errors import SettingError
 from lab import records
+from lab.names import METRICS, method_of, metric, source_of
 
 RESULT = dict(dataset="circle_jumping", settings=dict(seed=3, s_max=float("inf"), outdir=None))
 
@@ -30,16 +33,16 @@ def test_an_evaluation_is_read_as_it_was_written(modes, tmp_path):
     assert ("modes" in read) == modes and list(read) == list(written) and result == RESULT
     assert all(torch.equal(read[name], written[name]) for name in written)
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == RESULT["settings"]
-    (row,) = records.rows_of(str(tmp_path))
-    assert row == dict(cell={}, flags=["--config", str(tmp_path / "config.yaml")], result=RESULT)
+    assert records.result_of(str(tmp_path)) == RESULT
+    assert not records.is_experiment(str(tmp_path))
 
 
 def test_an_experiment_is_read_as_it_was_written(tmp_path):
     rows = [dict(cell=dict(kernel="rbf", pg_factor=1.5), flags=["--seed=1"], result=RESULT)]
-    text = json.dumps(dict(title="Asked", rows=rows))
-    (tmp_path / "results.json").write_text(text)
-    assert records.rows_of(str(tmp_path)) == rows
-    assert records.experiment_of(str(tmp_path)) == (rows, "Asked")
+    written = dict(title="Asked", rows=rows)
+    (tmp_path / "results.json").write_text(json.dumps(written))
+    assert records.is_experiment(str(tmp_path))
+    assert records.experiment_of(str(tmp_path)) == written
     assert records.label(rows[0]) == "rbf, pg_factor 1.5"
 
 
@@ -71,10 +74,87 @@ def test_a_folder_is_for_one_run(tmp_path):
 
 
 def test_provenance_has_the_hash_of_the_checkpoint(tmp_path):
-    import hashlib
-
     (tmp_path / "model").write_bytes(b"weights")
     known = records.provenance(tmp_path / "model")
     assert known["checkpoint_sha256"] == hashlib.sha256(b"weights").hexdigest()
     assert known["versions"]["torch"] == torch.__version__
     assert records.provenance(None)["checkpoint_sha256"] is None
+
+
+# ---------------------------------------------------------------- names
+
+# Numbers in metrics.json that describe the run.
+NO_METRICS = {"modes_total", "num_sets", "batch_size"}
+
+
+def measured(result: dict) -> set[str]:
+    """The keys of all metrics in a result, those of some of the sets too."""
+    keys = set()
+    for key, value in result.items():
+        if isinstance(value, dict) and "num_sets" in value:
+            keys |= measured(value)
+        elif isinstance(value, dict) and "mean" in value:
+            keys.add(key)
+        elif isinstance(value, (int, float)) and key not in NO_METRICS:
+            keys.add(key)
+    return keys
+
+
+def test_every_metric_that_was_ever_published_has_a_name():
+    found = set()
+    for path in sorted((ROOT / "docs" / "results").glob("e[0-9]*.json")):
+        for row in json.loads(path.read_text())["rows"]:
+            found |= measured(row["result"])
+    assert {"modes_found", "quality", "confidence", "centroid_spread"} <= found <= set(METRICS)
+
+
+def test_names_of_metrics_are_different():
+    labels = [each.label for each in METRICS.values()]
+    assert len(set(labels)) == len(labels)
+    assert metric("new_number").heading == "New number"
+    assert METRICS["quality"].less_is_better and not METRICS["modes_found"].less_is_better
+
+
+@pytest.mark.parametrize(
+    "settings, name",
+    [
+        ({}, "independent"),
+        (dict(guidance="pg", pg_factor=0, noise="iid", sampler="window"), "independent"),
+        (dict(guidance="pg", pg_factor=0.0, medoids_of=1, sequential=2), "independent"),
+        (dict(guidance="reference", pg_factor=0, noise="iid"), "independent"),
+        (dict(guidance="none", pg_factor=3, noise="iid"), "independent"),
+        (dict(guidance="pg", pg_factor=1.7), "particle guidance, factor 1.7"),
+        (dict(guidance="pg", pg_factor=3.0, sampler="window"), "particle guidance, factor 3"),
+        (
+            dict(guidance="pg", pg_factor=3, sampler="edm"),
+            "particle guidance, factor 3, EDM's sampler",
+        ),
+        (dict(guidance="reference", pg_factor=3.0), "the thesis's form, factor 3"),
+        (dict(guidance="spell", pg_factor=0, spell_radius=10.0), "SPELL, radius 10"),
+        (dict(guidance="cads", cads_scale=0.25), "CADS, noise of 0.25"),
+        (dict(guidance="pg", medoids_of=4, sampler="edm"), "medoids of 4 times as many"),
+        (
+            dict(guidance="pg", pg_factor=3, medoids_of=2),
+            "particle guidance, factor 3, medoids of 2 times as many",
+        ),
+        (dict(guidance="pg", pg_factor=0, noise="simplex"), "simplex noise"),
+        (
+            dict(guidance="pg", pg_factor=2, noise="antithetic", sequential=2),
+            "particle guidance, factor 2, 2 draws in sequence, antithetic noise",
+        ),
+        (dict(guidance="future", noise="pink"), "future, pink"),
+    ],
+)
+def test_a_method_says_what_it_does(settings, name):
+    assert method_of(settings) == name
+
+
+def test_variants_are_points_of_the_experiment_that_compares_methods():
+    recipe = yaml.safe_load((ROOT / "configs" / "experiments" / "e10.yaml").read_text())
+    assert set(recipe["variants"]) <= set(recipe["grid"]["method"])
+
+
+def test_sources():
+    assert source_of(dict(dataset="free", digits_source="mnist")) == "mnist digits (test split)"
+    assert source_of(dict(dataset="frames", digits_source="a.npz")) == "a.npz (test split)"
+    assert source_of(dict(dataset="mixture", digits_source=None)) is None

@@ -15,62 +15,17 @@ import visualize
 from diverse_sampling.steps import karras_sigmas
 from lab import assemble
 
-EXACT = [
-    "--denoiser",
-    "exact",
-    "--digits",
-    "embedded",
-    "--num_sets",
-    "2",
-    "--device",
-    "cpu",
-    "--num_steps",
-    "6",
-]
+EXACT = "--denoiser exact --digits embedded --num_sets 2 --device cpu --num_steps 6".split()
+GUIDED, ODD, PLANE, NOTHING, FRAMES = "guided", "a <b>&\"c'd %20", "plane", "nothing", "frames"
+MIXTURE = "--dataset mixture --denoiser exact --num_sets 3 --batch_size 5 --pg_factor 3"
+DIGITS = "--task unconditional --digits embedded --num_sets 1 --batch_size 3 --num_steps 4"
 KINDS = {
-    "guided": [*EXACT, "--pg_factor", "3", "--sampler", "edm"],  # as many steps as the next
-    "a <b>&\"c'd %20": EXACT,
-    "plane": [
-        "--dataset",
-        "mixture",
-        "--denoiser",
-        "exact",
-        "--num_sets",
-        "3",
-        "--batch_size",
-        "5",
-        "--pg_factor",
-        "3",
-        "--num_steps",
-        "6",
-        "--device",
-        "cpu",
-    ],
-    "nothing": [
-        "--task",
-        "unconditional",
-        "--digits",
-        "embedded",
-        "--num_sets",
-        "1",
-        "--batch_size",
-        "3",
-        "--num_steps",
-        "4",
-        "--device",
-        "cpu",
-    ],
-    "frames": [
-        *EXACT,
-        "--dataset",
-        "frames",
-        "--frames",
-        "examples/blobs.npz",
-        "--batch_size",
-        "4",
-    ],
+    GUIDED: [*EXACT, *"--pg_factor 3 --sampler edm".split()],  # as many steps as the next
+    ODD: EXACT,
+    PLANE: f"{MIXTURE} --num_steps 6 --device cpu".split(),
+    NOTHING: f"{DIGITS} --device cpu".split(),
+    FRAMES: [*EXACT, *"--dataset frames --frames examples/blobs.npz --batch_size 4".split()],
 }
-GUIDED, ODD, PLANE, NOTHING, FRAMES = KINDS
 
 
 @pytest.fixture(scope="module")
@@ -80,34 +35,25 @@ def folder(tmp_path_factory):
     for name, flags in KINDS.items():
         evaluate.main([*flags, "--outdir", str(folder / name)])
         visualize.main(["report", str(folder / name), "--set", "0" if name == NOTHING else "1"])
-    visualize.main(
-        ["report", str(folder / GUIDED), str(folder / ODD), "--out", str(folder / "report.html")]
-    )
+    both = [str(folder / GUIDED), str(folder / ODD)]
+    visualize.main(["report", *both, "--out", str(folder / "report.html")])
     return folder
 
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip(
-        "playwright.sync_api",
-        reason="the report's tests in a browser need playwright: pip install playwright",
-    )
-    path = next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
+    why = "the report's tests in a browser need"
+    needed = f"{why} playwright: pip install playwright"
+    sync_api = pytest.importorskip("playwright.sync_api", reason=needed)
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
     if path is None:
-        pytest.skip(
-            "the report's tests in a browser need Chromium: PATH has no chromium, chromium-browser "
-            "or google-chrome"
-        )
+        pytest.skip(f"{why} Chromium: PATH has none of {', '.join(names)}")
     with sync_api.sync_playwright() as playwright:
         try:
             browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         except sync_api.Error as error:  # a launcher without its browser, as Ubuntu's without snap
-            pytest.skip(
-                "the report's tests in a browser need Chromium: "
-                f"{path} does not start: {str(error).splitlines()[0]}"
-            )
+            pytest.skip(f"{why} Chromium: {path} does not start: {str(error).splitlines()[0]}")
         yield browser
         browser.close()
 
@@ -165,30 +111,22 @@ def test_numbers_are_those_of_the_run(show, folder, run):
     assert page.locator("h2").inner_text() == run
     for key, metric in result.items():
         if isinstance(metric, dict) and "ci95" in metric:
-            assert values(page.locator(f"[data-metric={key}]")) == [
-                metric["mean"],
-                *(metric["ci95"] or []),
-            ]
+            expected = [metric["mean"], *(metric["ci95"] or [])]
+            assert values(page.locator(f"[data-metric={key}]")) == expected
     page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
     for key, value in result["settings"].items():
         if key != "outdir":
             shown = page.locator(f"[data-setting={key}] td").first.inner_text()
-            assert shown == (
-                "none"
-                if value is None
-                else str(value).lower()
-                if isinstance(value, bool)
-                else str(value)
-            )
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            assert shown == ("none" if value is None else text)
     first = "quality" if run == FRAMES else "modes_found"
     assert values(page.locator(".set").nth(0))[0] == result[first]["per_set"][0]
     sources = {
         each.get_attribute("data-source"): each.inner_text()
         for each in page.locator("[data-source]").all()
     }
-    assert sources["Torch"] == result["versions"]["torch"] and sources["Commit"] == (
-        result["commit"] or "none"
-    )
+    assert sources["Torch"] == result["versions"]["torch"]
+    assert sources["Commit"] == (result["commit"] or "none")
     assert sources["Checkpoint"] == (result["checkpoint_sha256"] or "none")
     assert shlex.split(sources["Command"])[-1] == str(folder / run / "config.yaml")
 
@@ -198,9 +136,7 @@ def test_sets_are_those_of_the_run(show, folder, run):
     page = show(run)
     with np.load(folder / run / "samples.npz") as file:
         samples, cond = file["samples"], file["cond"]
-        modes, answers = (
-            file[key] if key in file.files else [[]] * len(cond) for key in ("modes", "answers")
-        )
+        modes, answers = (file.get(key, [[]] * len(cond)) for key in ("modes", "answers"))
     for g, row in enumerate(page.locator(".set").all()):
         images = row.locator("img").all()
         for image, expected in zip(images, [cond[g, -1], *answers[g], *samples[g]], strict=True):
@@ -220,9 +156,8 @@ def test_the_slider_shows_the_steps(show, folder):
     slider.focus()
     page.keyboard.press("Home")
     for sigma in karras_sigmas(6, 0.002, 80.0, 7.0)[:-1].tolist():
-        assert f"σ = {float(f'{sigma:.3g}'):g}" == re.sub(
-            r"\.?0+$", "", read.inner_text().split(", ")[1]
-        )
+        shown = re.sub(r"\.?0+$", "", read.inner_text().split(", ")[1])
+        assert shown == f"σ = {float(f'{sigma:.3g}'):g}"
         assert slider.get_attribute("aria-valuetext") == read.inner_text()
         states.append(
             (
@@ -257,15 +192,13 @@ def test_the_slider_of_a_window_names_the_levels_that_the_denoiser_saw(show, fol
 def test_the_chart_has_the_norms_of_both_drifts(show):
     page = show(GUIDED)
     page.locator("input[type=range]").press("Home")
-    noise = float(page.locator(".at-ode").get_attribute("value"))
-    assert (
-        28 < noise < 36 and page.locator(".at-guidance").inner_text() == "0"
-    )  # unit noise of 32 x 32 px: 32
+    # The norm of unit noise of 32 x 32 px is 32.
+    assert 28 < float(page.locator(".at-ode").get_attribute("value")) < 36
+    assert page.locator(".at-guidance").inner_text() == "0"
     page.locator("input[type=range]").press("ArrowRight")
     assert float(page.locator(".at-guidance").get_attribute("value")) > 0.1
-    assert (
-        page.locator("polyline.ode").count() == page.locator("polyline.guidance").count() == 8 + 1
-    )
+    lines = [page.locator(f"polyline.{name}").count() for name in ("ode", "guidance")]
+    assert lines == [8 + 1, 8 + 1]
     assert show(ODD).locator("polyline.guidance").count() == 0
 
 
@@ -291,9 +224,8 @@ def test_a_phone_does_not_scroll_sideways(show, run):
 
 def test_dark_where_the_system_is_and_where_asked_for(show):
     page, brightness = show(PLANE), []
-    background = (
-        "Math.max(...getComputedStyle(document.body).backgroundColor.match(/[0-9.]+/g).slice(0, 3))"
-    )
+    colour = "getComputedStyle(document.body).backgroundColor"
+    background = f"Math.max(...{colour}.match(/[0-9.]+/g).slice(0, 3))"
     for act in (
         lambda: page.emulate_media(color_scheme="light"),
         lambda: page.emulate_media(color_scheme="dark"),
@@ -335,20 +267,18 @@ def test_a_report_names_the_method_and_the_metrics(folder):
 
 def test_a_damaged_run_is_refused(folder, tmp_path, refused, capsys):
     shutil.copytree(folder / GUIDED, tmp_path / "run")
-    (tmp_path / "run" / "samples.npz").write_bytes(
-        (folder / GUIDED / "samples.npz").read_bytes()[:-100]
-    )
+    samples = tmp_path / "run" / "samples.npz"
+    samples.write_bytes(samples.read_bytes()[:-100])
     capsys.readouterr()
     for command in ("figure", "report"):
-        assert "an .npz that can be read" in refused(
-            visualize.main, [command, str(tmp_path / "run")]
-        )
+        line = refused(visualize.main, [command, str(tmp_path / "run")])
+        assert "an .npz that can be read" in line
 
 
 def test_folders_without_a_run_are_refused(folder, tmp_path, refused):
-    assert "run: got" in refused(visualize.main, ["report", str(folder / GUIDED), str(tmp_path)])
+    run = str(folder / GUIDED)
+    assert "run: got" in refused(visualize.main, ["report", run, str(tmp_path)])
     (tmp_path / "metrics.json").write_text("[]")
     assert "run: got" in refused(visualize.main, ["report", str(tmp_path)])
-    assert "set: got 2; accepted: 0 to 1" in refused(
-        visualize.main, ["report", str(folder / GUIDED), "--set", "2"]
-    )
+    line = refused(visualize.main, ["report", run, "--set", "2"])
+    assert "set: got 2; accepted: 0 to 1" in line

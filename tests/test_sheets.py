@@ -1,8 +1,13 @@
-"""Sheets: which frame stands where."""
+"""Sheets: which frame stands where; and pictures of any kind leave matplotlib as it is."""
+
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, slow_but
 from PIL import Image
 
 from figures import sheets
@@ -33,24 +38,19 @@ def test_only_the_first_particle_of_a_mode_is_coloured():
     assert sheets.new_colours([]) == []
 
 
-def test_sets_of_the_same_title_are_all_animated(tmp_path):
+def test_sets_are_animated_together(tmp_path):
+    """Of one title; and of other numbers of steps and particles, with a given frame or without."""
+    of_one_title = [denoised_set("run", particles=1)] * 2
+    of_two_kinds = [denoised_set("a", 5, 2), denoised_set("b", 2, 1, given=False)]
     heights = []
-    for number in (1, 2):
-        film = sheets.denoising([denoised_set("run") for _ in range(number)], hold=1)
+    for sets, num_steps in ((of_one_title[:1], 3), (of_one_title, 3), (of_two_kinds, 5)):
+        film = sheets.denoising(sets, hold=1)
         save(film, tmp_path / "a.gif", dpi=20)
         with Image.open(tmp_path / "a.gif") as gif:
             heights.append(gif.height)
-            assert gif.n_frames == 4
-        assert titles(film._fig)[1:] == ["run"] * number  # after the last frame
+            assert gif.n_frames == num_steps + 1
+        assert titles(film._fig)[1:] == [each.title for each in sets]  # after the last frame
     assert heights[1] == pytest.approx(2 * heights[0], abs=2)
-
-
-def test_sets_of_different_kinds_are_animated_together(tmp_path):
-    """Other numbers of steps and particles, with and without a frame that is given."""
-    film = sheets.denoising([denoised_set("a", 5, 3), denoised_set("b", 2, 1, given=False)], hold=1)
-    save(film, tmp_path / "a.gif", dpi=20)
-    with Image.open(tmp_path / "a.gif") as gif:
-        assert gif.n_frames == 6
 
 
 def result(**changed) -> dict:
@@ -106,9 +106,65 @@ def test_outlines_run_where_masks_end():
     lines = [len(axes.collections) for axes in figure.axes]
     assert lines == [0, 1, 2, 0]  # an empty mask has no outline
     (path,) = figure.axes[1].collections[0].get_paths()
-    assert path.vertices.min(0).tolist() == [4.5, 2.5] and path.vertices.max(0).tolist() == [
-        8.5,
-        6.5,
-    ]
+    assert path.vertices.min(0).tolist() == [4.5, 2.5]
+    assert path.vertices.max(0).tolist() == [8.5, 6.5]
     colours = [tuple(lines.get_edgecolor()[0]) for lines in figure.axes[2].collections]
     assert len(set(colours)) == 2
+
+
+# ---------------------------------------------------------------- matplotlib is left as it is
+
+MISSING = "module://matplotlib_inline.backend_inline"  # as notebooks set it; often not installed
+BACKENDS = [None, "", MISSING, "no_such_backend", "module://my", "TkAgg"]
+DRAW = """
+import os, sys
+from figures import drawing
+figure, axes = drawing.grid_of_axes(1, 2, 2, 1)
+drawing.add_title(figure, "a title")
+drawing.save(figure, sys.argv[1])
+import matplotlib
+print(os.environ.get("MPLBACKEND"), "matplotlib.pyplot" in sys.modules)
+print(dict.__getitem__(matplotlib.rcParams, "backend"))
+"""
+BESIDE_PYPLOT = f"""
+import matplotlib
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+mine = plt.figure()
+{DRAW}
+assert matplotlib.get_backend() == "svg" and plt.get_fignums() == [1] and plt.gcf() is mine
+"""
+
+
+def run(argv, backend) -> str:
+    """What a Python process prints in which MPLBACKEND names a backend (None: nothing)."""
+    environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}
+    if backend is not None:
+        environment["MPLBACKEND"] = backend
+    argv = [sys.executable, *map(str, argv)]
+    done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("backend", slow_but([MISSING, "TkAgg"], BACKENDS))
+def test_any_backend_in_the_environment(backend, tmp_path):
+    """It is drawn, the environment stays, and pyplot will use what was asked for, if it can."""
+    said, chosen = run(["-c", DRAW, tmp_path / "s.png"], backend).splitlines()
+    assert (tmp_path / "s.png").stat().st_size > 100
+    assert said == f"{backend} False"
+    if backend in ("module://my", "TkAgg"):
+        assert chosen == backend
+
+
+def test_the_pyplot_of_a_program_is_left_alone(tmp_path):
+    """Its backend, its open figures and its current figure."""
+    run(["-c", BESIDE_PYPLOT, tmp_path / "s.png"], None)
+
+
+@pytest.mark.slow
+def test_evaluations_with_a_missing_backend(tmp_path):
+    out = tmp_path / "run"
+    quick = "--denoiser exact --digits embedded --num_sets 1 --num_steps 3 --device cpu"
+    run(["evaluate.py", *quick.split(), "--outdir", out], MISSING)
+    assert {"metrics.json", "samples.npz", "config.yaml", "samples.png"} <= set(os.listdir(out))

@@ -7,11 +7,14 @@ from conftest import ROOT
 from scipy import stats
 
 from config import DigitSettings, WorldSettings
-from data_loader import load_world
+from data_loader import load_digits, load_world
 from diverse_sampling.denoiser import to_model_range
+from diverse_sampling.errors import SettingError
 from diverse_sampling.noise import set_generator
 from lab.metrics import centroid
+from worlds import moving_digits as worlds
 from worlds.moving_digits import DIRECTIONS, Digits, Mixture, Sequences, World, render
+from worlds.own_data import OwnFrames
 
 WORLDS = [
     dict(dataset="centered"),
@@ -74,9 +77,8 @@ def test_a_window_can_be_chosen_in_every_world(settings):
     which = torch.tensor([3, 0, 7, 7])
     if world.dataset not in ("frames", "mixture"):
         which = which[:, None].expand(-1, world.num_digits)
-    one, two = (
-        world.windows(4, torch.Generator().manual_seed(seed), which=which) for seed in (1, 2)
-    )
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    one, two = (world.windows(4, generator, which=which) for generator in generators)
     assert torch.equal(one.labels, two.labels)
     assert torch.equal(one.labels[2], one.labels[3])
     if world.dataset == "frames":
@@ -113,9 +115,8 @@ def test_points_of_the_mixture_are_normal_around_their_centres(generator):
 def test_centred_digits_are_what_the_world_of_that_name_shows(size, generator):
     images = torch.rand(6, 16, 16, generator=generator)
     centred = Digits(images, torch.arange(6), "made up").centred(size)
-    world = load_world(
-        WorldSettings(dataset="centered", image_size=size), DigitSettings("embedded"), "test"
-    )
+    settings = WorldSettings(dataset="centered", image_size=size)
+    world = load_world(settings, DigitSettings("embedded"), "test")
     world.digits = Digits(images, torch.arange(6), "made up")
     shown = world.windows(6, generator, which=torch.arange(6)[:, None])
     assert torch.equal(shown.frames[:, 0], centred)
@@ -140,9 +141,8 @@ def test_a_digit_moves_without_changing(world, generator, settings):
     """The centroid moves exactly as the position does, and no brightness is lost."""
     batch = world(**settings).sequences(32, generator)
     moved = centroid(batch.frames) - centroid(batch.frames[:, :1])
-    torch.testing.assert_close(
-        moved, (batch.positions - batch.positions[:, :1])[:, :, 0].double(), rtol=0, atol=1e-4
-    )
+    expected = (batch.positions - batch.positions[:, :1])[:, :, 0].double()
+    torch.testing.assert_close(moved, expected, rtol=0, atol=1e-4)
     brightness = batch.frames.sum((2, 3))
     torch.testing.assert_close(brightness, brightness[:, :1].expand_as(brightness))
 
@@ -160,12 +160,8 @@ def test_circle_jumps_from_the_centre_in_even_frames(world, generator):
 def test_first_direction_has_probability_p(world, generator, p):
     circle = world(p=p)
     batch = circle.sequences(20000, generator)
-    first = (
-        (batch.positions[:, 1, 0] - circle.centre == torch.tensor(DIRECTIONS[0]))
-        .all(-1)
-        .float()
-        .mean()
-    )
+    went = batch.positions[:, 1, 0] - circle.centre
+    first = (went == torch.tensor(DIRECTIONS[0])).all(-1).float().mean()
     assert first.item() == pytest.approx(1 / 8 if p is None else p, abs=0.015)
 
 
@@ -173,10 +169,8 @@ def test_first_direction_has_probability_p(world, generator, p):
 def test_horizontal_draws_only_at_the_centre_and_right_with_p(world, generator, p):
     horizontal = world(dataset="horizontal", p=p)
     batch = horizontal.sequences(4000, generator)
-    x = batch.positions[:, :, 0, 1]
-    assert (batch.positions[:, :, 0, 0] == horizontal.centre).all() and (
-        x.diff(dim=1).abs() == 2
-    ).all()
+    y, x = batch.positions[:, :, 0].unbind(-1)
+    assert (y == horizontal.centre).all() and (x.diff(dim=1).abs() == 2).all()
     assert torch.equal(batch.choices[:, 1:], x[:, :-1] == horizontal.centre)
     turned = x.diff(dim=1)[:, 1:] != x.diff(dim=1)[:, :-1]
     at_border = (x[:, 1:-1] == 0) | (x[:, 1:-1] == horizontal.room)
@@ -215,9 +209,8 @@ def test_futures_are_the_frames_that_could_have_come(world, generator):
 
 def test_everything_follows_from_the_generator(world):
     for settings in WORLDS:
-        one, two = (
-            world(**settings).windows(8, torch.Generator().manual_seed(5)) for _ in range(2)
-        )
+        here = world(**settings)
+        one, two = (here.windows(8, torch.Generator().manual_seed(5)) for _ in range(2))
         assert torch.equal(one.frames, two.frames)
 
 
@@ -240,3 +233,114 @@ def test_a_window_of_a_generator_of_its_own_does_not_depend_on_the_others(world,
     ]
     for name in ("frames", "labels", "positions", "choices"):
         assert torch.equal(getattr(together, name), getattr(Sequences.cat(alone), name))
+
+
+# ---------------------------------------------------------------- digits, and worlds from settings
+
+
+def test_splits_of_the_embedded_digits_share_nothing():
+    both = ("train", "test")
+    train, test = (load_digits("embedded", split, size=16, data_root="-") for split in both)
+    assert train.images.shape[1:] == (16, 16) and len(train.labels) + len(test.labels) == 1797
+    assert len(torch.cat([train.images, test.images]).flatten(1).unique(dim=0)) == 1797
+    assert set(test.labels.tolist()) == set(range(10))
+
+
+def test_mnist_is_read_from_its_folder(mnist_root):
+    digits = load_digits("mnist", "test", size=16, data_root=mnist_root)
+    assert digits.source == "mnist" and digits.images.shape == (10000, 16, 16)
+    # The class counts of MNIST's test split, as published.
+    counts = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert torch.bincount(digits.labels).tolist() == counts
+
+
+@pytest.fixture
+def no_mnist(tmp_path, monkeypatch):
+    """An empty directory for MNIST, without a network to download it from."""
+    from torchvision.datasets import MNIST
+
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])  # a port that refuses
+    return tmp_path
+
+
+def test_without_mnist_auto_falls_back_with_a_warning(no_mnist, capsys):
+    digits = load_digits("auto", "test", size=16, data_root=str(no_mnist))
+    assert digits.source == "embedded" and "WARNING" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["mnist", "both"])
+def test_mnist_that_is_missing_is_named_with_its_directory(source, no_mnist, monkeypatch):
+    monkeypatch.chdir(no_mnist)
+    with pytest.raises(FileNotFoundError, match="--digits embedded") as error:
+        load_digits(source, "train", size=16, data_root="mine")
+    assert f"not found in {no_mnist / 'mine'}" in str(error.value)
+
+
+def test_both_digits_are_mixed_for_training_and_one_source_for_testing(mnist_root):
+    options = dict(size=16, data_root=mnist_root)
+    both = load_digits("both", "train", **options)
+    mnist = load_digits("mnist", "train", **options)
+    embedded = load_digits("embedded", "train", **options)
+    assert both.source == "mnist+embedded"
+    assert len(both.labels) == len(both.images)
+    assert torch.equal(both.images[: len(mnist.labels)], mnist.images)
+    share = (len(both.labels) - len(mnist.labels)) / len(both.labels)
+    assert share == pytest.approx(0.5, abs=0.01)
+    assert torch.equal(both.images[-len(embedded.labels) :], embedded.images)
+    assert load_digits("both", "test", **options).source == "mnist"
+
+
+@pytest.mark.parametrize(
+    "settings, kind",
+    [
+        (dict(dataset="centered", image_size=48, digit_size=20), worlds.Centered),
+        (dict(dataset="free", deterministic=False, num_digits=3, seq_len=9), worlds.Free),
+        (dict(dataset="circle_jumping", num_directions=4, p=0.6), worlds.CircleJumping),
+        (dict(dataset="horizontal", p=0.6, end_at_choice=True), worlds.Horizontal),
+        (dict(dataset="mixture"), worlds.Mixture),
+        (dict(dataset="frames", frames=str(ROOT / "examples" / "blobs.npz")), OwnFrames),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+def test_every_setting_of_a_world_reaches_it(settings, kind):
+    settings = WorldSettings(**settings)
+    world = load_world(settings, DigitSettings("embedded"), "test")
+    assert type(world) is kind
+    if kind is not worlds.Mixture:
+        assert world.num_cond_frames == settings.num_cond_frames
+    if isinstance(world, worlds.MovingDigits):
+        for name in ("dataset", "seq_len", "num_digits", "image_size", "digit_size"):
+            assert getattr(world, name) == getattr(settings, name), name
+    if kind is worlds.CircleJumping:
+        assert (world.p, world.num_directions) == (0.6, 4)
+    if kind is worlds.Horizontal:
+        assert (world.p, world.end_at_choice) == (0.6, True)
+    if kind is worlds.Free:
+        assert world.deterministic is False
+
+
+def test_the_digits_of_a_world_are_those_of_its_split():
+    settings = WorldSettings(dataset="centered")
+    for split in ("train", "test"):
+        images = load_digits("embedded", split, size=16, data_root="-").images
+        held = load_world(settings, DigitSettings("embedded"), split).digits.images
+        assert torch.equal(images, held)
+
+
+def test_classes_keep_only_theirs(world, generator):
+    assert set(world(classes=[3, 7]).sequences(100, generator).labels.flatten().tolist()) == {3, 7}
+
+
+@pytest.mark.parametrize(
+    "settings, key",
+    [
+        (dict(seq_len=1), "seq_len"),
+        (dict(digit_size=30), "digit_size"),
+        (dict(classes=[11]), "classes"),
+        (dict(classes=[]), "classes"),
+        (dict(num_cond_frames=2, seq_len=4), "num_cond_frames"),
+    ],
+)
+def test_impossible_worlds_are_refused_by_name(settings, key):
+    with pytest.raises(SettingError, match=f"^{key}: got"):
+        WorldSettings(**settings)
