@@ -122,12 +122,7 @@ FLAGS = {
 # Sizes at which a run that is accepted ends at once, and values that a run may well have.
 TINY = {
     evaluate.main: dict(
-        denoiser="exact",
-        digits="embedded",
-        num_sets=1,
-        batch_size=2,
-        num_steps=2,
-        device="cpu",
+        denoiser="exact", digits="embedded", num_sets=1, batch_size=2, num_steps=2, device="cpu"
     ),
     train.main: dict(
         digits="embedded",

@@ -31,16 +31,8 @@ from lab.train_classifier import main as classify
 COLOUR = re.compile("\x1b\\[[0-9;]*m")
 SCRIPTS = ["train.py", "evaluate.py", "visualize.py"]
 EXACT = [
-    "--denoiser",
-    "exact",
-    "--digits",
-    "embedded",
-    "--num_sets",
-    "2",
-    "--num_steps",
-    "4",
-    "--device",
-    "cpu",
+    *"--denoiser exact --digits embedded --num_sets 2 --num_steps 4".split(),
+    *"--device cpu".split(),
 ]
 
 
@@ -339,9 +331,7 @@ def test_help_is_not_coloured_where_that_is_not_wanted():
 
 
 @pytest.mark.parametrize(
-    "argv",
-    [["--help"], pytest.param(EXACT, marks=pytest.mark.slow)],
-    ids=["help", "results"],
+    "argv", [["--help"], pytest.param(EXACT, marks=pytest.mark.slow)], ids=["help", "results"]
 )
 def test_a_pipe_that_nobody_reads_is_no_traceback(argv, tmp_path):
     read, write = os.pipe()

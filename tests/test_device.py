@@ -244,17 +244,7 @@ def test_the_programs_run_from_training_to_samples(gpu, tmp_path, monkeypatch, u
     train.main(["--resume", str(trained), "--iterations", "5", "--device", "cuda"])
     flags = ["--checkpoint", str(trained / "model.safetensors"), "--device", "cuda"]
     evaluate.main(
-        [
-            *flags,
-            "--digits",
-            "embedded",
-            "--num_sets",
-            "2",
-            "--num_steps",
-            "3",
-            "--outdir",
-            str(out),
-        ]
+        [*flags, *"--digits embedded --num_sets 2 --num_steps 3 --outdir".split(), str(out)]
     )
     assert (out / "samples.npz").is_file() and gpu.errors == []
 

@@ -298,9 +298,7 @@ def test_a_set_does_not_depend_on_its_neighbours_or_chunks(argv, seed):
 
 
 @pytest.mark.parametrize(
-    "argv",
-    [[], ["--s_churn", 5], ["--sampler", "window"], ["--guidance", "none", *PG]],
-    ids=str,
+    "argv", [[], ["--s_churn", 5], ["--sampler", "window"], ["--guidance", "none", *PG]], ids=str
 )
 def test_an_independent_particle_is_the_same_in_a_set_of_any_size(argv):
     """Four, then four more: the eight of a set of eight."""
@@ -320,18 +318,8 @@ def test_little_memory_means_more_calls_and_the_same_sets(tiny_model, monkeypatc
     argv = [
         "--checkpoint",
         str(tiny_model / "model.safetensors"),
-        "--digits",
-        "embedded",
-        "--num_sets",
-        "5",
-        "--batch_size",
-        "4",
-        "--num_steps",
-        "4",
-        "--pg_factor",
-        "3",
-        "--device",
-        "cpu",
+        *"--digits embedded --num_sets 5 --batch_size 4 --num_steps 4".split(),
+        *"--pg_factor 3 --device cpu".split(),
     ]
     run = assemble.evaluation(argv).sampler
     together, calls = run.sample_all(progress=False), run.particles_per_call()
@@ -363,18 +351,8 @@ def test_bfloat16_and_compilation_leave_the_samples_alone(tiny_model, monkeypatc
     argv = [
         "--checkpoint",
         str(tiny_model / "model.safetensors"),
-        "--digits",
-        "embedded",
-        "--num_sets",
-        "2",
-        "--batch_size",
-        "4",
-        "--num_steps",
-        "4",
-        "--pg_factor",
-        "3",
-        "--device",
-        "cpu",
+        *"--digits embedded --num_sets 2 --batch_size 4 --num_steps 4".split(),
+        *"--pg_factor 3 --device cpu".split(),
     ]
     plain, bfloat16, fast = (
         assemble.evaluation([*argv, *extra]).sampler.sample(torch.arange(2))
@@ -389,18 +367,8 @@ def test_a_run_writes_what_it_promises_and_its_config_repeats_it(tiny_model, tmp
     argv = [
         "--checkpoint",
         str(tiny_model / "model.safetensors"),
-        "--digits",
-        "embedded",
-        "--num_sets",
-        "3",
-        "--batch_size",
-        "4",
-        "--num_steps",
-        "5",
-        "--pg_factor",
-        "1.7",
-        "--device",
-        "cpu",
+        *"--digits embedded --num_sets 3 --batch_size 4 --num_steps 5".split(),
+        *"--pg_factor 1.7 --device cpu".split(),
     ]
     evaluate.main([*argv, "--outdir", str(tmp_path / "one")])
     out = capsys.readouterr().out
@@ -450,14 +418,7 @@ def test_it_needs_no_home_no_locale_and_no_particular_folder(tmp_path):
         [
             sys.executable,
             str(ROOT / "evaluate.py"),
-            "--digits",
-            "embedded",
-            "--denoiser",
-            "exact",
-            "--num_sets",
-            "2",
-            "--num_steps",
-            "4",
+            *"--digits embedded --denoiser exact --num_sets 2 --num_steps 4".split(),
         ],
         cwd=here,
         capture_output=True,
@@ -554,15 +515,7 @@ def test_what_is_printed_names_the_method_and_says_where_there_is_no_interval(
 
 def test_a_folder_with_another_run_in_it_is_left_alone(tmp_path, refused, capsys, undrawn):
     argv = [
-        "--denoiser",
-        "exact",
-        "--digits",
-        "embedded",
-        "--num_sets",
-        "1",
-        "--num_steps",
-        "2",
-        "--outdir",
+        *"--denoiser exact --digits embedded --num_sets 1 --num_steps 2 --outdir".split(),
         str(tmp_path),
     ]
     evaluate.main(argv)
@@ -583,14 +536,7 @@ def test_cads_runs_on_a_trained_network(tiny_model):
     argv = [
         "--checkpoint",
         str(tiny_model / "model.safetensors"),
-        "--digits",
-        "embedded",
-        "--num_sets",
-        "2",
-        "--num_steps",
-        "6",
-        "--batch_size",
-        "3",
+        *"--digits embedded --num_sets 2 --num_steps 6 --batch_size 3".split(),
     ]
     plain, cads = (
         assemble.evaluation([*argv, *extra]).sampler.sample(torch.arange(2))
@@ -604,41 +550,16 @@ def test_free_world_is_judged_by_spread(tmp_path):
 
     train.main(
         [
-            "--dataset",
-            "free",
-            "--deterministic",
-            "false",
-            "--digits",
-            "embedded",
-            "--channels",
-            "[16]",
-            "--attention",
-            "[]",
-            "--patch_size",
-            "4",
-            "--iterations",
-            "3",
-            "--batch_size",
-            "8",
-            "--sample_every",
-            "0",
-            "--device",
-            "cpu",
-            "--outdir",
+            *"--dataset free --deterministic false --digits embedded --channels [16]".split(),
+            *"--attention [] --patch_size 4 --iterations 3 --batch_size 8".split(),
+            *"--sample_every 0 --device cpu --outdir".split(),
             str(tmp_path),
         ]
     )
     argv = [
         "--checkpoint",
         str(tmp_path / "model.safetensors"),
-        "--dataset",
-        "free",
-        "--digits",
-        "embedded",
-        "--num_sets",
-        "40",
-        "--num_steps",
-        "3",
+        *"--dataset free --digits embedded --num_sets 40 --num_steps 3".split(),
     ]
     result = assemble.evaluation(argv).run()[2]
     assert (
@@ -664,10 +585,7 @@ def test_shipped_checkpoint_finds_nearly_all_directions(digits, request):
             str(ROOT / "data"),
             "--num_sets",
             "12" if digits == "mnist" else "6",
-            "--pg_factor",
-            "1.7",
-            "--device",
-            "cpu",
+            *"--pg_factor 1.7 --device cpu".split(),
         ]
     ).run()[2]
     # 7.98, 0.02 and 0.997 on 200 digits (README)
@@ -680,21 +598,8 @@ SHIPPED = ["--digits", "embedded", "--device", "cpu"]
 
 @pytest.mark.slow
 def test_features_of_a_classifier_find_more_digits_than_independent_draws():
-    argv = [
-        *SHIPPED,
-        "--task",
-        "unconditional",
-        "--batch_size",
-        "10",
-        "--num_sets",
-        "4",
-        "--num_steps",
-        "16",
-    ]
-    features = [
-        "--pg_factor",
-        "3",
-    ]
+    argv = [*SHIPPED, *"--task unconditional --batch_size 10 --num_sets 4 --num_steps 16".split()]
+    features = "--pg_factor 3".split()
     plain, guided = (assemble.evaluation([*argv, *extra]).run()[2] for extra in ([], features))
     # 9.25 and 6.25 over 20 sets with 20 redraws (README)
     assert guided["modes_found"]["mean"] >= max(8.2, plain["modes_found"]["mean"] + 1)
@@ -708,16 +613,8 @@ def test_shipped_horizontal_keeps_its_prior():
     result = assemble.evaluation(
         [
             *SHIPPED,
-            "--dataset",
-            "horizontal",
-            "--p",
-            "0.9",
-            "--num_sets",
-            "10",
-            "--batch_size",
-            "20",
-            "--num_steps",
-            "12",
+            *"--dataset horizontal --p 0.9 --num_sets 10 --batch_size 20".split(),
+            *"--num_steps 12".split(),
         ]
     ).run()[2]
     # 0.897 over 5,000 samples (docs/results.md); 200 leave a margin for chance
@@ -730,17 +627,7 @@ def test_shipped_horizontal_keeps_its_prior():
 @pytest.mark.slow
 def test_shipped_free_knows_what_is_determined():
     result = assemble.evaluation(
-        [
-            *SHIPPED,
-            "--dataset",
-            "free",
-            "--num_sets",
-            "20",
-            "--batch_size",
-            "8",
-            "--num_steps",
-            "12",
-        ]
+        [*SHIPPED, *"--dataset free --num_sets 20 --batch_size 8 --num_steps 12".split()]
     ).run()[2]
     assert result["unimode"]["num_sets"] > 5 and result["multimode"]["num_sets"] > 0
     assert result["unimode"]["pairwise_l2"]["mean"] < result["multimode"]["pairwise_l2"]["mean"] / 3

@@ -249,17 +249,7 @@ def test_one_gradient_that_is_not_finite_is_left_out(optimizer, tmp_path):
 def test_a_training_that_diverges_stops_and_says_so(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         train.main(
-            [
-                *SMALL,
-                "--iterations",
-                "100",
-                "--lr",
-                "1e30",
-                "--save_every",
-                "1",
-                "--outdir",
-                str(tmp_path),
-            ]
+            [*SMALL, *"--iterations 100 --lr 1e30 --save_every 1 --outdir".split(), str(tmp_path)]
         )
     assert stop.value.code == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]

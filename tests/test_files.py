@@ -186,9 +186,7 @@ def test_other_files_are_refused_in_one_line(how, why, tmp_path, refused):
         line = refused(
             main,
             [
-                "--dataset",
-                "frames",
-                "--frames",
+                *"--dataset frames --frames".split(),
                 str(path),
                 *exact,
                 "--outdir",
@@ -206,14 +204,9 @@ def test_conflicting_settings_are_refused(refused, tmp_path):
         (["--dataset", "frames", "--frames", str(BLOBS), "--class_labels", "true"], "class_labels"),
         (
             [
-                "--dataset",
-                "frames",
-                "--frames",
+                *"--dataset frames --frames".split(),
                 str(BLOBS),
-                "--channels",
-                "[8,8,8,8]",
-                "--patch_size",
-                "8",
+                *"--channels [8,8,8,8] --patch_size 8".split(),
             ],
             "frames",
         ),
@@ -222,14 +215,9 @@ def test_conflicting_settings_are_refused(refused, tmp_path):
     assert "pg_features: " in refused(
         evaluate.main,
         [
-            "--dataset",
-            "frames",
-            "--frames",
+            *"--dataset frames --frames".split(),
             str(BLOBS),
-            "--denoiser",
-            "exact",
-            "--pg_features",
-            "classifier",
+            *"--denoiser exact --pg_features classifier".split(),
         ],
     )
 
@@ -250,18 +238,9 @@ def test_metrics_of_given_answers_are_exact_on_constructed_sets():
 
 def test_guided_sets_hold_more_of_the_answers_on_the_exact_denoiser():
     argv = [
-        "--dataset",
-        "frames",
-        "--frames",
+        *"--dataset frames --frames".split(),
         str(BLOBS),
-        "--denoiser",
-        "exact",
-        "--batch_size",
-        "4",
-        "--num_sets",
-        "24",
-        "--device",
-        "cpu",
+        *"--denoiser exact --batch_size 4 --num_sets 24 --device cpu".split(),
     ]
     alone, guided = (
         assemble.evaluation([*argv, *extra]).run(progress=False)[2]
@@ -288,27 +267,10 @@ def test_a_model_of_ones_own_videos_from_start_to_end(videos, tmp_path, capsys):
     model = tmp_path / "model"
     train.main(
         [
-            "--dataset",
-            "frames",
-            "--frames",
+            *"--dataset frames --frames".split(),
             str(path),
-            "--num_cond_frames",
-            "3",
-            "--channels",
-            "[16]",
-            "--blocks",
-            "1",
-            "--attention",
-            "[]",
-            "--patch_size",
-            "4",
-            "--iterations",
-            "3",
-            "--batch_size",
-            "4",
-            "--device",
-            "cpu",
-            "--outdir",
+            *"--num_cond_frames 3 --channels [16] --blocks 1 --attention []".split(),
+            *"--patch_size 4 --iterations 3 --batch_size 4 --device cpu --outdir".split(),
             str(model),
         ]
     )
@@ -316,16 +278,7 @@ def test_a_model_of_ones_own_videos_from_start_to_end(videos, tmp_path, capsys):
         [
             "--checkpoint",
             str(model / "model.safetensors"),
-            "--num_sets",
-            "2",
-            "--batch_size",
-            "3",
-            "--num_steps",
-            "4",
-            "--pg_factor",
-            "1",
-            "--device",
-            "cpu",
+            *"--num_sets 2 --batch_size 3 --num_steps 4 --pg_factor 1 --device cpu".split(),
             "--outdir",
             str(tmp_path / "run"),
         ]

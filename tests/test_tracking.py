@@ -19,16 +19,8 @@ from config import TrackingSettings
 from lab import checkpoint, tracking
 
 EXACT = [
-    "--denoiser",
-    "exact",
-    "--digits",
-    "embedded",
-    "--num_sets",
-    "3",
-    "--num_steps",
-    "4",
-    "--device",
-    "cpu",
+    *"--denoiser exact --digits embedded --num_sets 3 --num_steps 4".split(),
+    *"--device cpu".split(),
 ]
 
 
@@ -104,17 +96,8 @@ def trained(tmp_path_factory):
     train.main(
         [
             *SMALL,
-            "--iterations",
-            "6",
-            "--save_every",
-            "4",
-            "--sample_every",
-            "3",
-            "--wandb",
-            "offline",
-            "--tensorboard",
-            "true",
-            "--outdir",
+            *"--iterations 6 --save_every 4 --sample_every 3 --wandb offline".split(),
+            *"--tensorboard true --outdir".split(),
             str(folder),
         ]
     )
@@ -157,17 +140,7 @@ def test_a_training_is_held_by_tensorboard(trained):
 
 def test_tracking_does_not_change_a_training(trained, tmp_path):
     train.main(
-        [
-            *SMALL,
-            "--iterations",
-            "6",
-            "--save_every",
-            "4",
-            "--sample_every",
-            "3",
-            "--outdir",
-            str(tmp_path),
-        ]
+        [*SMALL, *"--iterations 6 --save_every 4 --sample_every 3 --outdir".split(), str(tmp_path)]
     )
     alone, tracked = (
         checkpoint.read_tensors(folder / "state.safetensors") for folder in (tmp_path, trained)
@@ -179,17 +152,7 @@ def test_tracking_does_not_change_a_training(trained, tmp_path):
 @pytest.mark.slow
 def test_resuming_goes_on_with_the_same_run_and_tells_nothing_twice(tmp_path):
     """Killed after 7 updates of which 4 were saved: 5, 6 and 7 are done again, not told again."""
-    argv = [
-        *SMALL,
-        "--iterations",
-        "9",
-        "--save_every",
-        "4",
-        "--wandb",
-        "offline",
-        "--tensorboard",
-        "true",
-    ]
+    argv = [*SMALL, *"--iterations 9 --save_every 4 --wandb offline --tensorboard true".split()]
     code = (
         "import os, sys, tracking, train\n"
         "told = tracking.Tracker.curve\n"
@@ -243,15 +206,7 @@ def test_an_evaluation_is_held_by_both(tmp_path):
 @pytest.mark.slow
 def test_an_experiment_is_held_as_one_table(tmp_path):
     argv = [
-        "--experiment",
-        "e9",
-        "--num_sets",
-        "2",
-        "--num_steps",
-        "3",
-        "--device",
-        "cpu",
-        "--outdir",
+        *"--experiment e9 --num_sets 2 --num_steps 3 --device cpu --outdir".split(),
         str(tmp_path),
     ]
     evaluate.main(argv)
@@ -334,9 +289,7 @@ def test_wandb_that_cannot_start_is_one_line(tmp_path):
             sys.executable,
             str(ROOT / "evaluate.py"),
             *EXACT,
-            "--wandb",
-            "online",
-            "--outdir",
+            *"--wandb online --outdir".split(),
             str(tmp_path / "run"),
         ],
         env=env,
@@ -389,11 +342,7 @@ def test_a_training_outlives_the_process_that_tracks_it(tmp_path):
             "-c",
             code,
             *SMALL,
-            "--iterations",
-            "100",
-            "--wandb",
-            "offline",
-            "--outdir",
+            *"--iterations 100 --wandb offline --outdir".split(),
             str(tmp_path),
         ],
         cwd=ROOT,
@@ -413,11 +362,7 @@ def test_a_training_that_is_stopped_ends_its_run_as_such(tmp_path):
             sys.executable,
             str(ROOT / "train.py"),
             *SMALL,
-            "--iterations",
-            "100000",
-            "--wandb",
-            "offline",
-            "--outdir",
+            *"--iterations 100000 --wandb offline --outdir".split(),
             str(tmp_path),
         ],
         stderr=subprocess.PIPE,

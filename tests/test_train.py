@@ -200,13 +200,7 @@ def test_posterior_targets_are_the_mean_of_the_drawn_ones(tmp_path):
                 *SMALL,
                 "--target",
                 target,
-                "--batch_size",
-                "4096",
-                "--p_mean",
-                "1.5",
-                "--p_std",
-                "0.3",
-                "--outdir",
+                *"--batch_size 4096 --p_mean 1.5 --p_std 0.3 --outdir".split(),
                 str(tmp_path),
             ]
         )
