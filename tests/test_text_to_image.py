@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 sys.path.insert(0, str(ROOT / "examples"))
 
 import diffusers  # noqa: E402
-import test_adapter  # noqa: E402
+import test_pipelines  # noqa: E402
 import text_to_image as example  # noqa: E402
 
 
@@ -42,13 +42,13 @@ def model(tmp_path_factory):
         pad_token_id=1,
     )
     pipe = diffusers.StableDiffusionPipeline(
-        unet=test_adapter.unet(),
-        vae=test_adapter.vae(),
-        scheduler=diffusers.DDIMScheduler(**test_adapter.UNCLIPPED, steps_offset=1),
+        unet=test_pipelines.unet(),
+        vae=test_pipelines.vae(),
+        scheduler=diffusers.DDIMScheduler(**test_pipelines.UNCLIPPED, steps_offset=1),
         tokenizer=tokenizer,
         text_encoder=transformers.CLIPTextModel(text),
         requires_safety_checker=False,
-        **test_adapter.without("safety_checker", "feature_extractor"),
+        **test_pipelines.without("safety_checker", "feature_extractor"),
     )
     pipe.save_pretrained(folder / "pipeline")
     return str(folder / "pipeline")
