@@ -110,8 +110,9 @@ def refused(capsys):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Evaluations in this process draw no samples.png, which takes longer than small ones take."""
+    """In this process neither script draws samples, which takes longer than small runs take."""
     monkeypatch.setattr("evaluate.draw_samples", lambda arrays, result, path: None)
+    monkeypatch.setattr("train.draw_samples", lambda training, path: path.touch())
 
 
 @pytest.fixture(scope="session")

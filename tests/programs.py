@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 IMPORTED = [
-    *("train", "evaluate", "visualize", "training_loop", "set_sampler", "data_loader", "sheets"),
+    *("train", "evaluate", "visualize", "lab.training", "sampler", "data_loader", "figures.sheets"),
     *("torch._dynamo", "sklearn.datasets", "matplotlib.backends.backend_agg"),
 ]
 

@@ -21,97 +21,18 @@ import visualize
 from config import EvaluationSettings, TrainingSettings
 from lab import assemble
 
-ODD = st.sampled_from(
-    [
-        "nan",
-        "inf",
-        "-inf",
-        "-1",
-        "0",
-        "1",
-        "2",
-        "0.5",
-        "1.5",
-        "1e-300",
-        "1e300",
-        "-1e-9",
-        "99999999999999999999999",
-        "007",
-        "",
-        " ",
-        "true",
-        "null",
-        "None",
-        "[]",
-        "[1]",
-        "[0,-1]",
-        "[1,2,3]",
-        "{}",
-        "{a: 1}",
-        "a: b",
-        "é漢字",
-        "\u202e",
-        "--",
-        "x" * 300,
-        "1;2",
-        "0x10",
-        "1_000",
-        "%s",
-        "~",
-        "*",
-        "&a",
-        "!!python/object:os.system",
-        "@",
-        "`",
-        "'",
-        '"',
-        "\\",
-        "\n",
-    ]
-)
+NUMBERS = "nan inf -inf -1 0 1 2 0.5 1.5 1e-300 1e300 -1e-9 99999999999999999999999 007 0x10 1_000"
+YAML = "true null None [] [1] [0,-1] [1,2,3] {} ~ * &a !!python/object:os.system @ ` ' \" \\"
+OTHERS = ["", " ", "{a: 1}", "a: b", "é漢字", "\u202e", "--", "x" * 300, "1;2", "%s", "\n"]
+ODD = st.sampled_from([*NUMBERS.split(), *YAML.split(), *OTHERS])
 NAMES = st.sampled_from(
-    [
-        "circle_jumping",
-        "horizontal",
-        "free",
-        "centered",
-        "mixture",
-        "exact",
-        "trained",
-        "none",
-        "pg",
-        "cads",
-        "window",
-        "edm",
-        "joint",
-        "here",
-        "iid",
-        "stratified",
-        "rbf",
-        "logdet",
-        "conditional",
-        "unconditional",
-        "embedded",
-        "posterior",
-        "muon",
-        "jacobian",
-        "classifier",
-        "sigma",
-        "both",
-    ]
+    "circle_jumping horizontal free centered mixture exact trained none pg cads window edm joint "
+    "here iid stratified rbf logdet conditional unconditional embedded posterior muon jacobian "
+    "classifier sigma both".split()
 )
 ANY = st.one_of(ODD, NAMES, st.text(max_size=8), st.integers().map(str), st.floats().map(str))
 # Where results and digits are, and how fast to give up, are not what is tried here.
-LEFT = {
-    "outdir",
-    "data_root",
-    "wandb",
-    "tensorboard",
-    "resume",
-    "download_timeout",
-    "experiment",
-    "preset",
-}
+LEFT = {*"outdir data_root wandb tensorboard resume download_timeout experiment preset".split()}
 FLAGS = {
     main: sorted({f.name for group in groups for f in fields(group)} - LEFT)
     for main, groups in (
@@ -121,26 +42,11 @@ FLAGS = {
 }
 # Sizes at which a run that is accepted ends at once, and values that a run may well have.
 TINY = {
-    evaluate.main: dict(
-        denoiser="exact",
-        digits="embedded",
-        num_sets=1,
-        batch_size=2,
-        num_steps=2,
-        device="cpu",
-    ),
-    train.main: dict(
-        digits="embedded",
-        channels=[8],
-        blocks=1,
-        attention=[],
-        patch_size=8,
-        iterations=1,
-        batch_size=2,
-        sample_every=0,
-        device="cpu",
-    ),
+    evaluate.main: dict(denoiser="exact", num_sets=1, batch_size=2, num_steps=2),
+    train.main: dict(channels=[8], blocks=1, attention=[], patch_size=8, iterations=1)
+    | dict(batch_size=2, sample_every=0),
 }
+TINY = {main: values | dict(digits="embedded", device="cpu") for main, values in TINY.items()}
 REPEATABLE = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
@@ -159,23 +65,9 @@ def outcome(main, argv: list[str]) -> tuple[int, list[str]]:
 
 
 # What is accepted is run, up to these sizes: a billion sets are no mistake, but no test either.
-LIMITS = dict(
-    num_sets=20,
-    batch_size=50,
-    sequential=4,
-    medoids_of=20,
-    num_steps=50,
-    image_size=64,
-    digit_size=64,
-    seq_len=40,
-    num_cond_frames=20,
-    num_digits=2,
-    stratified_rank=8,
-    iterations=3,
-    blocks=3,
-    motion=8,
-    accumulate=50,
-)
+LIMITS = dict(num_sets=20, batch_size=50, sequential=4, medoids_of=20, num_steps=50)
+LIMITS |= dict(image_size=64, digit_size=64, seq_len=40, num_cond_frames=20, num_digits=2)
+LIMITS |= dict(stratified_rank=8, iterations=3, blocks=3, motion=8, accumulate=50)
 
 
 def quick(main, argv: list[str]) -> bool:
@@ -200,9 +92,7 @@ def check(main, argv: list[str], outdir: Path) -> None:
         return
     assert code == 2, (argv, lines)
     assert len(lines) == 1 and "error: " in lines[0] and len(lines[0]) < 1500, (argv, lines)
-    assert not (outdir / "metrics.json").exists() and not (outdir / "model.safetensors").exists(), (
-        argv
-    )
+    assert not {"metrics.json", "model.safetensors"} & {path.name for path in outdir.glob("*")}
 
 
 def flags_of(values: dict) -> list[str]:

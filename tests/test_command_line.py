@@ -30,18 +30,7 @@ from lab.train_classifier import main as classify
 
 COLOUR = re.compile("\x1b\\[[0-9;]*m")
 SCRIPTS = ["train.py", "evaluate.py", "visualize.py"]
-EXACT = [
-    "--denoiser",
-    "exact",
-    "--digits",
-    "embedded",
-    "--num_sets",
-    "2",
-    "--num_steps",
-    "4",
-    "--device",
-    "cpu",
-]
+EXACT = "--denoiser exact --digits embedded --num_sets 2 --num_steps 4 --device cpu".split()
 
 
 def printed(capsys, main, argv) -> str:
@@ -88,17 +77,15 @@ def test_command_lines_can_be_run_as_they_are(script):
 # ---------------------------------------------------------------- configurations
 
 
-def test_a_printed_configuration_is_the_same_evaluation(tmp_path, capsys):
+def test_a_printed_configuration_is_the_same_evaluation(tmp_path, capsys, undrawn):
     argv = [*EXACT, "--pg_factor", "1.7", "--p", "0.5"]
     (tmp_path / "c.yaml").write_text(printed(capsys, evaluate.main, [*argv, "--print_config"]))
     for name, flags in (("one", argv), ("two", ["--config", str(tmp_path / "c.yaml")])):
         evaluate.main([*flags, "--outdir", str(tmp_path / name)])
     one, two = (np.load(tmp_path / name / "samples.npz")["samples"] for name in ("one", "two"))
     assert np.array_equal(one, two)
-    one, two = (
-        yaml.safe_load((tmp_path / name / "config.yaml").read_text()) for name in ("one", "two")
-    )
-    assert one == two
+    configs = [yaml.safe_load((tmp_path / n / "config.yaml").read_text()) for n in ("one", "two")]
+    assert configs[0] == configs[1]
 
 
 @pytest.mark.parametrize(
@@ -183,7 +170,7 @@ def otherwise(value):
     return f"not {value}" if isinstance(value, str) else value + 1
 
 
-def test_flags_win_over_the_file_in_whole_commands(tmp_path, capsys):
+def test_flags_win_over_the_file_in_whole_commands(tmp_path, capsys, undrawn):
     (tmp_path / "c.yaml").write_text("num_steps: 9\nbatch_size: 3\n")
     evaluate.main([*EXACT, "--config", str(tmp_path / "c.yaml"), "--outdir", str(tmp_path / "run")])
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
@@ -339,9 +326,7 @@ def test_help_is_not_coloured_where_that_is_not_wanted():
 
 
 @pytest.mark.parametrize(
-    "argv",
-    [["--help"], pytest.param(EXACT, marks=pytest.mark.slow)],
-    ids=["help", "results"],
+    "argv", [["--help"], pytest.param(EXACT, marks=pytest.mark.slow)], ids=["help", "results"]
 )
 def test_a_pipe_that_nobody_reads_is_no_traceback(argv, tmp_path):
     read, write = os.pipe()

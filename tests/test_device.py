@@ -240,22 +240,10 @@ def test_the_programs_run_from_training_to_samples(gpu, tmp_path, monkeypatch, u
     trained, out = tmp_path / "trained", tmp_path / "evaluated"
     argv = [*TINY, *SMALLER, "--device", "cuda", "--iterations", "4", "--log_every", "2"]
     train.main([*argv, "--save_every", "3", "--outdir", str(trained)])
-    monkeypatch.setattr(train, "draw_samples", lambda training, path: path.touch())
     train.main(["--resume", str(trained), "--iterations", "5", "--device", "cuda"])
     flags = ["--checkpoint", str(trained / "model.safetensors"), "--device", "cuda"]
-    evaluate.main(
-        [
-            *flags,
-            "--digits",
-            "embedded",
-            "--num_sets",
-            "2",
-            "--num_steps",
-            "3",
-            "--outdir",
-            str(out),
-        ]
-    )
+    flags += "--digits embedded --num_sets 2 --num_steps 3 --outdir".split()
+    evaluate.main([*flags, str(out)])
     assert (out / "samples.npz").is_file() and gpu.errors == []
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, slow_but
+from conftest import ROOT, SMALL, slow_but
 
 import evaluate
 import sampler as set_sampler
+import train
 from diverse_sampling.noise import Stream
 from figures import traces
 from lab import assemble
@@ -251,20 +252,8 @@ def test_digits_without_a_condition_are_compared_by_a_classifier(flags, features
 
 def test_stratified_noise_is_diverse_and_calibrated():
     """Sets spread over the modes while the pooled frequency keeps the prior."""
-    result = result_of(
-        "--dataset",
-        "horizontal",
-        "--p",
-        0.7,
-        "--batch_size",
-        10,
-        "--num_sets",
-        300,
-        "--noise",
-        "stratified",
-        "--sigma_max",
-        300,
-    )
+    flags = "--dataset horizontal --p 0.7 --batch_size 10 --noise stratified --sigma_max 300"
+    result = result_of("--num_sets", 300, *flags.split())
     assert result["count_variance_ratio"] < 0.3
     assert result["mode_frequencies"][0]["mean"] == pytest.approx(0.7, abs=0.01)
 
@@ -298,9 +287,7 @@ def test_a_set_does_not_depend_on_its_neighbours_or_chunks(argv, seed):
 
 
 @pytest.mark.parametrize(
-    "argv",
-    [[], ["--s_churn", 5], ["--sampler", "window"], ["--guidance", "none", *PG]],
-    ids=str,
+    "argv", [[], ["--s_churn", 5], ["--sampler", "window"], ["--guidance", "none", *PG]], ids=str
 )
 def test_an_independent_particle_is_the_same_in_a_set_of_any_size(argv):
     """Four, then four more: the eight of a set of eight."""
@@ -316,24 +303,18 @@ def test_an_independent_particle_is_the_same_in_a_set_of_any_size(argv):
     assert nearest.values.max() < 1e-5  # they are some of the eight
 
 
+def network_flags(folder) -> list[str]:
+    return ["--checkpoint", str(folder / "model.safetensors"), *EXACT[2:]]
+
+
+def trained(folder, flags: str, *more) -> assemble.Evaluation:
+    """Sets of four from the network of a training."""
+    argv = [*network_flags(folder), "--batch_size", "4", *flags.split(), *more]
+    return assemble.evaluation(argv)
+
+
 def test_little_memory_means_more_calls_and_the_same_sets(tiny_model, monkeypatch):
-    argv = [
-        "--checkpoint",
-        str(tiny_model / "model.safetensors"),
-        "--digits",
-        "embedded",
-        "--num_sets",
-        "5",
-        "--batch_size",
-        "4",
-        "--num_steps",
-        "4",
-        "--pg_factor",
-        "3",
-        "--device",
-        "cpu",
-    ]
-    run = assemble.evaluation(argv).sampler
+    run = trained(tiny_model, "--num_sets 5 --num_steps 4 --pg_factor 3").sampler
     together, calls = run.sample_all(progress=False), run.particles_per_call()
     x = torch.zeros(1, 1, *run.particle_shape, requires_grad=True)
     denoise = run.denoiser(torch.tensor([0]))
@@ -346,99 +327,60 @@ def test_little_memory_means_more_calls_and_the_same_sets(tiny_model, monkeypatc
     assert run.particles_per_call() == 1
 
 
+def test_bfloat16_changes_samples_little(tiny_model):
+    plain, bfloat16 = (
+        trained(tiny_model, "--num_sets 2 --num_steps 4 --pg_factor 3", *more).sampler.sample(
+            torch.arange(2)
+        )
+        for more in ([], ["--precision", "bfloat16"])
+    )
+    assert not torch.equal(plain, bfloat16) and (bfloat16 - plain).abs().mean() < 0.02
+
+
 @pytest.mark.slow
-def test_bfloat16_and_compilation_leave_the_samples_alone(tiny_model, monkeypatch):
+def test_compilation_leaves_the_samples_alone(tiny_model, monkeypatch):
     from model import EDMDenoiser
 
-    # All of torch.compile but the C++ compiler, which takes minutes.
+    # The part of torch.compile that reads the code; the rest takes minutes.
     compiled = []
-    monkeypatch.setattr(
-        EDMDenoiser,
-        "compile",
-        lambda net, **options: (
-            compiled.append(net),
-            torch.nn.Module.compile(net, backend="aot_eager", **options),
-        ),
+
+    def compile(net, **options):
+        compiled.append(net)
+        torch.nn.Module.compile(net, backend="eager", **options)
+
+    monkeypatch.setattr(EDMDenoiser, "compile", compile)
+    plain, fast = (
+        trained(tiny_model, "--num_sets 1 --num_steps 2 --pg_factor 3", *more).sampler.sample(
+            torch.arange(1)
+        )
+        for more in ([], ["--compile", "true"])
     )
-    argv = [
-        "--checkpoint",
-        str(tiny_model / "model.safetensors"),
-        "--digits",
-        "embedded",
-        "--num_sets",
-        "2",
-        "--batch_size",
-        "4",
-        "--num_steps",
-        "4",
-        "--pg_factor",
-        "3",
-        "--device",
-        "cpu",
-    ]
-    plain, bfloat16, fast = (
-        assemble.evaluation([*argv, *extra]).sampler.sample(torch.arange(2))
-        for extra in ([], ["--precision", "bfloat16"], ["--compile", "true"])
-    )
-    assert len(compiled) == 1 and not torch.equal(plain, bfloat16)
+    assert len(compiled) == 1
     torch.testing.assert_close(fast, plain, atol=1e-3, rtol=0)
-    assert (bfloat16 - plain).abs().mean() < 0.02
 
 
 def test_a_run_writes_what_it_promises_and_its_config_repeats_it(tiny_model, tmp_path, capsys):
-    argv = [
-        "--checkpoint",
-        str(tiny_model / "model.safetensors"),
-        "--digits",
-        "embedded",
-        "--num_sets",
-        "3",
-        "--batch_size",
-        "4",
-        "--num_steps",
-        "5",
-        "--pg_factor",
-        "1.7",
-        "--device",
-        "cpu",
-    ]
-    evaluate.main([*argv, "--outdir", str(tmp_path / "one")])
+    flags = "--num_sets 3 --batch_size 4 --num_steps 5 --pg_factor 1.7".split()
+    evaluate.main([*network_flags(tiny_model), *flags, "--outdir", str(tmp_path / "one")])
     out = capsys.readouterr().out
     assert "modes found, of 8" in out and "expected" in out and "embedded" in out
     names = {path.name for path in (tmp_path / "one").iterdir()}
     assert names == {"metrics.json", "samples.png", "samples.npz", "config.yaml", ".lock"}
-    evaluate.main(
-        ["--config", str(tmp_path / "one" / "config.yaml"), "--outdir", str(tmp_path / "two")]
-    )
-    one, two = (np.load(tmp_path / name / "samples.npz") for name in ("one", "two"))
+    config = tmp_path / "one" / "config.yaml"
+    evaluate.main(["--config", str(config), "--outdir", str(tmp_path / "two")])
+    folders = [tmp_path / name for name in ("one", "two")]
+    one, two = (np.load(folder / "samples.npz") for folder in folders)
     assert one.files == two.files and all(np.array_equal(one[key], two[key]) for key in one.files)
-    first, second = (
-        json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")
-    )
-    assert {
-        "task",
-        "dataset",
-        "modes_total",
-        "modes_expected_iid",
-        "modes_found",
-        "quality",
-        "num_sets",
-        "batch_size",
-        "digits_source",
-        "seconds",
-        "settings",
-        "versions",
-        "commit",
-        "checkpoint_sha256",
-    } <= first.keys()
+    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in folders)
+    keys = "task dataset modes_total modes_expected_iid modes_found quality num_sets batch_size "
+    keys += "digits_source seconds settings versions commit checkpoint_sha256"
+    assert set(keys.split()) <= first.keys()
     weights = (tiny_model / "model.safetensors").read_bytes()
     assert first["checkpoint_sha256"] == hashlib.sha256(weights).hexdigest()
-    assert (
-        set(first["modes_found"]) == {"mean", "ci95", "per_set"}
-        and len(first["quality"]["per_set"]) == 3
-    )
-    assert first["modes_found"] == second["modes_found"] and first["quality"] == second["quality"]
-    assert yaml.safe_load((tmp_path / "one" / "config.yaml").read_text()) == first["settings"]
+    assert set(first["modes_found"]) == {"mean", "ci95", "per_set"}
+    assert len(first["quality"]["per_set"]) == 3
+    assert all(first[key] == second[key] for key in ("modes_found", "quality"))
+    assert yaml.safe_load(config.read_text()) == first["settings"]
 
 
 @pytest.mark.slow
@@ -446,19 +388,9 @@ def test_it_needs_no_home_no_locale_and_no_particular_folder(tmp_path):
     """Started from a folder with a space in its name; results go under it."""
     here = tmp_path / "a folder"
     here.mkdir()
+    flags = "--digits embedded --denoiser exact --num_sets 2 --num_steps 4".split()
     out = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "evaluate.py"),
-            "--digits",
-            "embedded",
-            "--denoiser",
-            "exact",
-            "--num_sets",
-            "2",
-            "--num_steps",
-            "4",
-        ],
+        [sys.executable, str(ROOT / "evaluate.py"), *flags],
         cwd=here,
         capture_output=True,
         text=True,
@@ -473,24 +405,16 @@ def test_it_needs_no_home_no_locale_and_no_particular_folder(tmp_path):
 def test_a_repository_that_cannot_be_written_to(tmp_path):
     """Results go to the working directory; in the repository itself one line says why not."""
     code = tmp_path / "code"
-    for name in ("checkpoints", "configs", "guidance"):
+    for name in ("checkpoints", "configs", "diverse_sampling", "worlds", "lab", "figures"):
         shutil.copytree(ROOT / name, code / name)
     for path in ROOT.glob("*.py"):
         shutil.copy(path, code)
     for path in (code, *code.rglob("*")):
         path.chmod(path.stat().st_mode & ~0o222)
     # root may write everywhere, unless it gives that up.
-    mortal = (
-        ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"]
-        if os.geteuid() == 0
-        else []
-    )
-    command = [
-        *mortal,
-        sys.executable,
-        code / "evaluate.py",
-        *"--digits embedded --num_sets 1 --num_steps 2".split(),
-    ]
+    mortal = "setpriv --bounding-set=-dac_override --inh-caps=-dac_override".split()
+    flags = "--digits embedded --num_sets 1 --num_steps 2".split()
+    command = [*mortal] * (os.geteuid() == 0) + [sys.executable, code / "evaluate.py", *flags]
     out, denied = (
         subprocess.run(command, cwd=cwd, capture_output=True, text=True) for cwd in (tmp_path, code)
     )
@@ -553,18 +477,7 @@ def test_what_is_printed_names_the_method_and_says_where_there_is_no_interval(
 
 
 def test_a_folder_with_another_run_in_it_is_left_alone(tmp_path, refused, capsys, undrawn):
-    argv = [
-        "--denoiser",
-        "exact",
-        "--digits",
-        "embedded",
-        "--num_sets",
-        "1",
-        "--num_steps",
-        "2",
-        "--outdir",
-        str(tmp_path),
-    ]
+    argv = [*EXACT, "--num_sets", "1", "--num_steps", "2", "--outdir", str(tmp_path)]
     evaluate.main(argv)
     before = (tmp_path / "metrics.json").read_bytes()
     capsys.readouterr()
@@ -574,77 +487,26 @@ def test_a_folder_with_another_run_in_it_is_left_alone(tmp_path, refused, capsys
 
 
 def test_world_settings_come_from_the_checkpoint(tiny_model, refused):
-    argv = ["--checkpoint", str(tiny_model / "model.safetensors"), "--digits", "embedded"]
+    argv = network_flags(tiny_model)
     assert assemble.evaluation(argv).settings.world.num_directions == 8
     assert "circle_jumping" in refused(evaluate.main, [*argv, "--dataset", "free"])
 
 
 def test_cads_runs_on_a_trained_network(tiny_model):
-    argv = [
-        "--checkpoint",
-        str(tiny_model / "model.safetensors"),
-        "--digits",
-        "embedded",
-        "--num_sets",
-        "2",
-        "--num_steps",
-        "6",
-        "--batch_size",
-        "3",
-    ]
     plain, cads = (
-        assemble.evaluation([*argv, *extra]).sampler.sample(torch.arange(2))
-        for extra in ([], ["--guidance", "cads"])
+        trained(tiny_model, "--num_sets 2 --num_steps 6", *more).sampler.sample(torch.arange(2))
+        for more in ([], ["--guidance", "cads"])
     )
     assert cads.shape == plain.shape and not torch.allclose(plain, cads)
 
 
-def test_free_world_is_judged_by_spread(tmp_path):
-    import train
-
-    train.main(
-        [
-            "--dataset",
-            "free",
-            "--deterministic",
-            "false",
-            "--digits",
-            "embedded",
-            "--channels",
-            "[16]",
-            "--attention",
-            "[]",
-            "--patch_size",
-            "4",
-            "--iterations",
-            "3",
-            "--batch_size",
-            "8",
-            "--sample_every",
-            "0",
-            "--device",
-            "cpu",
-            "--outdir",
-            str(tmp_path),
-        ]
-    )
-    argv = [
-        "--checkpoint",
-        str(tmp_path / "model.safetensors"),
-        "--dataset",
-        "free",
-        "--digits",
-        "embedded",
-        "--num_sets",
-        "40",
-        "--num_steps",
-        "3",
-    ]
+def test_free_world_is_judged_by_spread(tmp_path, undrawn):
+    free = ["--dataset", "free", "--deterministic", "false", "--iterations", "3"]
+    train.main([*SMALL, *free, "--outdir", str(tmp_path)])
+    argv = [*network_flags(tmp_path), "--dataset", "free", "--num_sets", "40", "--num_steps", "3"]
     result = assemble.evaluation(argv).run()[2]
-    assert (
-        result["modes_total"] is None
-        and result["unimode"]["num_sets"] + result["multimode"]["num_sets"] == 40
-    )
+    assert result["modes_total"] is None
+    assert result["unimode"]["num_sets"] + result["multimode"]["num_sets"] == 40
     assert result["unimode"]["num_sets"] and "quality" in result["unimode"]
     assert evaluate.table(result)
 
@@ -656,92 +518,39 @@ def test_free_world_is_judged_by_spread(tmp_path):
 def test_shipped_checkpoint_finds_nearly_all_directions(digits, request):
     if digits == "mnist":
         request.getfixturevalue("mnist_root")
-    result = assemble.evaluation(
-        [
-            "--digits",
-            digits,
-            "--data_root",
-            str(ROOT / "data"),
-            "--num_sets",
-            "12" if digits == "mnist" else "6",
-            "--pg_factor",
-            "1.7",
-            "--device",
-            "cpu",
-        ]
-    ).run()[2]
+    sets = "12" if digits == "mnist" else "6"
+    argv = ["--digits", digits, "--data_root", str(ROOT / "data"), "--device", "cpu"]
+    result = assemble.evaluation([*argv, "--num_sets", sets, "--pg_factor", "1.7"]).run()[2]
     # 7.98, 0.02 and 0.997 on 200 digits (README)
     assert result["modes_found"]["mean"] >= 7.7 and result["quality"]["mean"] <= 0.1
     assert result["hm_iou"]["mean"] >= 0.95
 
 
-SHIPPED = ["--digits", "embedded", "--device", "cpu"]
+def shipped(flags: str) -> dict:
+    return assemble.evaluation([*EXACT[2:], *flags.split()]).run()[2]
 
 
 @pytest.mark.slow
 def test_features_of_a_classifier_find_more_digits_than_independent_draws():
-    argv = [
-        *SHIPPED,
-        "--task",
-        "unconditional",
-        "--batch_size",
-        "10",
-        "--num_sets",
-        "4",
-        "--num_steps",
-        "16",
-    ]
-    features = [
-        "--pg_factor",
-        "3",
-    ]
-    plain, guided = (assemble.evaluation([*argv, *extra]).run()[2] for extra in ([], features))
+    flags = "--task unconditional --batch_size 10 --num_sets 4 --num_steps 16"
+    plain, guided = shipped(flags), shipped(f"{flags} --pg_factor 3")
     # 9.25 and 6.25 over 20 sets with 20 redraws (README)
     assert guided["modes_found"]["mean"] >= max(8.2, plain["modes_found"]["mean"] + 1)
-    assert (
-        guided["confidence"]["mean"] > 0.75 and guided["quality"] is None and evaluate.table(guided)
-    )
+    assert guided["confidence"]["mean"] > 0.75
+    assert guided["quality"] is None and evaluate.table(guided)
 
 
 @pytest.mark.slow
 def test_shipped_horizontal_keeps_its_prior():
-    result = assemble.evaluation(
-        [
-            *SHIPPED,
-            "--dataset",
-            "horizontal",
-            "--p",
-            "0.9",
-            "--num_sets",
-            "10",
-            "--batch_size",
-            "20",
-            "--num_steps",
-            "12",
-        ]
-    ).run()[2]
+    result = shipped("--dataset horizontal --p 0.9 --num_sets 10 --batch_size 20 --num_steps 12")
     # 0.897 over 5,000 samples (docs/results.md); 200 leave a margin for chance
-    assert (
-        result["mode_frequencies"][0]["mean"] == pytest.approx(0.9, abs=0.07)
-        and result["quality"]["mean"] < 0.1
-    )
+    assert result["mode_frequencies"][0]["mean"] == pytest.approx(0.9, abs=0.07)
+    assert result["quality"]["mean"] < 0.1
 
 
 @pytest.mark.slow
 def test_shipped_free_knows_what_is_determined():
-    result = assemble.evaluation(
-        [
-            *SHIPPED,
-            "--dataset",
-            "free",
-            "--num_sets",
-            "20",
-            "--batch_size",
-            "8",
-            "--num_steps",
-            "12",
-        ]
-    ).run()[2]
+    result = shipped("--dataset free --num_sets 20 --batch_size 8 --num_steps 12")
     assert result["unimode"]["num_sets"] > 5 and result["multimode"]["num_sets"] > 0
     assert result["unimode"]["pairwise_l2"]["mean"] < result["multimode"]["pairwise_l2"]["mean"] / 3
 

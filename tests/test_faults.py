@@ -16,6 +16,9 @@ import train
 from lab import checkpoint
 
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+
 def logged(folder) -> int:
     """Lines of a training's log."""
     path = folder / "metrics.jsonl"
@@ -71,11 +74,8 @@ def test_a_training_killed_twenty_times_ends_with_the_same_weights(whole, tmp_pa
         process.kill()
         process.communicate()
         done = logged(folder)
-        saved = (
-            checkpoint.read_metadata(folder / "state.safetensors")["iteration"]
-            if (folder / "state.safetensors").exists()
-            else 0
-        )
+        state = folder / "state.safetensors"
+        saved = checkpoint.read_metadata(state)["iteration"] if state.exists() else 0
         lost.append(done - saved)
     assert max(lost) <= 4  # three updates between checkpoints, and the one in flight
     assert Program("train.py", *flags, "--outdir", folder, "--resume", folder).wait() == 0
@@ -118,9 +118,8 @@ def test_an_experiment_that_is_killed_keeps_its_finished_cells(tmp_path):
     assert Program("evaluate.py", *argv).wait() == 0
     cells = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").glob("*.json")}
     assert times.items() <= cells.items()
-    assert (
-        len(json.loads((tmp_path / "results.json").read_text())["rows"]) == len(cells) > len(times)
-    )
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert len(rows) == len(cells) > len(times)
 
 
 def damaged(path, how: str, generator: random.Random) -> None:
@@ -149,12 +148,9 @@ def stopped(tmp_path_factory):
 @pytest.mark.parametrize(
     "how, times",
     [
-        ("truncated", 3),
-        ("flipped", 5),
+        *(("truncated", 3), ("flipped", 5), ("empty", 1), ("a folder", 1)),
         pytest.param("truncated", 25, marks=pytest.mark.slow),
         pytest.param("flipped", 50, marks=pytest.mark.slow),
-        ("empty", 1),
-        ("a folder", 1),
     ],
 )
 def test_a_damaged_checkpoint_is_never_used(how, times, stopped, tmp_path, capsys):
@@ -169,11 +165,8 @@ def test_a_damaged_checkpoint_is_never_used(how, times, stopped, tmp_path, capsy
         damaged(run / "state.safetensors", how, generator)
         assert train.last_state(run) == run / "state-previous.safetensors"
         err = capsys.readouterr().err.strip().splitlines()
-        assert (
-            len(err) == 1
-            and str(run / "state.safetensors") in err[0]
-            and "continuing from" in err[0]
-        )
+        assert len(err) == 1
+        assert str(run / "state.safetensors") in err[0] and "continuing from" in err[0]
         damaged(run / "state-previous.safetensors", how, generator)
         with pytest.raises(train.SettingError, match="state-previous"):
             train.last_state(run)
@@ -203,9 +196,8 @@ def test_a_full_disk_leaves_the_checkpoint_as_it_was(tmp_path):
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "cannot be written" in err.splitlines()[-1] and "is as it was" in err.splitlines()[-1]
-    assert (tmp_path / "state.safetensors").read_bytes() == before and not list(
-        tmp_path.glob("*.tmp")
-    )
+    assert (tmp_path / "state.safetensors").read_bytes() == before
+    assert not list(tmp_path.glob("*.tmp"))
     train.main(["--iterations", "8", "--resume", str(tmp_path)])
     assert checkpoint.read_metadata(tmp_path / "state.safetensors")["iteration"] == 8
 
@@ -248,19 +240,8 @@ def test_one_gradient_that_is_not_finite_is_left_out(optimizer, tmp_path):
 
 def test_a_training_that_diverges_stops_and_says_so(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        train.main(
-            [
-                *SMALL,
-                "--iterations",
-                "100",
-                "--lr",
-                "1e30",
-                "--save_every",
-                "1",
-                "--outdir",
-                str(tmp_path),
-            ]
-        )
+        flags = "--iterations 100 --lr 1e30 --save_every 1".split()
+        train.main([*SMALL, *flags, "--outdir", str(tmp_path)])
     assert stop.value.code == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "no finite gradient in 10 updates" in line and "is as it was" in line

@@ -1,6 +1,7 @@
 """A user's own frames, from an .npz file and from directories of PNGs."""
 
-import json
+import io
+import zipfile
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from lab.metrics import answer_metrics, hm_iou
 from worlds.own_data import load_frames
 
 BLOBS = ROOT / "examples" / "blobs.npz"
+EXACT = ["--denoiser", "exact"]
 
 
 def settings(path, **more) -> WorldSettings:
@@ -76,6 +78,7 @@ def test_answers_are_drawn_alike_and_belong_to_their_picture(generator):
 
 @pytest.mark.parametrize("as_folder", [False, True])
 def test_folders_and_npz_say_the_same(as_folder, tmp_path):
+    """Masks of one bit a pixel in a folder; floats, and 0 or 1, in an .npz."""
     with np.load(BLOBS) as file:
         frames, answers = file["frames"][:6], file["answers"][:6]
     path = tmp_path / ("data" if as_folder else "data.npz")
@@ -83,155 +86,129 @@ def test_folders_and_npz_say_the_same(as_folder, tmp_path):
         for i in range(6):
             (path / str(i) / "answers").mkdir(parents=True)
             Image.fromarray(frames[i, 0]).save(path / str(i) / "0.png")
-            for a in range(4):
-                Image.fromarray(answers[i, a] > 0).save(
-                    path / str(i) / "answers" / f"{a}.png"
-                )  # one bit a pixel
+            for a, answer in enumerate(answers[i]):
+                Image.fromarray(answer > 0).save(path / str(i) / "answers" / f"{a}.png")
     else:
-        np.savez(
-            path, frames=(frames / 255).astype(np.float32), answers=answers // 255
-        )  # floats, and 0 or 1
+        np.savez(path, frames=(frames / 255).astype(np.float32), answers=answers // 255)
     world = load_frames(settings(path), "train")
-    each = torch.arange(5)
-    kept = [0, 1, 2, 3, 5]
+    each, kept = torch.arange(5), [0, 1, 2, 3, 5]
     torch.testing.assert_close(world.given(each), torch.from_numpy(frames[kept]) / 255)
     right = world.right_answers(each)[:, :, 0]
     assert torch.equal(right, torch.from_numpy(answers[kept]).float() / 255)
 
 
-def spoil(tmp_path, how: str):
-    frames, answers = np.zeros((6, 2, 8, 8), np.uint8), np.zeros((6, 3, 8, 8), np.uint8)
-    frames[0, 0, 0, 0] = answers[0, 0, 0, 0] = 255
-    path = tmp_path / "x.npz"
-    arrays = {
-        "no frames": dict(images=frames),
-        "flat": dict(frames=frames[0, 0]),
-        "few": dict(frames=frames[:4]),
-        "sizes": dict(frames=frames, answers=answers[..., :4]),
-        "counts": dict(frames=frames, answers=answers[:2]),
-        "floats": dict(frames=frames / 255 + 0.5),
-        "nan": dict(frames=frames * float("nan")),
-        "words": dict(frames=frames.astype(str)),
-        "negative": dict(frames=frames.astype(np.int16) - 1),
-        "short": dict(frames=frames[:, :1]),
-        "constant": dict(frames=frames * 0),
-        "no mask": dict(frames=frames, answers=answers * 0),
-    }
-    if how == "text":
-        path.write_text("not an archive")
-    elif how == "empty":
-        path.touch()
-    elif how == "flipped":
-        np.savez_compressed(
-            path, frames=np.random.default_rng(0).integers(16, size=(6, 2, 32, 32), dtype=np.uint8)
-        )
-        damaged = bytearray(path.read_bytes())
-        damaged[400:420] = bytes(20)
-        path.write_bytes(damaged)
-    elif how == "npy":
-        (tmp_path / "x.npy").write_bytes(b"\x93NUMPY and no more")
-        return tmp_path / "x.npy"
-    elif how == "nowhere":
-        return path
-    elif how == "pngs":
-        for i in range(5):
-            (tmp_path / "f" / str(i)).mkdir(parents=True)
-            (tmp_path / "f" / str(i) / "a.png").write_bytes(b"no picture")
-        return tmp_path / "f"
-    elif how == "empty folder":
-        (tmp_path / "f").mkdir()
-        return tmp_path / "f"
-    elif how == "other sizes":
-        for i in range(5):
-            answers = tmp_path / "f" / str(i) / "answers"
-            answers.mkdir(parents=True)
-            Image.fromarray(frames[0, 0]).save(answers.parent / "a.png")
-            Image.fromarray(frames[0, 0]).save(answers / "a.png")
-        Image.fromarray(frames[0, 0, :4]).save(answers.parent / "b.png")
-        return tmp_path / "f"
+FRAMES, ANSWERS = np.zeros((6, 2, 8, 8), np.uint8), np.zeros((6, 3, 8, 8), np.uint8)
+FRAMES[0, 0, 0, 0] = ANSWERS[0, 0, 0, 0] = 255
+ARRAYS = [
+    (dict(images=FRAMES), "`frames` (N, T, H, W); the arrays found are `images`"),
+    (dict(frames=FRAMES[0, 0]), "shape (N, ., H, W)"),
+    (dict(frames=FRAMES[:4]), "5 sequences or more; found 4"),
+    (dict(frames=FRAMES, answers=ANSWERS[..., :4]), "one size; found 8 x 4 and 8 x 8 px"),
+    (dict(frames=FRAMES, answers=ANSWERS[:2]), "N = 6"),
+    (dict(frames=FRAMES / 255 + 0.5), "float64 from 0.5 to 1.5"),
+    (dict(frames=FRAMES * float("nan")), "finite numbers in frames; found NaN"),
+    (dict(frames=FRAMES.astype(str)), "integers or floats in `frames`; found values of type <U"),
+    (dict(frames=np.array([print] * 6, dtype=object)), "can be read (Object arrays cannot be"),
+    (dict(frames=FRAMES.astype(np.int16) - 1), "int16 from -1 to 254"),
+    (dict(frames=FRAMES[:, :1]), "has 1"),
+    (dict(frames=FRAMES * 0), "frames that differ; every value is 0"),
+    (dict(frames=FRAMES, answers=ANSWERS * 0), "all answers are empty"),
+]
+
+
+def as_bytes(save, *values, **more) -> bytes:
+    """What a function writes to a file."""
+    file = io.BytesIO()
+    save(file, *values, **more)
+    return file.getvalue()
+
+
+def flipped() -> bytes:
+    noise = np.random.default_rng(0).integers(16, size=(6, 2, 32, 32), dtype=np.uint8)
+    content = as_bytes(np.savez_compressed, frames=noise)
+    return content[:400] + bytes(20) + content[420:]
+
+
+def huge() -> bytes:
+    header = b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': "
+    header += b"(1000000, 1000, 1000, 100), }"
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("frames.npy", header.ljust(127) + b"\n")
+    return file.getvalue()
+
+
+PICTURE = Image.fromarray(FRAMES[0, 0])
+PNG = as_bytes(PICTURE.save, "png")
+STACK = as_bytes(PICTURE.save, "tiff", save_all=True, append_images=[PICTURE] * 2)
+CASES = {f"{i}/{name}": PNG for i in range(5) for name in ("a.png", "answers/a.png")}
+FILES = [
+    ("x.npz", b"not an archive", "can be read"),
+    ("x.npz", b"", "can be read"),
+    ("x.npz", flipped(), "can be read"),
+    ("x.npz", huge(), "can be read ("),
+    ("x.npy", b"\x93NUMPY and no more", "can be read"),
+    ("d.h5", b"\x89HDF\r\n\x1a\n", ".h5 files are not read, np.savez writes an .npz"),
+    ("d.png", PNG, "put the .png files into a directory"),
+    ("empty", {}, "found an empty directory"),
+    ("d", {f"{i}.dcm": b"DICM" for i in range(12)}, "found 12 files (.dcm)"),
+    ("d", {f"{i}/a.png": b"no picture" for i in range(5)}, "a PNG that can be read"),
+    ("d", CASES | {"3/a.png": as_bytes(PICTURE.save, "jpeg")}, "3/a.png'; accepted: a PNG that"),
+    ("d", CASES | {"3/a.tif": STACK}, "it holds 3 pictures; a video stands by itself"),
+    (
+        "d",
+        CASES | {"4/b.png": as_bytes(Image.fromarray(FRAMES[0, 0, :4]).save, "png")},
+        "pictures of one size; found 8 x 8 and 4 x 8 px",
+    ),
+]
+
+
+def refusal(path) -> str:
+    with pytest.raises(SettingError) as error:
+        load_frames(settings(path), "train")
+    line = str(error.value)
+    assert "got" in line and str(path.parent) in line and "\n" not in line
+    return line
+
+
+@pytest.mark.parametrize("arrays, why", ARRAYS)
+def test_other_arrays_are_refused_with_the_reason(arrays, why, tmp_path):
+    np.savez(tmp_path / "x.npz", **arrays)
+    assert why in refusal(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("name, content, why", FILES)
+def test_other_files_are_refused_with_the_reason(name, content, why, tmp_path):
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
     else:
-        np.savez(path, **arrays[how])
-    return path
+        path.mkdir()
+        for inside, data in content.items():
+            (path / inside).parent.mkdir(parents=True, exist_ok=True)
+            (path / inside).write_bytes(data)
+    assert why in refusal(path)
 
 
-@pytest.mark.parametrize(
-    "how, why",
-    [
-        ("nowhere", "not found: "),
-        ("text", "can be read"),
-        ("empty", "can be read"),
-        ("flipped", "can be read"),
-        ("npy", "an .npy that can be read"),
-        ("no frames", "`frames` (N, T, H, W); the arrays found are `images`"),
-        ("flat", "shape (N, ., H, W)"),
-        ("few", "5 sequences or more; found 4"),
-        ("sizes", "one size; found 8 x 4 and 8 x 8 px"),
-        ("counts", "N = 6"),
-        ("floats", "float64 from 0.5 to 1.5"),
-        ("nan", "finite numbers in frames; found NaN"),
-        ("words", "integers or floats in `frames`; found values of type <U"),
-        ("short", "has 1"),
-        ("constant", "frames that differ; every value is 0"),
-        ("no mask", "all answers are empty"),
-        ("pngs", "a PNG that can be read"),
-        ("empty folder", "found an empty directory"),
-        ("other sizes", "pictures of one size; found 8 x 8 and 4 x 8 px"),
-        ("negative", "int16 from -1 to 254"),
-    ],
-)
-def test_other_files_are_refused_in_one_line(how, why, tmp_path, refused):
-    path = spoil(tmp_path, how)
-    for main in (train.main, evaluate.main):
-        exact = ["--denoiser", "exact"] if main is evaluate.main else ["--patch_size", "2"]
-        line = refused(
-            main,
-            [
-                "--dataset",
-                "frames",
-                "--frames",
-                str(path),
-                *exact,
-                "--outdir",
-                str(tmp_path / "run"),
-            ],
-        )
-        assert why in line and "got" in line and str(path.parent) in line
+def test_a_refused_file_ends_both_commands_before_anything_is_written(tmp_path, refused):
+    run = ["--outdir", str(tmp_path / "run")]
+    for main, more in ((train.main, ["--patch_size", "2"]), (evaluate.main, EXACT)):
+        line = refused(main, ["--frames", str(tmp_path / "x.npz"), *more, *run])
+        assert "not found: " in line and "got" in line and str(tmp_path) in line
     assert not (tmp_path / "run").exists()
 
 
 def test_conflicting_settings_are_refused(refused, tmp_path):
-    for argv, key in [
-        (["--dataset", "frames"], "frames"),
-        (["--dataset", "free", "--frames", str(BLOBS)], "frames"),
-        (["--dataset", "frames", "--frames", str(BLOBS), "--class_labels", "true"], "class_labels"),
-        (
-            [
-                "--dataset",
-                "frames",
-                "--frames",
-                str(BLOBS),
-                "--channels",
-                "[8,8,8,8]",
-                "--patch_size",
-                "8",
-            ],
-            "frames",
-        ),
+    run = ["--outdir", str(tmp_path / "run")]
+    for flags, key in [
+        ("--dataset frames", "frames"),
+        (f"--dataset free --frames {BLOBS}", "frames"),
+        (f"--frames {BLOBS} --class_labels true", "class_labels"),
+        (f"--frames {BLOBS} --channels [8,8,8,8] --patch_size 8", "frames"),
     ]:
-        assert f"{key}: " in refused(train.main, [*argv, "--outdir", str(tmp_path / "run")])
-    assert "pg_features: " in refused(
-        evaluate.main,
-        [
-            "--dataset",
-            "frames",
-            "--frames",
-            str(BLOBS),
-            "--denoiser",
-            "exact",
-            "--pg_features",
-            "classifier",
-        ],
-    )
+        assert f"{key}: " in refused(train.main, [*flags.split(), *run])
+    argv = ["--frames", str(BLOBS), *EXACT, "--pg_features", "classifier"]
+    assert "pg_features: " in refused(evaluate.main, argv)
 
 
 def test_metrics_of_given_answers_are_exact_on_constructed_sets():
@@ -248,95 +225,24 @@ def test_metrics_of_given_answers_are_exact_on_constructed_sets():
     assert hm_iou(answers[:, :2], answers[:, [0, 1, 1, 0]]).tolist() == [1] * 5
 
 
+def guided_and_not(*argv) -> tuple[dict, dict]:
+    """Results of independent sets of four, and of guided ones."""
+    argv = [*argv, "--batch_size", "4", "--device", "cpu"]
+    flags = ([], ["--pg_factor", "3"])
+    return tuple(assemble.evaluation([*argv, *more]).run(progress=False)[2] for more in flags)
+
+
 def test_guided_sets_hold_more_of_the_answers_on_the_exact_denoiser():
-    argv = [
-        "--dataset",
-        "frames",
-        "--frames",
-        str(BLOBS),
-        "--denoiser",
-        "exact",
-        "--batch_size",
-        "4",
-        "--num_sets",
-        "24",
-        "--device",
-        "cpu",
-    ]
-    alone, guided = (
-        assemble.evaluation([*argv, *extra]).run(progress=False)[2]
-        for extra in ([], ["--pg_factor", "3"])
-    )
+    alone, guided = guided_and_not("--frames", str(BLOBS), *EXACT, "--num_sets", "24")
     assert alone["hm_iou"]["ci95"][1] < 0.95 and guided["hm_iou"]["mean"] > 0.99
     assert guided["mean_iou"]["mean"] > 0.99 and guided["ged"]["mean"] < alone["ged"]["mean"]
 
 
 @pytest.mark.slow
 def test_the_shipped_network_holds_more_of_the_answers_when_guided():
-    argv = ["--checkpoint", "blobs", "--batch_size", "4", "--num_sets", "10", "--device", "cpu"]
-    alone, guided = (
-        assemble.evaluation([*argv, *extra]).run(progress=False)[2]
-        for extra in ([], ["--pg_factor", "3"])
-    )
+    alone, guided = guided_and_not("--checkpoint", "blobs", "--num_sets", "10")
     assert guided["hm_iou"]["ci95"][0] > alone["hm_iou"]["ci95"][1]
     assert guided["mean_iou"]["mean"] > alone["mean_iou"]["mean"] - 0.02 > 0.9
-
-
-def test_a_model_of_ones_own_videos_from_start_to_end(videos, tmp_path, capsys):
-    """Not square, of different lengths; the picture and the arrays hold what was sampled."""
-    path, _ = videos
-    model = tmp_path / "model"
-    train.main(
-        [
-            "--dataset",
-            "frames",
-            "--frames",
-            str(path),
-            "--num_cond_frames",
-            "3",
-            "--channels",
-            "[16]",
-            "--blocks",
-            "1",
-            "--attention",
-            "[]",
-            "--patch_size",
-            "4",
-            "--iterations",
-            "3",
-            "--batch_size",
-            "4",
-            "--device",
-            "cpu",
-            "--outdir",
-            str(model),
-        ]
-    )
-    evaluate.main(
-        [
-            "--checkpoint",
-            str(model / "model.safetensors"),
-            "--num_sets",
-            "2",
-            "--batch_size",
-            "3",
-            "--num_steps",
-            "4",
-            "--pg_factor",
-            "1",
-            "--device",
-            "cpu",
-            "--outdir",
-            str(tmp_path / "run"),
-        ]
-    )
-    out = capsys.readouterr().out
-    assert "mean IoU" in out and "GED" in out and "(test split)" in out
-    with np.load(tmp_path / "run" / "samples.npz") as file:
-        assert file["samples"].shape == (2, 3, 8, 12) and file["cond"].shape == (2, 3, 8, 12)
-        assert file["answers"].shape == (2, 1, 8, 12)
-    result = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert result["settings"]["frames"] == str(path) and len(result["hm_iou"]["per_set"]) == 2
 
 
 def test_frames_imply_their_world():

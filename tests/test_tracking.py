@@ -18,18 +18,26 @@ import train
 from config import TrackingSettings
 from lab import checkpoint, tracking
 
-EXACT = [
-    "--denoiser",
-    "exact",
-    "--digits",
-    "embedded",
-    "--num_sets",
-    "3",
-    "--num_steps",
-    "4",
-    "--device",
-    "cpu",
-]
+EXACT = "--denoiser exact --digits embedded --num_sets 3 --num_steps 4 --device cpu".split()
+BOTH = "--wandb offline --tensorboard true".split()
+SIX = [*SMALL, *"--iterations 6 --save_every 4 --sample_every 3".split()]
+# A program that does `do` after each line of a training's log that was told to the services.
+HOOKED = """
+import os, sys, psutil, train
+from lab import tracking
+told = tracking.Tracker.curve
+def curve(self, values, step):
+    told(self, values, step)
+    do(self, step)
+tracking.Tracker.curve = curve
+"""
+
+
+def python(code: str, *argv, **options) -> subprocess.CompletedProcess:
+    """`python -c CODE ARGV...` in the repository, by a wandb of its own."""
+    env = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
+    command = [sys.executable, "-c", code, *map(str, argv)]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, **options)
 
 
 def records(folder):
@@ -101,38 +109,22 @@ def steps(accumulator, name: str) -> list[int]:
 def trained(tmp_path_factory):
     """A training that both services track."""
     folder = tmp_path_factory.mktemp("tracked")
-    train.main(
-        [
-            *SMALL,
-            "--iterations",
-            "6",
-            "--save_every",
-            "4",
-            "--sample_every",
-            "3",
-            "--wandb",
-            "offline",
-            "--tensorboard",
-            "true",
-            "--outdir",
-            str(folder),
-        ]
-    )
+    train.main([*SIX, *BOTH, "--outdir", str(folder)])
     return folder
 
 
+def log_of(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def test_a_training_is_held_by_wandb(trained):
-    found, lines = (
-        content(trained),
-        [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()],
-    )
+    found, lines = content(trained), log_of(trained)
     settings = yaml.safe_load((trained / "config.yaml").read_text())
     assert settings["wandb"] == "offline" and settings["tensorboard"] is True
     assert {key: found["config"][key] for key in settings} == settings
     assert [{key: row[key] for key in lines[0]} for row in found["history"]] == lines
-    pictures = {
-        row["_step"]: row["samples/path"] for row in found["history"] if "samples/path" in row
-    }
+    drawn = [row for row in found["history"] if "samples/path" in row]
+    pictures = {row["_step"]: row["samples/path"] for row in drawn}
     assert list(pictures) == [3, 6]
     for path in pictures.values():
         assert list((trained / "wandb").glob(f"offline-run-*/files/{path}"))
@@ -142,10 +134,7 @@ def test_a_training_is_held_by_wandb(trained):
 
 
 def test_a_training_is_held_by_tensorboard(trained):
-    found, lines = (
-        events(trained),
-        [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()],
-    )
+    found, lines = events(trained), log_of(trained)
     assert [event.value for event in found.Scalars("loss")] == pytest.approx(
         [line["loss"] for line in lines]
     )
@@ -156,19 +145,7 @@ def test_a_training_is_held_by_tensorboard(trained):
 
 
 def test_tracking_does_not_change_a_training(trained, tmp_path):
-    train.main(
-        [
-            *SMALL,
-            "--iterations",
-            "6",
-            "--save_every",
-            "4",
-            "--sample_every",
-            "3",
-            "--outdir",
-            str(tmp_path),
-        ]
-    )
+    train.main([*SIX, "--outdir", str(tmp_path)])
     alone, tracked = (
         checkpoint.read_tensors(folder / "state.safetensors") for folder in (tmp_path, trained)
     )
@@ -179,34 +156,15 @@ def test_tracking_does_not_change_a_training(trained, tmp_path):
 @pytest.mark.slow
 def test_resuming_goes_on_with_the_same_run_and_tells_nothing_twice(tmp_path):
     """Killed after 7 updates of which 4 were saved: 5, 6 and 7 are done again, not told again."""
-    argv = [
-        *SMALL,
-        "--iterations",
-        "9",
-        "--save_every",
-        "4",
-        "--wandb",
-        "offline",
-        "--tensorboard",
-        "true",
-    ]
-    code = (
-        "import os, sys, tracking, train\n"
-        "told = tracking.Tracker.curve\n"
-        "def curve(self, values, step):\n"
-        "    told(self, values, step)\n"
+    argv = [*SMALL, "--iterations", "9", "--save_every", "4", *BOTH]
+    code = HOOKED + (
+        "def do(tracker, step):\n"
         "    if step == 7:\n"
-        "        [service.close(1) for service in self.services]\n"  # so that all is on the disk
+        "        [service.close(1) for service in tracker.services]\n"  # so that all is on the disk
         "        os._exit(9)\n"
-        "tracking.Tracker.curve = curve\n"
         "train.main(sys.argv[1:])"
     )
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code, *argv, "--outdir", str(tmp_path)], cwd=ROOT
-        ).returncode
-        == 9
-    )
+    assert python(code, *argv, "--outdir", tmp_path).returncode == 9
     train.main(["--resume", str(tmp_path)])
     found = content(tmp_path)
     assert len(set(found["ids"])) == 1 and found["exits"] == [1, 0]
@@ -215,14 +173,11 @@ def test_resuming_goes_on_with_the_same_run_and_tells_nothing_twice(tmp_path):
 
 
 def test_an_evaluation_is_held_by_both(tmp_path):
-    evaluate.main(
-        [*EXACT, "--wandb", "offline", "--tensorboard", "true", "--outdir", str(tmp_path)]
-    )
+    evaluate.main([*EXACT, *BOTH, "--outdir", str(tmp_path)])
     result, found = json.loads((tmp_path / "metrics.json").read_text()), content(tmp_path)
     settings = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    recorded = {
-        key: value for key, value in settings.items() if not isinstance(value, float)
-    }  # inf is a word there
+    # inf is a word there
+    recorded = {key: value for key, value in settings.items() if not isinstance(value, float)}
     assert {key: found["config"][key] for key in recorded} == recorded
     low, high = result["modes_found"]["ci95"]
     assert [found["summary"][f"modes_found{end}"] for end in ("", " low", " high")] == [
@@ -242,21 +197,11 @@ def test_an_evaluation_is_held_by_both(tmp_path):
 
 @pytest.mark.slow
 def test_an_experiment_is_held_as_one_table(tmp_path):
-    argv = [
-        "--experiment",
-        "e9",
-        "--num_sets",
-        "2",
-        "--num_steps",
-        "3",
-        "--device",
-        "cpu",
-        "--outdir",
-        str(tmp_path),
-    ]
+    argv = "--experiment e9 --num_sets 2 --num_steps 3 --device cpu --outdir".split()
+    argv.append(str(tmp_path))
     evaluate.main(argv)
     cells = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
-    evaluate.main([*argv, "--wandb", "offline", "--tensorboard", "true"])
+    evaluate.main([*argv, *BOTH])
     assert {
         path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()
     } == cells  # none ran again
@@ -288,13 +233,7 @@ def test_libraries_are_imported_only_when_asked_for(tmp_path):
         "import sys, train; train.main(sys.argv[1:])\n"
         "print('wandb' in sys.modules, 'tensorboard' in sys.modules)"
     )
-    out = subprocess.run(
-        [sys.executable, "-c", code, *SMALL, "--iterations", "1", "--outdir", str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    out = python(code, *SMALL, "--iterations", "1", "--outdir", tmp_path, check=True)
     assert out.stdout.splitlines()[-1] == "False False"
 
 
@@ -329,16 +268,9 @@ def test_a_library_that_is_missing_is_named(
 def test_wandb_that_cannot_start_is_one_line(tmp_path):
     """Without a key, and without a folder to write to."""
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    argv = [*EXACT, "--wandb", "online", "--outdir", str(tmp_path / "run")]
     out = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "evaluate.py"),
-            *EXACT,
-            "--wandb",
-            "online",
-            "--outdir",
-            str(tmp_path / "run"),
-        ],
+        [sys.executable, str(ROOT / "evaluate.py"), *argv],
         env=env,
         capture_output=True,
         text=True,
@@ -371,61 +303,26 @@ def test_a_service_that_fails_later_is_left_out(tmp_path, capsys):
 @pytest.mark.slow
 def test_a_training_outlives_the_process_that_tracks_it(tmp_path):
     """wandb's own process is killed under a training that goes on to its end."""
-    code = (
-        "import os, psutil, signal, sys, tracking, train\n"
-        "told = tracking.Tracker.curve\n"
-        "def curve(self, values, step):\n"
-        "    told(self, values, step)\n"
+    code = HOOKED + (
+        "def do(tracker, step):\n"
         "    if step == 3:\n"
         "        [child.kill() for child in psutil.Process().children(recursive=True)]\n"
-        "tracking.Tracker.curve = curve\n"
         "train.main(sys.argv[1:])"
     )
-    # Not the process of the runs before, in this one.
-    env = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
-    out = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            code,
-            *SMALL,
-            "--iterations",
-            "100",
-            "--wandb",
-            "offline",
-            "--outdir",
-            str(tmp_path),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=env,
-    )
+    argv = [*SMALL, "--iterations", "100", "--wandb", "offline", "--outdir", tmp_path]
+    out = python(code, *argv, timeout=120)
     assert out.returncode == 0 and "WARNING: WandB failed" in out.stderr
     assert checkpoint.read_metadata(tmp_path / "state.safetensors")["iteration"] == 100
 
 
 @pytest.mark.slow
 def test_a_training_that_is_stopped_ends_its_run_as_such(tmp_path):
+    argv = [*SMALL, "--iterations", "100000", "--wandb", "offline", "--outdir", str(tmp_path)]
     process = subprocess.Popen(
-        [
-            sys.executable,
-            str(ROOT / "train.py"),
-            *SMALL,
-            "--iterations",
-            "100000",
-            "--wandb",
-            "offline",
-            "--outdir",
-            str(tmp_path),
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, str(ROOT / "train.py"), *argv], stderr=subprocess.PIPE, text=True
     )
-    while (
-        not (tmp_path / "metrics.jsonl").is_file() or not (tmp_path / "metrics.jsonl").read_text()
-    ):
+    log = tmp_path / "metrics.jsonl"
+    while not log.is_file() or not log.read_text():
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)

@@ -35,21 +35,16 @@ def contents(folder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def assert_equal_states(one, two) -> None:
+def assert_equal_states(one, two, **tolerance) -> None:
+    """The same tensors, bit for bit where there is no tolerance."""
     a, b = (checkpoint.read_tensors(folder / "state.safetensors") for folder in (one, two))
-    assert a.keys() == b.keys()
-    assert [key for key in a if not torch.equal(a[key], b[key])] == []
+    torch.testing.assert_close(a, b, **(tolerance or dict(rtol=0, atol=0)))
 
 
 def test_a_run_leaves_what_it_promises(tiny_model):
     names = {p.name for p in tiny_model.iterdir()}
-    assert {
-        "config.yaml",
-        "metrics.jsonl",
-        "model.safetensors",
-        "state.safetensors",
-        "samples-0000030.png",
-    } <= names
+    promised = "config.yaml metrics.jsonl model.safetensors state.safetensors samples-0000030.png"
+    assert set(promised.split()) <= names
     lines = log_of(tiny_model)
     assert [line["iteration"] for line in lines] == [5, 10, 15, 20, 25, 30]
     assert lines[-1]["loss"] < lines[0]["loss"]
@@ -71,7 +66,7 @@ def test_a_run_leaves_what_it_promises(tiny_model):
         ],
     ),
 )
-def test_every_kind_of_run_learns(extra, tmp_path):
+def test_every_kind_of_run_learns(extra, tmp_path, undrawn):
     train.main(
         [*SMALL, *extra.split(), "--iterations", "40", "--lr", "0.003", "--outdir", str(tmp_path)]
     )
@@ -121,7 +116,7 @@ def test_dropout_draws_another_mask_in_every_update(tmp_path):
     assert not torch.equal(training.backward(), training.backward())
 
 
-def test_a_state_without_generators_is_continued(tmp_path):
+def test_a_state_without_generators_is_continued(tmp_path, undrawn):
     """States of earlier versions hold none."""
     argv = [*SMALL, "--dropout", "0.3", "--iterations", "8"]
     interrupted(argv, tmp_path, updates=5)
@@ -134,7 +129,7 @@ def test_a_state_without_generators_is_continued(tmp_path):
     assert checkpoint.read_metadata(path)["iteration"] == 8
 
 
-def test_fewer_updates_than_a_training_has_had_are_refused(tmp_path, refused, capsys):
+def test_fewer_updates_than_a_training_has_had_are_refused(tmp_path, refused, capsys, undrawn):
     train.main([*SMALL, "--iterations", "12", "--outdir", str(tmp_path)])
     before = contents(tmp_path)
     capsys.readouterr()
@@ -145,7 +140,7 @@ def test_fewer_updates_than_a_training_has_had_are_refused(tmp_path, refused, ca
     assert contents(tmp_path) == before
 
 
-def test_a_finished_training_can_be_resumed_and_prolonged(tmp_path, capsys):
+def test_a_finished_training_can_be_resumed_and_prolonged(tmp_path, capsys, undrawn):
     train.main(
         [*SMALL, "--iterations", "4", "--lr_schedule", "constant", "--outdir", str(tmp_path)]
     )
@@ -160,7 +155,7 @@ def test_a_finished_training_can_be_resumed_and_prolonged(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_training_that_has_no_state_yet_starts_again_with_its_settings(tmp_path, capsys):
+def test_a_training_that_has_no_state_yet_starts_again_with_its_settings(tmp_path, capsys, undrawn):
     argv = [*SMALL, "--iterations", "3", "--lr", "0.002"]
     train.main([*argv, "--outdir", str(tmp_path / "whole")])
     training, outdir = train.setup([*argv, "--outdir", str(tmp_path / "cut")])
@@ -195,30 +190,16 @@ def test_posterior_targets_are_the_mean_of_the_drawn_ones(tmp_path):
     """Same noisy frames, less noise in the target: equal in the mean, never farther from it."""
     targets = {}
     for target in ("drawn", "posterior"):
-        training, _ = train.setup(
-            [
-                *SMALL,
-                "--target",
-                target,
-                "--batch_size",
-                "4096",
-                "--p_mean",
-                "1.5",
-                "--p_std",
-                "0.3",
-                "--outdir",
-                str(tmp_path),
-            ]
-        )
+        flags = f"--target {target} --batch_size 4096 --p_mean 1.5 --p_std 0.3".split()
+        training, _ = train.setup([*SMALL, *flags, "--outdir", str(tmp_path)])
         x, _, targets[target], _, _ = training.batch()
-    torch.testing.assert_close(
-        targets["drawn"].mean(0), targets["posterior"].mean(0), atol=0.06, rtol=0
-    )
-    assert targets["posterior"].var(0).sum() < 0.9 * targets["drawn"].var(0).sum()
+    drawn, posterior = targets["drawn"], targets["posterior"]
+    torch.testing.assert_close(drawn.mean(0), posterior.mean(0), atol=0.06, rtol=0)
+    assert posterior.var(0).sum() < 0.9 * drawn.var(0).sum()
 
 
 @pytest.mark.slow
-def test_two_processes_train_like_one(tmp_path):
+def test_two_processes_train_like_one(tmp_path, undrawn):
     """DDP over gloo: the same global batch gives the same weights."""
     # Attention, whose kernels of one pixel are matrices too.
     argv = [*SMALL, "--attention", "[0]", "--iterations", "4"]
@@ -235,23 +216,14 @@ def test_two_processes_train_like_one(tmp_path):
         text=True,
     )
     assert "strides" not in done.stderr and "FutureWarning" not in done.stderr
-    one, two = (
-        checkpoint.read_tensors(tmp_path / name / "state.safetensors") for name in ("one", "two")
-    )
-    for key in one:
-        torch.testing.assert_close(one[key], two[key], rtol=1e-4, atol=1e-5)
+    assert_equal_states(tmp_path / "one", tmp_path / "two", rtol=1e-4, atol=1e-5)
 
 
-def test_a_batch_in_parts_trains_like_a_whole_one(tmp_path):
+def test_a_batch_in_parts_trains_like_a_whole_one(tmp_path, undrawn):
     argv = [*SMALL, "--iterations", "4"]
     train.main([*argv, "--outdir", str(tmp_path / "whole")])
     train.main([*argv, "--accumulate", "4", "--outdir", str(tmp_path / "parts")])
-    whole, parts = (
-        checkpoint.read_tensors(tmp_path / name / "state.safetensors")
-        for name in ("whole", "parts")
-    )
-    for key in whole:
-        torch.testing.assert_close(whole[key], parts[key], rtol=1e-4, atol=1e-5)
+    assert_equal_states(tmp_path / "whole", tmp_path / "parts", rtol=1e-4, atol=1e-5)
     losses = [[record["loss"] for record in log_of(tmp_path / name)] for name in ("whole", "parts")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
@@ -261,7 +233,7 @@ def test_a_batch_that_cannot_be_split_is_refused(tmp_path, refused):
     assert "batch_size: got 8" in line and "accumulate = 3" in line
 
 
-def test_a_cropped_network_is_what_is_loaded_again(tmp_path):
+def test_a_cropped_network_is_what_is_loaded_again(tmp_path, undrawn):
     train.main(
         [*SMALL, "--dataset", "centered", "--crop", "true", "--iterations", "1"]
         + ["--outdir", str(tmp_path)]
@@ -274,7 +246,7 @@ def test_a_cropped_network_is_what_is_loaded_again(tmp_path):
 # ---------------------------------------------------------------- metrics.jsonl
 
 
-def test_the_log_is_json_whatever_the_loss_is(tmp_path, monkeypatch, capsys):
+def test_the_log_is_json_whatever_the_loss_is(tmp_path, monkeypatch, capsys, undrawn):
     """A batch that is not finite leaves null where a number would be NaN or infinite."""
     from lab.training import Training
 
@@ -305,7 +277,7 @@ def test_a_line_of_the_log_holds_the_number_or_null(value):
 
 
 @pytest.mark.slow
-def test_a_log_of_an_earlier_version_becomes_json_when_it_is_continued(tmp_path):
+def test_a_log_of_an_earlier_version_becomes_json_when_it_is_continued(tmp_path, undrawn):
     train.main([*SMALL, "--iterations", "3", "--outdir", str(tmp_path)])
     log = tmp_path / "metrics.jsonl"
     records = log_of(tmp_path)
@@ -370,7 +342,7 @@ def test_checkpoint_and_log_are_whole_before_a_picture_is_drawn(tmp_path, monkey
     ),
 )
 def test_a_training_ends_with_the_command_that_samples_from_it(
-    world, tmp_path, monkeypatch, capsys
+    world, tmp_path, monkeypatch, capsys, undrawn
 ):
     monkeypatch.chdir(ROOT)
     folder = tmp_path / "a run"
@@ -399,7 +371,7 @@ def test_elsewhere_the_command_names_the_path_of_the_code(tmp_path, monkeypatch)
     assert words[4:] == ["--digits", "mnist", "--data_root", "my data"]
 
 
-def test_no_command_is_promised_where_there_is_none(tmp_path, refused, capsys):
+def test_no_command_is_promised_where_there_is_none(tmp_path, refused, capsys, undrawn):
     """evaluate.py has no task for a network that draws frames of a moving digit unconditionally."""
     argv = [*SMALL, "--dataset", "free", "--num_cond_frames", "0", "--iterations", "1"]
     train.main([*argv, "--outdir", str(tmp_path)])
