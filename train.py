@@ -99,8 +99,8 @@ def last_state(folder: Path) -> Path | None:
 
     states = [folder / name for name in (STATE, PREVIOUS) if (folder / name).exists()]
     if not states and not (folder / "config.yaml").is_file():
-        found = "has no config.yaml" if folder.is_dir() else "not found"
-        reject("resume", str(folder), f"the folder of a training; {folder.absolute()} {found}")
+        problem = "has no config.yaml" if folder.is_dir() else "not found"
+        reject("resume", str(folder), f"the folder of a training; {folder.absolute()} {problem}")
     problem = "there is no checkpoint yet"
     for state in states:
         try:
@@ -126,9 +126,10 @@ def settings_before(parser: Parser, folder: Path, state: Path | None) -> dict[st
         recorded = parser.given(["--config", str(folder / "config.yaml")])
     else:
         recorded = checkpoint.read_metadata(state)["settings"]
-    known = TrainingSettings().record()
-    kept = {key: value for key, value in recorded.items() if key in known}
-    return kept | dict(resume=None, outdir=None)
+    keys = TrainingSettings().record()
+    return {key: value for key, value in recorded.items() if key in keys} | dict(
+        resume=None, outdir=None
+    )
 
 
 def check(settings: TrainingSettings) -> None:
@@ -201,13 +202,13 @@ def check_frames(settings: TrainingSettings, world: OwnFrames, state: Path | Non
         settings.world.answer_classes = list(world.answer_levels.values)
     if state is None:
         return
-    then = checkpoint.read_metadata(state).get("data")
-    if then is not None and then["sha256"] != world.data.sha256:
+    record = checkpoint.read_metadata(state).get("data")
+    if record is not None and record["sha256"] != world.data.sha256:
         reject(
             "resume",
             str(state.parent),
             f"a training on the frames that are in {world.data.path}; it began with others "
-            f"({then['sequences']} sequences, hash {then['sha256'][:12]}, now "
+            f"({record['sequences']} sequences, hash {record['sha256'][:12]}, now "
             f"{len(world.data.splits)}, hash {world.data.sha256[:12]})",
         )
 
@@ -345,8 +346,8 @@ def cut_log(path: Path, iteration: int) -> int:
     """
     records = read_log(path)
     if path.is_file():
-        kept = [record for record in records if record["iteration"] <= iteration]
-        path.write_text("".join(map(as_json, kept)))
+        before = [record for record in records if record["iteration"] <= iteration]
+        path.write_text("".join(map(as_json, before)))
     return max((record["iteration"] for record in records), default=0)
 
 
@@ -483,7 +484,7 @@ def run(
                 training.save_model(outdir)
             if main and last:
                 tracker.results(progress.last)
-                tracker.model(outdir / "model.safetensors", training.kept_metadata())
+                tracker.model(outdir / "model.safetensors", training.model_metadata())
 
 
 def several_answers(training: Training) -> bool:
@@ -534,9 +535,10 @@ def draw_samples(training: Training, path: Path) -> None:
         denoise = training.ema.bind(to_model_range(cond) if world.num_cond_frames else None)
         x = edm_sampler(denoise, noise() * sigmas[0], sigmas)
     samples = in_colours(as_images(to_unit_range(x), world.label_classes), world.label_classes)
-    given = as_images(cond.unflatten(1, (world.num_cond_frames, -1))) if len(cond[0]) else cond
+    if world.num_cond_frames:
+        cond = as_images(cond.unflatten(1, (world.num_cond_frames, -1)))
     title = f"iteration {training.iteration}, independent samples"
-    save(sample_sheet(given.cpu(), samples.cpu(), title=title), path)
+    save(sample_sheet(cond.cpu(), samples.cpu(), title=title), path)
 
 
 def train(training: Training, outdir: Path, tracker: tracking.Tracker) -> None:
@@ -556,9 +558,9 @@ def train(training: Training, outdir: Path, tracker: tracking.Tracker) -> None:
             reason = "out of memory; a larger --accumulate or a smaller --batch_size needs less"
         elif not isinstance(error, (OSError, Diverged)):
             raise
-        kept = f"; the checkpoint in {outdir} is as it was" if (outdir / STATE).is_file() else ""
+        state = f"; the checkpoint in {outdir} is as it was" if (outdir / STATE).is_file() else ""
         print(
-            f"train.py: stopped after {training.iteration} updates: {reason}{kept}",
+            f"train.py: stopped after {training.iteration} updates: {reason}{state}",
             file=sys.stderr,
         )
         sys.exit(1)
