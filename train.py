@@ -42,8 +42,6 @@ from lab.command_line import (
 )
 
 if TYPE_CHECKING:
-    import torch
-
     from lab.training import Training
     from worlds.own_data import OwnFrames
 
@@ -84,7 +82,15 @@ def parse(argv: Sequence[str] | None = None) -> tuple[TrainingSettings, Path | N
     settings = TrainingSettings.from_values(before | chosen)
     check(settings)
     if state is not None:
-        check_iterations(settings, state)
+        from lab import checkpoint
+
+        updates = checkpoint.read_metadata(state)["iteration"]
+        if settings.train.iterations < updates:
+            reject(
+                "iterations",
+                settings.train.iterations,
+                f"{updates} or more; the training in {state.parent} has had {updates} updates",
+            )
     return settings, state
 
 
@@ -154,19 +160,6 @@ def check(settings: TrainingSettings) -> None:
         reject("augment", settings.train.augment, "none, or dataset frames; digits never run out")
     if settings.model.class_labels and world.dataset == "frames":
         reject("class_labels", True, "false with dataset frames, which has no classes")
-
-
-def check_iterations(settings: TrainingSettings, state: Path) -> None:
-    """Refuse to resume a training that has had more updates than are asked for."""
-    from lab import checkpoint
-
-    done = checkpoint.read_metadata(state)["iteration"]
-    if settings.train.iterations < done:
-        reject(
-            "iterations",
-            settings.train.iterations,
-            f"{done} or more; the training in {state.parent} has had {done} updates",
-        )
 
 
 def check_sides(settings: TrainingSettings, frame_shape: tuple[int, int]) -> None:
@@ -240,6 +233,8 @@ def setup(argv: Sequence[str] | None = None) -> tuple[Training, Path]:
     """The training that a command line describes, and its folder. Raises SettingError,
     FileNotFoundError or ValueError."""
     settings, state = parse(argv)
+    import torch.distributed as dist
+
     from data_loader import load_world
     from diverse_sampling.devices import pick_device, set_precision, set_reproducible
     from lab.training import STATE, Training
@@ -248,7 +243,8 @@ def setup(argv: Sequence[str] | None = None) -> tuple[Training, Path]:
     device = pick_device(settings.run.device)
     set_precision(settings.run.precision)
     set_reproducible(settings.run.reproducible)
-    join_processes(device)
+    if "RANK" in os.environ:  # torchrun started this process beside others
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     world = load_world(settings.world, settings.digits, "train").to(device)
     check_sides(settings, world.frame_shape)
     if isinstance(world, OwnFrames):
@@ -277,14 +273,6 @@ def setup(argv: Sequence[str] | None = None) -> tuple[Training, Path]:
             f"a folder without a training in it; --resume {outdir} continues this one",
         )
     return training, outdir
-
-
-def join_processes(device: torch.device) -> None:
-    """Join the other processes of torchrun, where it started this one."""
-    if "RANK" in os.environ:
-        import torch.distributed as dist
-
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
 def begin(training: Training, outdir: Path) -> tracking.Tracker:
@@ -455,16 +443,20 @@ def run(
     Checkpoints are written before pictures. Ends the program with exit code 128 + signal where it
     is interrupted.
     """
+    from worlds.own_data import OwnFrames
+
     settings = training.settings.train
     main = training.rank == 0
+    held_out = training.held_out and training.held_out.world
+    has_answers = isinstance(held_out, OwnFrames) and held_out.most_answers > 1
     with Progress(training, outdir, tracker) as progress:
         for step in training:
             progress.count()
             i = step["iteration"]
             last = i == settings.iterations
             if i % settings.log_every == 0 or last:
-                held_out = training.measure_held_out() if main else None
-                progress.record(step | dict(held_out_loss=held_out))
+                loss = training.measure_held_out() if main else None
+                progress.record(step | dict(held_out_loss=loss))
             if main and (i % settings.save_every == 0 or last or interruption.signal):
                 training.save(outdir)
             if interruption.signal and not last:
@@ -479,20 +471,12 @@ def run(
                 path = outdir / f"samples-{i:07d}.png"
                 draw_samples(training, path)
                 tracker.picture(path, step=i)
-            if main and last and several_answers(training):
+            if main and last and has_answers:
                 training.spread = held_out_spread(training, outdir)
                 training.save_model(outdir)
             if main and last:
                 tracker.results(progress.last)
                 tracker.model(outdir / "model.safetensors", training.model_metadata())
-
-
-def several_answers(training: Training) -> bool:
-    """Whether held-out sequences have several answers, with which samples can be compared."""
-    from worlds.own_data import OwnFrames
-
-    held_out = training.held_out and training.held_out.world
-    return isinstance(held_out, OwnFrames) and held_out.most_answers > 1
 
 
 def held_out_spread(training: Training, outdir: Path) -> dict[str, Any]:

@@ -392,11 +392,6 @@ def mode_metrics(modes: Tensor, probabilities: Tensor) -> dict:
     k = len(probabilities)
     # Class 0 of the one-hot encoding is "no mode", which is left out.
     counts = torch.nn.functional.one_hot(modes + 1, k + 1)[:, :, 1:].sum(1)  # (G, k)
-    first = float(probabilities[0])
-    binomial = B * first * (1 - first)
-    ratio = None
-    if G > 1 and binomial > 0:
-        ratio = float(counts[:, 0].double().var()) / binomial
     found = (counts > 0).sum(1)
     most = int((probabilities > 0).sum())
     least_missed = min(float(found.double().mean()), most - 1 / G)
@@ -412,7 +407,7 @@ def mode_metrics(modes: Tensor, probabilities: Tensor) -> dict:
             proportion(count, G * B, float(p))
             for count, p in zip(counts.sum(0).tolist(), probabilities)
         ],
-        count_variance_ratio=ratio,
+        count_variance_ratio=count_dispersion(counts[:, :1], probabilities[:1], B),
     )
 
 

@@ -27,7 +27,7 @@ from diverse_sampling.noise import Stream, set_generator
 from lab import checkpoint
 from model import EDMDenoiser, edm_loss, inside, lit_box, sigma_data_of
 from worlds.augmentation import augment
-from worlds.moving_digits import MovingDigits, World
+from worlds.moving_digits import CircleJumping, World
 from worlds.own_data import OwnFrames
 
 STATE = "state.safetensors"
@@ -189,21 +189,18 @@ def draw(
     world: World, n: int, generator: torch.Generator, *, posterior: bool, augmentation: str
 ) -> Windows:
     """Draw n windows of a world, augmented; for posterior targets with their answers."""
+    windows = world.windows(n, generator)
     answers = log_prior = None
-    if posterior and isinstance(world, OwnFrames):
-        device = generator.device
-        which = torch.randint(len(world), (n,), generator=generator, device=device)
-        windows = world.windows(n, generator, which=which)
-        answers = world.right_answers(which)
-        log_prior = world.answer_probabilities(which).log().float().to(device)
-    else:
-        windows = world.windows(n, generator)
-        if posterior:
-            assert isinstance(world, MovingDigits)  # train.py refuses all other worlds
-            prior = world.mode_probabilities
-            assert prior is not None
+    if posterior:
+        if isinstance(world, OwnFrames):
+            which = windows.which[:, 0]
+            answers = world.right_answers(which)
+            prior = world.answer_probabilities(which)
+        else:
+            assert isinstance(world, CircleJumping)  # train.py refuses all other worlds
             answers = world.futures(windows)[:, :, None]
-            log_prior = prior.log().float().to(generator.device)
+            prior = world.direction_probabilities  # of one digit
+        log_prior = prior.log().float().to(generator.device)
     cond, target = windows.split(world.cond_channels, world.answer_channels)
     if augmentation != "none":
         parts = [cond, target] if answers is None else [cond, target, answers.flatten(1, 2)]

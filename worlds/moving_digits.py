@@ -129,8 +129,6 @@ class World:
         frame_shape: (height, width) of a frame, px
         num_cond_frames: conditioning frames of a window (0: unconditional)
         cond_channels: channels of all conditioning frames of a window together
-        answer_channels: channels of the last frame of a window, which is generated
-        label_classes: classes of the answers' labels, a channel each; 0 for masks, grey and colours
         num_digits: digits in a frame, the K of `Sequences`
     """
 
@@ -139,9 +137,17 @@ class World:
     frame_shape: tuple[int, int]
     num_cond_frames: int
     cond_channels: int
-    answer_channels = 1
-    label_classes = 0
     num_digits = 1
+
+    @property
+    def answer_channels(self) -> int:
+        """Channels of the last frame of a window, which is generated."""
+        return 1
+
+    @property
+    def label_classes(self) -> int:
+        """Classes of the answers' labels, a channel each; 0 for masks, grey levels and colours."""
+        return 0
 
     @property
     def directed(self) -> bool:

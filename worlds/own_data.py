@@ -250,9 +250,6 @@ class OwnFrames(World):
         self.cond_channels = num_cond_frames * self.frames.levels.channels
         self.drawn_from = data.frames if data.answers is None else data.answers
         self.answer_levels = self.drawn_from.levels
-        self.answer_channels = self.answer_levels.channels
-        values = self.answer_levels.values
-        self.label_classes = len(values) if len(values) > 2 else 0
         if data.answers is None:
             self.first_answer = self.starts + num_cond_frames
             self.counts = torch.ones_like(self.starts)
@@ -267,6 +264,15 @@ class OwnFrames(World):
     def __len__(self) -> int:
         """The number of windows, W."""
         return len(self.starts)
+
+    @property
+    def answer_channels(self) -> int:
+        return self.answer_levels.channels
+
+    @property
+    def label_classes(self) -> int:
+        values = self.answer_levels.values
+        return len(values) if len(values) > 2 else 0
 
     @property
     def mode_probabilities(self) -> Tensor:
