@@ -313,8 +313,8 @@ class UNet(nn.Module):
         out = F.pixel_shuffle(self.out(h), self.patch_size)
         if self.motion is None:
             return out, None, None
-        own, gain = out.chunk(2, 1)
-        return own, gain, self.motion(moved, h)
+        drawn, gain = out.chunk(2, 1)
+        return drawn, gain, self.motion(moved, h)
 
 
 def inside(frames: Tensor, box: Sequence[int] | None) -> Tensor:
@@ -387,11 +387,11 @@ class EDMDenoiser(nn.Module):
             inputs = torch.cat([inputs, self.inside(cond).to(x)], 1)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            own, gain, moved = self.unet(inputs, c_noise, labels, moved)
-        kept = c_skip * x
+            drawn, gain, moved = self.unet(inputs, c_noise, labels, moved)
+        skip = c_skip * x
         if gain is not None:
-            kept = torch.lerp(kept, moved.to(x), gain.to(x))
-        return self._whole(kept + c_out * own.to(x), H, W)
+            skip = torch.lerp(skip, moved.to(x), gain.to(x))
+        return self._whole(skip + c_out * drawn.to(x), H, W)
 
     def compile_for_any_size(self, **options: str) -> None:
         """Compile the network once for all numbers of images; call it before the first image.

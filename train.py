@@ -42,8 +42,6 @@ from lab.command_line import (
 )
 
 if TYPE_CHECKING:
-    import torch
-
     from lab.training import Training
     from worlds.own_data import OwnFrames
 
@@ -84,7 +82,15 @@ def parse(argv: Sequence[str] | None = None) -> tuple[TrainingSettings, Path | N
     settings = TrainingSettings.from_values(before | chosen)
     check(settings)
     if state is not None:
-        check_iterations(settings, state)
+        from lab import checkpoint
+
+        updates = checkpoint.read_metadata(state)["iteration"]
+        if settings.train.iterations < updates:
+            reject(
+                "iterations",
+                settings.train.iterations,
+                f"{updates} or more; the training in {state.parent} has had {updates} updates",
+            )
     return settings, state
 
 
@@ -99,8 +105,8 @@ def last_state(folder: Path) -> Path | None:
 
     states = [folder / name for name in (STATE, PREVIOUS) if (folder / name).exists()]
     if not states and not (folder / "config.yaml").is_file():
-        found = "has no config.yaml" if folder.is_dir() else "not found"
-        reject("resume", str(folder), f"the folder of a training; {folder.absolute()} {found}")
+        problem = "has no config.yaml" if folder.is_dir() else "not found"
+        reject("resume", str(folder), f"the folder of a training; {folder.absolute()} {problem}")
     problem = "there is no checkpoint yet"
     for state in states:
         try:
@@ -126,9 +132,10 @@ def settings_before(parser: Parser, folder: Path, state: Path | None) -> dict[st
         recorded = parser.given(["--config", str(folder / "config.yaml")])
     else:
         recorded = checkpoint.read_metadata(state)["settings"]
-    known = TrainingSettings().record()
-    kept = {key: value for key, value in recorded.items() if key in known}
-    return kept | dict(resume=None, outdir=None)
+    keys = TrainingSettings().record()
+    return {key: value for key, value in recorded.items() if key in keys} | dict(
+        resume=None, outdir=None
+    )
 
 
 def check(settings: TrainingSettings) -> None:
@@ -153,19 +160,6 @@ def check(settings: TrainingSettings) -> None:
         reject("augment", settings.train.augment, "none, or dataset frames; digits never run out")
     if settings.model.class_labels and world.dataset == "frames":
         reject("class_labels", True, "false with dataset frames, which has no classes")
-
-
-def check_iterations(settings: TrainingSettings, state: Path) -> None:
-    """Refuse to resume a training that has had more updates than are asked for."""
-    from lab import checkpoint
-
-    done = checkpoint.read_metadata(state)["iteration"]
-    if settings.train.iterations < done:
-        reject(
-            "iterations",
-            settings.train.iterations,
-            f"{done} or more; the training in {state.parent} has had {done} updates",
-        )
 
 
 def check_sides(settings: TrainingSettings, frame_shape: tuple[int, int]) -> None:
@@ -201,13 +195,13 @@ def check_frames(settings: TrainingSettings, world: OwnFrames, state: Path | Non
         )
     if state is None:
         return
-    then = checkpoint.read_metadata(state).get("data")
-    if then is not None and then["sha256"] != world.data.sha256:
+    record = checkpoint.read_metadata(state).get("data")
+    if record is not None and record["sha256"] != world.data.sha256:
         reject(
             "resume",
             str(state.parent),
             f"a training on the frames that are in {world.data.path}; it began with others "
-            f"({then['sequences']} sequences, hash {then['sha256'][:12]}, now "
+            f"({record['sequences']} sequences, hash {record['sha256'][:12]}, now "
             f"{len(world.data.splits)}, hash {world.data.sha256[:12]})",
         )
 
@@ -239,6 +233,8 @@ def setup(argv: Sequence[str] | None = None) -> tuple[Training, Path]:
     """The training that a command line describes, and its folder. Raises SettingError,
     FileNotFoundError or ValueError."""
     settings, state = parse(argv)
+    import torch.distributed as dist
+
     from data_loader import load_world
     from diverse_sampling.devices import pick_device, set_precision, set_reproducible
     from lab.training import STATE, Training
@@ -247,7 +243,8 @@ def setup(argv: Sequence[str] | None = None) -> tuple[Training, Path]:
     device = pick_device(settings.run.device)
     set_precision(settings.run.precision)
     set_reproducible(settings.run.reproducible)
-    join_processes(device)
+    if "RANK" in os.environ:  # torchrun started this process beside others
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     world = load_world(settings.world, settings.digits, "train").to(device)
     check_sides(settings, world.frame_shape)
     if isinstance(world, OwnFrames):
@@ -278,14 +275,6 @@ def setup(argv: Sequence[str] | None = None) -> tuple[Training, Path]:
             f"a folder without a training in it; --resume {outdir} continues this one",
         )
     return training, outdir
-
-
-def join_processes(device: torch.device) -> None:
-    """Join the other processes of torchrun, where it started this one."""
-    if "RANK" in os.environ:
-        import torch.distributed as dist
-
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
 def begin(training: Training, outdir: Path) -> tracking.Tracker:
@@ -347,8 +336,8 @@ def cut_log(path: Path, iteration: int) -> int:
     """
     records = read_log(path)
     if path.is_file():
-        kept = [record for record in records if record["iteration"] <= iteration]
-        path.write_text("".join(map(as_json, kept)))
+        before = [record for record in records if record["iteration"] <= iteration]
+        path.write_text("".join(map(as_json, before)))
     return max((record["iteration"] for record in records), default=0)
 
 
@@ -456,16 +445,20 @@ def run(
     Checkpoints are written before pictures. Ends the program with exit code 128 + signal where it
     is interrupted.
     """
+    from worlds.own_data import OwnFrames
+
     settings = training.settings.train
     main = training.rank == 0
+    held_out = training.held_out and training.held_out.world
+    has_answers = isinstance(held_out, OwnFrames) and held_out.most_answers > 1
     with Progress(training, outdir, tracker) as progress:
         for step in training:
             progress.count()
             i = step["iteration"]
             last = i == settings.iterations
             if i % settings.log_every == 0 or last:
-                held_out = training.measure_held_out() if main else None
-                progress.record(step | dict(held_out_loss=held_out))
+                loss = training.measure_held_out() if main else None
+                progress.record(step | dict(held_out_loss=loss))
             if main and (i % settings.save_every == 0 or last or interruption.signal):
                 training.save(outdir)
             if interruption.signal and not last:
@@ -480,20 +473,12 @@ def run(
                 path = outdir / f"samples-{i:07d}.png"
                 draw_samples(training, path)
                 tracker.picture(path, step=i)
-            if main and last and several_answers(training):
+            if main and last and has_answers:
                 training.spread = held_out_spread(training, outdir)
                 training.save_model(outdir)
             if main and last:
                 tracker.results(progress.last)
-                tracker.model(outdir / "model.safetensors", training.kept_metadata())
-
-
-def several_answers(training: Training) -> bool:
-    """Whether held-out sequences have several answers, with which samples can be compared."""
-    from worlds.own_data import OwnFrames
-
-    held_out = training.held_out and training.held_out.world
-    return isinstance(held_out, OwnFrames) and held_out.most_answers > 1
+                tracker.model(outdir / "model.safetensors", training.model_metadata())
 
 
 def held_out_spread(training: Training, outdir: Path) -> dict[str, Any]:
@@ -536,9 +521,10 @@ def draw_samples(training: Training, path: Path) -> None:
         denoise = training.ema.bind(to_model_range(cond) if world.num_cond_frames else None)
         x = edm_sampler(denoise, noise() * sigmas[0], sigmas)
     samples = in_colours(as_images(to_unit_range(x), world.label_classes), world.label_classes)
-    given = as_images(cond.unflatten(1, (world.num_cond_frames, -1))) if len(cond[0]) else cond
+    if world.num_cond_frames:
+        cond = as_images(cond.unflatten(1, (world.num_cond_frames, -1)))
     title = f"iteration {training.iteration}, independent samples"
-    save(sample_sheet(given.cpu(), samples.cpu(), title=title), path)
+    save(sample_sheet(cond.cpu(), samples.cpu(), title=title), path)
 
 
 def train(training: Training, outdir: Path, tracker: tracking.Tracker) -> None:
@@ -558,9 +544,9 @@ def train(training: Training, outdir: Path, tracker: tracking.Tracker) -> None:
             reason = "out of memory; a larger --accumulate or a smaller --batch_size needs less"
         elif not isinstance(error, (OSError, Diverged)):
             raise
-        kept = f"; the checkpoint in {outdir} is as it was" if (outdir / STATE).is_file() else ""
+        state = f"; the checkpoint in {outdir} is as it was" if (outdir / STATE).is_file() else ""
         print(
-            f"train.py: stopped after {training.iteration} updates: {reason}{kept}",
+            f"train.py: stopped after {training.iteration} updates: {reason}{state}",
             file=sys.stderr,
         )
         sys.exit(1)

@@ -41,11 +41,12 @@ def one_by_one(world, n: int, generator) -> None:
     import torch
 
     for _ in range(n):
-        images, _ = world.draw_digits(1, generator)
+        which = torch.randint(len(world.digits.labels), (1,), generator=generator)
+        image = world.digits.images[which].cpu()
         positions, _ = world.motion(1, generator)
         frames = torch.zeros(world.seq_len, world.image_size, world.image_size)
         for t, (y, x) in enumerate(positions[0, :, 0].tolist()):
-            frames[t, y : y + world.digit_size, x : x + world.digit_size] = images[0, 0].cpu()
+            frames[t, y : y + world.digit_size, x : x + world.digit_size] = image[0]
 
 
 def share_of_a_step(config: str, device: str, repetitions: int) -> dict[str, float]:

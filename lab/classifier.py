@@ -54,8 +54,8 @@ class Classifier(nn.Module):
         middle = to_model_range(frames[:, None, m : H - m, m : W - m])
         h = F.relu(self.stem(middle), inplace=True)
         for level, (inner, outer) in enumerate(zip(self.inner, self.outer)):
-            kept = self.skip[level - 1](F.avg_pool2d(h, 2)) if level else h
-            h = F.relu(kept + outer(F.relu(inner(h), inplace=True)), inplace=True)
+            skip = self.skip[level - 1](F.avg_pool2d(h, 2)) if level else h
+            h = F.relu(skip + outer(F.relu(inner(h), inplace=True)), inplace=True)
         return h.mean((2, 3))
 
     def forward(self, frames: Tensor) -> Tensor:

@@ -304,9 +304,9 @@ def hm_iou(samples: Tensor, answers: Tensor) -> Tensor:
     is matched. samples (G, B, H, W), answers (G, k, H, W) -> (G,) in [0, 1].
     """
     means = []
-    for own, right in _parts(samples, answers):
+    for some, right in _parts(samples, answers):
         masks = binarise(right)
-        ious = mask_iou(masks, binarise(own)).double().numpy()  # (G', k, B)
+        ious = mask_iou(masks, binarise(some)).double().numpy()  # (G', k, B)
         # A mask as a string of bits, without comparing all pairs, of which there may be millions.
         bits = np.packbits(masks.flatten(2).numpy().astype(bool), axis=2)
         for each, strings in zip(ious, bits):
@@ -327,23 +327,14 @@ def generalised_energy_distance(samples: Tensor, answers: Tensor, probabilities:
     """
     priors = probabilities.float().expand(len(samples), -1)
     squared = []
-    for own, right, p in _parts(samples, answers, priors):
-        s, y = binarise(own), binarise(right)
+    for some, right, p in _parts(samples, answers, priors):
+        s, y = binarise(some), binarise(right)
         between = ((1 - mask_iou(s, y)).mean(1) * p).sum(1)
         within_set = (1 - mask_iou(s, s)).mean((1, 2))
         within_truth = ((1 - mask_iou(y, y)) * p[:, None] * p[:, :, None]).sum((1, 2))
         squared.append(2 * between - within_set - within_truth)
     # It is a squared distance, so rounding alone takes it below 0.
     return torch.cat(squared).clamp_min(0)
-
-
-def nearest_answer(samples: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest IoU, binarised, and the smallest L2 distance of each sample to a right answer.
-
-    samples (G, B, H, W), answers (G, k, H, W) -> (G, B) in [0, 1], (G, B).
-    """
-    _, distance = nearest_image(samples, answers)
-    return mask_iou(binarise(samples), binarise(answers)).amax(2), distance
 
 
 def nearest_image(samples: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
@@ -401,11 +392,6 @@ def mode_metrics(modes: Tensor, probabilities: Tensor) -> dict:
     k = len(probabilities)
     # Class 0 of the one-hot encoding is "no mode", which is left out.
     counts = torch.nn.functional.one_hot(modes + 1, k + 1)[:, :, 1:].sum(1)  # (G, k)
-    first = float(probabilities[0])
-    binomial = B * first * (1 - first)
-    ratio = None
-    if G > 1 and binomial > 0:
-        ratio = float(counts[:, 0].double().var()) / binomial
     found = (counts > 0).sum(1)
     most = int((probabilities > 0).sum())
     least_missed = min(float(found.double().mean()), most - 1 / G)
@@ -421,7 +407,7 @@ def mode_metrics(modes: Tensor, probabilities: Tensor) -> dict:
             proportion(count, G * B, float(p))
             for count, p in zip(counts.sum(0).tolist(), probabilities)
         ],
-        count_variance_ratio=ratio,
+        count_variance_ratio=count_dispersion(counts[:, :1], probabilities[:1], B),
     )
 
 
@@ -496,17 +482,13 @@ def _spread(samples: Tensor) -> dict:
     Channels (G, B, C, H, W) count together; the centre is that of their mean.
     """
     grey = samples if samples.ndim == 4 else samples.float().mean(2)
+    masks = binarise(samples)
     return dict(
         iou_distance=mean_interval(iou_distance(samples)),
         pairwise_l2=mean_interval(pairwise_l2(samples)),
         centroid_spread=mean_interval(centroid_spread(grey)),
-        **diversity_metrics(mask_iou(binarise(samples), binarise(samples))),
+        **diversity_metrics(mask_iou(masks, masks)),
     )
-
-
-def _over_some(metric: dict, which: Tensor) -> dict:
-    """`mean_interval` of a metric over some of its sets, which (G,) bool."""
-    return mean_interval(np.asarray(metric["per_set"])[which.numpy()])
 
 
 def motion_metrics(
@@ -549,7 +531,8 @@ def motion_metrics(
             part: dict[str, Any] = dict(num_sets=int(which.sum()))
             if which.any():
                 for key in ("quality", "pairwise_l2", "centroid_spread"):
-                    part[key] = _over_some(result[key], which)
+                    per_set = np.asarray(result[key]["per_set"])
+                    part[key] = mean_interval(per_set[which.numpy()])
             result[name] = part
     return result, modes
 
@@ -599,23 +582,25 @@ def answer_metrics(
     10.1175/JHM-D-14-0008.1, for pairs). `excess_spread` is the samples' distance minus the
     answers'.
     """
-    own = foreground(samples, label_classes)
-    right = foreground(answers, label_classes)
-    similarity, distance = nearest_answer(own, right)
+    samples = foreground(samples, label_classes)
+    answers = foreground(answers, label_classes)
+    _, distance = nearest_image(samples, answers)
     priors = probabilities.expand(len(samples), -1)
-    between = 1 - mask_iou(binarise(own), binarise(right)).double()  # (G, B, k)
+    masks, right = binarise(samples), binarise(answers)
+    similarity = mask_iou(masks, right)  # (G, B, k)
+    between = 1 - similarity.double()
     result = dict(
         modes_total=None,
         modes_expected_iid=None,
         modes_found=None,
-        mean_iou=mean_interval(similarity.mean(1)),
+        mean_iou=mean_interval(similarity.amax(2).mean(1)),
         quality=mean_interval(distance.mean(1)),
-        **_agreement(own, right, probabilities),
-        **_spread(own),
+        **_agreement(samples, answers, probabilities),
+        **_spread(samples),
         distance_to_answers=mean_interval((between.mean(1) * priors).sum(1)),
     )
     if answers.shape[1] > 1 and samples.shape[1] > 1:
-        apart = 1 - mask_iou(binarise(right), binarise(right)).double()
+        apart = 1 - mask_iou(right, right).double()
         pairs = priors[:, :, None] * priors[:, None] * (1 - torch.eye(priors.shape[1]))
         several = pairs.sum((1, 2)) > 0  # two answers or more
         if several.any():
@@ -624,18 +609,18 @@ def answer_metrics(
             of_samples = torch.tensor(result["iou_distance"]["per_set"])[several]
             result["excess_spread"] = mean_interval(of_samples - spread)
     if label_classes:
-        result["class_iou"] = _class_iou(own, right)
+        result["class_iou"] = _class_iou(samples, answers)
     return result
 
 
-def _class_iou(own: Tensor, right: Tensor) -> list[dict | None]:
+def _class_iou(samples: Tensor, answers: Tensor) -> list[dict | None]:
     """For each class but the background, the mean IoU of samples with the most similar answer, over
     those in which either has the class; None where none has.
 
-    own (G, B, K, H, W), right (G, k, K, H, W), masks.
+    samples (G, B, K, H, W), answers (G, k, K, H, W), masks.
     """
-    nearest = mask_iou(own, right).argmax(2)  # (G, B)
-    each, present = channel_iou(own, right)  # (G, K, B, k)
+    nearest = mask_iou(samples, answers).argmax(2)  # (G, B)
+    each, present = channel_iou(samples, answers)  # (G, K, B, k)
     index = nearest[:, None, :, None].expand(-1, each.shape[1], -1, 1)
     values = each.gather(3, index)[..., 0]  # (G, K, B)
     there = present.gather(3, index)[..., 0]
@@ -650,5 +635,5 @@ def _class_iou(own: Tensor, right: Tensor) -> list[dict | None]:
 
 def spread_metrics(samples: Tensor, label_classes: int = 0) -> dict:
     """The metrics of sets whose right answers are not known: how far their particles are apart."""
-    own = foreground(samples, label_classes)
-    return dict(modes_total=None, modes_expected_iid=None, modes_found=None, **_spread(own))
+    spread = _spread(foreground(samples, label_classes))
+    return dict(modes_total=None, modes_expected_iid=None, modes_found=None, **spread)

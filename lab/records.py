@@ -81,13 +81,13 @@ def refuse_other_data(path: Path, data: dict[str, Any] | None) -> None:
     """
     if not path.is_file():
         return
-    then = json.loads(path.read_text()).get("data") or {}
-    if then.get("sha256") != (data or {}).get("sha256"):
+    other = json.loads(path.read_text()).get("data") or {}
+    if other.get("sha256") != (data or {}).get("sha256"):
         reject(
             "outdir",
             str(path.parent),
             f"a folder that is new; {path.name} there comes from other frames "
-            f"({then.get('sequences')} sequences, hash {str(then.get('sha256'))[:12]})",
+            f"({other.get('sequences')} sequences, hash {str(other.get('sha256'))[:12]})",
         )
 
 
@@ -111,8 +111,8 @@ def write_predictions(
     from PIL import Image
 
     values = result["settings"]["answer_classes"]
-    for own, name in zip(samples, names):
-        for b, sample in enumerate(own):
+    for particles, name in zip(samples, names):
+        for b, sample in enumerate(particles):
             if result["label_classes"]:
                 pixels = np.asarray(values)[sample.numpy()]
                 pixels = pixels.astype(np.uint8 if pixels.max() < 256 else np.uint16)

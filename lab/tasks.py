@@ -158,13 +158,15 @@ class _DigitTask(Task):
         digits_per_set = world.num_digits
         which = _shuffled(len(world.digits.labels), num_sets * digits_per_set, seed)
         which = which.view(-1, 1, digits_per_set)
-        generators = [set_generator(seed, g) for g in range(num_sets)]
-        self.sequences = world.windows(
-            num_sets, generators, at_choice=world.directed, which=which[:, 0]
+        self.sequences = Sequences.cat(
+            [
+                world.windows(1, set_generator(seed, g), at_choice=world.directed, which=which[g])
+                for g in range(num_sets)
+            ]
         )
         self.cond, _ = self.sequences.split(world.num_cond_frames)
         self.labels = self.sequences.labels[:, 0]
-        self.answers = world.futures(self.sequences, which[:, 0]) if world.directed else None
+        self.answers = world.futures(self.sequences) if world.directed else None
 
     def truth(self):
         return dict(

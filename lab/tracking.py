@@ -260,13 +260,13 @@ def numbers(result: dict[str, Any], prefix: str = "") -> dict[str, float]:
             return {prefix: result["mean"]}
         low, high = result["ci95"]
         return {prefix: result["mean"], f"{prefix} low": low, f"{prefix} high": high}
-    found: dict[str, float] = {}
+    flat: dict[str, float] = {}
     for key, value in result.items():
         name = f"{prefix}/{key}" if prefix else key
         if isinstance(value, list):
             value = {str(index): item for index, item in enumerate(value)}
         if isinstance(value, dict):
-            found |= numbers(value, name)
+            flat |= numbers(value, name)
         elif isinstance(value, (int, float)):
-            found[name] = value
-    return found
+            flat[name] = value
+    return flat

@@ -1,7 +1,8 @@
 """The digit classifier: which digit a frame shows, how readable it is, and features to repel in.
 
     python -m lab.train_classifier --seed 1 --out checkpoints/classifier_judge.safetensors
-    python -m lab.train_classifier --seed 2 --epochs 8 --out NAME.safetensors
+    python -m lab.train_classifier --seed 2 --epochs 8 \\
+        --out checkpoints/classifier_guide.safetensors
 
 Two are trained independently, with different initial weights, orders and distortions: one judges
 samples, the other one's features may guide them. A guide that judged its own samples would find

@@ -10,7 +10,6 @@ import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from typing import Any, ContextManager, Iterator
 
@@ -28,7 +27,7 @@ from diverse_sampling.noise import Stream, set_generator
 from lab import checkpoint
 from model import EDMDenoiser, edm_loss, inside, lit_box, sigma_data_of
 from worlds.augmentation import augment
-from worlds.moving_digits import MovingDigits, World
+from worlds.moving_digits import CircleJumping, World
 from worlds.own_data import OwnFrames
 
 STATE = "state.safetensors"
@@ -80,8 +79,8 @@ class Optimizer:
         self.hidden = hidden if muon else []
         # Muon takes matrices only: give it views that share the kernels' memory.
         self.matrices = [self._matrix(parameter.detach()) for parameter in self.hidden]
-        taken = {id(parameter) for parameter in self.hidden}
-        rest = [parameter for parameter in model.parameters() if id(parameter) not in taken]
+        hidden_ids = {id(parameter) for parameter in self.hidden}
+        rest = [parameter for parameter in model.parameters() if id(parameter) not in hidden_ids]
         self.parts: dict[str, torch.optim.Optimizer] = {
             "adam": torch.optim.AdamW(
                 rest, lr=lr, betas=(0.9, beta2), weight_decay=weight_decay, fused=True
@@ -139,9 +138,8 @@ def augmentation_of(settings: TrainingSettings, world: World) -> str:
     flip turns the motion round, which may be what is to be learned, and of several classes one may
     be the left one.
     """
-    given = settings.train.augment
-    if given is not None:
-        return given
+    if settings.train.augment is not None:
+        return settings.train.augment
     masks = isinstance(world, OwnFrames) and world.data.answers and not world.label_classes
     return "flips" if masks else "none"
 
@@ -191,21 +189,18 @@ def draw(
     world: World, n: int, generator: torch.Generator, *, posterior: bool, augmentation: str
 ) -> Windows:
     """Draw n windows of a world, augmented; for posterior targets with their answers."""
+    windows = world.windows(n, generator)
     answers = log_prior = None
-    if posterior and isinstance(world, OwnFrames):
-        device = generator.device
-        which = torch.randint(len(world), (n,), generator=generator, device=device)
-        windows = world.windows(n, generator, which=which)
-        answers = world.right_answers(which)
-        log_prior = world.answer_probabilities(which).log().float().to(device)
-    else:
-        windows = world.windows(n, generator)
-        if posterior:
-            assert isinstance(world, MovingDigits)  # train.py refuses all other worlds
-            prior = world.mode_probabilities
-            assert prior is not None
+    if posterior:
+        if isinstance(world, OwnFrames):
+            which = windows.which[:, 0]
+            answers = world.right_answers(which)
+            prior = world.answer_probabilities(which)
+        else:
+            assert isinstance(world, CircleJumping)  # train.py refuses all other worlds
             answers = world.futures(windows)[:, :, None]
-            log_prior = prior.log().float().to(generator.device)
+            prior = world.direction_probabilities  # of one digit
+        log_prior = prior.log().float().to(generator.device)
     cond, target = windows.split(world.cond_channels, world.answer_channels)
     if augmentation != "none":
         parts = [cond, target] if answers is None else [cond, target, answers.flatten(1, 2)]
@@ -262,14 +257,6 @@ class HeldOut:
         return float(torch.cat(losses).mean())
 
 
-def _shared(net: nn.Module) -> DistributedDataParallel:
-    """A network whose gradients the processes exchange. Its buffers are constants, which are not
-    exchanged at each call."""
-    renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
-    flags: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-    return DistributedDataParallel(net, **flags)
-
-
 class Training:
     """One training run: a network, the average of its weights, an optimizer and the random streams.
 
@@ -324,7 +311,7 @@ class Training:
         )
         if settings.run.compile:
             self.net.compile()
-        self.parallel = _shared(self.net) if self.ranks > 1 else self.net
+        self.parallel = DistributedDataParallel(self.net) if self.ranks > 1 else self.net
 
     def _measure(self) -> tuple[float, tuple[int, int, int, int] | None]:
         """sigma_data, unless it is set, and with --crop the box of the frame to work on."""
@@ -413,8 +400,7 @@ class Training:
             x = torch.zeros(n, self.world.answer_channels, *shape, device=self.device)
             sigma = torch.ones(n, device=self.device)
             cond = torch.zeros(n, cond_channels, *shape, device=self.device)
-            given = cond if cond_channels else None
-            return kept_bytes(lambda: self.net(x, sigma, given))
+            return kept_bytes(lambda: self.net(x, sigma, cond if cond_channels else None))
 
         return (bytes_of(5) - bytes_of(1)) // 4
 
@@ -495,15 +481,12 @@ class Training:
         self.save_model(outdir)
 
     def save_model(self, outdir: Path) -> None:
-        """Write the averaged network alone. Raises OSError."""
-        checkpoint.save_tensors(outdir / MODEL, self.kept_tensors(), self.kept_metadata())
+        """Write averaged weights alone: those with the lowest held-out loss or, if nothing is held
+        out, the last. Raises OSError."""
+        tensors = checkpoint.halved(self.ema) if self.best is None else self.best.tensors
+        checkpoint.save_tensors(outdir / MODEL, tensors, self.model_metadata())
 
-    def kept_tensors(self) -> dict[str, Tensor]:
-        """The averaged weights that are written: those with the lowest held-out loss or, where
-        nothing is held out, the last."""
-        return checkpoint.halved(self.ema) if self.best is None else self.best.tensors
-
-    def kept_metadata(self) -> dict[str, Any]:
+    def model_metadata(self) -> dict[str, Any]:
         """What model.safetensors says of itself."""
         spread = {} if self.spread is None else dict(spread=self.spread)
         if self.best is None:
@@ -526,7 +509,11 @@ class Training:
                 part.load_state_dict(
                     checkpoint.unpack(f"optimizer.{name}", tensors, metadata["groups"][name])
                 )
-            self._load_generators(tensors)
+            # States of early versions have no generators, those of a CPU none for a GPU.
+            if "generator.cpu" in tensors:
+                torch.set_rng_state(tensors["generator.cpu"])
+            if self.device.type == "cuda" and "generator.cuda" in tensors:
+                torch.cuda.set_rng_state(tensors["generator.cuda"], self.device)
         except (KeyError, RuntimeError, ValueError) as error:
             reject(
                 "resume",
@@ -545,11 +532,3 @@ class Training:
         best = metadata.get("best")
         if self.held_out is not None and best and best["measured"] == self.held_out.measured:
             self.best = Best(best["loss"], best["iteration"], tensors_of("best.", tensors))
-
-    def _load_generators(self, tensors: dict[str, Tensor]) -> None:
-        """Set the generators of dropout to those of a state; states of early versions have
-        none, and states of a CPU have none for a GPU."""
-        if "generator.cpu" in tensors:
-            torch.set_rng_state(tensors["generator.cpu"])
-        if self.device.type == "cuda" and "generator.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["generator.cuda"], self.device)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from config import SamplerSettings
 from conftest import ROOT
 
+from config import SamplerSettings
 from diverse_sampling import decisions
 from diverse_sampling.decisions import Decisions
 from diverse_sampling.denoiser import to_model_range

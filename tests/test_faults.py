@@ -15,7 +15,6 @@ import evaluate
 import train
 from lab import checkpoint
 
-
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 

@@ -7,7 +7,6 @@ import torch
 from scipy import stats
 
 import evaluate
-
 from diverse_sampling.denoiser import to_model_range
 from diverse_sampling.exact import posterior_mean
 from diverse_sampling.guidance import Guided, ParticleGuidance, Spell, joint_weights, never_down

@@ -17,13 +17,6 @@ EXACT = "--denoiser exact --digits embedded --device cpu".split()
 TWO = [*EXACT, "--num_digits", "2"]
 
 
-def windows_of(world, n, generator):
-    """n windows, and the digits that they show (n, K)."""
-    shape = (n, world.num_digits)
-    which = torch.randint(len(world.digits.labels), shape, generator=generator)
-    return world.windows(n, generator, which=which, at_choice=True), which
-
-
 # ---------------------------------------------------------------- answers and their probabilities
 
 
@@ -33,8 +26,8 @@ def test_the_answers_are_the_frames_that_can_come(world, generator, settings):
     product; every answer comes up as often as its probability says."""
     circle = world(**dict(num_digits=2) | settings)
     K, offsets = circle.num_digits, circle.offsets.tolist()
-    batch, which = windows_of(circle, 400, generator)
-    answers = circle.futures(batch, which)
+    batch = circle.windows(400, generator, at_choice=True)
+    answers = circle.futures(batch)
     combinations = list(itertools.product(range(len(offsets)), repeat=K))
     assert answers.shape[1] == circle.modes_total == len(combinations) == len(offsets) ** K
     moved = (batch.positions[:, -1] - circle.centre).tolist()
@@ -47,20 +40,9 @@ def test_the_answers_are_the_frames_that_can_come(world, generator, settings):
         for combination, probability in zip(combinations, prior.tolist()):
             rights = combination.count(0)
             assert probability == pytest.approx(0.8**rights * 0.2 ** (K - rights))
-        _, which = windows_of(circle, 4000, generator)
         share = circle.motion(4000, generator)[0][:, 1] - circle.centre
         first = (share == circle.offsets[0]).all(-1).all(-1).float().mean().item()
         assert first == pytest.approx(prior[0].item(), abs=0.03)
-
-
-def test_one_digit_is_the_same_cut_out_of_the_frame_or_from_the_bank(world, generator):
-    for settings in (dict(), dict(dataset="horizontal", end_at_choice=True)):
-        some = world(**settings)
-        batch, which = windows_of(some, 20, generator)
-        assert torch.equal(some.futures(batch), some.futures(batch, which))
-    two = world(num_digits=2)
-    with pytest.raises(ValueError, match="num_digits: 2 may overlap"):
-        two.futures(windows_of(two, 1, generator)[0])
 
 
 @pytest.mark.parametrize("flags", [["--num_digits", "5"], ["--num_digits", "999999999"]])

@@ -10,10 +10,10 @@ from config import DigitSettings, WorldSettings
 from data_loader import load_digits, load_world
 from diverse_sampling.denoiser import to_model_range
 from diverse_sampling.errors import SettingError
-from diverse_sampling.noise import set_generator
 from lab.metrics import centroid
+from lab.tasks import NextFrame
 from worlds import moving_digits as worlds
-from worlds.moving_digits import DIRECTIONS, Digits, Mixture, Sequences, World, render
+from worlds.moving_digits import DIRECTIONS, Digits, Mixture, World, render
 from worlds.own_data import OwnFrames
 
 WORLDS = [
@@ -83,20 +83,6 @@ def test_a_window_can_be_chosen_in_every_world(settings):
     assert torch.equal(one.labels[2], one.labels[3])
     if world.dataset == "frames":
         assert torch.equal(one.frames[:, 0], two.frames[:, 0])
-
-
-def test_what_lacks_a_member_is_no_world():
-    class WithoutWindows:
-        dataset, source, frame_shape, num_cond_frames, num_digits = "x", None, (1, 2), 0, 1
-        cond_channels, answer_channels, label_classes = 0, 1, 0
-        directed, modes_total, mode_probabilities = False, None, None
-        to = sequences = print
-
-    class Complete(WithoutWindows):
-        windows = print
-
-    assert isinstance(Complete(), World)
-    assert not isinstance(WithoutWindows(), World)
 
 
 def test_points_of_the_mixture_are_normal_around_their_centres(generator):
@@ -221,18 +207,10 @@ def test_overlapping_digits_keep_the_brighter_one():
 
 
 @pytest.mark.parametrize("settings", WORLDS, ids=str)
-def test_a_window_of_a_generator_of_its_own_does_not_depend_on_the_others(world, settings):
-    """All together, each from its generator, they are what each is alone; so set by set."""
-    here = world(**settings)
-    which = torch.arange(5 * here.num_digits).view(5, -1) % len(here.digits.labels)
-    generators = lambda: [set_generator(3, g) for g in range(5)]
-    together = here.windows(5, generators(), which=which, at_choice=here.directed)
-    alone = [
-        here.windows(1, generator, which=which[g : g + 1], at_choice=here.directed)
-        for g, generator in enumerate(generators())
-    ]
-    for name in ("frames", "labels", "positions", "choices"):
-        assert torch.equal(getattr(together, name), getattr(Sequences.cat(alone), name))
+def test_the_condition_of_a_set_does_not_depend_on_the_number_of_sets(world, settings):
+    two, five = (NextFrame(world(**settings), num_sets, seed=3).sequences for num_sets in (2, 5))
+    for name in ("frames", "labels", "positions", "choices", "which"):
+        assert torch.equal(getattr(two, name), getattr(five, name)[:2])
 
 
 # ---------------------------------------------------------------- digits, and worlds from settings

@@ -51,21 +51,26 @@ def is_hidden(path: Path) -> bool:
 def files_in(folder: Path, extensions: Iterable[str]) -> list[Path]:
     """The visible files of a folder with one of some extensions, in natural order."""
     wanted = tuple(extensions)
-    found = [p for p in folder.iterdir() if p.suffix.lower() in wanted and not is_hidden(p)]
-    return sorted((p for p in found if p.is_file()), key=natural)
+    paths = [p for p in folder.iterdir() if p.suffix.lower() in wanted and not is_hidden(p)]
+    return sorted((p for p in paths if p.is_file()), key=natural)
 
 
 def folders_in(folder: Path) -> list[Path]:
     """The visible subfolders of a folder, in natural order."""
-    found = (p for p in folder.iterdir() if p.is_dir() and not is_hidden(p))
-    return sorted(found, key=natural)
+    folders = (p for p in folder.iterdir() if p.is_dir() and not is_hidden(p))
+    return sorted(folders, key=natural)
 
 
 # ---------------------------------------------------------------- one file
 
 
-def _refuse(path: Path, what: str, error: object) -> NoReturn:
-    reject("frames", str(path), f"{what} that can be read ({' '.join(str(error).split())[:200]})")
+def refuse(path: Path, accepted: str) -> NoReturn:
+    """Raise SettingError for a file or folder of a user's frames that is not what is accepted."""
+    reject("frames", str(path), accepted)
+
+
+def _unreadable(path: Path, what: str, error: object) -> NoReturn:
+    refuse(path, f"{what} that can be read ({' '.join(str(error).split())[:200]})")
 
 
 def _opened(path: Path) -> Any:
@@ -146,7 +151,7 @@ def _decoded(path: Path, labels: bool, several: bool) -> list[np.ndarray]:
                     return [_pixels(image, labels)]
                 return [_pixels(each, labels) for each in ImageSequence.Iterator(image)]
     except Exception as error:  # Pillow's decoders raise of every kind where a file is damaged
-        _refuse(path, f"a {path.suffix[1:].upper()}", error)
+        _unreadable(path, f"a {path.suffix[1:].upper()}", error)
 
 
 def is_stack(path: Path) -> bool:
@@ -185,15 +190,15 @@ def read_video(path: Path) -> np.ndarray:
     try:
         import imageio_ffmpeg  # noqa: F401
     except ImportError:
-        reject("frames", str(path), "a video whose decoder is here; pip install imageio-ffmpeg")
+        refuse(path, "a video whose decoder is here; pip install imageio-ffmpeg")
     import imageio.v3
 
     try:
         video = imageio.v3.imread(path, plugin="FFMPEG")
     except Exception as error:  # of every kind, from the decoder
-        _refuse(path, "a video", error)
+        _unreadable(path, "a video", error)
     if video.ndim != 4 or len(video) == 0:
-        _refuse(path, "a video", f"its frames have shape {video.shape}")
+        _unreadable(path, "a video", f"its frames have shape {video.shape}")
     # Compressed grey comes back as almost equal channels.
     spread = video.max(-1).astype(np.int16) - video.min(-1)
     return video.mean(-1).round().astype(np.uint8) if spread.max() <= 8 else video
@@ -227,7 +232,7 @@ class Stack:
                 f"{height} x {width}"
                 for height, width in (self.pixels.shape[1:3], picture.shape[:2])
             )
-            reject("frames", str(path), f"pictures of one size; found {sizes} px")
+            refuse(path, f"pictures of one size; found {sizes} px")
         picture, pixels = _alike(picture, self.pixels, path)
         self.pixels = pixels
         # In place: a larger array beside this one would double the memory.
@@ -244,6 +249,6 @@ def _alike(a: np.ndarray, b: np.ndarray, path: Path) -> tuple[np.ndarray, np.nda
         b = as_colour(b)
     if a.dtype != b.dtype:
         if np.float32 in (a.dtype, b.dtype):
-            reject("frames", str(path), "pictures of floats only, or of integers only")
+            refuse(path, "pictures of floats only, or of integers only")
         a, b = (each if each.dtype == np.uint16 else each * np.uint16(257) for each in (a, b))
     return a, b

@@ -40,6 +40,7 @@ from worlds.decoders import (
     is_stack,
     read_picture,
     read_video,
+    refuse,
 )
 
 ANSWERS = ("answers", "masks", "labels")  # folders of answers, whatever their case
@@ -96,20 +97,20 @@ class Cases:
     lossy: bool = False
 
 
-def find(given: str) -> Path:
+def find(name: str) -> Path:
     """The absolute path of a user's frames.
 
     A relative path is taken from the current directory or, for what comes with this software, from
     the directory of the code. Raises SettingError, with the paths that were tried, if it is in
     neither.
     """
-    expanded = os.path.expanduser(given)
+    expanded = os.path.expanduser(name)
     candidates = [Path.cwd() / expanded, Path(__file__).resolve().parent.parent / expanded]
     for path in candidates:
         if path.exists():
             return path
-    tried = ", ".join(dict.fromkeys(map(str, candidates)))
-    reject("frames", given, f"{ACCEPTED}; not found: {tried}")
+    paths = ", ".join(dict.fromkeys(map(str, candidates)))
+    reject("frames", name, f"{ACCEPTED}; not found: {paths}")
 
 
 def read_cases(path: Path, axes: str | None = None) -> Cases:
@@ -127,7 +128,7 @@ def read_cases(path: Path, axes: str | None = None) -> Cases:
         return _from_arrays(dict(frames=_read_npy(path)), path, axes)
     if path.suffix.lower() == ".npz":
         return _from_arrays(read_npz(path, "frames"), path, axes)
-    reject("frames", str(path), ACCEPTED + _what_it_is(path))
+    refuse(path, ACCEPTED + _what_it_is(path))
 
 
 def _what_it_is(path: Path) -> str:
@@ -167,7 +168,7 @@ def _read_npy(path: Path) -> np.ndarray:
         # Copy on write: the file stays as it is.
         return np.load(path, allow_pickle=False, mmap_mode="c")
     except DAMAGED as error:
-        reject("frames", str(path), f"an .npy that can be read ({_short(error)})")
+        refuse(path, f"an .npy that can be read ({_short(error)})")
 
 
 def _short(error: BaseException) -> str:
@@ -178,20 +179,15 @@ def _short(error: BaseException) -> str:
 def _from_arrays(arrays: dict[str, np.ndarray], path: Path, axes: str | None) -> Cases:
     """Cases in named arrays. Raises SettingError."""
     if "frames" not in arrays:
-        found = ", ".join(f"`{name}` {value.shape}" for name, value in arrays.items()) or "none"
-        reject(
-            "frames",
-            str(path),
-            f"an .npz with an array `frames` (N, T, H, W); the arrays found are {found}",
-        )
+        shapes = ", ".join(f"`{name}` {value.shape}" for name, value in arrays.items()) or "none"
+        refuse(path, f"an .npz with an array `frames` (N, T, H, W); the arrays found are {shapes}")
     notices = []
     frames = _pictures_last(arrays["frames"], "frames", path)
     answers = arrays.get("answers")
     if frames.ndim - _colours(frames) == 3:  # one picture per case
         if answers is None and len(frames) > 1 and axes is None and not _looks_unordered(frames):
-            reject(
-                "frames",
-                str(path),
+            refuse(
+                path,
                 f"an array `frames` (N, T, H, W); it has shape {frames.shape}, which may be one "
                 "video or N pictures: add an axis, frames[None] or frames[:, None]",
             )
@@ -211,20 +207,14 @@ def _from_arrays(arrays: dict[str, np.ndarray], path: Path, axes: str | None) ->
         if answers.ndim - _colours(answers) == 3:
             answers = answers[:, None]
         if len(answers) != len(lengths):
-            reject(
-                "frames",
-                str(path),
-                f"`answers` of N = {len(lengths)} sequences; it has shape {answers.shape}",
-            )
+            refuse(path, f"`answers` of N = {len(lengths)} sequences; it has shape {answers.shape}")
         cases.answers = _joined(answers)
         cases.counts = [answers.shape[1]] * len(answers)
     cases.groups = _per_case(arrays, "groups", cases, path)
     cases.splits = _per_case(arrays, "split", cases, path)
     unknown = sorted(set(cases.splits) - set(SPLITS))
     if unknown:
-        reject(
-            "frames", str(path), f"`split` of {', '.join(SPLITS)}; found {', '.join(unknown[:3])}"
-        )
+        refuse(path, f"`split` of {', '.join(SPLITS)}; found {', '.join(unknown[:3])}")
     unused = sorted(set(arrays) - {"frames", "answers", "groups", "split"})
     if unused:
         cases.notices.append(f"{path.name}: the arrays {', '.join(unused)} are not used")
@@ -237,11 +227,7 @@ def _per_case(arrays: dict[str, np.ndarray], name: str, cases: Cases, path: Path
     if array is None:
         return []
     if array.shape != (len(cases.lengths),):
-        reject(
-            "frames",
-            str(path),
-            f"`{name}` of shape ({len(cases.lengths)},); it has shape {array.shape}",
-        )
+        refuse(path, f"`{name}` of shape ({len(cases.lengths)},); it has shape {array.shape}")
     return [str(value) for value in array.tolist()]
 
 
@@ -256,17 +242,9 @@ def _pictures_last(array: np.ndarray, name: str, path: Path) -> np.ndarray:
     Raises SettingError for arrays that are none.
     """
     if array.dtype.kind not in "buif":
-        reject(
-            "frames",
-            str(path),
-            f"integers or floats in `{name}`; found values of type {array.dtype}",
-        )
+        refuse(path, f"integers or floats in `{name}`; found values of type {array.dtype}")
     if array.ndim < 3 or array.ndim > 5 or array.size == 0:
-        reject(
-            "frames",
-            str(path),
-            f"`{name}` of shape (N, ., H, W), N sequences; it has shape {array.shape}",
-        )
+        refuse(path, f"`{name}` of shape (N, ., H, W), N sequences; it has shape {array.shape}")
     if array.ndim >= 4 and array.shape[-1] == 1:
         return array[..., 0]
     if array.ndim == 5 and array.shape[2] in (1, 3):  # channels first
@@ -274,9 +252,8 @@ def _pictures_last(array: np.ndarray, name: str, path: Path) -> np.ndarray:
     if array.ndim == 4 and array.shape[1] == 3 and array.shape[-1] not in (1, 3):
         return array  # three grey frames; colour has a fifth axis
     if array.ndim == 5 and array.shape[-1] != 3:
-        reject(
-            "frames",
-            str(path),
+        refuse(
+            path,
             f"`{name}` (N, T, H, W), or with an axis of 3 colours last; it has shape {array.shape}",
         )
     return array
@@ -348,24 +325,23 @@ class _Folder:
             self._note_others(self.path, [p.name for p in parts.values()])
         else:
             self._read(self.path)
-        found = self.cases_read
+        cases = self.cases_read
         if self.frames.pixels is None:
-            reject("frames", str(self.path), f"{ACCEPTED}; found {_listing(self.path)}")
-        found.frames = self.frames.pixels
-        found.answers = self.answers.pixels
-        if found.answers is not None and 0 in found.counts:
-            bare = found.names[found.counts.index(0)]
-            reject(
-                "frames",
-                str(self.path),
-                f"answers to every sequence, or to none; {found.counts.count(0)} of "
-                f"{len(found.counts)} have none, such as {bare}",
+            refuse(self.path, f"{ACCEPTED}; found {_listing(self.path)}")
+        cases.frames = self.frames.pixels
+        cases.answers = self.answers.pixels
+        if cases.answers is not None and 0 in cases.counts:
+            bare = cases.names[cases.counts.index(0)]
+            refuse(
+                self.path,
+                f"answers to every sequence, or to none; {cases.counts.count(0)} of "
+                f"{len(cases.counts)} have none, such as {bare}",
             )
-        if found.answers is None:
-            found.counts = []
-        if len(set(found.groups)) == len(found.groups):
-            found.groups = []
-        return found
+        if cases.answers is None:
+            cases.counts = []
+        if len(set(cases.groups)) == len(cases.groups):
+            cases.groups = []
+        return cases
 
     def _read(self, folder: Path) -> None:
         """Add what one folder holds, in whichever layout it has."""
@@ -404,11 +380,7 @@ class _Folder:
         for sub in folders_in(folder):
             if sub.name.lower() not in ANSWERS:
                 if files_in(sub, PICTURES):
-                    reject(
-                        "frames",
-                        str(sub),
-                        f"{', '.join(ANSWERS)} as the name of a folder of answers",
-                    )
+                    refuse(sub, f"{', '.join(ANSWERS)} as the name of a folder of answers")
                 self.cases_read.notices.append(f"{sub} is not used")
                 continue
             self._note_others(sub, [p.name for p in files_in(sub, PICTURES)])
@@ -429,13 +401,13 @@ class _Folder:
             for sub in folders_in(place):
                 by_name.setdefault(sub.name, []).extend(files_in(sub, PICTURES))
         for file in files_in(images, PICTURES):
-            own = by_name.pop(file.stem, [])
-            if answers and not own:
-                reject("frames", str(file), f"a picture with an answer {file.stem} in {answers[0]}")
-            self._add_case(images, file.stem, [read_picture(file)], file, own, "")
+            masks = by_name.pop(file.stem, [])
+            if answers and not masks:
+                refuse(file, f"a picture with an answer {file.stem} in {answers[0]}")
+            self._add_case(images, file.stem, [read_picture(file)], file, masks, "")
         if by_name:
             left = [file for files in by_name.values() for file in files]
-            reject("frames", str(left[0] if left else folder), f"answers to pictures in {images}")
+            refuse(left[0] if left else folder, f"answers to pictures in {images}")
 
     def _add_case(
         self,
@@ -450,12 +422,12 @@ class _Folder:
             self.frames.add(frame, source)
         for file in answers:
             self.answers.add(read_picture(file, labels=True), file)
-        found = self.cases_read
-        found.lossy |= any(file.suffix.lower() in LOSSY for file in answers)
-        found.lengths.append(len(frames))
-        found.counts.append(len(answers))
-        found.names.append(name)
-        found.groups.append(group or f"{folder}/{name}")
+        cases = self.cases_read
+        cases.lossy |= any(file.suffix.lower() in LOSSY for file in answers)
+        cases.lengths.append(len(frames))
+        cases.counts.append(len(answers))
+        cases.names.append(name)
+        cases.groups.append(group or f"{folder}/{name}")
 
     def _note_others(self, folder: Path, used: list[str]) -> None:
         """Note the visible entries of a folder that are not used."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from diverse_sampling.errors import reject
 from worlds.channels import one_hot
+from worlds.decoders import refuse
 
 MOST_CLASSES = 32  # answers with more different values are grey levels
 PART = 2**18  # bytes of a large array that are looked at together
@@ -72,15 +73,15 @@ def _as_labels(pictures: np.ndarray) -> np.ndarray:
 
 def distinct(array: np.ndarray, most: int) -> list[float] | None:
     """The different numbers in pictures, ascending; None where there are more than `most`."""
-    found: set[float] = set()
+    numbers: set[float] = set()
     for part in parts(array):
         if part.dtype == np.uint8 and part.ndim == 3:  # counting is faster than sorting
-            found.update(np.flatnonzero(np.bincount(part.ravel(), minlength=256)).tolist())
+            numbers.update(np.flatnonzero(np.bincount(part.ravel(), minlength=256)).tolist())
         else:
-            found.update(np.unique(_as_labels(part)).tolist())
-        if len(found) > most:
+            numbers.update(np.unique(_as_labels(part)).tolist())
+        if len(numbers) > most:
             return None
-    return sorted(found)
+    return sorted(numbers)
 
 
 def extent(array: np.ndarray, name: str, path: Path) -> tuple[float, float]:
@@ -88,7 +89,7 @@ def extent(array: np.ndarray, name: str, path: Path) -> tuple[float, float]:
     low, high = math.inf, -math.inf
     for part in parts(array):
         if part.dtype.kind == "f" and not np.isfinite(part).all():
-            reject("frames", str(path), f"finite numbers in {name}; found NaN or infinite values")
+            refuse(path, f"finite numbers in {name}; found NaN or infinite values")
         low, high = min(low, float(part.min())), max(high, float(part.max()))
     return low, high
 
@@ -113,40 +114,40 @@ def grey_levels(
     """
     colours = 3 if array.ndim == 4 else 1
     smallest, largest = extent(array, name, path)
-    found = f"{name} in {path} hold {array.dtype} from {smallest:g} to {largest:g}"
+    what = f"{name} in {path} hold {array.dtype} from {smallest:g} to {largest:g}"
     if given is not None:
         low, high = map(float, given)
         if smallest < low or largest > high:
-            reject("value_range", list(given), f"a range that holds all values; {found}")
+            reject("value_range", list(given), f"a range that holds all values; {what}")
         return Levels(low, high, colours=colours)
     kind = array.dtype.kind
     if kind == "f":
         if 0 <= smallest and largest <= 1:
             return Levels(0, 1, colours=colours)
         if -1 <= smallest < 0 and largest <= 1:
-            notices.append(f"{found}: -1 is taken for black; --value_range 0,1 says otherwise")
+            notices.append(f"{what}: -1 is taken for black; --value_range 0,1 says otherwise")
             return Levels(-1, 1, colours=colours)
         if 0 <= smallest and largest <= 255 and _all_whole(array):
-            notices.append(f"{found}, all whole: 255 is taken for white")
+            notices.append(f"{what}, all whole: 255 is taken for white")
             return Levels(0, 255, colours=colours)
-        reject("value_range", None, f"[black, white], because {found}")
+        reject("value_range", None, f"[black, white], because {what}")
     if smallest < 0:
-        reject("value_range", None, f"[black, white], because {found}")
+        reject("value_range", None, f"[black, white], because {what}")
     if largest <= 1:
         return Levels(0, 1, colours=colours)  # a mask; as grey levels it would be black
     white = {1: 255.0, 2: 65535.0}.get(array.dtype.itemsize, 255.0)
     if array.dtype.itemsize > 2 and largest > 255:
-        reject("value_range", None, f"[black, white], because {found}")
+        reject("value_range", None, f"[black, white], because {what}")
     values = distinct(array, MOST_CLASSES) if largest < MOST_CLASSES else None
     if values is not None and colours == 1:
         reject(
             "value_range",
             None,
-            f"[black, white], such as 0,{largest:g}, because {found}, which look like class labels",
+            f"[black, white], such as 0,{largest:g}, because {what}, which look like class labels",
         )
     if largest < white / 2:
         notices.append(
-            f"WARNING: {found}, though {white:g} is white; --value_range 0,{largest:g} if "
+            f"WARNING: {what}, though {white:g} is white; --value_range 0,{largest:g} if "
             f"{largest:g} is"
         )
     return Levels(0, white, colours=colours)
@@ -213,9 +214,8 @@ def _refuse_mixed(
         ((part == 1).any((1, 2)) & (part == largest).any((1, 2))).any() for part in parts(array)
     )
     if len(ones) and len(full) and not both:
-        reject(
-            "frames",
-            str(path),
+        refuse(
+            path,
             f"answers of one scale; {name_of(int(ones[0]))} reaches 1, {name_of(int(full[0]))} "
             f"{largest:g}",
         )

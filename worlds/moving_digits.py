@@ -1,4 +1,4 @@
-"""Synthetic MovingMNIST worlds whose correct answers can be counted, and the protocol of worlds.
+"""Synthetic MovingMNIST worlds whose correct answers can be counted, and the base class of worlds.
 
 A world of moving digits makes random choices on the way: which direction to jump in, or which
 velocity to leave a wall with. Because the world makes the choices itself, the set of correct next
@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import reduce
-from typing import Protocol, Sequence, runtime_checkable
+from typing import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -95,27 +95,21 @@ class Sequences:
         labels: (N, K) int64, the class of each of the K digits
         positions: (N, T, K, 2) int64, (y, x) of each digit's top left corner, px
         choices: (N, T) bool, whether frame t is not determined by the frames before it
+        which: (N, K) int64, the index of each digit in its bank; of a point that of its Gaussian,
+            of a user's frames that of their window
     """
 
     frames: Tensor
     labels: Tensor
     positions: Tensor
     choices: Tensor
+    which: Tensor
 
     @staticmethod
     def cat(parts: Sequence[Sequences]) -> Sequences:
         """All sequences of `parts` in one batch; the parts agree in T, K, H and W."""
-        return Sequences(
-            torch.cat([part.frames for part in parts]),
-            torch.cat([part.labels for part in parts]),
-            torch.cat([part.positions for part in parts]),
-            torch.cat([part.choices for part in parts]),
-        )
-
-    def __getitem__(self, rows: slice) -> Sequences:
-        return Sequences(
-            self.frames[rows], self.labels[rows], self.positions[rows], self.choices[rows]
-        )
+        names = [field.name for field in fields(Sequences)]
+        return Sequences(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
     def split(self, cond_channels: int, answer_channels: int = 1) -> tuple[Tensor, Tensor]:
         """The frames just before the last one, (N, cond_channels, H, W), and the last one,
@@ -124,71 +118,68 @@ class Sequences:
         return self.frames[:, end - cond_channels : end], self.frames[:, end:]
 
 
-@runtime_checkable
-class World(Protocol):
-    """What a network is trained on and what a set is asked for: every world has these members.
+class World:
+    """What a network is trained on and what a set is asked for: the base class of all worlds.
 
-    The worlds of moving digits, the mixture in the plane and frames from a user's files follow this
-    protocol. `data_loader.load_world` makes a world from settings.
+    `data_loader.load_world` makes a world from settings.
+
+    Attributes:
+        dataset: the value of the setting `dataset`
+        source: where its digits or frames come from; None where there are none
+        frame_shape: (height, width) of a frame, px
+        num_cond_frames: conditioning frames of a window (0: unconditional)
+        cond_channels: channels of all conditioning frames of a window together
+        num_digits: digits in a frame, the K of `Sequences`
     """
 
-    @property
-    def dataset(self) -> str:
-        """The value of the setting `dataset`."""
-
-    @property
-    def source(self) -> str | None:
-        """Where its digits or frames come from; None where there are none."""
-
-    @property
-    def frame_shape(self) -> tuple[int, int]:
-        """(height, width) of a frame, px."""
-
-    @property
-    def num_cond_frames(self) -> int:
-        """Conditioning frames of a window (0: unconditional)."""
-
-    @property
-    def cond_channels(self) -> int:
-        """Channels of all conditioning frames of a window together."""
+    dataset: str
+    source: str | None = None
+    frame_shape: tuple[int, int]
+    num_cond_frames: int
+    cond_channels: int
+    num_digits = 1
 
     @property
     def answer_channels(self) -> int:
         """Channels of the last frame of a window, which is generated."""
+        return 1
 
     @property
     def label_classes(self) -> int:
-        """Classes of the answers' labels, a channel each; 0 for grey levels and colours."""
-
-    @property
-    def num_digits(self) -> int:
-        """Digits in a frame, the K of `Sequences`."""
+        """Classes of the answers' labels, a channel each; 0 for masks, grey levels and colours."""
+        return 0
 
     @property
     def directed(self) -> bool:
         """Whether the modes are directions, or combinations of them, in which digits move on."""
+        return False
 
     @property
     def modes_total(self) -> int | None:
         """Number of modes of the answers to one window, None where they are not counted."""
+        return None
 
     @property
     def mode_probabilities(self) -> Tensor | None:
         """(modes,) float64, the prior of each mode or answer; None where they are a continuum."""
+        return None
 
     def to(self, device: torch.device | str) -> World:
         """Move what the world draws from to `device`; returns the world itself."""
-
-    def sequences(self, n: int, generator: torch.Generator) -> Sequences:
-        """Draw n whole sequences, on the generator's device."""
+        return self
 
     def windows(
         self, n: int, generator: torch.Generator, *, which: Tensor | None = None
     ) -> Sequences:
         """Draw n windows of num_cond_frames + 1 frames, on the generator's device.
 
-        `which` picks the digits or windows by index; without it they are drawn too.
+        `which` picks the digits, Gaussians or windows by index; without it they are drawn too.
         """
+        raise NotImplementedError
+
+    def sequences(self, n: int, generator: torch.Generator) -> Sequences:
+        """Draw n whole sequences, on the generator's device; windows where there are no others."""
+        return self.windows(n, generator)
 
 
 def render(images: Tensor, positions: Tensor, image_size: int) -> Tensor:
@@ -217,47 +208,14 @@ def render(images: Tensor, positions: Tensor, image_size: int) -> Tensor:
     return frames.view(N, T, image_size, image_size)
 
 
-# One generator for a whole batch, or one for each of its rows. A row of the second is what its
-# generator would give to a batch of one.
-Source = torch.Generator | Sequence[torch.Generator]
+def random_integers(
+    low: int, high: int, size: tuple[int, ...], generator: torch.Generator
+) -> Tensor:
+    """Uniform int64 numbers from `low` to `high`, both included, on the generator's device."""
+    return torch.randint(low, high + 1, size, generator=generator, device=generator.device)
 
 
-def device_of(generator: Source) -> torch.device:
-    """Where the numbers of a source are drawn; of several generators, all on one device."""
-    return generator.device if isinstance(generator, torch.Generator) else generator[0].device
-
-
-def random_integers(low: int, high: int, size: tuple[int, ...], generator: Source) -> Tensor:
-    """Uniform int64 numbers from `low` to `high`, both included, on the source's device."""
-    drawn = torch.empty(size, dtype=torch.int64, device=device_of(generator))
-    if isinstance(generator, torch.Generator):
-        return drawn.random_(low, high + 1, generator=generator)
-    for row, own in zip(drawn, generator):
-        row.random_(low, high + 1, generator=own)
-    return drawn
-
-
-def random_shares(size: tuple[int, ...], generator: Source) -> Tensor:
-    """Uniform float32 numbers in [0, 1), on the source's device."""
-    drawn = torch.empty(size, device=device_of(generator))
-    if isinstance(generator, torch.Generator):
-        return drawn.uniform_(generator=generator)
-    for row, own in zip(drawn, generator):
-        row.uniform_(generator=own)
-    return drawn
-
-
-def random_choices(weights: Tensor, size: tuple[int, int], generator: Source) -> Tensor:
-    """Indices of weights (k,), drawn with them and with replacement, int64 on their device."""
-    n, each = size
-    if isinstance(generator, torch.Generator):
-        drawn = torch.multinomial(weights, n * each, replacement=True, generator=generator)
-        return drawn.view(n, each)
-    rows = [torch.multinomial(weights, each, replacement=True, generator=own) for own in generator]
-    return torch.stack(rows)
-
-
-class MovingDigits:
+class MovingDigits(World):
     """Digits of a bank that move through frames: the base class of the four worlds of digits.
 
     A subclass states the motion in `paths`, and its modes.
@@ -270,10 +228,6 @@ class MovingDigits:
         image_size: side of a frame, px
     """
 
-    dataset: str
-    answer_channels = 1
-    label_classes = 0
-
     def __init__(
         self,
         digits: Digits,
@@ -284,6 +238,8 @@ class MovingDigits:
         image_size: int,
     ):
         self.digits = digits
+        self.source = digits.source
+        self.frame_shape = (image_size, image_size)
         self.seq_len = seq_len
         self.num_cond_frames = self.cond_channels = num_cond_frames
         self.num_digits = num_digits
@@ -293,42 +249,16 @@ class MovingDigits:
         self.centre = self.room // 2
 
     @property
-    def source(self) -> str:
-        """Where its digits come from."""
-        return self.digits.source
-
-    @property
-    def frame_shape(self) -> tuple[int, int]:
-        """(height, width) of a frame, px."""
-        return self.image_size, self.image_size
-
-    @property
-    def directed(self) -> bool:
-        """Whether the modes are directions, or combinations of them, in which digits move on."""
-        return False
-
-    @property
-    def modes_total(self) -> int | None:
-        """Number of correct answers to a window, None where they are a continuum."""
-        return None
-
-    @property
-    def mode_probabilities(self) -> Tensor | None:
-        """(modes_total,) float64, the prior of each mode; None where they are a continuum."""
-        return None
-
-    @property
     def offsets(self) -> Tensor:
         """(k, 2) int64, displacements (dy, dx) in px of the directions of a directed world."""
         raise ValueError(f"dataset: {self.dataset} has no countable directions")
 
     def to(self, device: torch.device | str) -> MovingDigits:
-        """Move the digits to `device`; returns the world itself."""
         self.digits = self.digits.to(device)
         return self
 
     # ------------------------------------------------------------ motion
-    def paths(self, n: int, generator: Source) -> tuple[Tensor, Tensor]:
+    def paths(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The motion of one digit in n sequences.
 
         Returns positions (n, T, 2) int64 in px, and choices (n, T) bool: whether the position is
@@ -340,31 +270,30 @@ class MovingDigits:
         """Frames that a window had better end with, (n, T) bool, given the choices (n, T)."""
         return torch.zeros_like(choices)
 
-    def motion(self, n: int, generator: Source) -> tuple[Tensor, Tensor]:
+    def motion(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Positions (n, T, K, 2) of the digits of n sequences, and choices (n, T) of any digit."""
         positions, choices = zip(*(self.paths(n, generator) for _ in range(self.num_digits)))
         return torch.stack(positions, 2), torch.stack(choices).any(0)
 
     # ------------------------------------------------------------ batches
-    def draw_digits(
-        self, n: int, generator: Source, which: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Images (n, K, S, S) and labels (n, K) of the digits `which` (n, K), or of drawn ones."""
-        if which is None:
-            last = len(self.digits.labels) - 1
-            which = random_integers(0, last, (n, self.num_digits), generator)
-        return self.digits.images[which], self.digits.labels[which]
+    def _drawn(self, n: int, generator: torch.Generator) -> Tensor:
+        """(n, K) int64, digits drawn from the bank."""
+        size = (n, self.num_digits)
+        return random_integers(0, len(self.digits.labels) - 1, size, generator)
 
-    def sequences(self, n: int, generator: Source) -> Sequences:
+    def _shown(self, which: Tensor, positions: Tensor, choices: Tensor) -> Sequences:
+        """The sequences of digits `which` (N, K) at positions (N, T, K, 2), choices (N, T)."""
+        frames = render(self.digits.images[which], positions, self.image_size)
+        return Sequences(frames, self.digits.labels[which], positions, choices, which)
+
+    def sequences(self, n: int, generator: torch.Generator) -> Sequences:
         """Draw n whole sequences. The digits must be on the generator's device."""
-        images, labels = self.draw_digits(n, generator)
-        positions, choices = self.motion(n, generator)
-        return Sequences(render(images, positions, self.image_size), labels, positions, choices)
+        return self._shown(self._drawn(n, generator), *self.motion(n, generator))
 
     def windows(
         self,
         n: int,
-        generator: Source,
+        generator: torch.Generator,
         *,
         which: Tensor | None = None,
         at_choice: bool = False,
@@ -376,61 +305,37 @@ class MovingDigits:
 
         Arguments:
             n: number of windows
-            generator: where everything random comes from; or one for each window
+            generator: where everything random comes from
             which: (n, num_digits) int64, indices of the digits; None: they are drawn
             at_choice: the last frame is one that the others do not determine, in sequences that
                 have such a frame late enough
         """
         T = self.num_cond_frames + 1
-        images, labels = self.draw_digits(n, generator, which)
+        if which is None:
+            which = self._drawn(n, generator)
         positions, choices = self.motion(n, generator)
         # Among the places that end well, or else among all, the highest random score decides.
         starts = self.seq_len - T + 1
-        score = random_shares((n, starts), generator)
+        score = torch.rand(n, starts, generator=generator, device=generator.device)
         ends_well = choices if at_choice else self.preferred_ends(choices)
         start = (score + ends_well[:, T - 1 :].float()).argmax(1)  # (n,)
         rows = torch.arange(n, device=start.device)[:, None]
         columns = start[:, None] + torch.arange(T, device=start.device)  # (n, T)
-        positions = positions[rows, columns]
-        choices = choices[rows, columns]
-        return Sequences(render(images, positions, self.image_size), labels, positions, choices)
+        return self._shown(which, positions[rows, columns], choices[rows, columns])
 
-    def futures(self, batch: Sequences, which: Tensor | None = None) -> Tensor:
+    def futures(self, batch: Sequences) -> Tensor:
         """Every frame that could have been the last one, for windows that end at a choice.
 
         Each of the K digits goes in any of the k directions of `offsets`: (N, k^K, H, W), in the
-        order of `itertools.product`, the direction of the last digit changing fastest.
-
-        Arguments:
-            batch: windows of a directed world
-            which: (N, K) int64, indices of the digits that the windows show; None takes the digit
-                from the frame before the last one, where it is alone
-
-        Raises ValueError for a world without directions, and for several digits without `which`.
+        order of `itertools.product`, the direction of the last digit changing fastest. Raises
+        ValueError for a world without directions.
         """
         offsets = self.offsets
-        if which is None:
-            images = self._lone_digits(batch)
-        else:
-            images = self.digits.images[which]
         last = batch.positions[:, -2]  # (N, K, 2), where the digits are before they move on
         choices = list(itertools.product(range(len(offsets)), repeat=self.num_digits))
         moves = offsets[torch.tensor(choices)].to(last.device)  # (k^K, K, 2)
+        images = self.digits.images[batch.which]
         return render(images, last[:, None] + moves, self.image_size)
-
-    def _lone_digits(self, batch: Sequences) -> Tensor:
-        """The digit of each window, cut out of the last frame but one: (N, 1, S, S)."""
-        if self.num_digits > 1:
-            raise ValueError(
-                f"num_digits: {self.num_digits} may overlap; accepted: 1, or pass which="
-            )
-        last = batch.positions[:, -2, 0]  # (N, 2)
-        pixels = torch.arange(self.digit_size, device=last.device)
-        rows = last[:, 0, None] + pixels  # (N, S)
-        columns = last[:, 1, None] + pixels  # (N, S)
-        n = torch.arange(len(last), device=last.device)
-        digits = batch.frames[:, -2][n[:, None, None], rows[:, :, None], columns[:, None, :]]
-        return digits[:, None]
 
 
 class Centered(MovingDigits):
@@ -449,9 +354,9 @@ class Centered(MovingDigits):
         labels = self.digits.labels
         return torch.bincount(labels, minlength=NUM_CLASSES).double() / len(labels)
 
-    def paths(self, n: int, generator: Source) -> tuple[Tensor, Tensor]:
+    def paths(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The centre in every frame."""
-        device = device_of(generator)
+        device = generator.device
         positions = torch.full((n, self.seq_len, 2), self.centre, device=device)
         choices = torch.zeros(n, self.seq_len, dtype=torch.bool, device=device)
         return positions, choices
@@ -520,16 +425,16 @@ class CircleJumping(Directed):
         """(k, 2) int64, displacements (dy, dx) in px."""
         return torch.tensor(DIRECTIONS[: self.num_directions])
 
-    def paths(self, n: int, generator: Source) -> tuple[Tensor, Tensor]:
+    def paths(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Jumps to random offsets, each frame's drawn independently."""
-        device = device_of(generator)
+        device = generator.device
         positions = torch.full((n, self.seq_len, 2), self.centre, device=device)
         choices = torch.zeros(n, self.seq_len, dtype=torch.bool, device=device)
         odd = slice(1, None, 2)
         jumps = positions[:, odd].shape[1]
         weights = self.direction_probabilities.float().to(device)
-        drawn = random_choices(weights, (n, jumps), generator)
-        positions[:, odd] += self.offsets.to(device)[drawn]
+        drawn = torch.multinomial(weights, n * jumps, replacement=True, generator=generator)
+        positions[:, odd] += self.offsets.to(device)[drawn.view(n, jumps)]
         choices[:, odd] = True
         return positions, choices
 
@@ -568,9 +473,9 @@ class Horizontal(Directed):
         """(2, 2) int64, displacements (dy, dx) in px: right, left."""
         return torch.tensor([[0, HORIZONTAL_STEP], [0, -HORIZONTAL_STEP]])
 
-    def paths(self, n: int, generator: Source) -> tuple[Tensor, Tensor]:
+    def paths(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Steps along the middle row from a random column in a random direction."""
-        device = device_of(generator)
+        device = generator.device
         p = 0.5 if self.p is None else self.p
         reach = self.centre // HORIZONTAL_STEP  # steps from the centre to a border
         step = random_integers(-reach, reach, (n,), generator)  # columns, in steps from the centre
@@ -579,7 +484,7 @@ class Horizontal(Directed):
         choices = [torch.zeros(n, dtype=torch.bool, device=device)]
         for _ in range(self.seq_len - 1):
             at_centre = step == 0
-            right = random_shares((n,), generator) < p
+            right = torch.rand(n, generator=generator, device=device) < p
             direction = torch.where(at_centre, right.long() * 2 - 1, direction)
             outside = (step + direction).abs() > reach
             direction = torch.where(outside, -direction, direction)
@@ -610,9 +515,9 @@ class Free(MovingDigits):
         super().__init__(digits, **others)
         self.deterministic = deterministic
 
-    def paths(self, n: int, generator: Source) -> tuple[Tensor, Tensor]:
+    def paths(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Straight lines between walls, from a random corner with a random velocity."""
-        device = device_of(generator)
+        device = generator.device
         position = random_integers(0, self.room, (n, 2), generator)
         velocity = random_integers(-MAX_VELOCITY, MAX_VELOCITY, (n, 2), generator)
         positions = [position]
@@ -638,7 +543,7 @@ class Free(MovingDigits):
         return position, velocity
 
     def _released(
-        self, position: Tensor, velocity: Tensor, generator: Source
+        self, position: Tensor, velocity: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Positions stopped at walls, velocities (n, 2) of which those at a wall are new and point
         away from it, and whether a digit is at a wall, (n,) bool."""
@@ -652,22 +557,17 @@ class Free(MovingDigits):
         return position.clamp(0, self.room), velocity, hit
 
 
-class Mixture:
+class Mixture(World):
     """Ten equal Gaussians on a circle in the plane, at the scale of images in [-1, 1].
 
     The synthetic experiment of particle guidance (Corso et al. 2023, arXiv 2310.13102, section
     5.1). A point is a frame of 1 x 2 pixels; as in every world, frames hold it in the unit range,
-    `ranges.to_model_range` gives the point in the plane.
+    `denoiser.to_model_range` gives the point in the plane.
     """
 
     dataset = "mixture"
-    source = None
     frame_shape = (1, 2)
     num_cond_frames = cond_channels = 0
-    answer_channels = 1
-    label_classes = 0
-    num_digits = 1
-    directed = False
     modes_total = 10
     radius = 1.0
     sd = 0.05
@@ -682,10 +582,6 @@ class Mixture:
     def mode_probabilities(self) -> Tensor:
         """(10,) float64, all equal."""
         return torch.full((self.modes_total,), 1 / self.modes_total, dtype=torch.float64)
-
-    def to(self, device: torch.device | str) -> Mixture:
-        """The mixture itself, which holds nothing on a device."""
-        return self
 
     def windows(
         self, n: int, generator: torch.Generator, *, which: Tensor | None = None
@@ -704,8 +600,5 @@ class Mixture:
             labels=which[:, None],
             positions=torch.zeros(n, 1, 1, 2, dtype=torch.int64, device=device),
             choices=torch.ones(n, 1, dtype=torch.bool, device=device),
+            which=which[:, None],
         )
-
-    def sequences(self, n: int, generator: torch.Generator) -> Sequences:
-        """Draw n points: a sequence is one frame."""
-        return self.windows(n, generator)

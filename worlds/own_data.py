@@ -20,9 +20,10 @@ from torch import Tensor
 from config import WorldSettings
 from diverse_sampling.errors import reject
 from worlds.channels import as_images, in_colours
+from worlds.decoders import refuse
 from worlds.files import SPLITS, Cases, find, read_cases
 from worlds.levels import Pictures, answer_levels, extent, grey_levels, parts
-from worlds.moving_digits import Sequences
+from worlds.moving_digits import Sequences, World
 
 TEST_EVERY = 5  # one sequence or group out of this many is in the test split
 VALIDATION_EVERY = 10  # one out of this many of the others is in the validation split
@@ -58,22 +59,22 @@ class OwnData:
         n = len(self.cases.lengths)
         height, width = self.frames.pixels.shape[1:3]
         dtype = str(self.frames.pixels.dtype).removeprefix("torch.")
-        said = [
+        texts = [
             f"{self.path}: {n:,} sequence{'s' * (n != 1)}",
             f"{len(self.frames):,} frames of {height} x {width} px ({self.frames.levels}; {dtype})",
         ]
         if self.answers is None:
-            said.append("no answers, so the next frame is the answer")
+            texts.append("no answers, so the next frame is the answer")
         else:
             counts = sorted(set(self.cases.counts))
             many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-            said.append(f"{many} answers each ({self.answers.levels})")
+            texts.append(f"{many} answers each ({self.answers.levels})")
         if self.cases.groups:
-            said.append(f"{len(set(self.cases.groups)):,} groups")
-        given = "given" if self.cases.splits else f"every {TEST_EVERY}th is for testing"
+            texts.append(f"{len(set(self.cases.groups)):,} groups")
+        source = "given" if self.cases.splits else f"every {TEST_EVERY}th is for testing"
         numbers = ", ".join(f"{split} {self.splits.count(split):,}" for split in SPLITS)
-        said.append(f"{numbers} ({given})")
-        return "; ".join(said)
+        texts.append(f"{numbers} ({source})")
+        return "; ".join(texts)
 
     def record(self) -> dict[str, Any]:
         """What checkpoints and results hold of it."""
@@ -106,27 +107,26 @@ def _split(cases: Cases, path: Path) -> list[str]:
     splits = cases.splits
     if splits:
         for group in dict.fromkeys(groups):
-            own = sorted({split for split, each in zip(splits, groups) if each == group})
-            if len(own) > 1:
-                reject(
-                    "frames",
-                    str(path),
-                    f"groups that lie in one split; group {group} is in {' and '.join(own)}",
+            of_group = sorted({split for split, each in zip(splits, groups) if each == group})
+            if len(of_group) > 1:
+                refuse(
+                    path,
+                    f"groups that lie in one split; group {group} is in {' and '.join(of_group)}",
                 )
         if "test" not in splits or "train" not in splits:
-            reject("frames", str(path), f"splits train and test; found {sorted(set(splits))}")
-        of_group = dict(zip(groups, splits))
+            refuse(path, f"splits train and test; found {sorted(set(splits))}")
+        split_of = dict(zip(groups, splits))
     else:
         names = list(dict.fromkeys(groups))
-        of_group = {
+        split_of = {
             name: "test" if i % TEST_EVERY == TEST_EVERY - 1 else "train"
             for i, name in enumerate(names)
         }
-    if "validation" not in of_group.values():
-        trained = [name for name in of_group if of_group[name] == "train"]
-        for name in trained[VALIDATION_EVERY - 1 :: VALIDATION_EVERY]:
-            of_group[name] = "validation"
-    return [of_group[group] for group in groups]
+    if "validation" not in split_of.values():
+        training = [name for name in split_of if split_of[name] == "train"]
+        for name in training[VALIDATION_EVERY - 1 :: VALIDATION_EVERY]:
+            split_of[name] = "validation"
+    return [split_of[group] for group in groups]
 
 
 @lru_cache(maxsize=1)  # all splits of one data set
@@ -147,15 +147,14 @@ def _understood(
     elif len(set(cases.groups) or cases.lengths) < TEST_EVERY and not cases.splits:
         what = "groups" if cases.groups else "sequences"
         count = len(set(cases.groups)) if cases.groups else len(cases.lengths)
-        reject(
-            "frames",
-            str(path),
+        refuse(
+            path,
             f"{TEST_EVERY} {what} or more; found {count}"
             + (" (a subdirectory of pictures is a sequence)" if path.is_dir() else ""),
         )
     if cases.answers is not None and cases.answers.shape[1:3] != cases.frames.shape[1:3]:
         a, b = (" x ".join(map(str, each.shape[1:3])) for each in (cases.answers, cases.frames))
-        reject("frames", str(path), f"frames and answers of one size; found {a} and {b} px")
+        refuse(path, f"frames and answers of one size; found {a} and {b} px")
     sha256 = _hash(cases)
     frames = Pictures(cases.frames, grey_levels(cases.frames, value_range, "frames", path, notices))
     answers = None
@@ -174,7 +173,7 @@ def _understood(
     else:
         low, high = extent(cases.frames, "frames", path)
         if low == high and not unlabelled:
-            reject("frames", str(path), f"frames that differ; every value is {low:g}")
+            refuse(path, f"frames that differ; every value is {low:g}")
     splits = ["test"] * len(cases.lengths) if unlabelled else _split(cases, path)
     cases.frames = np.empty(0)  # what was not converted in place is freed
     cases.answers = None
@@ -192,7 +191,7 @@ def _note_empty(answers: Pictures, cases: Cases, path: Path, notices: list[str])
     has_any[owner[filled]] = True
     empty = int((~has_any).sum())
     if empty == len(has_any):
-        reject("frames", str(path), "answers that hold something; all answers are empty")
+        refuse(path, "answers that hold something; all answers are empty")
     if empty:
         notices.append(
             f"{empty} of {len(has_any)} cases have only empty answers, which an empty sample "
@@ -203,8 +202,8 @@ def _note_empty(answers: Pictures, cases: Cases, path: Path, notices: list[str])
 # ---------------------------------------------------------------- the world
 
 
-class OwnFrames:
-    """A world of a user's frames, which follows the protocol `worlds.World`.
+class OwnFrames(World):
+    """A world of a user's frames.
 
     A window is num_cond_frames frames and one answer.
 
@@ -217,9 +216,6 @@ class OwnFrames:
     """
 
     dataset = "frames"
-    directed = False
-    modes_total = None
-    num_digits = 1
 
     def __init__(
         self, data: OwnData, split: str, num_cond_frames: int, source: str, unlabelled: bool = False
@@ -235,11 +231,11 @@ class OwnFrames:
             if data.splits[i] != split:
                 continue
             if data.answers is None and not unlabelled:
-                own = range(start, end - num_cond_frames)
+                windows = range(start, end - num_cond_frames)
             else:
-                own = range(end - num_cond_frames, end - num_cond_frames + 1)
-            starts += own
-            names += [data.cases.names[i]] * len(own)
+                windows = range(end - num_cond_frames, end - num_cond_frames + 1)
+            starts += windows
+            names += [data.cases.names[i]] * len(windows)
             if data.answers is not None:
                 first.append(answers_start)
         self.data = data
@@ -249,15 +245,18 @@ class OwnFrames:
         self.source = source
         self.unlabelled = unlabelled
         self.frames = data.frames
-        self.answer_levels = (data.frames if data.answers is None else data.answers).levels
+        height, width = self.frames.pixels.shape[1:3]
+        self.frame_shape = (height, width)
+        self.cond_channels = num_cond_frames * self.frames.levels.channels
         self.drawn_from = data.frames if data.answers is None else data.answers
+        self.answer_levels = self.drawn_from.levels
         if data.answers is None:
             self.first_answer = self.starts + num_cond_frames
             self.counts = torch.ones_like(self.starts)
         else:
-            own_counts = [count for count, each in zip(counts, data.splits) if each == split]
+            of_split = [count for count, each in zip(counts, data.splits) if each == split]
             self.first_answer = torch.tensor(first, dtype=torch.int64)
-            self.counts = torch.tensor(own_counts, dtype=torch.int64)
+            self.counts = torch.tensor(of_split, dtype=torch.int64)
         # Known here, so that no draw has to ask a GPU.
         self.most_answers = max(self.counts.tolist(), default=0)
         self.ragged = self.counts.unique().numel() > 1
@@ -267,24 +266,11 @@ class OwnFrames:
         return len(self.starts)
 
     @property
-    def frame_shape(self) -> tuple[int, int]:
-        """(height, width) of a frame, px."""
-        height, width = self.frames.pixels.shape[1:3]
-        return height, width
-
-    @property
-    def cond_channels(self) -> int:
-        """Channels of all conditioning frames together."""
-        return self.num_cond_frames * self.frames.levels.channels
-
-    @property
     def answer_channels(self) -> int:
-        """Channels of an answer: its colours, or its classes where they are three or more."""
         return self.answer_levels.channels
 
     @property
     def label_classes(self) -> int:
-        """Classes of the answers' labels, a channel each; 0 for masks, grey levels and colours."""
         values = self.answer_levels.values
         return len(values) if len(values) > 2 else 0
 
@@ -342,32 +328,25 @@ class OwnFrames:
         answer = self.drawn_from[self.first_answer[which] + drawn]  # (n, C, H, W)
         choices = torch.zeros(n, self.num_cond_frames + 1, dtype=torch.bool, device=device)
         choices[:, -1] = counts > 1
-        given = self.given(which)
-        if given.ndim == 5:
-            given = given.flatten(1, 2)
+        cond = self.given(which)
+        if cond.ndim == 5:
+            cond = cond.flatten(1, 2)
         return Sequences(
-            torch.cat([given, answer], 1),
+            torch.cat([cond, answer], 1),
             labels=which.new_zeros(n, 1),
             positions=which.new_zeros(*choices.shape, 0, 2),
             choices=choices,
+            which=which[:, None],
         )
 
     def pictures(self, which: Tensor) -> tuple[Tensor, Tensor, list[int]]:
         """Windows (n,) as they are drawn: frames given (n, c, H, W), right answers (n, A, H, W),
         and how many answers each has. Colours and classes have an axis of 3 before H."""
+        cond = self.given(which)
         if self.unlabelled:
-            given = self.given(which)
-            return given, given[:, :0], [0] * len(which)
+            return cond, cond[:, :0], [0] * len(which)
         answers = as_images(self.right_answers(which), self.label_classes)
-        return (
-            self.given(which),
-            in_colours(answers, self.label_classes),
-            self.counts[which].tolist(),
-        )
-
-    def sequences(self, n: int, generator: torch.Generator) -> Sequences:
-        """Draw n windows: sequences of a file may differ in length, windows do not."""
-        return self.windows(n, generator)
+        return cond, in_colours(answers, self.label_classes), self.counts[which].tolist()
 
 
 def _last_change(path: Path) -> int:
@@ -386,9 +365,9 @@ def load_frames(settings, split):
     None for a validation split without a sequence. Raises SettingError for what `frame_files` and
     `levels` do not describe.
     """
-    given = settings.frames or ""
+    name = settings.frames or ""
     num_cond_frames = settings.num_cond_frames or 0
-    path = find(given)
+    path = find(name)
     unlabelled = settings.answers == "none"
     data = _understood(
         path,
@@ -403,15 +382,15 @@ def load_frames(settings, split):
     shortest = min(data.cases.lengths)
     if num_cond_frames < 1 or shortest < needed:
         most = num_cond_frames - (needed - shortest)
-        name = data.cases.names[data.cases.lengths.index(shortest)]
+        case = data.cases.names[data.cases.lengths.index(shortest)]
         reject(
             "num_cond_frames",
             num_cond_frames,
-            f"1 to {most}; sequence {name} in {path} has {shortest} frames"
+            f"1 to {most}; sequence {case} in {path} has {shortest} frames"
             if most > 0
-            else f"sequences of {needed} frames or more; {name} in {path} has {shortest}",
+            else f"sequences of {needed} frames or more; {case} in {path} has {shortest}",
         )
-    world = OwnFrames(data, split, num_cond_frames, given, unlabelled)
+    world = OwnFrames(data, split, num_cond_frames, name, unlabelled)
     if len(world) == 0 and split != "validation":
-        reject("frames", str(path), f"sequences in the split {split}; it has none")
+        refuse(path, f"sequences in the split {split}; it has none")
     return world if len(world) else None
