@@ -16,15 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from config import EvaluationSettings, TrackingSettings, build
-from diverse_sampling.errors import SettingError, reject
+from diverse_sampling.errors import SettingError
 from diverse_sampling.method import option_keys
 from lab import assemble, experiments, records, tracking
 from lab.command_line import (
     Stopped,
-    asks_for_config,
     claim,
     fail,
-    print_config,
     run_folder,
     run_program,
     this_process,
@@ -252,20 +250,8 @@ def run_experiment(values: dict[str, Any], flags: list[str]) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run an evaluation or an experiment; a mistake ends with one line and exit code 2."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = assemble.evaluation_parser(__doc__.split("\n")[0])
     try:
-        values = assemble.chosen(parser, argv)
-        if values.get("experiment"):
-            if not any(arg.partition("=")[0] == "--experiment" for arg in argv):
-                reject(
-                    "experiment",
-                    values["experiment"],
-                    "a flag; a --config file describes one evaluation",
-                )
-        if asks_for_config(argv):
-            print_config(
-                parser, values if values.get("experiment") else assemble.configuration(values)
-            )
+        values = assemble.chosen(assemble.evaluation_parser(__doc__.split("\n")[0]), argv)
     except (SettingError, FileNotFoundError, ValueError) as error:
         fail(str(error))
     if values.get("experiment"):

@@ -57,23 +57,12 @@ def evaluation_parser(description: str | None = None) -> Parser:
     )
 
 
-def configuration(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What --print_config prints of an evaluation beside the defaults of config.py.
-
-    `values` are what was given, as `chosen` returns them.
-    """
-    from lab import methods
-
-    path = checkpoint_of(implied(values) | dict(values))
-    below = implied(values, _facts_of(path)) | dict(values)
-    return below | methods.options_of(record(GuidanceSettings()) | below, values)
-
-
 def chosen(parser: Parser, argv: Sequence[str] | None) -> dict[str, Any]:
     """What flags and --config files set, as `Parser.given` has it.
 
     Options of methods that are not chosen are left out of files, such as older config.yaml, which
-    have all of them. Raises SettingError for such a flag.
+    have all of them. With --print_config, prints the configuration that repeats the command, and
+    exits. Raises SettingError for such an option as a flag, and for an experiment in a file.
     """
     values = parser.given(argv)
     typed = {arg.partition("=")[0] for arg in (sys.argv[1:] if argv is None else argv)}
@@ -82,20 +71,29 @@ def chosen(parser: Parser, argv: Sequence[str] | None) -> dict[str, Any]:
             if f"--{key}" in typed:
                 reject(key, values[key], f"only with --{flag} {name}")
             del values[key]
+    experiment = values.get("experiment")
+    if experiment and "--experiment" not in typed:
+        reject("experiment", experiment, "a flag; a --config file describes one evaluation")
+    if asks_for_config(argv):
+        print_config(parser, values if experiment else _configuration(values))
     return values
+
+
+def _configuration(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given to an evaluation, and what stands in for the rest beside the defaults."""
+    from lab import methods
+
+    path = checkpoint_of(implied(values) | dict(values))
+    below = implied(values, _facts_of(path)) | dict(values)
+    return below | methods.options_of(record(GuidanceSettings()) | below, values)
 
 
 def parse(argv: Sequence[str] | None) -> tuple[EvaluationSettings, Path | None]:
     """The settings that a command line describes, and the checkpoint, None for the exact denoiser.
 
-    With --print_config, prints the configuration that repeats the command and exits. Raises
-    SettingError or FileNotFoundError.
+    Raises SettingError or FileNotFoundError.
     """
-    parser = evaluation_parser()
-    values = chosen(parser, argv)
-    if asks_for_config(argv):
-        print_config(parser, configuration(values))
-    return complete(values)
+    return complete(chosen(evaluation_parser(), argv))
 
 
 def complete(values: Mapping[str, Any]) -> tuple[EvaluationSettings, Path | None]:
