@@ -220,7 +220,7 @@ def test_guidance_finds_more_with_new_noise_which_alone_changes_nothing(guide):
     schedule = scheduler("DDIM")
     with repelling(schedule, guide, particles=8):
         without, _ = places(draw(schedule))
-    window = guide.keywords["sigma_min"], guide.keywords["sigma_max"]
+    window = guide.keywords["decisions"].window()
     with renewing(schedule, window):
         plain, shown = places(draw(schedule))
         assert 4.6 < plain < 5.9 and shown == 1

@@ -267,10 +267,12 @@ class OwnFrames(World):
 
     @property
     def answer_channels(self) -> int:
+        """Channels of an answer as the network draws it."""
         return self.answer_levels.channels
 
     @property
     def label_classes(self) -> int:
+        """How many classes the answers are made of; 0 for masks and for grey or colour answers."""
         values = self.answer_levels.values
         return len(values) if len(values) > 2 else 0
 
