@@ -130,7 +130,7 @@ def scheduler(name: str):
 class Network(nn.Module):
     """A perfectly trained network: it sees what a pipeline gives to one, and t, and nothing else.
 
-    Its noise level is that of t in training, so that it knows nothing of how the adapter reads it.
+    Its noise level is that of t in training, so that it knows nothing of how `pipelines.py` reads it.
     """
 
     config = SimpleNamespace(sample_size=8, in_channels=1)
@@ -236,7 +236,7 @@ def network(side: int):
 def cost(args, side: int = 32) -> dict[str, Any]:
     """Seconds of a pipeline that draws a set of 8, guided at every step, over those without.
 
-    The second ratio is what the adapter adds alone: a guided step of the scheduler less one without
+    The second ratio is what `repelling` adds alone: a guided step of the scheduler less one without
     guidance, in units of a step of the pipeline. It is small beside what pipelines differ by.
     """
     from diffusers import DDIMPipeline

@@ -333,7 +333,7 @@ def checkpoint_table() -> str:
         if path.stem.startswith("classifier"):
             right = f"{100 * meta['accuracy']:.2f}% of the test digits correct"
             updates = f"{settings['epochs']} epochs; {right}"
-            command = "lab/train_classifier.py --digits mnist --seed {seed} --epochs {epochs}"
+            command = "-m lab.train_classifier --digits mnist --seed {seed} --epochs {epochs}"
             command = command.format(**settings)
         else:
             updates = f"{meta['iteration']:,} of {settings['batch_size']}"

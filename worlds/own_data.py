@@ -364,7 +364,7 @@ def load_frames(settings: WorldSettings, split: Literal["validation"]) -> OwnFra
 def load_frames(settings, split):
     """The world of `split` ("train", "validation" or "test") of the frames at `settings.frames`.
 
-    None for a validation split without a sequence. Raises SettingError for what `frame_files` and
+    None for a validation split without a sequence. Raises SettingError for what `files` and
     `levels` do not describe.
     """
     name = settings.frames or ""
