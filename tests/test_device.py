@@ -157,7 +157,8 @@ DRAWS = {
     "cads": dict(guidance="cads"),
     **{
         name: dict(guidance=name, pg_factor=1.0)
-        for name in set(method.names("guidance")) - {"none", "pg", "cads", "joint"}
+        for name in method.names("guidance")
+        if name not in ("none", "pg", "cads", "joint")
     },
     "joint": dict(EXACT, guidance="joint"),
     "exact": EXACT | GUIDED,
