@@ -35,7 +35,7 @@ PARTS = re.compile(
     re.S,
 )
 NUMBER = re.compile(r"(-?\d+(?:\.\d+)?)")
-LINKED = ("checkpoints", "configs", "guidance", "templates")  # beside the modules
+LINKED = ("checkpoints", "configs", "diverse_sampling", "figures", "lab", "worlds")
 CLOSE = 0.1  # relative difference that the numbers of two machines may have
 ALIKE = 16  # mean difference that two pictures may have, of 255 grey levels
 WIDEST = 800  # px of a picture
