@@ -108,11 +108,16 @@ def refused(capsys):
     return call
 
 
+def draw_nothing(patch) -> None:
+    """In this process neither script draws samples, which takes longer than small runs take."""
+    patch.setattr("evaluate.draw_samples", lambda arrays, result, path: None)
+    patch.setattr("train.draw_samples", lambda training, path: path.touch())
+
+
 @pytest.fixture
 def undrawn(monkeypatch):
-    """In this process neither script draws samples, which takes longer than small runs take."""
-    monkeypatch.setattr("evaluate.draw_samples", lambda arrays, result, path: None)
-    monkeypatch.setattr("train.draw_samples", lambda training, path: path.touch())
+    """Neither script draws samples in this test."""
+    draw_nothing(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, draw_nothing
 from programs import Program
 
 import evaluate
@@ -55,7 +55,9 @@ def whole(tmp_path_factory):
     torch.set_num_threads(1)  # as in the processes that are compared with it
     flags = [*SMALL, "--iterations", "100", "--save_every", "3"]
     folder = tmp_path_factory.mktemp("whole")
-    train.main([*flags, "--outdir", str(folder)])
+    with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch)
+        train.main([*flags, "--outdir", str(folder)])
     yield flags, folder
     torch.set_num_threads(threads)
 
@@ -140,7 +142,9 @@ def damaged(path, how: str, generator: random.Random) -> None:
 def stopped(tmp_path_factory):
     """The folder of a short training, with its last state and the one before."""
     folder = tmp_path_factory.mktemp("stopped")
-    train.main([*SMALL, "--iterations", "4", "--save_every", "2", "--outdir", str(folder)])
+    with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch)
+        train.main([*SMALL, "--iterations", "4", "--save_every", "2", "--outdir", str(folder)])
     return folder
 
 

@@ -444,6 +444,7 @@ def test_other_data_on_the_same_path_is_noticed_everywhere(tmp_path, capsys, ref
     argv = ["--checkpoint", str(out / "model.safetensors"), "--num_sets", "2", "--num_steps", "3"]
     argv += ["--batch_size", "2", "--device", "cpu", "--outdir", str(tmp_path / "run")]
     evaluate.main(argv)
+    evaluate.main(argv)  # this very run again
     capsys.readouterr()
     labelled(tmp_path, 11)
     assert "comes from other frames" in refused(evaluate.main, argv)
