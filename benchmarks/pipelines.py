@@ -130,7 +130,7 @@ def scheduler(name: str):
 class Network(nn.Module):
     """A perfectly trained network: it sees what a pipeline gives to one, and t, and nothing else.
 
-    Its noise level is that of t in training, so that it knows nothing of how `pipelines.py` reads it.
+    Its noise level is that of t in training: it knows nothing of how `pipelines.py` reads it.
     """
 
     config = SimpleNamespace(sample_size=8, in_channels=1)
