@@ -1,4 +1,4 @@
-"""The worlds: what they draw, what is known of it, and the protocol that all of them follow."""
+"""The worlds: what they draw, what is known of it, and the base class that all of them share."""
 
 import numpy as np
 import pytest
@@ -40,8 +40,8 @@ every_world = pytest.mark.parametrize("settings", ALL_WORLDS, ids=lambda s: s["d
 
 
 @every_world
-def test_every_world_follows_the_protocol(settings, generator):
-    """The members are there, and hold what the protocol says of them."""
+def test_every_world_has_the_members_of_its_base(settings, generator):
+    """The members are there, and hold what `World` says of them."""
     world = load_world(WorldSettings(**settings), DigitSettings("embedded"), "test")
     assert isinstance(world, World)
     assert world.dataset == settings["dataset"]
