@@ -46,7 +46,7 @@ QUESTIONS = [
     ("directions, a network that copies the digit's pixels", None, "network that copies, {}"),
     ("unconditional digits", "e1", "unconditional digits, {}"),
     ("Gaussians on a circle", None, "mixture, {}"),
-    ("masks by four experts", None, "masks, trained, {}"),
+    ("masks with four answers each (synthetic)", None, "masks, trained, {}"),
 ]
 # How many operations a second an H100's data sheet promises in bfloat16, and the share that is
 # assumed to be reached.
