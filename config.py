@@ -493,8 +493,7 @@ class GuidanceSettings:
     """side of the squares over which images are averaged before they are compared, px (1: no
     averaging)"""
     pg_strength: Literal["joint", "sigma", "constant", "drift"] = rare("joint")
-    """unit of pg_factor: joint, the joint density of a set of B is that of independent particles
-    times Phi^(B pg_factor); sigma, a drift of pg_factor * sigma * grad U (alpha in the paper);
+    """unit of pg_factor: joint, a drift of pg_factor * B * sigma * grad U in sets of B; sigma, a drift of pg_factor * sigma * grad U (alpha in the paper);
     constant, a drift of pg_factor * grad U; drift, relative to the denoiser's drift"""
     pg_bandwidth: Literal["median", "fixed", "sigma"] = rare("median")
     """bandwidth h of the kernel: the median heuristic, a constant, or proportional to sigma"""

@@ -64,8 +64,8 @@ Strength = Callable[[Push], Tensor]  # -> the drift that is added, (G, B, C, H, 
 
 
 def joint(push: Push) -> Tensor:
-    """factor * B * s * grad U, so that the joint density of a set of B is that of independent
-    particles times Phi^(B factor), memory counted in B."""
+    """factor * B * s * grad U, memory counted in B. With a fixed bandwidth it is the field of the
+    product p(x_1) ... p(x_B) Phi^(B factor); with the median rule it belongs to no density."""
     return push.factor * push.particles * push.sigma * push.grad
 
 
