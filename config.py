@@ -493,8 +493,9 @@ class GuidanceSettings:
     """side of the squares over which images are averaged before they are compared, px (1: no
     averaging)"""
     pg_strength: Literal["joint", "sigma", "constant", "drift"] = rare("joint")
-    """unit of pg_factor: joint, a drift of pg_factor * B * sigma * grad U in sets of B; sigma, a drift of pg_factor * sigma * grad U (alpha in the paper);
-    constant, a drift of pg_factor * grad U; drift, relative to the denoiser's drift"""
+    """unit of pg_factor: joint, a drift of pg_factor * B * sigma * grad U in sets of B; sigma, a
+    drift of pg_factor * sigma * grad U (alpha in the paper); constant, a drift of pg_factor * grad
+    U; drift, relative to the denoiser's drift"""
     pg_bandwidth: Literal["median", "fixed", "sigma"] = rare("median")
     """bandwidth h of the kernel: the median heuristic, a constant, or proportional to sigma"""
     pg_bandwidth_value: Positive = rare(2.0)
