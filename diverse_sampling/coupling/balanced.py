@@ -52,6 +52,7 @@ def balanced_draw(previews: Tensor, groups: int, generators: list[torch.Generato
     return torch.stack(drawn)
 
 
+@torch.no_grad()
 def previews(denoise: Denoiser, x: Tensor, first: float, last: float) -> Tensor:
     """D at noise level `last`, which a few steps of Euler's lead to from the noise level `first`.
 
