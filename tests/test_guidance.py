@@ -132,17 +132,16 @@ def test_memory_repels_like_particles_that_do_not_move():
 @pytest.mark.parametrize("space", ["denoised", "jacobian"])
 def test_features_are_differentiated(space):
     denoise, _ = exact()
-    sigma = THREE
     x = (3 * sets_of(3)).requires_grad_()
     torch.manual_seed(0)
     layers = torch.nn.Conv2d(1, 4, 3), torch.nn.Tanh(), torch.nn.Flatten()
     net = torch.nn.Sequential(*layers).double()
     energy = lambda images: RBF().energy(net(images.flatten(0, 1)).unflatten(0, (2, 3))).sum()
-    denoised = denoise(x, sigma)
+    denoised = denoise(x, THREE)
     at = denoised if space == "denoised" else x
     (force,) = torch.autograd.grad(energy(denoised), at)
-    guided = pg(denoise, space=space, features=net)(x.detach(), sigma)
-    torch.testing.assert_close(guided, (denoised - sigma**2 * force).detach())
+    guided = pg(denoise, space=space, features=net)(x.detach(), THREE)
+    torch.testing.assert_close(guided, (denoised - THREE**2 * force).detach())
 
 
 # ---------------------------------------------------------------- other methods
@@ -326,9 +325,8 @@ def moved_by_the_reference(B: int, factor: float, sets: int = 40, d: int = 36):
     """Sets (sets, B, d) in [0, 1], and what one step of the thesis's guidance makes of them."""
     y = torch.rand(sets, B, d, dtype=torch.float64, generator=torch.Generator().manual_seed(B))
     images = to_model_range(y).view(sets, B, 1, 6, 6)
-    sigma = torch.tensor(2.0, dtype=torch.float64)
-    moved = Reference(lambda x, sigma: x, factor=factor)(images, sigma)
-    return y, y + (moved - images).view_as(y) / (sigma**2 * factor)
+    moved = Reference(lambda x, sigma: x, factor=factor)(images, TWO)
+    return y, y + (moved - images).view_as(y) / (TWO**2 * factor)
 
 
 @pytest.mark.parametrize("B", [2, 3, 4, 8])

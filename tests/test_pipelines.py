@@ -307,8 +307,6 @@ def test_a_learned_variance_is_refused(guide):
 def unet(**settings):
     return diffusers.UNet2DConditionModel(
         sample_size=8,
-        in_channels=4,
-        out_channels=4,
         layers_per_block=1,
         block_out_channels=(8, 16),
         norm_num_groups=4,
@@ -369,7 +367,6 @@ TRANSFORMER = dict(
 def stable_diffusion_3():
     network = diffusers.SD3Transformer2DModel(
         sample_size=8,
-        patch_size=2,
         in_channels=4,
         out_channels=4,
         attention_head_dim=8,
@@ -388,7 +385,6 @@ def stable_diffusion_3():
 
 def flux():
     network = diffusers.FluxTransformer2DModel(
-        patch_size=1,
         in_channels=16,
         num_single_layers=1,
         attention_head_dim=16,
@@ -444,12 +440,8 @@ def latents(name, **given):
     for key in settings:
         if "embeds" in key:
             settings[key] = settings[key].repeat_interleave(B, 0)
-    return pipeline(name)(
-        **settings,
-        num_inference_steps=4,
-        output_type="latent",
-        generator=torch.Generator().manual_seed(0),
-    ).images
+    few = dict(num_inference_steps=4, generator=torch.Generator().manual_seed(0))
+    return pipeline(name)(**settings, **few, output_type="latent").images
 
 
 every_pipeline = pytest.mark.parametrize("name", PIPELINES)
@@ -599,12 +591,8 @@ def test_a_measured_guide_finds_more_places_through_a_real_pipeline(exact_pipe):
     decided = pilot(denoiser_of(exact_pipe), particles=16)
 
     def sets():
-        images = exact_pipe(
-            batch_size=160,
-            num_inference_steps=30,
-            generator=torch.Generator().manual_seed(0),
-            output_type="np",
-        ).images
+        settings = dict(num_inference_steps=30, generator=torch.Generator().manual_seed(0))
+        images = exact_pipe(batch_size=160, **settings, output_type="np").images
         return 2 * torch.as_tensor(images).permute(0, 3, 1, 2).unflatten(0, (-1, 8)) - 1
 
     plain, _ = places(sets())
