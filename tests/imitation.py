@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 ROOT = Path(__file__).resolve().parent.parent
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -106,15 +107,7 @@ def _line() -> str:
 
 def _tensors(*values: Any) -> list[Tensor]:
     """All tensors among values, and in lists, tuples and dictionaries of them."""
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, (list, tuple)):
-            found += _tensors(*value)
-        elif isinstance(value, dict):
-            found += _tensors(*value.values())
-    return found
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
 class Follow(TorchDispatchMode):
@@ -259,23 +252,20 @@ def _torch(gpu: GPU) -> Iterator[None]:
         is_initialized=lambda: False,
         device_count=lambda: 1,
         current_device=lambda: 0,
-        set_device=lambda device: None,
         get_device_name=lambda device=None: "an imitation of a GPU",
         get_device_capability=lambda device=None: (9, 0),
         is_bf16_supported=lambda including_emulation=True: True,
         mem_get_info=lambda device=None: (MEMORY, MEMORY),
-        memory_reserved=lambda device=None: 0,
-        memory_allocated=lambda device=None: 0,
-        max_memory_allocated=lambda device=None: 0,
-        reset_peak_memory_stats=lambda device=None: None,
-        empty_cache=lambda: None,
-        synchronize=lambda device=None: None,
         get_rng_state=lambda device=None: torch.get_rng_state(),
         set_rng_state=lambda state, device=None: None,
-        manual_seed_all=lambda seed: None,
         is_current_stream_capturing=lambda: False,
-        _lazy_init=lambda: None,
     )
+    for name in ("memory_reserved", "memory_allocated", "max_memory_allocated"):
+        cuda[name] = lambda device=None: 0
+    for name in ("set_device", "synchronize", "empty_cache", "reset_peak_memory_stats"):
+        cuda[name] = lambda device=None: None
+    for name in ("manual_seed_all", "_lazy_init"):
+        cuda[name] = lambda *seed: None
     where = torch._C.TensorBase.device.__get__  # type: ignore[attr-defined]
     tensor: dict[str, Any] = dict(
         device=property(lambda self: CUDA if self in gpu.there else where(self)),

@@ -14,6 +14,7 @@ import evaluate
 import train
 from diverse_sampling import method
 from diverse_sampling.coupling.stratified import stratified
+from diverse_sampling.exact import posterior_mean
 from figures import traces
 from lab import assemble, train_classifier
 from worlds.moving_digits import Digits
@@ -109,10 +110,7 @@ TRAININGS = {
 }
 
 
-SAVED = (
-    *("adam", "posterior, motion, muon"),
-    *("own frames, float32", "own frames, posterior, shifted"),
-)
+SAVED = ("adam", "posterior, motion, muon", "own frames, float32", "own frames, posterior, shifted")
 
 
 @pytest.mark.parametrize("name", TRAININGS)
@@ -142,10 +140,8 @@ WINDOW = dict(window_min=0.3, window_max=5.0)
 GUIDED = dict(pg_factor=1.0, pg_sigma_min=0.01, pg_sigma_max=80.0, **WINDOW)
 EXACT = dict(denoiser="exact")
 DRAWS = {
-    "independent": {},
     "churn": dict(s_churn=1.0),
     "second stage here": dict(guidance="reference", second_stage="here"),
-    "jacobian": GUIDED,
     "jacobian, IoU": GUIDED | dict(pg_kernel="iou"),
     "denoised, logdet": GUIDED | dict(pg_space="denoised", pg_kernel="logdet"),
     "x, inverse": GUIDED | dict(pg_space="x", pg_kernel="inverse"),
@@ -161,7 +157,6 @@ DRAWS = {
         if name not in ("none", "pg", "cads", "joint")
     },
     "joint": dict(EXACT, guidance="joint"),
-    "exact": EXACT | GUIDED,
     "mixture": EXACT | GUIDED | dict(dataset="mixture"),
     **{f"{name} noise": dict(noise=name, sampler="edm") for name in method.names("noise")[1:]},
     "simplex churn": dict(churn_noise="simplex", s_churn=1.0),
@@ -173,6 +168,10 @@ DRAWS = {
     "own frames": dict(GUIDED, frames=BLOBS[1]),
     "own frames, exact": dict(EXACT, frames=BLOBS[1]),
     "own frames, joint": dict(EXACT, frames=BLOBS[1], guidance="joint"),
+    **{
+        f"{name} in sequence": dict(WINDOW, guidance=name, pg_factor=1.0, sequential=2)
+        for name in ("pg", "spell")
+    },
     "bfloat16": dict(GUIDED, precision="bfloat16"),
 }
 
@@ -221,13 +220,6 @@ def test_a_draw_is_that_of_the_cpu(name, network):
     assert expected is None or torch.equal(samples, expected)
 
 
-@pytest.mark.parametrize("guidance", ["pg", "spell"])
-def test_nothing_of_a_set_in_sequence_is_refused(guidance, network, gpu):
-    job = evaluation(network, dict(WINDOW, guidance=guidance, pg_factor=1.0, sequential=2))
-    assert job.sampler.sample(torch.arange(2)).shape[:2] == (2, 6)
-    assert gpu.errors == []
-
-
 def test_roll_outs_and_a_closer_look_are_not_refused(network, gpu):
     job = evaluation(network, dict(GUIDED, frames=BLOBS[1]))
     traces.trace(job, 0)
@@ -249,8 +241,6 @@ def test_the_programs_run_from_training_to_samples(gpu, tmp_path, monkeypatch, u
 
 
 def test_no_kernel_has_to_be_compiled_for_one_direction_or_one_answer(gpu):
-    from diverse_sampling.exact import posterior_mean
-
     def there(*shape):
         return torch.randn(*shape, device="cuda")
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from lab import metrics
 from lab.metrics import (
@@ -91,27 +90,6 @@ def test_iou_of_known_masks():
     assert iou(a, b)[0].tolist() == [pytest.approx([1 / 3, 0, 1]), pytest.approx([0, 1, 0])]
 
 
-def test_hm_iou_of_hand_made_sets():
-    answers = masks([0], [1], [2])
-    assert hm_iou(masks([2], [0], [1]), answers).item() == 1  # any order will do
-    assert hm_iou(masks([0], [0], [0]), answers).item() == pytest.approx(1 / 3)
-    halves = hm_iou(masks([0, 1], [1], [2, 3]), answers)
-    assert halves.item() == pytest.approx((1 / 2 + 1 + 1 / 2) / 3)
-    assert hm_iou(masks([2]), answers).item() == 1  # one sample can match one answer only
-
-
-def test_ged_of_hand_made_sets():
-    even, uneven = torch.tensor([0.5, 0.5]), torch.tensor([0.75, 0.25])
-    for samples, p, expected in (
-        (masks([0], [1]), even, 0),
-        (masks([0], [0]), even, 0.5),  # all on one answer: 2 * 1/2 - 0 - 1/2
-        (masks([3], [3]), even, 1.5),  # all nowhere right: 2 * 1 - 0 - 1/2
-        (masks([0], [0], [0], [1]), uneven, 0),
-    ):
-        found = generalised_energy_distance(samples, masks([0], [1]), p)
-        assert found.item() == pytest.approx(expected)
-
-
 @pytest.mark.parametrize("part", [1, 10**9])
 def test_agreement_of_many_sets_is_that_of_each(part, monkeypatch):
     """Against masks as sets of pixels and a search of all matchings, however sets are split."""
@@ -147,7 +125,10 @@ def test_agreement_of_many_sets_is_that_of_each(part, monkeypatch):
     assert found.tolist() == pytest.approx(distances, abs=1e-6)
 
 
-def test_iou_distance_inside_a_set():
+def test_distances_of_hand_made_sets():
+    all_on_one = generalised_energy_distance(masks([0], [0]), masks([0], [1]), torch.ones(2) / 2)
+    assert all_on_one.item() == pytest.approx(2 * 1 / 2 - 0 - 1 / 2)
+    assert hm_iou(masks([0], [0], [0]), masks([0], [1], [2])).item() == pytest.approx(1 / 3)
     assert iou_distance(masks([0], [1], [2])).item() == pytest.approx(1)
     assert iou_distance(masks([0], [0])).item() == pytest.approx(0)
     assert iou_distance(masks([0])).item() == 0
@@ -197,23 +178,6 @@ def test_an_interval_never_leaves_the_range_of_its_values(values, scale):
     low, high = result["ci95"]
     assert values.min() <= low <= high <= values.max()
     assert low - 1e-9 * scale <= result["mean"] <= high + 1e-9 * scale
-
-
-@pytest.mark.parametrize(
-    "values, bounds",
-    [
-        ([8.0] * 31 + [7.0], (0, 8)),  # Student's t reaches 8.03
-        ([1.0, 1.0, 1.0, 0.7], (0, 1)),
-        ([0.0] * 20 + [0.5, 0.1], (0, 2)),
-    ],
-    ids=["modes", "HM IoU*", "GED"],
-)
-def test_bounded_metrics_have_intervals_within_their_bounds(values, bounds):
-    low, high = mean_interval(values)["ci95"]
-    assert bounds[0] <= low < np.mean(values) < high <= bounds[1]
-    mean, error = np.mean(values), stats.sem(values)
-    student = stats.t.interval(0.95, len(values) - 1, mean, error)
-    assert student[0] < bounds[0] or student[1] > bounds[1]  # the values can tell the two apart
 
 
 def test_the_interval_of_many_values_is_narrow_and_always_the_same():
@@ -342,16 +306,6 @@ def test_vendi_and_rke_agree_with_another_implementation():
         expected = [[vendi.score_K(K.numpy(), q=q) for q in (1, 2)] for K in kernel]
     ours = torch.stack([vendi_score(kernel), rke_score(kernel)], 1)
     torch.testing.assert_close(ours, torch.tensor(expected).double(), atol=1e-6, rtol=0)
-
-
-def test_vendi_and_rke_count_kinds_of_particles():
-    for sizes in ((4,), (1, 1, 1, 1), (2, 2), (3, 1)):
-        kinds = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-        kernel = (kinds[:, None] == kinds).double()[None]
-        p = torch.tensor(sizes) / 4
-        entropy = -(p * p.log()).sum()
-        assert float(vendi_score(kernel)) == pytest.approx(float(entropy.exp()))
-        assert float(rke_score(kernel)) == pytest.approx(1 / float(p.square().sum()))
 
 
 def test_a_backward_pass_counts_as_measured():

@@ -26,12 +26,8 @@ SIDE = 8
 # What the benchmark measures with is what is tested here.
 benchmark = load("pipelines")
 SCHEDULERS, STABLE, UNCLIPPED = benchmark.SCHEDULERS, benchmark.STABLE, benchmark.UNCLIPPED
-Network, draw, exact, scheduler = (
-    benchmark.Network,
-    benchmark.draw,
-    benchmark.exact,
-    benchmark.scheduler,
-)
+Network, draw = benchmark.Network, benchmark.draw
+exact, scheduler = benchmark.exact, benchmark.scheduler
 BLOBS = benchmark.images()
 every_scheduler = pytest.mark.parametrize("name", SCHEDULERS)
 QUICK = ("DDIM v", "DPM++ 2M flow", "UniPC", "Euler v", "Heun", "Flow Euler", "EDM Euler v")
@@ -45,6 +41,18 @@ def places(sets):
     mode = torch.where(shown, mode, -1)
     found = torch.stack([(mode == k).any(1) for k in range(8)]).sum(0)
     return float(found.float().mean()), float(shown.float().mean())
+
+
+def normal(*shape, seed=0):
+    """Standard normal noise."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def watching(seen):
+    """A guide that changes nothing, and adds each x, sigma and D(x) that it meets to `seen`."""
+    return lambda denoise: (
+        lambda x, sigma: seen.append((x, sigma, denoise(x, sigma))) or seen[-1][-1]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -69,17 +77,8 @@ def test_guidance_finds_more_places_with_every_scheduler(name, guide):
 @every_scheduler
 def test_guidance_sees_the_denoised_images_at_their_noise_level(name):
     """What it is given is E[y | x], which a wrong reading of any scheduler is not."""
-    seen = []
-
-    def watch(denoise):
-        def watched(x, sigma):
-            seen.append((x, sigma, denoise(x, sigma)))
-            return seen[-1][-1]
-
-        return watched
-
-    schedule = scheduler(name)
-    with repelling(schedule, watch, particles=8):
+    schedule, seen = scheduler(name), []
+    with repelling(schedule, watching(seen), particles=8):
         draw(schedule, sets=1, steps=15)
     levels = [float(sigma) for _, sigma, _ in seen]
     assert len(seen) >= len(schedule.timesteps) - 1
@@ -122,7 +121,7 @@ def test_half_precision_stays_finite(name, guide):
 @every_scheduler
 def test_a_scheduler_on_a_gpu_is_guided_there(name, guide, gpu):
     """As on the CPU."""
-    noise = torch.randn(8, *BLOBS.shape[1:], generator=torch.Generator().manual_seed(0))
+    noise = normal(8, *BLOBS.shape[1:])
 
     def guided(schedule, noise):
         with repelling(schedule, guide, particles=8):
@@ -159,20 +158,21 @@ def test_leaving_restores_the_scheduler(guide):
 
 def test_contexts_nest(guide):
     """The outer guide sees what the inner one left of the prediction."""
-    schedule = scheduler("DDIM")
-    seen = []
-    watch = lambda denoise: lambda x, sigma: seen.append(denoise(x, sigma)) or seen[-1]
+    schedule, seen = scheduler("DDIM"), []
     wanted = lambda denoise: lambda x, sigma: BLOBS[3].expand_as(x)
-    with repelling(schedule, watch, particles=8), repelling(schedule, wanted, particles=8):
+    with (
+        repelling(schedule, watching(seen), particles=8),
+        repelling(schedule, wanted, particles=8),
+    ):
         draw(schedule, sets=1)
-    torch.testing.assert_close(seen[20], BLOBS[3].expand_as(seen[20]), atol=1e-3, rtol=0)
+    denoised = seen[20][-1]
+    torch.testing.assert_close(denoised, BLOBS[3].expand_as(denoised), atol=1e-3, rtol=0)
     assert "step" not in vars(schedule)
 
 
 def test_sets_of_several_prompts_do_not_mix(guide):
-    noise = torch.randn(16, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-    other = noise.clone()
-    other[8:] = torch.randn(8, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    noise = normal(16, 1, SIDE, SIDE)
+    other = torch.cat([noise[:8], normal(8, 1, SIDE, SIDE, seed=1)])
     schedule = scheduler("DDIM")
     with repelling(schedule, guide, particles=8):
         (first, second), (same, changed) = draw(schedule, noise=noise), draw(schedule, noise=other)
@@ -192,7 +192,7 @@ def test_a_share_of_the_noise_is_drawn_anew(name, share):
     schedule = scheduler(name)
     schedule.set_timesteps(30)
     t, following = schedule.timesteps[15:17]
-    noise = torch.randn(4000, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    noise = normal(4000, 1, SIDE, SIDE)
     here, there = (float(schedule.alphas_cumprod[t]) for t in (t, following))
     clean = BLOBS[:1].expand_as(noise)
     sample = here**0.5 * clean + (1 - here) ** 0.5 * noise
@@ -264,12 +264,11 @@ def test_schedulers_that_cannot_be_guided_are_refused(kind, settings, line, guid
     assert "step" not in vars(schedule)
 
 
-def jacobian(denoise):
-    return ParticleGuidance(denoise, LogDet(), factor=3)
+JACOBIAN = functools.partial(ParticleGuidance, potential=LogDet(), factor=3)
 
 
 def hidden(denoise):
-    guided = jacobian(denoise)
+    guided = JACOBIAN(denoise)
     return lambda x, sigma: guided(x, sigma)
 
 
@@ -280,7 +279,7 @@ def elsewhere(denoise):
 @pytest.mark.parametrize(
     "guide, particles, line",
     [
-        (jacobian, 8, r"space: got 'jacobian'; accepted: .*denoiser_of\(pipe\)"),
+        (JACOBIAN, 8, r"space: got 'jacobian'; accepted: .*denoiser_of\(pipe\)"),
         (hidden, 8, r"space: got 'jacobian'; accepted: .*denoiser_of\(pipe\)"),
         (elsewhere, 8, "guide: got 'a call of the denoiser at another x'"),
         (lambda denoise: denoise, 3, "particles: got 3; accepted: a divisor of the 8 samples"),
@@ -308,8 +307,6 @@ def test_a_learned_variance_is_refused(guide):
 def unet(**settings):
     return diffusers.UNet2DConditionModel(
         sample_size=8,
-        in_channels=4,
-        out_channels=4,
         layers_per_block=1,
         block_out_channels=(8, 16),
         norm_num_groups=4,
@@ -362,19 +359,20 @@ def stable_diffusion_xl():
     )
 
 
+TRANSFORMER = dict(
+    num_layers=1, num_attention_heads=2, joint_attention_dim=16, pooled_projection_dim=16
+)
+
+
 def stable_diffusion_3():
     network = diffusers.SD3Transformer2DModel(
         sample_size=8,
-        patch_size=2,
         in_channels=4,
         out_channels=4,
-        num_layers=1,
         attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=16,
         caption_projection_dim=16,
-        pooled_projection_dim=16,
         pos_embed_max_size=8,
+        **TRANSFORMER,
     )
     names = [f"{part}{n}" for part in ("text_encoder", "tokenizer") for n in ("", "_2", "_3")]
     return diffusers.StableDiffusion3Pipeline(
@@ -387,16 +385,12 @@ def stable_diffusion_3():
 
 def flux():
     network = diffusers.FluxTransformer2DModel(
-        patch_size=1,
         in_channels=16,
-        num_layers=1,
         num_single_layers=1,
         attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=16,
-        pooled_projection_dim=16,
         axes_dims_rope=[4, 4, 8],
         guidance_embeds=True,
+        **TRANSFORMER,
     )
     return diffusers.FluxPipeline(
         transformer=network,
@@ -446,12 +440,8 @@ def latents(name, **given):
     for key in settings:
         if "embeds" in key:
             settings[key] = settings[key].repeat_interleave(B, 0)
-    return pipeline(name)(
-        **settings,
-        num_inference_steps=4,
-        output_type="latent",
-        generator=torch.Generator().manual_seed(0),
-    ).images
+    few = dict(num_inference_steps=4, generator=torch.Generator().manual_seed(0))
+    return pipeline(name)(**settings, **few, output_type="latent").images
 
 
 every_pipeline = pytest.mark.parametrize("name", PIPELINES)
@@ -487,11 +477,7 @@ def test_a_guided_pipeline_spreads_and_is_itself_again_after(name):
 def test_a_pipeline_as_a_denoiser_is_what_its_scheduler_sees(name, guided):
     """D with conditioning, classifier-free guidance and noise levels, by two independent ways."""
     pipe, settings, seen = pipeline(name), conditions(name, guided), []
-
-    def watch(denoise):
-        return lambda x, sigma: seen.append((x, sigma, denoise(x, sigma))) or seen[-1][-1]
-
-    with repelling(pipe.scheduler, watch, particles=B):
+    with repelling(pipe.scheduler, watching(seen), particles=B):
         latents(name, **settings)
     denoise = denoiser_of(pipe, **settings)
     before = pipe.scheduler
@@ -527,7 +513,7 @@ def test_a_pipeline_on_a_gpu_is_guided_there(name, gpu):
         with repelling(pipe.scheduler, REPULSION, particles=B):
             spread = latents(name, **settings)
         denoise = denoiser_of(pipe, **settings)
-        x = torch.randn(2, B, *denoise.shape, generator=torch.Generator().manual_seed(2)).to(device)
+        x = normal(2, B, *denoise.shape, seed=2).to(device)
         sigma = torch.tensor(2.0, dtype=torch.float64)
         guided = ParticleGuidance(denoise, LogDet(), factor=1)
         return spread, guided(x, sigma)
@@ -541,20 +527,6 @@ def test_a_pipeline_on_a_gpu_is_guided_there(name, gpu):
     assert all(torch.equal(each.cpu(), other) for each, other in zip(sets, expected))
 
 
-def test_a_bfloat16_pipeline_stays_finite():
-    pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    pipe = stable_diffusion().to(dtype=torch.bfloat16)
-    pipe.set_progress_bar_config(disable=True)
-    settings = {
-        key: value.bfloat16().repeat_interleave(B, 0) if "embeds" in key else value
-        for key, value in conditions("SD").items()
-    }
-    with repelling(pipe.scheduler, REPULSION, particles=B):
-        images = pipe(**settings, num_inference_steps=4, output_type="latent").images
-    assert images.dtype == torch.bfloat16 and images.isfinite().all()
-
-
 # ---------------------------------------------------------------- an exact pipeline
 
 
@@ -566,12 +538,14 @@ def exact_pipe():
     return pipe
 
 
+STARTS = normal(1, 64, 1, SIDE, SIDE, seed=3)
+
+
 def test_a_pilot_through_the_pipeline_finds_the_window_of_its_data(exact_pipe):
     denoise = denoiser_of(exact_pipe)
     low, high = pilot(denoise, particles=64).window()
-    noise = torch.randn(1, 64, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(3))
     sigmas = karras_sigmas(22, denoise.sigma_min, denoise.sigma_max, rho=7)
-    expected = measure(exact, noise * sigmas[0], sigmas).window()
+    expected = measure(exact, STARTS * sigmas[0], sigmas).window()
     assert (low, high) == pytest.approx(expected, rel=0.25)
     assert 0.5 < low < 1.2 and 5 < high < 11
 
@@ -583,12 +557,11 @@ def test_the_error_of_a_network_that_predicts_noise_is_not_taken_for_a_decision(
     def inexact(x, sigma):
         return exact(x, sigma) + 0.07 * sigma * torch.randn(x.shape, generator=generator)
 
-    noise = torch.randn(1, 64, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(3))
     sigmas = karras_sigmas(22, 0.03, 14.6, rho=7)
-    low, high = measure(exact, noise * sigmas[0], sigmas).window()
-    found = measure(inexact, noise * sigmas[0], sigmas, from_lowest=True).window()
+    low, high = measure(exact, STARTS * sigmas[0], sigmas).window()
+    found = measure(inexact, STARTS * sigmas[0], sigmas, from_lowest=True).window()
     assert found[0] == pytest.approx(low, rel=0.5) and high / 3 < found[1] < high * 1.1
-    unaware = measure(inexact, noise * sigmas[0], sigmas).window()
+    unaware = measure(inexact, STARTS * sigmas[0], sigmas).window()
     assert unaware[1] < found[1] / 1.5
 
 
@@ -604,10 +577,7 @@ class Unconditional:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        *("DDIM", "DDIM v", "DDIM sample", "Euler v", "UniPC flow", "Flow Euler"),
-        *("EDM Euler", "EDM Euler v"),
-    ],
+    "DDIM,DDIM v,DDIM sample,Euler v,UniPC flow,Flow Euler,EDM Euler,EDM Euler v".split(","),
 )
 def test_a_pipeline_is_the_denoiser_of_its_data(name):
     denoise = denoiser_of(Unconditional(scheduler(name)))
@@ -621,12 +591,8 @@ def test_a_measured_guide_finds_more_places_through_a_real_pipeline(exact_pipe):
     decided = pilot(denoiser_of(exact_pipe), particles=16)
 
     def sets():
-        images = exact_pipe(
-            batch_size=160,
-            num_inference_steps=30,
-            generator=torch.Generator().manual_seed(0),
-            output_type="np",
-        ).images
+        settings = dict(num_inference_steps=30, generator=torch.Generator().manual_seed(0))
+        images = exact_pipe(batch_size=160, **settings, output_type="np").images
         return 2 * torch.as_tensor(images).permute(0, 3, 1, 2).unflatten(0, (-1, 8)) - 1
 
     plain, _ = places(sets())
