@@ -76,27 +76,6 @@ def test_answers_are_drawn_alike_and_belong_to_their_picture(generator):
     assert (world.right_answers(torch.tensor([7]))[0, :, 0].numpy() == masks[7]).all()
 
 
-@pytest.mark.parametrize("as_folder", [False, True])
-def test_folders_and_npz_say_the_same(as_folder, tmp_path):
-    """Masks of one bit a pixel in a folder; floats, and 0 or 1, in an .npz."""
-    with np.load(BLOBS) as file:
-        frames, answers = file["frames"][:6], file["answers"][:6]
-    path = tmp_path / ("data" if as_folder else "data.npz")
-    if as_folder:
-        for i in range(6):
-            (path / str(i) / "answers").mkdir(parents=True)
-            Image.fromarray(frames[i, 0]).save(path / str(i) / "0.png")
-            for a, answer in enumerate(answers[i]):
-                Image.fromarray(answer > 0).save(path / str(i) / "answers" / f"{a}.png")
-    else:
-        np.savez(path, frames=(frames / 255).astype(np.float32), answers=answers // 255)
-    world = load_frames(settings(path), "train")
-    each, kept = torch.arange(5), [0, 1, 2, 3, 5]
-    torch.testing.assert_close(world.given(each), torch.from_numpy(frames[kept]) / 255)
-    right = world.right_answers(each)[:, :, 0]
-    assert torch.equal(right, torch.from_numpy(answers[kept]).float() / 255)
-
-
 FRAMES, ANSWERS = np.zeros((6, 2, 8, 8), np.uint8), np.zeros((6, 3, 8, 8), np.uint8)
 FRAMES[0, 0, 0, 0] = ANSWERS[0, 0, 0, 0] = 255
 ARRAYS = [
@@ -105,7 +84,6 @@ ARRAYS = [
     (dict(frames=FRAMES[:4]), "5 sequences or more; found 4"),
     (dict(frames=FRAMES, answers=ANSWERS[..., :4]), "one size; found 8 x 4 and 8 x 8 px"),
     (dict(frames=FRAMES, answers=ANSWERS[:2]), "N = 6"),
-    (dict(frames=FRAMES / 255 + 0.5), "float64 from 0.5 to 1.5"),
     (dict(frames=FRAMES * float("nan")), "finite numbers in frames; found NaN"),
     (dict(frames=FRAMES.astype(str)), "integers or floats in `frames`; found values of type <U"),
     (dict(frames=np.array([print] * 6, dtype=object)), "can be read (Object arrays cannot be"),
@@ -248,10 +226,6 @@ def test_the_shipped_network_holds_more_of_the_answers_when_guided():
 def test_frames_imply_their_world():
     settings, _ = train.parse(["--frames", str(BLOBS)])
     assert settings.world.dataset == "frames"
-    for denoiser in (["--denoiser", "exact"], ["--checkpoint", "blobs"]):
-        evaluation, _ = assemble.parse([*denoiser, "--frames", str(BLOBS)])
-        assert evaluation.world.dataset == "frames"
-        assert evaluation.world.frames == str(BLOBS)
 
 
 def test_a_path_that_is_not_here_is_looked_for_beside_the_code(tmp_path, monkeypatch):
