@@ -20,74 +20,44 @@ from diverse_sampling.errors import SettingError
 
 
 @pytest.mark.parametrize(
-    "main, argv, key, value, accepted",
+    "main, flags, key, value, accepted",
     [
-        (evaluate.main, ["--pg_factor", "-1"], "pg_factor", "-1", "a number >= 0"),
-        (evaluate.main, ["--pg_factor", "nan"], "pg_factor", "nan", "a number >= 0"),
-        (evaluate.main, ["--batch_size", "0"], "batch_size", "0", "a whole number from 1 to 1e9"),
-        (evaluate.main, ["--num_sets", "2.5"], "num_sets", "2.5", "a whole number from 1 to 1e9"),
-        (evaluate.main, ["--pg_kernel", "gauss"], "pg_kernel", "gauss", "'rbf'"),
+        (evaluate.main, "--pg_factor -1", "pg_factor", "-1", "a number >= 0"),
+        (evaluate.main, "--pg_factor nan", "pg_factor", "nan", "a number >= 0"),
+        (evaluate.main, "--batch_size 0", "batch_size", "0", "a whole number from 1 to 1e9"),
+        (evaluate.main, "--num_sets 2.5", "num_sets", "2.5", "a whole number from 1 to 1e9"),
+        (evaluate.main, "--pg_kernel gauss", "pg_kernel", "gauss", "'rbf'"),
+        (evaluate.main, "--dataset mnist", "dataset", "mnist", "centered, free, circle_jumping"),
+        (evaluate.main, "--num_directions 3", "num_directions", "3", "2, 4, 8"),
+        (evaluate.main, "--num_steps 1", "num_steps", "1", "2 or more"),
+        (evaluate.main, "--denoiser exact --dataset free", "denoiser", "exact", "circle_jumping"),
+        (evaluate.main, "--denoiser exact --guidance cads", "guidance", "cads", "--denoiser exact"),
         (
             evaluate.main,
-            ["--dataset", "mnist"],
-            "dataset",
-            "mnist",
-            "centered, free, circle_jumping",
-        ),
-        (evaluate.main, ["--num_directions", "3"], "num_directions", "3", "2, 4, 8"),
-        (evaluate.main, ["--num_steps", "1"], "num_steps", "1", "2 or more"),
-        (
-            evaluate.main,
-            ["--denoiser", "exact", "--dataset", "free"],
-            "denoiser",
-            "exact",
-            "circle_jumping",
-        ),
-        (
-            evaluate.main,
-            ["--denoiser", "exact", "--guidance", "cads"],
-            "guidance",
-            "cads",
-            "--denoiser exact",
-        ),
-        (
-            evaluate.main,
-            ["--denoiser", "exact", "--medoids_of", "3", "--sequential", "2"],
+            "--denoiser exact --medoids_of 3 --sequential 2",
             "sequential",
             "2",
             "1 with",
         ),
         (
             evaluate.main,
-            ["--task", "conditional", "--dataset", "centered"],
+            "--task conditional --dataset centered",
             "task",
             "conditional",
             "unconditional",
         ),
-        (train.main, ["--lr", "0"], "lr", "0", "a number > 0"),
-        (train.main, ["--p_std", "wide"], "p_std", "wide", "a number > 0"),
-        (
-            train.main,
-            ["--target", "posterior", "--dataset", "free"],
-            "target",
-            "posterior",
-            "circle_jumping",
-        ),
-        (visualize.main, ["schedule", "--rho", "[7,-1]"], "rho", "-1", "a number > 0"),
-        (visualize.main, ["figure", "nowhere"], "run", "nowhere", "evaluate.py"),
-        (
-            visualize.main,
-            ["dataset", "--dataset", "free", "--seq_len", "2"],
-            "seq_len",
-            "2",
-            "num_cond_frames",
-        ),
+        (train.main, "--lr 0", "lr", "0", "a number > 0"),
+        (train.main, "--p_std wide", "p_std", "wide", "a number > 0"),
+        (train.main, "--target posterior --dataset free", "target", "posterior", "circle_jumping"),
+        (visualize.main, "schedule --rho [7,-1]", "rho", "-1", "a number > 0"),
+        (visualize.main, "figure nowhere", "run", "nowhere", "evaluate.py"),
+        (visualize.main, "dataset --dataset free --seq_len 2", "seq_len", "2", "num_cond_frames"),
     ],
 )
 def test_bad_input_is_one_line_with_key_value_and_what_is_accepted(
-    refused, main, argv, key, value, accepted
+    refused, main, flags, key, value, accepted
 ):
-    line = refused(main, argv)
+    line = refused(main, flags.split())
     assert f"{key}: " in line and value in line and accepted in line
 
 
