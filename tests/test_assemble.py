@@ -13,7 +13,6 @@ import evaluate
 from config import EvaluationSettings
 from diverse_sampling.errors import SettingError
 from lab import assemble, checkpoint, tasks
-from worlds.own_data import load_frames
 
 EXACT = ["--denoiser", "exact", "--digits", "embedded", "--device", "cpu", "--num_steps", "2"]
 
@@ -60,19 +59,6 @@ def test_layers_win_in_their_order(tmp_path):
         assemble.complete(dict(checkpoint=str(path), dataset="free"))
 
 
-def test_what_is_left_to_the_task_is_recorded():
-    for argv, features in (
-        (["--task", "unconditional", "--pg_factor", "1"], "classifier"),
-        (["--denoiser", "exact", "--pg_factor", "1"], "pixels"),
-    ):
-        settings, _ = assemble.parse(argv)
-        assert settings.guidance.pg_features == features
-        assert settings.sampler.sampler == "window"
-    assert assemble.parse(["--denoiser", "exact"])[0].sampler.sampler == "edm"
-    churned = assemble.parse(["--denoiser", "exact", "--pg_factor", "1", "--s_churn", "5"])[0]
-    assert churned.sampler.sampler == "edm"
-
-
 def test_a_record_is_its_own_completion():
     """config.yaml repeats a run whatever the defaults of checkpoints become."""
     settings, _ = assemble.complete(dict(dataset="horizontal", p=0.9, pg_factor=2.0))
@@ -113,15 +99,6 @@ def test_settings_are_frozen():
     for group in (settings, settings.world, settings.guidance):
         with pytest.raises(dataclasses.FrozenInstanceError):
             group.seed = 1
-
-
-def test_setting_up_leaves_the_settings_alone():
-    settings = EvaluationSettings.from_values(dict(denoiser="exact", digits="auto", num_sets=10**6))
-    settings = settings.changed(task="conditional", digits="embedded")
-    before = settings.record()
-    evaluation = assemble.set_up(settings, None)
-    assert settings.record() == before
-    assert evaluation.record()["num_sets"] < 10**6
 
 
 # ---------------------------------------------------------------- as many sets as conditions
@@ -215,11 +192,3 @@ def test_modes_of_some_sets_are_those_of_all(flags):
     assert found is None if modes is None else torch.equal(found, modes[some])
     x = evaluation.task.to_model(samples, evaluation.sampler.device)
     torch.testing.assert_close(evaluation.task.to_samples(x), samples)
-
-
-def test_each_set_of_frames_is_asked_for_another_window(frames_file):
-    evaluation = assemble.evaluation([*EXACT, "--frames", frames_file, "--num_sets", "2"])
-    world = load_frames(evaluation.settings.world, "test")
-    right = world.right_answers(torch.arange(2)).flatten(1).sum(1)
-    asked = evaluation.task.truth()["answers"].flatten(1).sum(1)
-    torch.testing.assert_close(asked.sort().values, right.sort().values)

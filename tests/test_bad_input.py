@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, slow_but
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -34,11 +34,8 @@ ANY = st.one_of(ODD, NAMES, st.text(max_size=8), st.integers().map(str), st.floa
 # Where results and digits are, and how fast to give up, are not what is tried here.
 LEFT = {*"outdir data_root wandb tensorboard resume download_timeout experiment preset".split()}
 FLAGS = {
-    main: sorted({f.name for group in groups for f in fields(group)} - LEFT)
-    for main, groups in (
-        (evaluate.main, EvaluationSettings.groups()),
-        (train.main, TrainingSettings.groups()),
-    )
+    main: sorted({f.name for group in kind.groups() for f in fields(group)} - LEFT)
+    for main, kind in ((evaluate.main, EvaluationSettings), (train.main, TrainingSettings))
 }
 # Sizes at which a run that is accepted ends at once, and values that a run may well have.
 TINY = {
@@ -99,15 +96,18 @@ def flags_of(values: dict) -> list[str]:
     return [f"--{key}={value}" for key, value in values.items()]
 
 
+MAINS = st.sampled_from([evaluate.main, train.main])
+
+
 def any_flags(data):
-    main = data.draw(st.sampled_from([evaluate.main, train.main]))
+    main = data.draw(MAINS)
     odd = data.draw(st.dictionaries(st.sampled_from(FLAGS[main]), ANY, min_size=1, max_size=3))
     with tempfile.TemporaryDirectory() as folder:
         check(main, flags_of(TINY[main] | odd), Path(folder, "run"))
 
 
 def any_yaml(data):
-    main = data.draw(st.sampled_from([evaluate.main, train.main]))
+    main = data.draw(MAINS)
     anything = st.recursive(
         st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), NAMES),
         lambda inner: (
@@ -115,11 +115,8 @@ def any_yaml(data):
         ),
         max_leaves=4,
     )
-    odd = data.draw(
-        st.dictionaries(
-            st.sampled_from(FLAGS[main]) | st.text(max_size=5), anything, min_size=1, max_size=3
-        )
-    )
+    keys = st.sampled_from(FLAGS[main]) | st.text(max_size=5)
+    odd = data.draw(st.dictionaries(keys, anything, min_size=1, max_size=3))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "c.yaml")
         path.write_text(yaml.safe_dump(TINY[main] | odd))
@@ -130,11 +127,8 @@ def any_file_as_config(content):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "c.yaml")
         path.write_bytes(content)
-        check(
-            evaluate.main,
-            [*flags_of(TINY[evaluate.main]), "--config", str(path)],
-            Path(folder, "run"),
-        )
+        argv = [*flags_of(TINY[evaluate.main]), "--config", str(path)]
+        check(evaluate.main, argv, Path(folder, "run"))
 
 
 # What is drawn is accepted up to these sizes.
@@ -157,15 +151,11 @@ def any_flags_of_visualize(command, data):
     with tempfile.TemporaryDirectory() as folder:
         run = [folder] if command == "figure" else []
         own = dict(digits="embedded") if command == "dataset" else {}
-        code, lines = outcome(
-            visualize.main, [command, *run, *flags_of(own | odd), "--out", folder + "/picture.png"]
-        )
+        argv = [command, *run, *flags_of(own | odd), "--out", folder + "/picture.png"]
+        code, lines = outcome(visualize.main, argv)
         assert code in (0, 2), (command, odd, lines)
-        assert (
-            Path(folder, "picture.png").is_file()
-            if code == 0
-            else len(lines) == 1 and "error: " in lines[0]
-        )
+        drawn, refused = Path(folder, "picture.png").is_file(), len(lines) == 1
+        assert drawn if code == 0 else refused and "error: " in lines[0]
 
 
 COMMANDS = st.sampled_from(["dataset", "schedule", "figure", "nonsense"])
@@ -176,9 +166,6 @@ PROPERTIES = [
     (any_file_as_config, [st.binary(max_size=60)], 5, 50),
     (any_flags_of_visualize, [COMMANDS, st.data()], 6, 60),
 ]
-every_property = pytest.mark.parametrize(
-    "check, inputs, few, many", PROPERTIES, ids=[check.__name__ for check, *_ in PROPERTIES]
-)
 
 
 @pytest.fixture
@@ -188,15 +175,10 @@ def one_parser(monkeypatch):
         monkeypatch.setattr(module, name, functools.cache(getattr(module, name)))
 
 
-@every_property
-def test_some_odd_input(check, inputs, few, many, one_parser):
-    settings(REPEATABLE, max_examples=few)(given(*inputs)(check))()
-
-
-@pytest.mark.slow
-@every_property
-def test_much_odd_input(check, inputs, few, many, one_parser):
-    settings(REPEATABLE, max_examples=many)(given(*inputs)(check))()
+@pytest.mark.parametrize("much", slow_but([False], [False, True]))
+@pytest.mark.parametrize("check, inputs, few, many", PROPERTIES)
+def test_odd_input_runs_or_is_refused(check, inputs, few, many, much, one_parser):
+    settings(REPEATABLE, max_examples=many if much else few)(given(*inputs)(check))()
 
 
 def test_sizes_that_the_network_cannot_halve_are_named(refused, tmp_path):

@@ -11,7 +11,6 @@ import sys
 import termios
 import time
 
-import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
@@ -77,48 +76,30 @@ def test_command_lines_can_be_run_as_they_are(script):
 # ---------------------------------------------------------------- configurations
 
 
-def test_a_printed_configuration_is_the_same_evaluation(tmp_path, capsys, undrawn):
-    argv = [*EXACT, "--pg_factor", "1.7", "--p", "0.5"]
-    (tmp_path / "c.yaml").write_text(printed(capsys, evaluate.main, [*argv, "--print_config"]))
-    for name, flags in (("one", argv), ("two", ["--config", str(tmp_path / "c.yaml")])):
-        evaluate.main([*flags, "--outdir", str(tmp_path / name)])
-    one, two = (np.load(tmp_path / name / "samples.npz")["samples"] for name in ("one", "two"))
-    assert np.array_equal(one, two)
-    configs = [yaml.safe_load((tmp_path / n / "config.yaml").read_text()) for n in ("one", "two")]
-    assert configs[0] == configs[1]
-
-
 @pytest.mark.parametrize(
-    "argv",
+    "main, parse, argv",
     [
-        ["--task", "unconditional"],
-        ["--dataset", "horizontal", "--p", "0.9"],
-        ["--denoiser", "exact", "--dataset", "mixture"],
-        ["--dataset", "free"],
+        (evaluate.main, assemble.parse, "--denoiser exact --pg_factor 1.7 --p 0.5"),
+        (evaluate.main, assemble.parse, "--task unconditional"),
+        (evaluate.main, assemble.parse, "--dataset horizontal --p 0.9"),
+        (evaluate.main, assemble.parse, "--denoiser exact --dataset mixture"),
+        (evaluate.main, assemble.parse, "--dataset free"),
+        (train.main, train.parse, "--config CODE/configs/circle_jumping_small.yaml --lr 0.001"),
+        (train.main, train.parse, "--resume TRAINING --iterations 40"),
     ],
-    ids=" ".join,
 )
-def test_a_printed_configuration_has_the_defaults_of_the_checkpoint(argv, tmp_path, capsys):
-    (tmp_path / "c.yaml").write_text(printed(capsys, evaluate.main, [*argv, "--print_config"]))
-    assert assemble.parse(["--config", str(tmp_path / "c.yaml")]) == assemble.parse(argv)
-
-
-def test_a_printed_configuration_is_the_same_training(tiny_model, tmp_path, capsys):
-    for argv in (
-        ["--config", str(ROOT / "configs" / "circle_jumping_small.yaml"), "--lr", "0.001"],
-        ["--resume", str(tiny_model), "--iterations", "40"],
-    ):
-        (tmp_path / "c.yaml").write_text(printed(capsys, train.main, [*argv, "--print_config"]))
-        assert train.parse(["--config", str(tmp_path / "c.yaml")]) == train.parse(argv)
+def test_a_printed_configuration_is_the_same_run(main, parse, argv, tiny_model, tmp_path, capsys):
+    """With the defaults that follow from the task, the checkpoint or the training."""
+    argv = argv.replace("CODE", str(ROOT)).replace("TRAINING", str(tiny_model)).split()
+    (tmp_path / "c.yaml").write_text(printed(capsys, main, [*argv, "--print_config"]))
+    assert parse(["--config", str(tmp_path / "c.yaml")]) == parse(argv)
 
 
 def test_a_printed_configuration_is_the_same_picture(tmp_path, capsys):
     argv = ["schedule", "--rho", "[2,5]"]
     (tmp_path / "c.yaml").write_text(printed(capsys, visualize.main, [*argv, "--print_config"]))
-    assert (
-        visualize.parse(["schedule", "--config", str(tmp_path / "c.yaml")])[1].rho
-        == visualize.parse(argv)[1].rho
-    )
+    again = visualize.parse(["schedule", "--config", str(tmp_path / "c.yaml")])[1]
+    assert again.rho == visualize.parse(argv)[1].rho
 
 
 def test_a_configuration_describes_one_evaluation(tmp_path, refused):

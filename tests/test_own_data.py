@@ -2,6 +2,8 @@
 
 import io
 import json
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +14,11 @@ from PIL import Image
 import evaluate
 import train
 from config import WorldSettings
+from diverse_sampling import devices
 from diverse_sampling.errors import SettingError
 from lab import assemble
+from lab.metrics import answer_metrics
+from lab.training import Training
 from worlds.decoders import natural
 from worlds.own_data import load_frames
 
@@ -105,12 +110,6 @@ def test_raters_of_other_scales_are_refused_by_name(tmp_path):
         understood(path)
 
 
-def test_empty_answers_are_said_to_be(tmp_path):
-    path = folders(tmp_path, lambda i: MASK * np.uint8(0 if i == 1 else 255))
-    notices = understood(path).data.notices
-    assert any("1 of 6 cases have only empty answers" in notice for notice in notices)
-
-
 # ---------------------------------------------------------------- classes
 
 
@@ -185,28 +184,23 @@ def test_the_type_says_what_is_white(kind, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "frames, why",
+    "frames, value_range, why",
     [
-        (UNIT * 300, "value_range: got None; accepted: [black, white], because frames in"),
-        (UNIT * 1400 - 1000, "float64 from -1000 to 400"),
-        (np.rint(UNIT * 65535).astype(np.int64), "int64 from 0 to 65535"),
-        (np.rint(UNIT * 4).astype(np.uint8), "which look like class labels"),
+        (UNIT * 300, None, r"got None; accepted: \[black, white\], because frames in"),
+        (UNIT * 1400 - 1000, None, ".*float64 from -1000 to 400"),
+        (np.rint(UNIT * 65535).astype(np.int64), None, ".*int64 from 0 to 65535"),
+        (np.rint(UNIT * 4).astype(np.uint8), None, ".*which look like class labels"),
+        (UNIT * 300, [0, 255], "got .*a range that holds all values"),
     ],
 )
-def test_numbers_that_no_type_explains_are_asked_for(frames, why, tmp_path):
-    with pytest.raises(SettingError) as error:
-        understood(frames_npz(tmp_path, frames))
-    assert why in str(error.value)
+def test_numbers_without_a_range_that_holds_them_are_refused(frames, value_range, why, tmp_path):
+    with pytest.raises(SettingError, match=f"^value_range: {why}"):
+        understood(frames_npz(tmp_path, frames), value_range=value_range)
 
 
 def test_twelve_bits_in_sixteen_are_warned_of(tmp_path):
     world = understood(frames_npz(tmp_path, np.rint(UNIT * 4095).astype(np.uint16)))
     assert any("--value_range 0,4095" in notice for notice in world.data.notices)
-
-
-def test_the_range_has_to_hold_all_values(tmp_path):
-    with pytest.raises(SettingError, match="value_range: got .*a range that holds all values"):
-        understood(frames_npz(tmp_path, UNIT * 300), value_range=[0, 255])
 
 
 def moving(number: int, length: int) -> np.ndarray:
@@ -268,13 +262,10 @@ def test_pictures_of_other_sizes_are_refused(colours, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["Answers", "masks", "LABELS"])
-def test_folders_of_answers_have_several_names(name, tmp_path):
-    world = understood(folders(tmp_path, lambda i: MASK, answers=name))
-    assert world.data.answers is not None and right(world).sum() == 5 * MASK.sum()
-
-
-def test_pictures_in_a_folder_of_another_name_are_refused_by_name(tmp_path):
-    path = folders(tmp_path, lambda i: MASK, answers="solutions")
+def test_folders_of_answers_have_several_names_and_no_other(name, tmp_path):
+    path = folders(tmp_path, lambda i: MASK, answers=name)
+    assert right(understood(path)).sum() == 5 * MASK.sum()
+    (path / "s0" / name).rename(path / "s0" / "solutions")
     with pytest.raises(SettingError, match="s0/solutions'; accepted: answers, masks, labels"):
         understood(path)
 
@@ -288,16 +279,13 @@ def test_answers_that_are_photographs_are_read(tmp_path):
     assert ((right(understood(path))[:, 0, 0] > 0.5) == MASK).all()
 
 
-def test_what_is_not_used_is_named(tmp_path):
-    path = folders(tmp_path, lambda i: MASK)
+def test_what_is_not_used_what_is_empty_and_what_is_missing_is_named(tmp_path):
+    path = folders(tmp_path, lambda i: MASK * np.uint8(0 if i == 1 else 255))
     (path / "notes.txt").write_text("x")
     save(grey(0), path / "s0" / "0.tga")
     notices = " ".join(understood(path).data.notices)
     assert "notes.txt" in notices and "0.tga" in notices
-
-
-def test_an_answer_that_is_missing_is_named(tmp_path):
-    path = folders(tmp_path, lambda i: MASK)
+    assert "1 of 6 cases have only empty answers" in notices
     (path / "s3" / "answers" / "a.png").unlink()
     with pytest.raises(SettingError, match="1 of 6 have none, such as s3"):
         understood(path)
@@ -335,15 +323,12 @@ def test_files_of_animations_and_stacks_are_sequences(tmp_path):
 
 def test_videos_are_decoded_or_their_decoder_is_named(tmp_path):
     videos = moving(5, 6).repeat(4, -1).repeat(4, -2)
-    try:
-        import imageio_ffmpeg
-    except ImportError:
+    if not find_spec("imageio_ffmpeg"):
         for n in range(5):
             (tmp_path / f"{n}.mp4").write_bytes(b"\0\0\0\x18ftypmp42")
         with pytest.raises(SettingError, match="pip install imageio-ffmpeg"):
             understood(tmp_path)
         return
-    del imageio_ffmpeg
     import imageio.v3
 
     for n, video in enumerate(videos):
@@ -373,8 +358,6 @@ def test_colour_has_three_channels(tmp_path):
 
 
 def test_natural_order():
-    from pathlib import Path
-
     names = ["f10b", "f2", "f1", "F3", "a", "10", "9"]
     in_order = ["9", "10", "a", "f1", "f2", "F3", "f10b"]
     assert [p.name for p in sorted(map(Path, names), key=natural)] == in_order
@@ -432,17 +415,17 @@ SHORT = [*TINY, *"--iterations 2 --batch_size 4 --patch_size 4 --sample_every 0"
 SHORT += ["--device", "cpu"]
 
 
-def trained(tmp_path, path, *more):
+def trained(tmp_path, path, *more) -> list[str]:
+    """The flags of an evaluation of the network that a short training leaves in model/."""
     out = tmp_path / "model"
     train.main(["--frames", str(path), *SHORT, "--outdir", str(out), *more])
-    return out
+    return ["--checkpoint", str(out / "model.safetensors"), "--device", "cpu", "--num_steps", "3"]
 
 
 def test_other_data_on_the_same_path_is_noticed_everywhere(tmp_path, capsys, refused, undrawn):
     path = labelled(tmp_path, 10)
-    out = trained(tmp_path, path)
-    argv = ["--checkpoint", str(out / "model.safetensors"), "--num_sets", "2", "--num_steps", "3"]
-    argv += ["--batch_size", "2", "--device", "cpu", "--outdir", str(tmp_path / "run")]
+    argv = [*trained(tmp_path, path), "--num_sets", "2", "--batch_size", "2"]
+    argv += ["--outdir", str(tmp_path / "run")]
     evaluate.main(argv)
     evaluate.main(argv)  # this very run again
     capsys.readouterr()
@@ -450,29 +433,22 @@ def test_other_data_on_the_same_path_is_noticed_everywhere(tmp_path, capsys, ref
     assert "comes from other frames" in refused(evaluate.main, argv)
     evaluate.main([*argv[:-1], str(tmp_path / "other")])
     assert "has changed since the training" in capsys.readouterr().err
-    assert "it began with others" in refused(train.main, ["--resume", str(out)])
+    assert "it began with others" in refused(train.main, ["--resume", str(tmp_path / "model")])
 
 
 def test_frames_of_another_size_or_kind_than_the_training_are_refused(
     tmp_path, refused, capsys, undrawn
 ):
-    out = trained(tmp_path, labelled(tmp_path, 10))
+    argv = [*trained(tmp_path, labelled(tmp_path, 10)), "--outdir", str(tmp_path / "run")]
     capsys.readouterr()
-    argv = ["--checkpoint", str(out / "model.safetensors"), "--device", "cpu"]
-    argv += ["--outdir", str(tmp_path / "run"), "--frames"]
     rng = np.random.default_rng(0)
     for shape, why in [
         ((10, 2, 16, 16), "8 x 8 px, which the checkpoint was trained with; these have 16 x 16"),
         ((10, 2, 8, 8, 3), "frames of 1 channels and answers of 1"),
     ]:
         np.savez(tmp_path / "o.npz", frames=rng.integers(256, size=shape, dtype=np.uint8))
-        assert why in refused(evaluate.main, [*argv, str(tmp_path / "o.npz")])
+        assert why in refused(evaluate.main, [*argv, "--frames", str(tmp_path / "o.npz")])
     assert not (tmp_path / "run").exists()
-
-
-def test_a_training_without_conditioning_frames_is_refused(tmp_path, refused):
-    argv = ["--frames", str(labelled(tmp_path, 10)), *SHORT, "--num_cond_frames", "0"]
-    assert "num_cond_frames: got 0" in refused(train.main, argv)
 
 
 # ---------------------------------------------------------------- from start to end
@@ -490,14 +466,12 @@ def test_every_kind_from_training_to_pictures_of_new_data(kind, tmp_path, capsys
             save(np.roll(MASK, 1), path / f"s{i}" / "answers" / "b.png")
     else:
         path = tmp_path / "d"  # not square, and of different lengths
-        for i in range(10):
-            for t in range(2 + i % 3):
-                picture = rng.integers(0, 256, (SIDE, 12, 3), dtype=np.uint8)
-                save(picture, path / f"s{i}" / f"{t}.png")
-    out = trained(tmp_path, path, "--motion", "1" if kind == "colour" else "0")
-    assert (out / "examples.png").is_file()
+        for i, t in [(i, t) for i in range(10) for t in range(2 + i % 3)]:
+            picture = rng.integers(0, 256, (SIDE, 12, 3), dtype=np.uint8)
+            save(picture, path / f"s{i}" / f"{t}.png")
+    model = trained(tmp_path, path, "--motion", "1" if kind == "colour" else "0")
+    assert (tmp_path / "model" / "examples.png").is_file()
     capsys.readouterr()
-    model = ["--checkpoint", str(out / "model.safetensors"), "--device", "cpu", "--num_steps", "3"]
     run = tmp_path / "run"
     guided = [*model, "--pg_factor", "1", "--batch_size", "3", "--num_sets", "2"]
     evaluate.main([*guided, "--outdir", str(run)])
@@ -530,8 +504,6 @@ def test_every_kind_from_training_to_pictures_of_new_data(kind, tmp_path, capsys
 
 
 def test_class_metrics_are_means_over_the_classes_that_are_there():
-    from lab.metrics import answer_metrics
-
     truth = torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
     truth[..., :2, :] = 1
     truth[..., 2, :] = 2
@@ -547,8 +519,6 @@ def test_class_metrics_are_means_over_the_classes_that_are_there():
 
 
 def test_spread_and_its_diagnosis_tell_too_much_from_too_little():
-    from lab.metrics import answer_metrics
-
     generator = torch.Generator().manual_seed(0)
     answers = (torch.rand(20, 4, 8, 8, generator=generator) > 0.5).float()
     alike = torch.full((4,), 0.25, dtype=torch.float64)
@@ -627,29 +597,27 @@ def test_damaged_files_are_one_line_or_right(number, tmp_path):
     assert refusals > number / 4
 
 
-def test_settings_of_own_data_are_checked():
-    for more, key in [
-        (dict(value_range=[1.0]), "value_range"),
-        (dict(value_range=[2.0, 1.0]), "value_range"),
-        (dict(answer_classes=[0.0, 1.0]), "answer_classes"),
-        (dict(answer_classes=[2.0, 1.0, 0.0]), "answer_classes"),
-    ]:
+@pytest.mark.parametrize(
+    "key, values",
+    [("value_range", ([1.0], [2.0, 1.0])), ("answer_classes", ([0.0, 1.0], [2.0, 1.0, 0.0]))],
+)
+def test_settings_of_own_data_are_checked(key, values):
+    for value in values:
         with pytest.raises(SettingError, match=f"^{key}: "):
-            WorldSettings(dataset="frames", frames="x", **more)
+            WorldSettings(dataset="frames", frames="x", **{key: value})
 
 
-def test_a_training_needs_answers(refused, tmp_path):
-    argv = ["--frames", str(labelled(tmp_path, 10)), "--answers", "none"]
+def test_a_training_needs_answers_and_conditioning_frames(refused, tmp_path):
+    argv = ["--frames", str(labelled(tmp_path, 10))]
+    assert "num_cond_frames: got 0" in refused(train.main, [*argv, "--num_cond_frames", "0"])
+    argv += ["--answers", "none"]
     assert "answers: got 'none'" in refused(train.main, argv)
-    exact = ["--denoiser", "exact", "--frames", str(labelled(tmp_path, 10)), "--answers", "none"]
-    assert "answers: got 'none'" in refused(evaluate.main, exact)
+    assert "answers: got 'none'" in refused(evaluate.main, ["--denoiser", "exact", *argv])
 
 
 def test_a_batch_that_does_not_fit_into_memory_is_refused_with_one_that_does(
     refused, tmp_path, monkeypatch
 ):
-    from diverse_sampling import devices
-
     frames = np.random.default_rng(0).integers(256, size=(6, 2, 64, 64), dtype=np.uint8)
     argv = ["--frames", str(frames_npz(tmp_path, frames)), *TINY, "--patch_size", "4"]
     argv += ["--batch_size", "256", "--device", "cpu", "--outdir", str(tmp_path / "run")]
@@ -664,8 +632,6 @@ def test_a_batch_that_does_not_fit_into_memory_is_refused_with_one_that_does(
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory: 137 GB")])
 def test_memory_that_runs_out_on_the_way_is_one_line(error, tmp_path, monkeypatch, capsys, undrawn):
-    from lab.training import Training
-
     def fail(self):
         raise error
 
@@ -682,8 +648,7 @@ def test_particles_of_a_rollout_go_on_from_their_own_frames(tmp_path, refused, c
     videos = np.random.default_rng(0).integers(0, 256, (10, 4, SIDE, SIDE), dtype=np.uint8)
     # Long enough to depend on what is given.
     longer = ["--iterations", "15", "--lr", "0.03", "--warmup", "0"]
-    out = trained(tmp_path, frames_npz(tmp_path, videos), "--num_cond_frames", "2", *longer)
-    argv = ["--checkpoint", str(out / "model.safetensors"), "--device", "cpu", "--num_steps", "3"]
+    argv = trained(tmp_path, frames_npz(tmp_path, videos), "--num_cond_frames", "2", *longer)
     argv += ["--batch_size", "2", "--num_sets", "2", "--rollout", "3", "--outdir"]
     evaluate.main([*argv, str(tmp_path / "run")])
     with np.load(tmp_path / "run" / "samples.npz") as file:
@@ -713,9 +678,8 @@ def test_a_network_whose_samples_differ_more_than_the_answers_is_not_guided(
     """Two updates make noise of answers that almost agree; held-out sequences show it."""
     frames = np.stack([grey(i) for i in range(100)])[:, None]
     answers = np.stack([np.stack([MASK, np.roll(MASK, i % 2, 1)]) for i in range(100)])
-    out = trained(tmp_path, frames_npz(tmp_path, frames, answers=answers * np.uint8(255)))
-    argv = ["--checkpoint", str(out / "model.safetensors"), "--device", "cpu", "--num_steps", "4"]
-    argv += ["--batch_size", "3", "--num_sets", "3"]
+    argv = trained(tmp_path, frames_npz(tmp_path, frames, answers=answers * np.uint8(255)))
+    argv += ["--num_steps", "4", "--batch_size", "3", "--num_sets", "3"]
     plain = assemble.evaluation(argv).run(progress=False)[0]
     kept = assemble.evaluation([*argv, "--pg_factor", "3"])
     assert any("so these sets are independent" in notice for notice in kept.notices)

@@ -135,10 +135,9 @@ def test_fewer_updates_than_a_training_has_had_are_refused(tmp_path, refused, ca
     train.main([*SMALL, "--iterations", "12", "--outdir", str(tmp_path)])
     before = contents(tmp_path)
     capsys.readouterr()
-    for iterations in ("5", "11", "1"):
-        line = refused(train.main, ["--resume", str(tmp_path), "--iterations", iterations])
-        assert f"iterations: got {iterations}; accepted: 12 or more" in line
-        assert "has had 12 updates" in line and str(tmp_path) in line
+    line = refused(train.main, ["--resume", str(tmp_path), "--iterations", "11"])
+    assert "iterations: got 11; accepted: 12 or more" in line
+    assert "has had 12 updates" in line and str(tmp_path) in line
     assert contents(tmp_path) == before
 
 
@@ -268,14 +267,6 @@ def test_the_log_is_json_whatever_the_loss_is(tmp_path, monkeypatch, capsys, und
     finite = [record["loss"] for record in records if record["loss"] is not None]
     line = capsys.readouterr().out
     assert f"loss {np.mean(finite):.4f} (mean of the last 4 records)" in line
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e308, 0.1, 3, True])
-def test_a_line_of_the_log_holds_the_number_or_null(value):
-    line = train.as_json(dict(iteration=3, loss=value))
-    read = strict_json(line)
-    assert line.endswith("\n") and read["iteration"] == 3
-    assert read["loss"] == (value if np.isfinite(value) else None)
 
 
 @pytest.mark.slow
