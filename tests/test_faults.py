@@ -36,16 +36,10 @@ def state_of(folder) -> dict[str, torch.Tensor]:
 
 
 def assert_same_training(one, two) -> None:
-    a, b = state_of(one), state_of(two)
-    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-    logs = [
-        [
-            {k: v for k, v in json.loads(line).items() if k != "images_per_second"}
-            for line in (folder / "metrics.jsonl").read_text().splitlines()
-        ]
-        for folder in (one, two)
-    ]
-    assert logs[0] == logs[1]
+    torch.testing.assert_close(state_of(one), state_of(two), rtol=0, atol=0)
+    logs = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (one, two)]
+    a, b = ([json.loads(line) | dict(images_per_second=0) for line in log] for log in logs)
+    assert a == b
 
 
 @pytest.fixture(scope="module")
@@ -105,22 +99,21 @@ def test_a_training_that_is_told_to_stop_saves_first(whole, tmp_path):
 @pytest.mark.slow
 def test_an_experiment_that_is_killed_keeps_its_finished_cells(tmp_path):
     argv = ["--experiment", "e9", "--num_sets", "2", "--num_steps", "8", "--outdir", tmp_path]
-    times, generator = {}, random.Random(0)
+    cells = lambda: {path: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*.json")}
+    before, generator = {}, random.Random(0)
     for _ in range(3):
         process = Program("evaluate.py", *argv)
-        more = len(times) + generator.randrange(1, 6)
-        wait_for(lambda: len(list((tmp_path / "cells").glob("*.json"))) >= more, process)
+        more = len(before) + generator.randrange(1, 6)
+        wait_for(lambda: len(cells()) >= more, process)
         process.kill()
         process.communicate()
-        cells = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").glob("*.json")}
-        assert times.items() <= cells.items() and len(cells) >= more
-        times = cells
+        assert before.items() <= cells().items() and len(cells()) >= more
+        before = cells()
     assert not (tmp_path / "results.json").exists()
     assert Program("evaluate.py", *argv).wait() == 0
-    cells = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").glob("*.json")}
-    assert times.items() <= cells.items()
+    assert before.items() <= cells().items()
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
-    assert len(rows) == len(cells) > len(times)
+    assert len(rows) == len(cells()) > len(before)
 
 
 def damaged(path, how: str, generator: random.Random) -> None:
@@ -185,7 +178,6 @@ def test_a_checkpoint_of_another_kind_is_refused(stopped, tmp_path, refused):
 
     save_file(tensors, tmp_path / "state.safetensors", {"format": "2", "metadata": "{}"})
     assert "format '2'; accepted: '1'" in refused(train.main, ["--resume", str(tmp_path)])
-    assert "a training" in refused(train.main, ["--resume", str(tmp_path / "nowhere")])
 
 
 @pytest.mark.slow
