@@ -262,10 +262,13 @@ def test_pictures_of_other_sizes_are_refused(colours, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["Answers", "masks", "LABELS"])
-def test_folders_of_answers_have_several_names_and_no_other(name, tmp_path):
+def test_folders_of_answers_have_several_names(name, tmp_path):
     path = folders(tmp_path, lambda i: MASK, answers=name)
     assert right(understood(path)).sum() == 5 * MASK.sum()
-    (path / "s0" / name).rename(path / "s0" / "solutions")
+
+
+def test_pictures_in_a_folder_of_another_name_are_refused_by_name(tmp_path):
+    path = folders(tmp_path, lambda i: MASK, answers="solutions")
     with pytest.raises(SettingError, match="s0/solutions'; accepted: answers, masks, labels"):
         understood(path)
 
