@@ -33,6 +33,7 @@ from typing import (
 import yaml
 
 from diverse_sampling import method
+from diverse_sampling.defaults import SIGMA_MIN
 from diverse_sampling.errors import reject
 
 if TYPE_CHECKING:
@@ -409,13 +410,17 @@ class SamplerSettings:
     """Sampler"""
 
     sampler: Optional[Literal["edm", "window"]] = None
-    """edm: EDM's noise levels and steps (its algorithm 2); window: most steps between the noise
-    levels at which it is decided what a sample shows, noise added back at each of them (null:
+    """edm: EDM's noise levels and steps (its algorithm 2); window: most calls between the noise
+    levels at which it is decided what a sample shows, noise added back before each of them (null:
     window where particle guidance acts and s_churn is 0, else edm)"""
     num_steps: Count = 22
     """steps of edm from sigma_max to 0; window makes as many network calls, 2 num_steps - 1"""
-    sigma_min: Sigma = 0.002
-    """last noise level before 0, a standard deviation for images in [-1, 1]"""
+    price: Optional[Positive] = None
+    """take as many steps as this price allows, instead of num_steps: calls of the network for each
+    sample, a backward pass as 1.3 of them, without the pilot"""
+    sigma_min: Optional[Sigma] = None
+    """last noise level before 0, a standard deviation for images in [-1, 1] (null: where nothing is
+    left to decide, measured by a pilot; 0.002 with the exact denoiser)"""
     sigma_max: Sigma = 80.0
     """first noise level, a standard deviation for images in [-1, 1]"""
     rho: Positive = 7.0
@@ -427,30 +432,33 @@ class SamplerSettings:
     s_max: NonNegativeOrInf = rare(math.inf)
     """edm: largest noise level with churn"""
     window_min: Optional[Sigma] = None
-    """window: its smallest noise level (null: measured by a pilot of a few independent sets)"""
+    """window: the smallest noise level at which the network is called right after new noise (null:
+    measured by a pilot of a few independent sets)"""
     window_max: Optional[Sigma] = None
-    """window: its largest noise level (null: measured)"""
-    window_churn: ClosedUnitInterval = 0.3
-    """window: noise added back at each step, in units of its noise level (gamma in EDM)"""
+    """window: the largest one (null: measured)"""
+    window_churn: Optional[NonNegative] = None
+    """window: how much each call's noise level exceeds the one from which noise was added, as a
+    fraction (gamma in EDM; null: measured)"""
 
     def __post_init__(self):
-        if self.sigma_min >= self.sigma_max:
-            reject("sigma_min", self.sigma_min, f"less than sigma_max = {self.sigma_max}")
+        lowest = self.sigma_min or SIGMA_MIN
+        if lowest >= self.sigma_max:
+            reject("sigma_min", lowest, f"less than sigma_max = {self.sigma_max}")
         if self.num_steps < 2:
             reject("num_steps", self.num_steps, "2 or more")
         low, high = self.window_min, self.window_max
-        if low is not None and not self.sigma_min < low < (high or self.sigma_max):
+        if low is not None and not lowest < low < (high or self.sigma_max):
             reject(
                 "window_min",
                 low,
-                f"more than sigma_min = {self.sigma_min} and less than "
+                f"more than sigma_min = {lowest} and less than "
                 + (f"window_max = {high}" if high else f"sigma_max = {self.sigma_max}"),
             )
-        if high is not None and not self.sigma_min < high < self.sigma_max:
+        if high is not None and not lowest < high < self.sigma_max:
             reject(
                 "window_max",
                 high,
-                f"between sigma_min = {self.sigma_min} and sigma_max = {self.sigma_max}",
+                f"between sigma_min = {lowest} and sigma_max = {self.sigma_max}",
             )
         if self.sampler == "window" and self.s_churn != 0:
             reject("s_churn", self.s_churn, "0.0 with sampler window, or sampler edm")
@@ -469,33 +477,35 @@ class GuidanceSettings:
     """noise that the sampler adds back: independent (iid) or coupled in a set"""
     medoids_of: Count = 1
     """sample so many times the particles, guided or not, and keep the medoids (1: keep all)"""
-    group_of: Count = 1
-    """start so many times the particles, and keep the more distant half at every step until the set
-    is left (1: keep all)"""
+    pool: Count = 1
+    """start so many times the particles, and keep the medoids where modes are decided (1: keep
+    all)"""
     balanced_of: Count = rare(4)
     """balanced: starting noises for each particle, of which one is drawn"""
     pg_factor: NonNegative = 0.0
     """strength of pg and of other methods that have one, of those by a potential in the unit that
-    pg_strength names (0: independent samples)"""
+    pg_strength names (0: independent samples; 5 is good for pg in every world)"""
     pg_only_if_needed: bool = rare(True)
     """own frames: leave the samples of pg independent where, on sequences held out from the
     training, they differ more than the answers do"""
     pg_kernel: str = "logdet"
     """potential by which the particles of a set repel each other: rbf, rbf_unsquared, inverse,
     iou, logdet, or one of your own"""
-    pg_space: Literal["x", "denoised", "jacobian"] = "jacobian"
+    pg_space: Optional[Literal["x", "denoised", "jacobian", "difference"]] = None
     """where the potential acts: x, the noisy images; denoised, D(x); jacobian, D(x) with the
-    gradient taken through the denoiser"""
+    gradient taken through the denoiser; difference, the same by a second call (null: denoised with
+    pg on pixels, else jacobian)"""
     pg_features: Optional[Literal["pixels", "classifier"]] = None
     """what the potential compares: pixels, or features of a digit classifier other than the one
     that measures the result (null: classifier for unconditional digits, else pixels)"""
     pg_pool: Count = rare(1)
     """side of the squares over which images are averaged before they are compared, px (1: no
     averaging)"""
-    pg_strength: Literal["joint", "sigma", "constant", "drift"] = rare("joint")
-    """unit of pg_factor: joint, a drift of pg_factor * B * sigma * grad U in sets of B; sigma, a
+    pg_strength: Optional[Literal["measured", "joint", "sigma", "constant", "drift"]] = rare(None)
+    """unit of pg_factor: measured, a move of D(x) by pg_factor times what a pilot says is undecided,
+    times grad U, bounded; joint, a drift of pg_factor * B * sigma * grad U in sets of B; sigma, a
     drift of pg_factor * sigma * grad U (alpha in the paper); constant, a drift of pg_factor * grad
-    U; drift, relative to the denoiser's drift"""
+    U; drift, relative to the denoiser's drift (null: measured with pg on denoised, else joint)"""
     pg_bandwidth: Literal["median", "fixed", "sigma"] = rare("median")
     """bandwidth h of the kernel: the median heuristic, a constant, or proportional to sigma"""
     pg_bandwidth_value: Positive = rare(2.0)
@@ -525,11 +535,11 @@ class GuidanceSettings:
             reject("pg_anneal", self.pg_anneal, "none, or give pg_sigma_min and pg_sigma_max")
         if self.medoids_of > 1 and self.sequential > 1:
             reject("sequential", self.sequential, "1 with medoids_of, which has no memory")
-        if self.group_of > 1:
+        if self.pool > 1:
             if self.medoids_of > 1:
-                reject("medoids_of", self.medoids_of, "1 with group_of, which selects already")
+                reject("medoids_of", self.medoids_of, "1 with pool, which selects already")
             if self.sequential > 1:
-                reject("sequential", self.sequential, "1 with group_of, which has no memory")
+                reject("sequential", self.sequential, "1 with pool, which has no memory")
 
 
 @dataclass(frozen=True)

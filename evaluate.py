@@ -64,7 +64,8 @@ def table(result: dict[str, Any]) -> str:
     for kind in ("unimode", "multimode"):
         for key in ("centroid_spread", "pairwise_l2"):
             lines += _row(key, result.get(kind, {}).get(key), before=f"{kind} ")
-    lines.append(f"  {'network calls per particle':<28}{result['network_calls']:8.1f}")
+    kept = f", and {result['pilot_calls']:.1f} of a pilot" if result["pilot_calls"] else ""
+    lines.append(f"  {'price':<28}{result['price']:8.1f}   network calls per sample{kept}")
     lines.append(f"  {'seconds':<28}{result['seconds']:8.1f}")
     said = diagnosis(result)
     return "\n".join([*lines, f"  {said}"] if said else lines)
@@ -96,8 +97,8 @@ def sampled(result: dict[str, Any]) -> str:
     settings = result["settings"]
     text = f"sampler {settings['sampler']}"
     if "window" in result:
-        low, high = result["window"]
-        text += f", noise levels {high:.3g} to {low:.3g}"
+        low, high, churn = result["window"]
+        text += f", noise levels {high:.3g} to {low:.3g}, each after {churn:.0%} of new noise"
     if settings["guidance"] == "pg" and settings["pg_factor"]:
         text += f"; guided by {settings['pg_features']}"
         if "decisions" in result:

@@ -19,8 +19,8 @@ from diverse_sampling.denoiser import CallCounter, Denoiser
 from diverse_sampling.devices import free_memory, kept_bytes
 from diverse_sampling.method import Sets
 from diverse_sampling.noise import ParticleNoise, Stream, set_generator
-from diverse_sampling.selection import kmedoids, most_distant
-from diverse_sampling.steps import Schedule, integrate
+from diverse_sampling.selection import kmedoids, thin
+from diverse_sampling.steps import Schedule, Window, integrate
 from model import EDMDenoiser
 
 # At most, in one network call. On a CPU, larger calls are no faster; a GPU's kernels of attention
@@ -57,6 +57,7 @@ class Methods(Protocol):
     """Guidance, noise and steps of a run, as `lab/methods.py` makes them from settings."""
 
     schedule: Schedule
+    window: Window | None
     decisions: Decisions | None
     features: Callable[[Tensor], Tensor] | None
     candidates: int
@@ -166,8 +167,8 @@ class SetSampler:
             denoise=self.calls.counted(self.denoiser(sets, cond)),
             settings=self.settings.guidance,
             options=None,
-            sigma_max=self.schedule.sigmas[0],
-            churn=self.settings.sampler.window_churn,
+            sigma_max=torch.tensor(self.settings.sampler.sigma_max, dtype=torch.float64),
+            window=self.methods.window,
             position=self.methods.position,
             noise=partial(self.noise, sets, particles),
             generators=lambda stream: [
@@ -217,41 +218,24 @@ class SetSampler:
             x = integrate(guided, x, self.schedule, noise=churn, callback=callback)
         return self.task.to_samples(x)
 
-    def sample_pruned(self, sets: Tensor, callback: Callback | None = None) -> Tensor:
-        """One run of the sampler that starts with a larger pool (`selection.most_distant`).
-
-        The pool is halved after every step until `batch_size` are left.
+    def sample_thinned(self, sets: Tensor, callback: Callback | None = None) -> Tensor:
+        """One run that starts with a larger pool and keeps its medoids (`selection.thin`).
 
         Arguments:
             sets: (G,) int64, their numbers
-            callback: sees every step with all particles that are still there
+            callback: sees every step of the particles that are kept
 
         Returns samples (G, B, H, W).
         """
-        particles = range(self.batch_size * self.settings.guidance.group_of)
+        particles = range(self.batch_size * self.settings.guidance.pool)
         asked = self.asked(sets, particles)
-        guided = self.methods.guided(asked)
-        rows = torch.arange(len(sets), device=self.device)[:, None]
-        kept = torch.arange(len(particles), device=self.device).expand(len(sets), -1)
-        last: dict = {}
-
-        def after_step(step: dict) -> None:
-            last.update(step)
-            if callback is not None:
-                callback(step)
-
         noise = self.noise(sets, particles, Stream.SAMPLING)
+        first = float(self.settings.sampler.sigma_max)
         with torch.no_grad():
             x = self.methods.start(asked, noise, len(particles))
-            churn = partial(self.methods.churn, asked, lambda: noise()[rows, kept])
-            for i in range(self.schedule.num_steps):
-                step = self.schedule.part(i, i + 1)
-                x = integrate(guided, x, step, noise=churn, callback=after_step)
-                if x.shape[1] > self.batch_size:
-                    size = max(self.batch_size, x.shape[1] // 2)
-                    chosen = most_distant(last["denoised"], size).to(self.device)
-                    x = x[rows, chosen]
-                    kept = kept[rows, chosen]
+            level = float(self.schedule.sigmas[0])
+            x = thin(asked.denoise, x, first, level, self.batch_size, asked.features)
+            x = integrate(asked.denoise, x, self.schedule, callback=callback)
         return self.task.to_samples(x)
 
     def sample(self, sets: Tensor, callback: Callback | None = None) -> Tensor:
@@ -264,8 +248,8 @@ class SetSampler:
         Returns samples (G, sequential * batch_size, H, W).
         """
         g = self.settings.guidance
-        if g.group_of > 1:
-            return self.sample_pruned(sets, callback)
+        if g.pool > 1:
+            return self.sample_thinned(sets, callback)
         samples = self.sample_once(sets, self.batch_size * g.medoids_of, callback=callback)
         if g.medoids_of > 1:
             chosen = kmedoids(self.task.comparable(samples), self.batch_size)
@@ -323,7 +307,7 @@ class SetSampler:
         g = self.settings.guidance
         if sets is None:
             sets = torch.arange(self.task.num_sets)
-        pool = self.batch_size * max(g.medoids_of, g.group_of) * self.methods.candidates
+        pool = self.batch_size * max(g.medoids_of, g.pool) * self.methods.candidates
         chunks = sets.split(max(1, self.particles_per_call() // pool))
         with tqdm(
             total=len(chunks) * g.sequential * self.schedule.num_steps,

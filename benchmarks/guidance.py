@@ -70,7 +70,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
                     *(experiments.audit_entry(result, key) for key in AUDIT),
                     f"{result['network_calls']:.1f}",
                     f"{result['backward_calls']:.1f}",
-                    experiments.audit_entry(result, "forward_equivalents"),
+                    experiments.audit_entry(result, "price"),
                     result["num_sets"],
                 ]
             )

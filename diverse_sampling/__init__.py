@@ -39,10 +39,11 @@ if TYPE_CHECKING:
     from diverse_sampling.pipelines import denoiser_of, pilot, renewing, repel, repelling
     from diverse_sampling.potentials import POTENTIALS, Bandwidth, LogDet, Potential
     from diverse_sampling.predictions import from_epsilon, from_flow, from_velocity
-    from diverse_sampling.selection import kmedoids, most_distant
+    from diverse_sampling.selection import kmedoids, thin
     from diverse_sampling.sets import sample
     from diverse_sampling.steps import (
         Schedule,
+        Window,
         edm_sampler,
         edm_schedule,
         integrate,
@@ -57,14 +58,14 @@ _MODULES = dict(
     exact=("exact_denoiser", "posterior_mean"),
     guidance=("ParticleGuidance", "Spell", "default_guidance", "joint_weights", "never_down"),
     steps=(
-        *("Schedule", "edm_sampler", "edm_schedule", "integrate", "karras_sigmas"),
+        *("Schedule", "Window", "edm_sampler", "edm_schedule", "integrate", "karras_sigmas"),
         "window_schedule",
     ),
     noise=("ParticleNoise",),
     pipelines=("denoiser_of", "pilot", "renewing", "repel", "repelling"),
     potentials=("POTENTIALS", "Bandwidth", "LogDet", "Potential"),
     predictions=("from_epsilon", "from_flow", "from_velocity"),
-    selection=("kmedoids", "most_distant"),
+    selection=("kmedoids", "thin"),
     sets=("sample",),
 )
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

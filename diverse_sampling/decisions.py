@@ -9,7 +9,15 @@ samples. The share that is decided,
 summed over pixels and averaged over sets, rises from 0 to 1 once. It is measured relative to its
 value at the largest noise level, which is 0 but for the error of a trained network. Guidance can
 change what is not decided yet, so this curve says between which noise levels a set has to be
-guided, for any world, network or space of values, with no number that belongs to one of them.
+guided, and where nothing is left to sample, for any world, network or space of values, with no
+number that belongs to one of them.
+
+Of an exact denoiser V is 1 - E|y - D|^2 / T, T the total variance of y given the condition (the law
+of total variance), so that V never falls, and
+
+    T (1 - V(sigma)) = E tr Cov[y | x]
+
+is what a sample can still become: how far guidance may push it.
 
 Literature on where modes are decided: Raya & Ambrogioni 2023, arXiv 2305.19693; Biroli et al. 2024,
 arXiv 2402.18491; Li & Chen 2024, arXiv 2403.01633.
@@ -29,12 +37,28 @@ import torch
 from torch import Tensor
 
 from diverse_sampling.denoiser import Denoiser
-from diverse_sampling.steps import edm_schedule, integrate
+from diverse_sampling.steps import Window, euler_schedule, integrate
 
-# Shares of what is decided between which a set is guided with noise added back at each step.
-GUIDED = (0.05, 0.98)
-# Guidance falls from all of its strength to none between these shares.
-TAPER = (0.5, 0.998)
+@dataclass(frozen=True)
+class Shares:
+    """The shares of what is decided that make a window.
+
+    Arguments:
+        first, last: between which sets are guided, each time right after new noise
+        settled: down to which a step goes at most before noise is added anew
+    """
+
+    first: float
+    last: float
+    settled: float
+
+
+# Pushes whose size is that of all directions together, and pushes through the Jacobian, which end
+# by themselves in each direction as it is decided.
+EARLY = Shares(0.05, 0.5, 0.9)
+LATE = Shares(0.05, 0.95, 0.99)
+# Where this share is decided, a sample is done.
+DONE = 0.998
 
 
 @dataclass(frozen=True)
@@ -44,12 +68,14 @@ class Decisions:
     Arguments:
         sigmas: decreasing noise levels, all positive
         shares: V at each of them, in [0, 1], never falling, 0 at the largest noise level
+        variance: T, of the samples of a set, summed over pixels, in squared units of x
         floor: the share that differs at the largest noise level, where nothing can be decided: the
             error of a trained network, which `shares` are relative to
     """
 
     sigmas: Sequence[float]
     shares: Sequence[float]
+    variance: float
     floor: float = 0.0
 
     def share(self, sigma: float) -> float:
@@ -65,18 +91,24 @@ class Decisions:
         logs = [math.log(level) for level in self.sigmas[index - 1 : index + 1]]
         return math.exp(_interpolated(share, self.shares[index - 1 : index + 1], logs))
 
-    def window(self) -> tuple[float, float]:
-        """The (smallest, largest) noise level of the window in which sets are guided."""
-        high, low = (self.sigma(share) for share in GUIDED)
-        return low, high
-
     def undecided(self, sigma: float) -> float:
-        """The strength of guidance at a noise level: 1 where much is undecided, 0 where nothing is.
+        """T (1 - V): the variance that a sample still has given its x, summed over pixels."""
+        return self.variance * (1 - self.share(sigma))
 
-        It falls linearly with V over TAPER, so that guidance fades as its means do.
-        """
-        start, end = TAPER
-        return min(max((end - self.share(sigma)) / (end - start), 0.0), 1.0)
+    def window(self, shares: Shares = EARLY) -> Window:
+        """The noise levels at which sets are guided, and how much new noise goes before each."""
+        low = self.sigma(shares.last)
+        return Window(low, self.sigma(shares.first), low / self.sigma(shares.settled) - 1)
+
+    @property
+    def settled(self) -> float:
+        """The noise level at which a pool is thinned, and below which pushes come too late."""
+        return self.sigma(EARLY.settled)
+
+    @property
+    def end(self) -> float:
+        """The last noise level worth calling a trained denoiser at."""
+        return self.sigma(DONE)
 
 
 def _interpolated(at: float, rising: Sequence[float], values: Sequence[float]) -> float:
@@ -95,12 +127,13 @@ def _interpolated(at: float, rising: Sequence[float], values: Sequence[float]) -
 def measure(
     denoise: Denoiser, x: Tensor, sigmas: Tensor, *, from_lowest: bool = False
 ) -> Decisions:
-    """V(sigma) along independent trajectories of the ODE.
+    """V(sigma) and T along independent trajectories of the ODE, by Euler's steps.
 
     Arguments:
         denoise: the unguided denoiser
-        x: (G, P, C, H, W), noise of standard deviation sigmas[0], P > 1 particles in each set
-        sigmas: (N + 1,) float64, as `sampler.karras_sigmas` returns them
+        x: (G, P, C, H, W), noise of standard deviation sigmas[0], P > 1 particles in each set. T is
+            known to about 10% from 64 particles
+        sigmas: (N + 1,) float64, as `steps.karras_sigmas` returns them; D is called once at each
         from_lowest: whether the curve starts where V is lowest, rather than at the largest noise
             level. A network that predicts noise errs in D by sigma times its error, so that its D
             differ most where nothing is decided
@@ -112,7 +145,7 @@ def measure(
     def keep(step: dict) -> None:
         variances.append(_variance(step["denoised"]))
 
-    samples = integrate(denoise, x, edm_schedule(sigmas), callback=keep)
+    samples = integrate(denoise, x, euler_schedule(sigmas), callback=keep)
     final = _variance(samples)
     if not final > 0 or not math.isfinite(final):
         raise ValueError(f"samples: their variance is {final}; accepted: sets that differ")
@@ -121,11 +154,13 @@ def measure(
         lowest = int(shares.argmin())
         shares[:lowest] = shares[lowest]
     floor = float(shares[0])
+    # V never falls but for the errors of a network and of few samples.
     rising = ((shares - floor) / max(1 - floor, 1e-6)).clamp(0, 1).cummax(0).values
     # Rounded, so that a curve that is read again is the one that was measured.
     return Decisions(
         [float(f"{sigma:.6g}") for sigma in sigmas[:-1].tolist()],
         [round(share, 6) for share in rising.tolist()],
+        float(f"{final:.6g}"),
         round(floor, 6),
     )
 
@@ -143,8 +178,9 @@ def cache_of(checkpoint: Path) -> Path:
     return checkpoint.with_suffix(".decisions.json")
 
 
-def cached(checkpoint: Path, sha256: str, pilot: str) -> Decisions | None:
-    """The curve that was measured with this very checkpoint; None where there is none.
+def cached(checkpoint: Path, sha256: str, pilot: str) -> tuple[Decisions, int] | None:
+    """The curve that was measured with this very checkpoint, and the calls that it took; None where
+    there is none.
 
     Arguments:
         checkpoint: the file
@@ -155,13 +191,15 @@ def cached(checkpoint: Path, sha256: str, pilot: str) -> Decisions | None:
         held = json.loads(cache_of(checkpoint).read_text())
         if held["checkpoint_sha256"] != sha256:
             return None
-        return Decisions(**held["curves"][pilot])
+        curve = dict(held["curves"][pilot])
+        calls = curve.pop("calls")
+        return Decisions(**curve), calls
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def keep(checkpoint: Path, sha256: str, pilot: str, curve: Decisions) -> None:
-    """Add a curve to the file beside a checkpoint. Where nothing can be written there, do nothing:
+def keep(checkpoint: Path, sha256: str, pilot: str, curve: Decisions, calls: int) -> None:
+    """Add a curve, and the calls that it took, to the file beside a checkpoint. Where nothing can be written there, do nothing:
     it is measured again the next time."""
     path = cache_of(checkpoint)
     curves = {}
@@ -171,7 +209,8 @@ def keep(checkpoint: Path, sha256: str, pilot: str, curve: Decisions) -> None:
             curves = dict(held["curves"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    text = json.dumps(dict(checkpoint_sha256=sha256, curves=curves | {pilot: asdict(curve)}))
+    curves[pilot] = asdict(curve) | dict(calls=calls)
+    text = json.dumps(dict(checkpoint_sha256=sha256, curves=curves))
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         temporary.write_text(text)

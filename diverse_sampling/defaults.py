@@ -9,5 +9,5 @@ CALLS = 2 * NUM_STEPS - 1  # of the denoiser: a step has two, but for the last
 SIGMA_MIN = 0.002
 SIGMA_MAX = 80.0
 RHO = 7.0
-CHURN = 0.3  # noise that is added back at each step of the window, in units of its noise level
-FACTOR = 3.0  # strength of guidance
+PILOT_LEVELS = 15  # noise levels at which a pilot calls the denoiser, once at each
+FACTOR = 5.0  # strength of guidance

@@ -49,7 +49,8 @@ class Sets:
         settings: those of guidance that methods share (`config.GuidanceSettings`)
         options: the method's own, its `Method.options`
         sigma_max: the largest noise level, a float64 scalar tensor
-        churn: how much noise is added back at a step, in units of its noise level
+        window: the noise levels between which the sampler adds noise back at each call; None for
+            other samplers
         position: noise level -> its place in the schedule, from 0 at the smallest to 1
         noise: (stream, shape of a particle's noise or None for that of a particle) -> a source of
             standard normal noise (G, B, *shape)
@@ -67,7 +68,7 @@ class Sets:
     settings: Any
     options: Any
     sigma_max: Tensor
-    churn: float
+    window: Any
     position: Callable[[float], float]
     noise: Callable[[int, tuple[int, ...] | None], Callable[[], Tensor]]
     generators: Callable[[int], list[torch.Generator]]

@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 from diverse_sampling.decisions import Decisions, measure
-from diverse_sampling.defaults import FACTOR, NUM_STEPS
+from diverse_sampling.defaults import FACTOR, PILOT_LEVELS
 from diverse_sampling.denoiser import Denoiser
 from diverse_sampling.errors import reject
 from diverse_sampling.guidance import default_guidance
@@ -495,20 +495,19 @@ def denoiser_of(pipe, **call) -> PipelineDenoiser:
 
 
 def pilot(
-    denoise: PipelineDenoiser, *, particles: int = 8, num_steps: int = NUM_STEPS, seed: int = 0
+    denoise: PipelineDenoiser, *, particles: int = 8, seed: int = 0
 ) -> Decisions:
     """At which noise levels it is decided what a pipeline's samples show, measured on one set.
 
     Arguments:
         denoise: what `denoiser_of` returns; one set is drawn for each of its prompts
         particles: in a set, at least 2
-        num_steps: steps, of two network calls each but for the last
         seed: of the noise
 
-    Returns the curve: its `window()` and `undecided` are those of a guide. Raises ValueError if the
-    samples are all alike.
+    Returns what `default_guidance` asks for. It costs PILOT_LEVELS calls for each particle. Raises
+    ValueError if the samples are all alike.
     """
-    sigmas = karras_sigmas(num_steps, denoise.sigma_min, denoise.sigma_max)
+    sigmas = karras_sigmas(PILOT_LEVELS, denoise.sigma_min, denoise.sigma_max)
     sets, members = range(denoise.prompts), range(particles)
     noise = ParticleNoise(seed, sets, members, denoise.shape, denoise.device, Stream.PILOT)
     return measure(denoise, noise() * sigmas[0], sigmas, from_lowest=True)
@@ -521,11 +520,9 @@ def measured_guide(
     potential: Potential = LogDet(),
     features: Callable[[Tensor], Tensor] | None = None,
 ) -> Guide:
-    """The default guidance (`guidance.default_guidance`), without gradients, in a measured window.
+    """The default guidance (`guidance.default_guidance`) in a measured window.
 
-    An exact denoiser bears twice the default factor; the less a network knows of what lies beside
-    its data, the sooner samples leave it. `features` is what particles are compared by, as in
-    `ParticleGuidance`.
+    `features` is what particles are compared by, as in `ParticleGuidance`.
     """
     return functools.partial(
         default_guidance,
@@ -533,7 +530,6 @@ def measured_guide(
         factor=factor,
         potential=potential,
         features=features,
-        gradients=False,
     )
 
 

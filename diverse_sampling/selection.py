@@ -1,13 +1,21 @@
 """Selection: a set out of a larger one.
 
-kmedoids        the samples that represent the larger set best
-most_distant    the samples that are farthest apart, for a pool that shrinks while it is sampled
+kmedoids    the samples that represent the larger set best
+thin        the same in the middle of sampling, as soon as modes are decided
 """
 
 from __future__ import annotations
 
+from typing import Callable
+
 import torch
 from torch import Tensor
+
+from diverse_sampling.denoiser import Denoiser
+from diverse_sampling.steps import edm_schedule, integrate, karras_sigmas
+
+
+THINNING = 5  # calls of the denoiser for each particle of a pool, until it is thinned
 
 
 def kmedoids(samples: Tensor, keep: int) -> Tensor:
@@ -31,39 +39,34 @@ def kmedoids(samples: Tensor, keep: int) -> Tensor:
     return torch.stack(chosen)
 
 
-def most_distant(samples: Tensor, keep: int) -> Tensor:
-    """Indices of the samples of each set that are farthest apart.
+@torch.no_grad()
+def thin(
+    denoise: Denoiser,
+    x: Tensor,
+    sigma_max: float,
+    sigma: float,
+    keep: int,
+    features: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """A pool of particles, reduced to those that represent it best once modes are decided.
 
-    They have the largest sum of pairwise L2 distances that is found by adding one after the other
-    to the most distant pair, and then by swaps as long as one helps. A pool of M that keeps the
-    better half at every step of the sampler, down to B, is group inference (Parmar et al. 2025,
-    "Scaling group inference for diverse and high-quality generation", arXiv 2508.15773). Its
-    network calls are about M for each of the first steps and B for the others. Uncertain: the
-    published objective also weighs the quality of single samples, and is solved exactly.
+    Two of Heun's steps go from sigma_max to sigma, and the medoids of the D there are kept: THINNING
+    calls for each particle of the pool, instead of all that a sample needs.
 
-    samples (G, M, ...) -> (G, keep) int64.
+    Arguments:
+        denoise: the unguided denoiser
+        x: (G, M, C, H, W), noise of standard deviation sigma_max
+        sigma_max: the largest noise level
+        sigma: the level at which particles are compared, such as `Decisions.settled`
+        keep: how many particles of each set are kept, at most M
+        features: images (N, C, H, W) -> (N, ...), what is compared; None: the images themselves
+
+    Returns the particles that are kept, (G, keep, C, H, W), at noise level sigma.
     """
-    flat = samples.flatten(2)
-    return torch.stack([_most_distant(d, keep) for d in torch.cdist(flat, flat).double().cpu()])
-
-
-def _most_distant(distances: Tensor, keep: int) -> Tensor:
-    """The indices for one set, distances (M, M)."""
-    first, second = divmod(int(distances.argmax()), len(distances))
-    if first == second:  # all are copies
-        return torch.arange(keep)
-    chosen = [first, second][:keep]
-    while len(chosen) < keep:
-        gain = distances[chosen].sum(0)
-        gain[chosen] = -1
-        chosen.append(int(gain.argmax()))
-    while True:
-        to_chosen = distances[:, chosen].sum(1)  # (M,)
-        # What it changes to put i in the place of the chosen c.
-        change = to_chosen[:, None] - distances[:, chosen] - to_chosen[chosen]
-        change[chosen] = -1
-        best = int(change.argmax())
-        i, place = divmod(best, keep)
-        if change[i, place] <= 1e-9 * distances.max():
-            return torch.tensor(chosen)
-        chosen[place] = i
+    sigmas = karras_sigmas(3, sigma, sigma_max)
+    x = integrate(denoise, x, edm_schedule(sigmas).part(0, 2))
+    shown = denoise(x, sigmas[2])
+    if features is not None:
+        shown = features(shown.flatten(0, 1)).unflatten(0, x.shape[:2])
+    chosen = kmedoids(shown, keep).to(x.device)
+    return x[torch.arange(len(x), device=x.device)[:, None], chosen]

@@ -8,7 +8,8 @@ called, how much noise is added back at each, and where a step is corrected to s
 
     edm_schedule      EDM's: sigma_i = (sigma_max^(1/rho) + i / (N - 1) (sigma_min^(1/rho) -
                       sigma_max^(1/rho)))^rho, every step corrected
-    window_schedule   most steps in a window of noise levels, noise added back at each of them
+    euler_schedule    the ODE, no step corrected
+    window_schedule   most calls in a window of noise levels, each right after new noise
 
 Karras et al. 2022, arXiv 2206.00364: noise levels, equation 5; sampler, algorithm 2.
 """
@@ -17,12 +18,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Callable
+from typing import Callable, NamedTuple
 
 import torch
 from torch import Tensor
 
-from diverse_sampling.defaults import CALLS, CHURN, NUM_STEPS, RHO, SIGMA_MAX, SIGMA_MIN
+from diverse_sampling.defaults import CALLS, NUM_STEPS, RHO, SIGMA_MAX, SIGMA_MIN
 from diverse_sampling.denoiser import Denoiser
 
 
@@ -105,51 +106,66 @@ def edm_schedule(
     return Schedule(sigmas, inside * min(s_churn / num_steps, math.sqrt(2) - 1), corrected)
 
 
-# Of window_schedule: one step below the window for so many calls in all. Fewer leave visible error
-# in trained networks, whose denoiser still changes there; more are missing in the window.
-CALLS_PER_STEP_BELOW = 6
+def euler_schedule(sigmas: Tensor) -> Schedule:
+    """The ODE by Euler's steps: one call at each noise level; sigmas as in `edm_schedule`."""
+    num_steps = len(sigmas) - 1
+    return Schedule(
+        sigmas,
+        torch.zeros(num_steps, dtype=torch.float64),
+        torch.zeros(num_steps, dtype=torch.bool),
+    )
+
+
+class Window(NamedTuple):
+    """Between which noise levels a sampler goes back and forth.
+
+    Arguments:
+        low: the smallest noise level at which D is called right after new noise
+        high: the largest one
+        churn: gamma: noise is added from sigma / (1 + gamma) up to each sigma
+    """
+
+    low: float
+    high: float
+    churn: float
+
+
+# Of window_schedule: one call below the window for so many calls in all.
+CALLS_PER_CALL_BELOW = 10
 
 
 def window_schedule(
-    window: tuple[float, float],
+    window: Window,
     calls: int = CALLS,
-    churn: float = CHURN,
     *,
     sigma_min: float = SIGMA_MIN,
     sigma_max: float = SIGMA_MAX,
-    rho: float = RHO,
 ) -> Schedule:
-    """Most steps between two noise levels, those between which it is decided what a sample shows.
+    """Most calls between two noise levels, those between which it is decided what a sample shows.
 
-    One step goes from sigma_max to the window. Inside, steps are geometric and noise is added back
-    before each. They have no correction: it is of second order in a step whose error is that of
-    the noise. Below the window follow EDM's steps to 0, corrected.
+    One call is at sigma_max. In the window calls are at geometric noise levels, from its largest to
+    its smallest, and before each of them noise is added back. A tenth of the calls follow below, at
+    geometric levels down to sigma_min. No step is corrected: it is of second order in a step whose
+    error is that of the noise.
 
     Arguments:
-        window: (smallest, largest) noise level
+        window: where noise is added back, and how much
         calls: of the denoiser, per particle; at least 3
-        churn: gamma of the steps in the window
-        sigma_min: last noise level before 0
-        sigma_max: first noise level
-        rho: exponent of the noise levels below the window
+        sigma_min: last noise level before 0, below window.low / (1 + window.churn)
+        sigma_max: first noise level, above window.high / (1 + window.churn)
     """
-    low, high = window
-    below = max(1, min(round(calls / CALLS_PER_STEP_BELOW), (calls - 1) // 2))
-    inside = calls - 1 - (2 * below - 1)
-    ramp = torch.arange(inside, dtype=torch.float64) / max(inside, 1)
-    sigmas = torch.cat(
-        [
-            torch.tensor([sigma_max], dtype=torch.float64),
-            high * (low / high) ** ramp,
-            karras_sigmas(below, sigma_min, low, rho),
-        ]
-    )
-    num_steps = len(sigmas) - 1
-    gammas = torch.zeros(num_steps, dtype=torch.float64)
+    below = max(1, round(calls / CALLS_PER_CALL_BELOW))
+    inside = calls - 1 - below
+    low, high, churn = window
+    settled = low / (1 + churn)
+    across = torch.arange(inside, dtype=torch.float64) / max(inside - 1, 1)
+    down = torch.arange(1, below + 1, dtype=torch.float64) / below
+    first = torch.tensor([sigma_max], dtype=torch.float64)
+    noised = high * (low / high) ** across / (1 + churn)
+    sigmas = torch.cat([first, noised, settled * (sigma_min / settled) ** down])
+    gammas = torch.zeros(calls, dtype=torch.float64)
     gammas[1 : 1 + inside] = churn
-    corrected = torch.zeros(num_steps, dtype=torch.bool)
-    corrected[1 + inside : -1] = True
-    return Schedule(sigmas, gammas, corrected)
+    return Schedule(append_zero(sigmas), gammas, torch.zeros(calls, dtype=torch.bool))
 
 
 @torch.no_grad()

@@ -214,7 +214,7 @@ def rivals_table(rows: list[dict]) -> str:
         "method | directions of 8 | quality (L2, less is better) | HM IoU* | equivalent draws"
         " | frequencies off by (chance) | dispersion | cost in network calls"
     )
-    audit = ("equivalent_draws", "frequency_tv", "count_dispersion", "forward_equivalents")
+    audit = ("equivalent_draws", "frequency_tv", "count_dispersion", "price")
     lines = [
         [
             compared()[method].title,
@@ -243,7 +243,7 @@ def which_table(rows: list[dict]) -> str:
                 *(experiments.interval(result and result["modes_found"]) for result in each),
                 experiments.interval(each[-1] and each[-1]["quality"]),
                 about.frequencies,
-                experiments.audit_entry(measured, "forward_equivalents"),
+                experiments.audit_entry(measured, "price"),
                 about.needs,
             ]
         )

@@ -23,6 +23,7 @@ from config import (
     record,
 )
 from diverse_sampling import method
+from diverse_sampling.defaults import SIGMA_MIN
 from diverse_sampling.errors import reject
 from lab.command_line import Parser, asks_for_config, make_parser, print_config, this_process
 
@@ -160,11 +161,20 @@ def resolve(values: Mapping[str, Any], facts: Facts) -> tuple[EvaluationSettings
 
     task = asked.evaluate.task or offered
     digits = task == "unconditional" and asked.world.dataset == "centered"
+    s, g = asked.sampler, asked.guidance
+    exact = asked.evaluate.denoiser == "exact"
+    features = g.pg_features or ("classifier" if digits else "pixels")
+    plain = g.guidance == "pg" and features == "pixels"
+    space = g.pg_space or ("denoised" if plain else "jacobian")
+    unit = "measured" if g.guidance == "pg" and space == "denoised" else "joint"
     settings = replace(
         asked.changed(
             task=task,
-            pg_features=asked.guidance.pg_features or ("classifier" if digits else "pixels"),
+            pg_features=features,
+            pg_space=space,
+            pg_strength=g.pg_strength or unit,
             sampler=methods.sampler_of(asked),
+            sigma_min=SIGMA_MIN if exact and s.sigma_min is None else s.sigma_min,
         ),
         options=methods.options_of(asked.record(), values),
     )
@@ -185,7 +195,7 @@ def resolve(values: Mapping[str, Any], facts: Facts) -> tuple[EvaluationSettings
     if facts.answer_classes is not None:
         found["answer_classes"] = list(facts.answer_classes)
     notices += _other_law(settings.world, facts.trained)
-    excess = _excess(facts.spread) if methods.fades(settings.guidance) else None
+    excess = _excess(facts.spread) if methods.measures(settings.guidance) else None
     if excess and not settings.guidance.pg_only_if_needed:
         notices.append(f"WARNING: {excess}; guidance adds to that")
     elif excess:
@@ -350,8 +360,8 @@ class Evaluation:
         task: conditions, right answers and metrics
         sampler: makes the sets
         checkpoint: the trained network's file, None with the exact denoiser
-        pilot_calls: network calls of the pilot, all of its particles together; 0 where it was read
-            from beside the checkpoint, or where there is none
+        pilot_calls: network calls of the pilot, all of its particles together, also where it was
+            read from beside the checkpoint; 0 where there is none
         notices: what a user should know before it runs, a sentence each
     """
 
@@ -370,9 +380,9 @@ class Evaluation:
         """The window and the curve that it was measured from, for metrics.json."""
         from lab import methods
 
-        held: dict[str, Any] = {}
+        held: dict[str, Any] = dict(sigma_min=float(self.sampler.schedule.sigmas[-2]))
         if self.settings.sampler.sampler == "window":
-            held["window"] = methods.window(self.settings.sampler, self.sampler.decisions)
+            held["window"] = self.sampler.methods.window
         if self.sampler.decisions is not None:
             held["decisions"] = asdict(self.sampler.decisions)
         return held

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from config import EvaluationSettings, GuidanceSettings, SamplerSettings, build, record
-from diverse_sampling.decisions import Decisions
+from diverse_sampling.decisions import EARLY, LATE, Decisions
 from diverse_sampling.denoiser import Denoiser, to_unit_range
 from diverse_sampling.errors import reject
+from diverse_sampling.guidance.pg import default_levels
 from diverse_sampling.method import (
     ANSWERS,
     CONDITION,
@@ -27,8 +28,14 @@ from diverse_sampling.method import (
     Sets,
     find,
 )
-from diverse_sampling.steps import Schedule, edm_schedule, karras_sigmas, window_schedule
+from diverse_sampling.selection import THINNING
+from diverse_sampling.steps import Schedule, Window, edm_schedule, karras_sigmas, window_schedule
 from lab.classifier import Classifier
+from lab.metrics import BACKWARD
+
+
+# What guidance costs beside the call of the denoiser, in calls, by where it acts.
+DEARER = dict(jacobian=BACKWARD, difference=1.0)
 
 
 def named(settings: Mapping[str, Any]) -> dict[str, Method]:
@@ -55,6 +62,16 @@ def check(settings: EvaluationSettings) -> None:
             settings.guidance.churn_noise,
             "iid, or a sampler that adds noise back: --s_churn or --sampler window",
         )
+    if settings.sampler.price is not None:
+        for key, free in (("guidance", ("pg", "none")), ("noise", ("iid",))):
+            value = getattr(settings.guidance, key)
+            if value not in free:
+                reject(key, value, f"{' or '.join(free)} with price; else --num_steps")
+    alone = settings.guidance.guidance in ("pg", "none") and settings.guidance.pg_factor == 0
+    if settings.guidance.pool > 1 and not (
+        alone and settings.sampler.sampler == "edm" and settings.sampler.s_churn == 0
+    ):
+        reject("pool", settings.guidance.pool, "1 with guidance or churn; a pool is thinned instead")
     values = settings.record()
     exact = settings.evaluate.denoiser == "exact"
     for flag, method in named(values).items():
@@ -75,8 +92,8 @@ def check(settings: EvaluationSettings) -> None:
             reject(flag, name, "any other, or --denoiser exact, whose modes are known")
 
 
-def fades(guidance: GuidanceSettings) -> bool:
-    """Whether guidance acts that fades as decisions are made, which a pilot measures."""
+def measures(guidance: GuidanceSettings) -> bool:
+    """Whether guidance acts whose noise levels and strength a pilot measures."""
     method = find("guidance", guidance.guidance)
     return method is not None and PILOT in method.needs and guidance.pg_factor > 0
 
@@ -84,8 +101,9 @@ def fades(guidance: GuidanceSettings) -> bool:
 def needs_pilot(settings: EvaluationSettings) -> bool:
     """Whether something is left to a pilot: where it is decided what a sample shows."""
     s, g = settings.sampler, settings.guidance
-    window = s.sampler == "window" and None in (s.window_min, s.window_max)
-    return window or (fades(g) and None in (g.pg_sigma_min, g.pg_sigma_max))
+    window = s.sampler == "window" and None in (s.window_min, s.window_max, s.window_churn)
+    guided = None in (g.pg_sigma_min, g.pg_sigma_max) or g.pg_strength == "measured"
+    return s.sigma_min is None or g.pool > 1 or window or (measures(g) and guided)
 
 
 def sampler_of(settings: EvaluationSettings) -> Literal["edm", "window"]:
@@ -93,8 +111,8 @@ def sampler_of(settings: EvaluationSettings) -> Literal["edm", "window"]:
     s, g = settings.sampler, settings.guidance
     if s.sampler is not None:
         return s.sampler
-    together = settings.evaluate.batch_size * g.medoids_of * g.group_of * g.sequential > 1
-    return "window" if s.s_churn == 0 and together and fades(g) else "edm"
+    together = settings.evaluate.batch_size * g.medoids_of * g.sequential > 1
+    return "window" if s.s_churn == 0 and together and measures(g) else "edm"
 
 
 class Methods:
@@ -107,6 +125,7 @@ class Methods:
 
     Attributes:
         schedule: the steps of the sampler
+        window: between which noise levels it adds noise back; None with EDM's
         features: what particles are compared by, as `Sets` has it
         candidates: how many starting noises are drawn for each particle
     """
@@ -122,7 +141,8 @@ class Methods:
         self.decisions = decisions
         self.named = named(settings.record())
         self.churned = find("noise", guidance.churn_noise)
-        self.schedule = make_schedule(settings.sampler, decisions)
+        self.window = window(settings, decisions)
+        self.schedule = make_schedule(settings, decisions)
         self.features = features(guidance.pg_pool, classifier)
         self.candidates = math.prod(each.candidates(guidance) for each in self.named.values())
 
@@ -151,9 +171,9 @@ class Methods:
         return noise() if self.churned is None else self.churned.make(sets, noise)
 
     def position(self, sigma: float) -> float:
-        """Where a noise level lies in the schedule: 0 at sigma_min, 1 at sigma_max."""
+        """Where a noise level lies in the schedule: 0 at its smallest, 1 at sigma_max."""
         s = self.settings.sampler
-        low = s.sigma_min ** (1 / s.rho)
+        low = end(s, self.decisions) ** (1 / s.rho)
         high = s.sigma_max ** (1 / s.rho)
         return min(max((sigma ** (1 / s.rho) - low) / (high - low), 0.0), 1.0)
 
@@ -169,31 +189,85 @@ class Methods:
 # ---------------------------------------------------------------- what settings say about steps
 
 
-def make_schedule(s: SamplerSettings, decisions: Decisions | None) -> Schedule:
-    """The steps that the settings of the sampler ask for."""
-    if s.sampler == "window":
+def make_schedule(settings: EvaluationSettings, decisions: Decisions | None) -> Schedule:
+    """The steps that settings ask for; of a pool, those that follow once it is thinned.
+
+    Raises SettingError for a price that not even the fewest steps keep.
+    """
+    s = settings.sampler
+    if s.price is None:
+        return _schedule(settings, decisions, s.num_steps)
+    dearest: Schedule | None = None
+    for num_steps in range(2, int(s.price) + 2):
+        schedule = _schedule(settings, decisions, num_steps)
+        if price(settings, decisions, schedule) > s.price:
+            break
+        dearest = schedule
+    if dearest is None:
+        least = price(settings, decisions, _schedule(settings, decisions, 2))
+        reject("price", s.price, f"{least:g} or more with these settings")
+    return dearest
+
+
+def _schedule(
+    settings: EvaluationSettings, decisions: Decisions | None, num_steps: int
+) -> Schedule:
+    s = settings.sampler
+    last = end(s, decisions)
+    between = window(settings, decisions)
+    if between is not None:
         return window_schedule(
-            window(s, decisions),
-            2 * s.num_steps - 1,
-            s.window_churn,
-            sigma_min=s.sigma_min,
-            sigma_max=s.sigma_max,
-            rho=s.rho,
+            between, 2 * num_steps - 1, sigma_min=last, sigma_max=s.sigma_max
         )
-    sigmas = karras_sigmas(s.num_steps, s.sigma_min, s.sigma_max, s.rho)
-    return edm_schedule(sigmas, s.s_churn, s.s_min, s.s_max)
+    first = s.sigma_max
+    if settings.guidance.pool > 1:
+        assert decisions is not None  # needs_pilot says so
+        first = decisions.settled
+    return edm_schedule(karras_sigmas(num_steps, last, first, s.rho), s.s_churn, s.s_min, s.s_max)
 
 
-def window(s: SamplerSettings, decisions: Decisions | None) -> tuple[float, float]:
-    """The (smallest, largest) noise level of the window: given, or measured."""
-    low, high = s.window_min, s.window_max
+def price(
+    settings: EvaluationSettings, decisions: Decisions | None, schedule: Schedule
+) -> float:
+    """Calls of the denoiser for each sample that is kept, a backward pass as BACKWARD of them."""
+    g = settings.guidance
+    calls = schedule.calls * g.medoids_of + THINNING * (g.pool if g.pool > 1 else 0)
+    if not measures(g) or g.pg_space not in DEARER:
+        return calls
+    low, high = g.pg_sigma_min, g.pg_sigma_max
     if low is None or high is None:
         assert decisions is not None  # needs_pilot says so
-        measured_low, measured_high = decisions.window()
-        high = high or min(measured_high, 0.99 * s.sigma_max)
-        low = low or max(measured_low, 1.01 * s.sigma_min)
-        low = min(low, 0.99 * high)
-    return low, high
+        measured = default_levels(decisions, window(settings, decisions))
+        low, high = low or measured["sigma_min"], high or measured["sigma_max"]
+    called = torch.cat(
+        [schedule.sigmas[:-1] * (1 + schedule.churn), schedule.sigmas[1:][schedule.corrected]]
+    )
+    acting = int(((low <= called) & (called <= high)).sum())
+    return calls + DEARER[g.pg_space] * acting * g.medoids_of
+
+
+def end(s: SamplerSettings, decisions: Decisions | None) -> float:
+    """The last noise level before 0: given, or measured."""
+    if s.sigma_min is not None:
+        return s.sigma_min
+    assert decisions is not None  # needs_pilot says so
+    return min(decisions.end, 0.99 * decisions.settled, 0.5 * s.sigma_max)
+
+
+def window(settings: EvaluationSettings, decisions: Decisions | None) -> Window | None:
+    """Between which noise levels the sampler adds noise back: given, or measured; None of EDM's."""
+    s = settings.sampler
+    if s.sampler != "window":
+        return None
+    low, high, churn = s.window_min, s.window_max, s.window_churn
+    if low is None or high is None or churn is None:
+        assert decisions is not None  # needs_pilot says so
+        measured = decisions.window(EARLY if settings.guidance.pg_space == "denoised" else LATE)
+        churn = measured.churn if churn is None else churn
+        high = high or min(measured.high, 0.99 * s.sigma_max)
+        low = min(low or measured.low, 0.99 * high)
+    # Steps go down to where new noise is added from, and on to the end.
+    return Window(max(low, 1.01 * (1 + churn) * end(s, decisions)), high, churn)
 
 
 def features(pool: int, classifier: Classifier | None) -> Callable[[Tensor], Tensor] | None:

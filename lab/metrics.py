@@ -158,7 +158,7 @@ def cost_metrics(forward: float, backward: float, found: float | None, batch_siz
     """
     calls = forward + BACKWARD * backward
     per_call = None if found is None else 100 * found / (batch_size * calls)
-    return dict(forward_equivalents=calls, modes_per_100_calls=per_call)
+    return dict(price=calls, modes_per_100_calls=per_call)
 
 
 def _translate(images: Tensor, shift: Tensor) -> Tensor:

@@ -66,9 +66,9 @@ METRICS: dict[str, Metric] = dict(
     modes_expected_iid=Metric("independent draws", "expected modes", 2, False),
     network_calls=Metric("network calls", "per particle", 1, True),
     backward_calls=Metric("backward calls", "per particle", 1, True),
-    forward_equivalents=Metric("cost in network calls", "backward calls included", 1, True),
+    price=Metric("price", "network calls per sample, a backward pass as 1.3", 1, True),
     modes_per_100_calls=Metric("modes per 100 network calls", "of a set", 2, False),
-    pilot_calls=Metric("network calls of the pilot", "per particle", 1, True),
+    pilot_calls=Metric("pilot", "network calls per sample", 1, True),
     seconds=Metric("seconds", "of sampling", 1, True),
 )
 
@@ -83,6 +83,8 @@ AXES: dict[str, str] = dict(
     p="p(right) in training",
 )
 
+# How guidance by a potential is differentiated, beside D(x) alone.
+SPACES = dict(jacobian="through the Jacobian", difference="by differences")
 INDEPENDENT = "independent"  # sets that nothing acts on
 
 
@@ -103,12 +105,15 @@ def method_of(settings: dict[str, Any]) -> str:
     parts = [guidance]
     if guidance and settings.get("guidance", "pg") == "pg" and settings.get("sampler") == "edm":
         parts.append("EDM's sampler")
+    space = settings.get("pg_space")
+    if guidance and settings.get("guidance", "pg") == "pg" and space in SPACES:
+        parts.append(SPACES[space])
     if guidance and settings.get("sequential", 1) > 1:
         parts.append(f"{settings['sequential']} draws in sequence")
     if settings.get("medoids_of", 1) > 1:
         parts.append(f"medoids of {settings['medoids_of']} times as many")
-    if settings.get("group_of", 1) > 1:
-        parts.append(f"pruned from {settings['group_of']} times as many")
+    if settings.get("pool", 1) > 1:
+        parts.append(f"pool of {settings['pool']} times as many")
     parts.append(_shown("noise", settings))
     churn_noise = settings.get("churn_noise", "iid")
     if churn_noise != "iid":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from config import EvaluationSettings, SamplerSettings
 from diverse_sampling import decisions
 from diverse_sampling.decisions import Decisions, measure
+from diverse_sampling.defaults import PILOT_LEVELS, SIGMA_MIN
 from diverse_sampling.noise import Stream
 from diverse_sampling.steps import karras_sigmas
 from lab.methods import Methods, needs_pilot
@@ -24,25 +24,8 @@ from lab.tasks import Task
 from model import EDMDenoiser
 from sampler import SetSampler
 
-# Sets, and particles in each. Without a backward pass they cost about 3% of 32 guided sets of 8.
-PILOT = (4, 4)
-# The sampler of a pilot, as the curves beside the included networks name it.
-EDM: dict[str, Any] = dict(
-    sampler="edm",
-    num_steps=22,
-    sigma_min=0.002,
-    sigma_max=80.0,
-    rho=7.0,
-    s_churn=0.0,
-    s_min=0.0,
-    s_max=math.inf,
-    s_noise=1.0,
-    window_min=None,
-    window_max=None,
-    window_churn=0.3,
-    second_stage="next",
-    initial_scale=1.0,
-)
+# Sets, and particles in each.
+PILOT = (12, 8)
 # If more than this differs at the largest noise level, the samples of a set hardly differ: a rare
 # answer has not been drawn yet. The pilot then has twice as many particles, up to 16 times as many.
 LARGEST_FLOOR = 0.25
@@ -53,8 +36,9 @@ def _name_of(task: Task, sampler: SamplerSettings) -> str:
 
     Conditions count as 8-bit images, so that rounding on another machine makes no new name.
     """
-    levels = dict(sigma_min=sampler.sigma_min, sigma_max=sampler.sigma_max, rho=sampler.rho)
-    seen = hashlib.sha256(json.dumps([PILOT, task.world.frame_shape, EDM | levels]).encode())
+    seen = hashlib.sha256(
+        json.dumps([PILOT, task.world.frame_shape, sampler.sigma_max, sampler.rho]).encode()
+    )
     seen.update((task.cond * 255).round().clamp(0, 255).byte().numpy().tobytes())
     if task.labels is not None:
         seen.update(task.labels.numpy().tobytes())
@@ -66,7 +50,7 @@ def measured(sampler: SetSampler, particles: int) -> Decisions:
     s = sampler.settings.sampler
     sets = torch.arange(sampler.task.num_sets)
     noise = sampler.noise(sets, range(particles), Stream.PILOT)
-    sigmas = karras_sigmas(SamplerSettings.num_steps, s.sigma_min, s.sigma_max, s.rho)
+    sigmas = karras_sigmas(PILOT_LEVELS, sigma_max=s.sigma_max, rho=s.rho)
     with torch.no_grad():
         denoise = sampler.calls.counted(sampler.denoiser(sets))
         return measure(denoise, noise() * sigmas[0], sigmas)
@@ -93,8 +77,8 @@ def decisions_of(
         network: the trained denoiser, None for the exact one
         device: where it computes
 
-    Returns (the curve, None if the settings leave nothing to it; the network calls that it took, of
-    all particles together).
+    Returns (the curve, None if the settings leave nothing to it; the network calls that it takes,
+    of all particles together, also where it was read).
     """
     if not needs_pilot(settings):
         return None, 0
@@ -106,10 +90,7 @@ def decisions_of(
         world=settings.world,
         digits=settings.digits,
         sampler=SamplerSettings(
-            sampler="edm",
-            sigma_min=sampler.sigma_min,
-            sigma_max=sampler.sigma_max,
-            rho=sampler.rho,
+            sampler="edm", sigma_min=SIGMA_MIN, sigma_max=sampler.sigma_max, rho=sampler.rho
         ),
     )
     task = kind(world, sets if most is None else min(sets, most), 0)
@@ -117,12 +98,12 @@ def decisions_of(
     if path is not None:
         held = decisions.cached(path, sha256_of(path), name)
         if held is not None:
-            return held, 0
+            return held
     unguided = SetSampler(task, independent, device, Methods(independent), network)
     curve = measured(unguided, particles)
     while curve.floor > LARGEST_FLOOR and particles < PILOT[1] * 2**4:
         particles *= 2
         curve = measured(unguided, particles)
     if path is not None:
-        decisions.keep(path, sha256_of(path), name, curve)
+        decisions.keep(path, sha256_of(path), name, curve, unguided.calls.forward)
     return curve, unguided.calls.forward

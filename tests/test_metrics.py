@@ -310,8 +310,8 @@ def test_vendi_and_rke_agree_with_another_implementation():
 
 def test_a_backward_pass_counts_as_measured():
     cost = cost_metrics(43, 30, 8.0, 8)
-    assert cost["forward_equivalents"] == pytest.approx(43 + 30 * BACKWARD)
-    assert cost["modes_per_100_calls"] == pytest.approx(100 / cost["forward_equivalents"])
+    assert cost["price"] == pytest.approx(43 + 30 * BACKWARD)
+    assert cost["modes_per_100_calls"] == pytest.approx(100 / cost["price"])
     assert cost_metrics(43, 0, None, 8)["modes_per_100_calls"] is None
 
 

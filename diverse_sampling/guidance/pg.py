@@ -13,6 +13,15 @@ which is what `ParticleGuidance` returns. The sampler needs no change, its Heun 
 same field as its Euler step, and guidances compose by wrapping. Steps go towards smaller sigma, so
 the plus sign moves particles down U: apart.
 
+With U on D(x), grad_i U is J_i^T dU/dD_i, and J_i = Cov[y | x_i] / s^2. Its size is what matters, more
+than its direction, and a pilot knows that: the total posterior variance is T (1 - V(s)) in the mean
+(`decisions.py`). `measured` takes it in place of the covariance, and needs no backward pass:
+
+    p_i = factor T (1 - V) dU/dD_i.
+
+If V is known, D_i moves by p_i / sqrt(1 + |p_i|^2 / (8^2 T (1 - V))) at most, whatever p_i is: by 8
+times what a sample can still become, in the L2 norm of an image.
+
 Source: Corso et al. 2023, "Particle guidance: non-IID diverse sampling with diffusion models",
 arXiv 2310.13102.
 """
@@ -20,18 +29,19 @@ arXiv 2310.13102.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Callable
 
 import torch
 from torch import Tensor
 
 from diverse_sampling.decisions import Decisions
-from diverse_sampling.defaults import CHURN, FACTOR
+from diverse_sampling.defaults import FACTOR
 from diverse_sampling.denoiser import Denoiser
-from diverse_sampling.guidance.base import LARGEST, Guided, finite
-from diverse_sampling.method import BACKWARD, PILOT, Method, Sets
+from diverse_sampling.guidance.base import LARGEST, Guided, finite, per_particle
+from diverse_sampling.method import PILOT, Method, Sets
 from diverse_sampling.potentials import POTENTIALS, Bandwidth, LogDet, Potential, cosine_share
+from diverse_sampling.steps import Window
 
 # ---------------------------------------------------------------- strengths
 
@@ -45,6 +55,7 @@ class Push:
         x, denoised, grad: the noisy particles, D(x) and grad U, (G, B, C, H, W) each
         sigma: the noise level, a float64 scalar tensor
         particles: how many repel each other, memory included
+        undecided: the variance that a sample still has, `Decisions.undecided`; 0 without decisions
     """
 
     factor: float
@@ -53,6 +64,7 @@ class Push:
     grad: Tensor
     sigma: Tensor
     particles: int
+    undecided: float = 0.0
 
     @property
     def drift(self) -> Tensor:
@@ -90,11 +102,21 @@ def by_drift(push: Push) -> Tensor:
     return push.factor * math.sqrt(2) * _per_pixel(push.drift) / size.clamp_min(tiny) * grad
 
 
+def measured(push: Push) -> Tensor:
+    """factor * T (1 - V) / s * grad U; see above. grad U is that on D(x)."""
+    return push.factor * push.undecided / push.sigma * push.grad
+
+
 STRENGTHS: dict[str, Strength] = dict(
-    joint=joint, sigma=by_sigma, constant=constant, drift=by_drift
+    measured=measured, joint=joint, sigma=by_sigma, constant=constant, drift=by_drift
 )
 
 # ---------------------------------------------------------------- the method
+
+# How far a finite difference goes, in units of the noise level.
+DIFFERENCE = 0.1
+# How far D(x) may be moved, in standard deviations of what a sample can still become.
+REACH = 8.0
 
 
 class ParticleGuidance(Guided):
@@ -106,12 +128,15 @@ class ParticleGuidance(Guided):
         factor: strength, in the unit that `strength` names; 0 is the denoiser itself
         space: where U acts. "x": on the noisy particles; "denoised": on D(x), its gradient taken as
             if it were one in x; "jacobian": on D(x), differentiated through the denoiser (a
-            vector-Jacobian product, which costs a little more than one network call)
+            vector-Jacobian product, which costs a little more than one network call);
+            "difference": the same by a second call of the denoiser, for those that autograd
+            cannot differentiate
         strength: unit of `factor`: a name in STRENGTHS, or a function of one's own
+        decisions: what the pilot measured, which bounds how far D(x) moves; None: nothing does. The
+            strength "measured" needs it
         sigma_min, sigma_max: as in `Guided`
         anneal: whether the strength falls from all of it at sigma_max to none at sigma_min, as a
             half cosine in ln s
-        fade: noise level -> factor on the strength in [0, 1]; None: 1 everywhere
         features: phi: images (N, C, H, W) -> (N, ...); U acts on phi of what `space` names, and its
             gradient is taken through phi. None: on the images themselves
         memory: (G, M, C, H, W) images that repel and do not move, such as samples made before
@@ -127,7 +152,7 @@ class ParticleGuidance(Guided):
         strength: str | Strength = "joint",
         sigma_min: float | None = None,
         sigma_max: float | None = None,
-        fade: Callable[[float], float] | None = None,
+        decisions: Decisions | None = None,
         anneal: bool = False,
         features: Callable[[Tensor], Tensor] | None = None,
         memory: Tensor | None = None,
@@ -137,7 +162,7 @@ class ParticleGuidance(Guided):
         self.factor = min(factor, LARGEST**2)
         self.space = space
         self.strength = STRENGTHS[strength] if isinstance(strength, str) else strength
-        self.fade = fade
+        self.decisions = decisions
         self.anneal = anneal
         self.features = features
         self.memory = memory
@@ -145,11 +170,10 @@ class ParticleGuidance(Guided):
     def guided(self, x: Tensor, sigma: Tensor) -> Tensor:
         """D(x) - s^2 alpha(s) grad U, like x."""
         alone = x.shape[1] == 1 and self.memory is None
-        share = 1.0 if self.fade is None else self.fade(float(sigma))
-        if self.factor == 0 or alone or share == 0:
+        if self.factor == 0 or alone:
             return self.denoise(x, sigma)
         denoised, grad = self._denoised_and_gradient(x, sigma)
-        return finite(denoised - sigma * share * self._push(x, denoised, grad, sigma))
+        return finite(denoised - sigma * self._push(x, denoised, grad, sigma))
 
     def _denoised_and_gradient(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """D(x) and the gradient of U with respect to x, both (G, B, C, H, W)."""
@@ -161,6 +185,12 @@ class ParticleGuidance(Guided):
                 (grad,) = torch.autograd.grad(denoised, x, at_denoised)
             return denoised.detach(), grad
         denoised = self.denoise(x, sigma)
+        if self.space == "difference":
+            # J is symmetric, so that J^T g is the derivative of D along g.
+            g = self._gradient_at(denoised, sigma)
+            length = per_particle(g, g).sqrt().clamp_min(tiny_of(g))
+            step = DIFFERENCE * float(sigma) / length
+            return denoised, (self.denoise(x + step * g, sigma) - denoised) / step
         return denoised, self._gradient_at(x if self.space == "x" else denoised, sigma)
 
     def _gradient_at(self, images: Tensor, sigma: Tensor) -> Tensor:
@@ -182,7 +212,12 @@ class ParticleGuidance(Guided):
     def _push(self, x: Tensor, denoised: Tensor, grad: Tensor, sigma: Tensor) -> Tensor:
         """The drift that guidance adds, annealed, (G, B, C, H, W)."""
         particles = x.shape[1] + (0 if self.memory is None else self.memory.shape[1])
-        push = self.strength(Push(self.factor, x, denoised, grad, sigma, particles))
+        undecided = 0.0 if self.decisions is None else self.decisions.undecided(float(sigma))
+        push = self.strength(Push(self.factor, x, denoised, grad, sigma, particles, undecided))
+        if self.decisions is not None:
+            moved = sigma * push
+            largest = max(REACH**2 * undecided, tiny_of(push))
+            push = push / (1 + per_particle(moved, moved) / largest).sqrt()
         if self.anneal:
             push = push * cosine_share(float(sigma), self.sigma_min, self.sigma_max)
         return push
@@ -201,67 +236,43 @@ def tiny_of(like: Tensor) -> float:
 # ---------------------------------------------------------------- as it is used
 
 
+# So that rounding moves no noise level across a bound.
+ROUNDING = 1e-6
+
+
 def default_guidance(
     denoise: Denoiser,
-    decisions: Decisions | None,
+    decisions: Decisions,
     *,
     factor: float = FACTOR,
     potential: Potential = LogDet(),
-    gradients: bool = True,
-    churn: float = CHURN,
-    sigma_min: float | None = None,
-    sigma_max: float | None = None,
-    memory: Tensor | None = None,
+    window: Window | None = None,
     **others: Any,
 ) -> ParticleGuidance:
     """Particle guidance while it is still undecided what particles become.
 
-    It repels by the log-determinant of the kernel matrix of the D(x): through the denoiser, in the
-    unit `joint`, or without gradients, in the window alone and in units of the drift.
+    It repels by the log-determinant of the kernel matrix of the D(x), with pushes of the size that
+    a pilot measured: without backward passes.
 
     Arguments:
         denoise: the denoiser D to wrap
-        decisions: where it is decided what a sample shows; None if both noise levels are given
+        decisions: where it is decided what a sample shows
         factor, potential: as in `ParticleGuidance`
-        gradients: whether the denoiser can be differentiated
-        churn: the noise that the sampler adds back in the window, in units of its noise level
-        sigma_min: smallest noise level at which guidance acts; None: it fades as less is undecided
-        sigma_max: largest one; None: the window's largest level, with the noise that is added back
-            before D is called. What memory repels from has to be decided from the start, so that
-            with memory there is no largest level
-        memory, others: as in `ParticleGuidance`
+        window: of the `window_schedule` that samples. Guidance then acts inside it; its last call
+            is not guided, since new noise no longer covers what a push does there. None, for any
+            other schedule: from the window's largest noise level down to where pushes come too late
+        others: as in `ParticleGuidance`
     """
-    fade = None
-    if not gradients:
-        assert decisions is not None
-        low, high = decisions.window()
-        sigma_min, sigma_max = sigma_min or low, sigma_max or high
-        others |= dict(space="denoised", strength="drift", fade=decisions.undecided)
-        return ParticleGuidance(
-            denoise,
-            potential,
-            factor=factor / 2,
-            sigma_min=sigma_min,
-            sigma_max=sigma_max,
-            memory=memory,
-            **others,
-        )
-    if sigma_max is None and memory is None:
-        assert decisions is not None
-        sigma_max = decisions.window()[1] * (1 + churn)
-    if sigma_min is None:
-        assert decisions is not None
-        fade = decisions.undecided
-    return ParticleGuidance(
-        denoise,
-        potential,
-        factor=factor,
-        sigma_min=sigma_min,
-        sigma_max=sigma_max,
-        fade=fade,
-        memory=memory,
-        **others,
-    )
+    given: dict[str, Any] = dict(space="denoised", strength="measured", decisions=decisions)
+    given |= default_levels(decisions, window)
+    return ParticleGuidance(denoise, potential, factor=factor, **given | others)
+
+
+def default_levels(decisions: Decisions, window: Window | None) -> dict[str, float]:
+    """The smallest and the largest noise level of `default_guidance`, with its arguments."""
+    low = decisions.settled if window is None else window.low * (1 + ROUNDING)
+    high = (window or decisions.window()).high * (1 + ROUNDING)
+    return dict(sigma_min=low, sigma_max=high)
 
 
 def asked_for(
@@ -290,16 +301,17 @@ def _make(sets: Sets) -> Denoiser:
     g = sets.settings
     if g.pg_factor == 0:
         return sets.denoise
-    if sets.memory is not None and g.pg_sigma_max is not None:
-        # What memory repels from has to be decided from the start.
-        high = max(g.pg_sigma_max, float(sets.sigma_max))
-        sets = replace(sets, settings=replace(g, pg_sigma_max=high))
-    return default_guidance(sets.denoise, sets.decisions, churn=sets.churn, **asked_for(sets))
+    asked = asked_for(sets)
+    if sets.decisions is None:  # both noise levels are given, and the strength needs none
+        return ParticleGuidance(sets.denoise, **asked)
+    for key in [key for key, level in sets.levels.items() if level is None]:
+        del asked[key]  # left to what was measured
+    return default_guidance(sets.denoise, sets.decisions, window=sets.window, **asked)
 
 
 METHOD = Method(
     "particle guidance",
     _make,
-    needs=(BACKWARD, PILOT),
+    needs=(PILOT,),
     shown=dict(pg_factor=", factor {:g}"),
 )

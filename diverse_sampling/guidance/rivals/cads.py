@@ -123,6 +123,5 @@ METHOD = Method(
     _make,
     needs=(CONDITION,),
     shown=dict(cads_scale=", noise of {:g}"),
-    only=dict(group_of=1),
     options=Options,
 )
