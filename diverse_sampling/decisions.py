@@ -53,10 +53,10 @@ class Shares:
     settled: float
 
 
-# Pushes whose size is that of all directions together, and pushes through the Jacobian, which end
-# by themselves in each direction as it is decided.
+# Pushes of one size in all directions end early, so that what they do to a sample is sampled again.
+# Pushes through the Jacobian end by themselves in each direction, as it is decided.
 EARLY = Shares(0.05, 0.5, 0.9)
-LATE = Shares(0.05, 0.95, 0.99)
+LATE = Shares(0.05, 0.97, 0.99)
 # Where this share is decided, a sample is done.
 DONE = 0.998
 

@@ -19,8 +19,9 @@ than its direction, and a pilot knows that: the total posterior variance is T (1
 
     p_i = factor T (1 - V) dU/dD_i.
 
-If V is known, D_i moves by p_i / sqrt(1 + |p_i|^2 / (8^2 T (1 - V))) at most, whatever p_i is: by 8
-times what a sample can still become, in the L2 norm of an image.
+If V is known, D_i moves by p_i / sqrt(1 + |p_i|^2 / (8^2 T (1 - V))), whatever p_i is: by 8 times
+what a sample can still become at most, in the L2 norm of an image. Pushes through the Jacobian, which
+knows what is open in each direction, then go on for longer, and fade with sqrt(1 - V).
 
 Source: Corso et al. 2023, "Particle guidance: non-IID diverse sampling with diffusion models",
 arXiv 2310.13102.
@@ -215,6 +216,8 @@ class ParticleGuidance(Guided):
         undecided = 0.0 if self.decisions is None else self.decisions.undecided(float(sigma))
         push = self.strength(Push(self.factor, x, denoised, grad, sigma, particles, undecided))
         if self.decisions is not None:
+            if self.space in ("jacobian", "difference"):
+                push = push * math.sqrt(undecided / self.decisions.variance)
             moved = sigma * push
             largest = max(REACH**2 * undecided, tiny_of(push))
             push = push / (1 + per_particle(moved, moved) / largest).sqrt()
