@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from config import SamplerSettings
+from diverse_sampling.defaults import SIGMA_MIN
 from diverse_sampling.steps import karras_sigmas
 from figures.drawing import (
     BLUE,
