@@ -27,11 +27,11 @@ import torch
 from torch import Tensor, nn
 
 from config import Count, Seed
+from diverse_sampling.decisions import Decisions
 from diverse_sampling.decisions import measure as decided
+from diverse_sampling.defaults import FACTOR, PILOT_LEVELS
 from diverse_sampling.exact import posterior_mean
-from diverse_sampling.guidance import ParticleGuidance
-from diverse_sampling.pipelines import Guide, measured_guide, repelling
-from diverse_sampling.potentials import LogDet
+from diverse_sampling.pipelines import repel
 from diverse_sampling.steps import karras_sigmas
 from lab.experiments import interval
 
@@ -79,7 +79,6 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "EDM DPM++": ("EDMDPMSolverMultistepScheduler", {}),
     "EDM DPM++ v": ("EDMDPMSolverMultistepScheduler", V),
 }
-FACTOR = 3.0  # of the guidance with an exact network
 COSTED = 4  # steps of the pipeline whose time is measured
 
 
@@ -192,12 +191,23 @@ def draw(
     return sample.unflatten(0, (-1, 8))
 
 
-def exact_guide() -> Guide:
-    """Guidance in the window of the exact network, the same with every scheduler."""
-    generator = torch.Generator().manual_seed(5)
-    sigmas = karras_sigmas(22, 0.03, 80, rho=7)
-    noise = torch.randn(8, 8, *images().shape[1:], generator=generator)
-    return measured_guide(decided(exact, noise * 80, sigmas), factor=2 * FACTOR)
+@functools.cache
+def exact_decisions() -> Decisions:
+    """What a pilot of evaluate.py's size measures of the exact network, for every scheduler."""
+    sigmas = karras_sigmas(PILOT_LEVELS, 0.03, 80)
+    noise = torch.randn(12, 8, *images().shape[1:], generator=torch.Generator().manual_seed(5))
+    return decided(exact, noise * sigmas[0], sigmas)
+
+
+def guided(schedule, factor: float = FACTOR, seed: int = 2):
+    """The context in which the sets that a scheduler draws repel each other, as `repel` has it."""
+    return repel(
+        SimpleNamespace(scheduler=schedule),
+        particles=8,
+        factor=factor,
+        decisions=exact_decisions(),
+        generator=torch.Generator().manual_seed(seed),
+    )
 
 
 # ---------------------------------------------------------------- parts
@@ -206,13 +216,13 @@ def exact_guide() -> Guide:
 def schedulers(args) -> dict[str, Any]:
     """What sets show with every scheduler and the exact network: {name: {independent, guided}}."""
     figures = example("diffusers_pipeline").figures
-    guide, result = exact_guide(), {}
+    result = {}
     for name in SCHEDULERS:
         schedule = scheduler(name)
         independent = figures(draw(schedule, args.num_sets, args.num_steps).float())
-        with repelling(schedule, guide, particles=8):
-            guided = figures(draw(schedule, args.num_sets, args.num_steps).float())
-        result[name] = dict(independent=independent, guided=guided)
+        with guided(schedule):
+            repelled = figures(draw(schedule, args.num_sets, args.num_steps).float())
+        result[name] = dict(independent=independent, guided=repelled)
     return result
 
 
