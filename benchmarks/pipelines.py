@@ -5,7 +5,8 @@
 
 Four tables: modes that sets show with every scheduler and an exact network, without and with
 guidance; how long a guided pipeline takes over the same pipeline without; and what
-`examples/diffusers_pipeline.py` and `examples/digits_pipeline.py` find. A finished part is kept in
+`examples/diffusers_pipeline.py` and `examples/digits_pipeline.py` find. The price is calls of the
+network for each sample that is drawn, with those of the pilot apart. A finished part is kept in
 --outdir and not measured again.
 """
 
@@ -31,9 +32,11 @@ from diverse_sampling.decisions import Decisions
 from diverse_sampling.decisions import measure as decided
 from diverse_sampling.defaults import FACTOR, PILOT_LEVELS
 from diverse_sampling.exact import posterior_mean
-from diverse_sampling.pipelines import repel
-from diverse_sampling.steps import karras_sigmas
+from diverse_sampling.guidance import default_guidance
+from diverse_sampling.pipelines import repel, repelling
+from diverse_sampling.steps import Window, karras_sigmas
 from lab.experiments import interval
+from lab.pilot import PILOT
 
 STABLE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 UNCLIPPED = STABLE | dict(clip_sample=False)
@@ -139,11 +142,13 @@ class Network(nn.Module):
         super().__init__()
         self.kind = schedule.config.get("prediction_type", "flow_prediction")
         self.data = schedule.config.get("sigma_data")
+        self.calls = 0  # for all samples together
         if hasattr(schedule, "alphas_cumprod"):
             abar = schedule.alphas_cumprod.double()
             self.log_sigmas = ((1 - abar) / abar.clamp_min(1e-12)).log() / 2
 
     def forward(self, sample, t):
+        self.calls += len(sample)
         t, dtype = float(t), sample.dtype
         sample = sample.double()[None]  # one set
         if self.data is not None:
@@ -173,11 +178,16 @@ class Network(nn.Module):
 
 
 def draw(
-    schedule, sets: int = 16, steps: int = 30, dtype=torch.float32, noise: Tensor | None = None
+    schedule,
+    sets: int = 16,
+    steps: int = 30,
+    dtype=torch.float32,
+    noise: Tensor | None = None,
+    network: Network | None = None,
 ) -> Tensor:
     """What a pipeline does, with the exact network: sets of 8, (sets, 8, 1, 8, 8)."""
     generator = torch.Generator().manual_seed(0)
-    network = Network(schedule)
+    network = network or Network(schedule)
     if noise is None:
         noise = torch.randn(8 * sets, *images().shape[1:], generator=generator, dtype=dtype)
     schedule.set_timesteps(steps, device=noise.device)
@@ -195,7 +205,8 @@ def draw(
 def exact_decisions() -> Decisions:
     """What a pilot of evaluate.py's size measures of the exact network, for every scheduler."""
     sigmas = karras_sigmas(PILOT_LEVELS, 0.03, 80)
-    noise = torch.randn(12, 8, *images().shape[1:], generator=torch.Generator().manual_seed(5))
+    generator = torch.Generator().manual_seed(5)
+    noise = torch.randn(*PILOT, *images().shape[1:], generator=generator)
     return decided(exact, noise * sigmas[0], sigmas)
 
 
@@ -214,15 +225,20 @@ def guided(schedule, factor: float = FACTOR, seed: int = 2):
 
 
 def schedulers(args) -> dict[str, Any]:
-    """What sets show with every scheduler and the exact network: {name: {independent, guided}}."""
+    """What sets show with every scheduler and the exact network.
+
+    Returns {name: {independent, guided: figures, calls of the network for a sample}}.
+    """
     figures = example("diffusers_pipeline").figures
     result = {}
     for name in SCHEDULERS:
         schedule = scheduler(name)
         independent = figures(draw(schedule, args.num_sets, args.num_steps).float())
+        network = Network(schedule)
         with guided(schedule):
-            repelled = figures(draw(schedule, args.num_sets, args.num_steps).float())
-        result[name] = dict(independent=independent, guided=repelled)
+            sets = draw(schedule, args.num_sets, args.num_steps, network=network)
+        calls = network.calls / (8 * args.num_sets)
+        result[name] = dict(independent=independent, guided=figures(sets.float()), calls=calls)
     return result
 
 
@@ -257,9 +273,8 @@ def cost(args, side: int = 32) -> dict[str, Any]:
     sample = torch.randn(8, 4, side, side, generator=torch.Generator().manual_seed(0))
     pipe.scheduler.set_timesteps(COSTED)
     times = pipe.scheduler.timesteps
-    guide = partial(
-        ParticleGuidance, potential=LogDet(), factor=FACTOR, space="denoised", strength="drift"
-    )
+    everywhere: dict[str, Any] = dict(sigma_min=0.0, sigma_max=math.inf)
+    guide = partial(default_guidance, decisions=exact_decisions(), **everywhere)
 
     def plain() -> None:
         pipe(batch_size=8, num_inference_steps=COSTED, output_type="np")
@@ -268,12 +283,12 @@ def cost(args, side: int = 32) -> dict[str, Any]:
         for t in times:
             pipe.scheduler.step(sample, t, sample)
 
-    def guided(run: Callable[[], None]) -> None:
-        with repelling(pipe.scheduler, guide, particles=8):
+    def repelled(run: Callable[[], None]) -> None:
+        with repelling(pipe.scheduler, guide, particles=8, window=Window(0, math.inf, 1.0)):
             run()
 
-    runs: dict[Any, Callable[[], Any]] = {"plain": plain, "guided": partial(guided, plain)}
-    runs |= {"steps": steps, "guided steps": partial(guided, steps)}
+    runs: dict[Any, Callable[[], Any]] = {"plain": plain, "guided": partial(repelled, plain)}
+    runs |= {"steps": steps, "guided steps": partial(repelled, steps)}
     seconds = measure.interleaved(runs, args.repetitions)
     each = zip(seconds["guided steps"], seconds["steps"], seconds["plain"])
     return dict(
@@ -295,7 +310,7 @@ def places(args) -> dict[str, Any]:
     if not (folder / "model_index.json").is_file():
         torch.manual_seed(settings.seed)
         module.train(module.blobs(), settings.iterations).save_pretrained(folder)
-    return found(module, settings, module.routes(settings, module.load(folder)))
+    return found(module, settings, module.load(folder))
 
 
 def digits(args) -> dict[str, Any]:
@@ -304,15 +319,29 @@ def digits(args) -> dict[str, Any]:
     settings = module.DigitsSettings(num_sets=args.num_sets, seed=args.seed)
     folder = args.outdir / "digits"
     module.convert().save_pretrained(folder)
-    return found(module, settings, module.routes(settings, module.load(folder)))
+    return found(module, settings, module.load(folder))
 
 
-def found(module, settings, routes: dict[str, Callable[[], Tensor]]) -> dict[str, Any]:
-    """The figures of every route of an example, and its settings."""
-    return dict(
-        settings=vars(settings),
-        routes={name: module.figures(drawn()) for name, drawn in routes.items()},
-    )
+def found(module, settings, pipe) -> dict[str, Any]:
+    """What an example finds by every route, its price, and its settings.
+
+    Returns {settings, pilot: calls of the network for a sample, routes: {name: its figures, and
+    calls}}.
+    """
+    called: list[int] = []  # samples of each call
+    pipe.unet.register_forward_pre_hook(lambda unet, inputs: called.append(len(inputs[0])))
+
+    def calls() -> float:
+        """For each sample, since the last time."""
+        total = sum(called)
+        called.clear()
+        return total / (settings.num_sets * settings.particles)
+
+    routes = module.routes(settings, pipe)
+    result: dict[str, Any] = dict(settings=vars(settings), pilot=calls(), routes={})
+    for name, drawn in routes.items():
+        result["routes"][name] = module.figures(drawn()) | dict(calls=calls())
+    return result
 
 
 # ---------------------------------------------------------------- tables
@@ -329,37 +358,44 @@ def on_places(figures: dict[str, Any]) -> list[str]:
 
 
 def scheduler_table(rows: dict[str, dict], args) -> str:
-    """Places and the share of samples on one, for every scheduler."""
+    """Places and the share of samples on one, for every scheduler, and what it costs."""
     lines = [
         [
             f"{SCHEDULERS[name][0]}, {name}",
             *on_places(row["independent"]),
             *on_places(row["guided"]),
+            f"{row['calls']:g}",
         ]
         for name, row in rows.items()
     ]
-    table = measure.table("scheduler | independent | on an image | guided | on an image", lines)
+    header = "scheduler | independent | on an image | guided | on an image | calls"
+    pilot = PILOT_LEVELS * math.prod(PILOT) / (8 * args.num_sets)
     return (
         f"Places of 8, exact network, {args.num_sets} sets of 8, {args.num_steps} steps, "
-        f"factor {FACTOR:g}:\n\n{table}"
+        f"factor {FACTOR:g}; calls for each sample, and {pilot:.1f} of one pilot for all:\n\n"
+        f"{measure.table(header, lines)}"
     )
 
 
 def cost_table(row: dict[str, Any]) -> str:
-    """What guidance costs."""
+    """How much time guidance takes."""
     added = measure.shown({key: 100 * value for key, value in row["added"].items()})
     line = [f"{row['parameters'] / 1e6:.1f} M", f"{row['step']:.2f}"]
     line += [measure.shown(row["ratio"], 3), f"{added}% of a step"]
-    header = "parameters | s a step, set of 8 | guided over plain | added by the adapter"
+    header = "parameters | s a step, set of 8 | guided over plain | added by guidance"
     where = "{device}, {threads} threads, torch {torch}, diffusers {diffusers}"
     return f"{measure.table(header, [line])}\n\nMeasured on {where.format(**row['machine'])}."
 
 
 def example_table(part: dict[str, Any], header: str, entries: Callable[[dict], list[str]]) -> str:
     """What an example finds by every route."""
-    what = "{num_sets} sets of {particles}, {num_steps} calls, seed {seed}"
-    rows = [[name, *entries(figures)] for name, figures in part["routes"].items()]
-    return f"{what.format(**part['settings'])}:\n\n{measure.table(f'route | {header}', rows)}"
+    what = "{num_sets} sets of {particles}, seed {seed}".format(**part["settings"])
+    what += f"; calls for each sample, and {part['pilot']:.1f} of one pilot for all guided routes"
+    rows = [
+        [name, *entries(figures), f"{figures['calls']:g}"]
+        for name, figures in part["routes"].items()
+    ]
+    return f"{what}:\n\n{measure.table(f'route | {header} | calls', rows)}"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -370,7 +406,7 @@ def main(argv: list[str] | None = None) -> None:
         name: measure.kept(args.outdir / "cells" / f"{name}.json", partial(part, args))
         for name, part in parts.items()
     }
-    of_digits = lambda figures: [interval(each) for each in figures.values()]
+    of_digits = lambda figures: [interval(figures[key]) for key in ("digits", "confidence")]
     tables = dict(
         schedulers=scheduler_table(results["schedulers"], args),
         places=example_table(results["places"], "places of 8 | on a place", on_places),

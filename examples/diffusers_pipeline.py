@@ -36,7 +36,6 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from config import Count, Seed, build  # noqa: E402
-from diverse_sampling.decisions import EARLY, LATE  # noqa: E402
 from diverse_sampling.defaults import FACTOR  # noqa: E402
 from diverse_sampling.denoiser import to_model_range, to_unit_range  # noqa: E402
 from diverse_sampling.guidance import default_guidance  # noqa: E402
@@ -172,22 +171,25 @@ def routes(
     """
     denoise = denoiser_of(pipe)
     decided = pilot(denoise, particles=64, seed=settings.seed)
+    wide = guided_window(decided)
 
     def guided() -> Tensor:
         with repel(pipe, particles=settings.particles, features=features, decisions=decided):
             return draw(pipe, settings)
 
     def renewed() -> Tensor:
-        unguided, window = lambda denoise: denoise, guided_window(decided)
-        with repelling(pipe.scheduler, unguided, particles=settings.particles, window=window):
+        unguided = lambda denoise: denoise
+        with repelling(pipe.scheduler, unguided, particles=settings.particles, window=wide):
             return draw(pipe, settings)
 
     def sampler(factor: float) -> Tensor:
-        # Of features, only the Jacobian says how far a push goes.
-        others = dict(space="jacobian", strength="joint", features=features) if features else {}
-        window = decided.window(LATE if features else EARLY)
-        repelled = default_guidance(denoise, decided, factor=factor, window=window, **others)
-        bounds = dict(sigma_min=denoise.sigma_min, sigma_max=denoise.sigma_max)
+        # Features are decided later than pixels, and a sample that nothing pushes blends images if
+        # it leaves the window half decided.
+        window = decided.window() if factor > 0 and features is None else wide
+        repelled = default_guidance(
+            denoise, decided, factor=factor, window=window, features=features
+        )
+        bounds = dict(sigma_min=decided.end, sigma_max=denoise.sigma_max)
         schedule = window_schedule(window, settings.num_steps, **bounds)
         shape = (settings.num_sets, settings.particles, *denoise.shape)
         generator = torch.Generator().manual_seed(settings.seed)

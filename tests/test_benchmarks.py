@@ -107,7 +107,7 @@ def test_every_benchmark_of_speed_measures(name, tmp_path, monkeypatch, tiny_mod
         # tests/test_examples.py draws digits by every route.
         settings = dict(num_sets=1, particles=10, num_steps=4, seed=1)
         figures = dict.fromkeys(["digits", "confidence"], dict(mean=0.9, ci95=None))
-        drawn = dict(settings=settings, routes=dict(DDIM=figures))
+        drawn = dict(settings=settings, pilot=15.0, routes=dict(DDIM=figures | dict(calls=4.0)))
         monkeypatch.setattr(benchmark, "digits", lambda args: drawn)
     elif name == "grid":
         monkeypatch.setattr(benchmark, "ANSWERS", benchmark.ANSWERS[-1:])

@@ -196,7 +196,7 @@ RENEWED = ("DDIM", "DDIM v", "UniPC", "UniPC flow", "DEIS", "Euler", "Flow Euler
 @pytest.mark.parametrize("churn", [0.5, 2.0])
 @pytest.mark.parametrize("name", RENEWED)
 def test_a_share_of_the_noise_is_drawn_anew(name, churn):
-    """After a step what is held is still the image and noise of the next level, a part of it new."""
+    """After a step what is held still has the noise of the next level, a part of it new."""
     schedule, noise = scheduler(name), normal(4000, 1, SIDE, SIDE)
 
     def left(window):
