@@ -3,8 +3,9 @@
     pip install -e ".[dev]"
     python benchmarks/pipelines.py
 
-Four tables: modes that sets show with every scheduler and an exact network, without and with
-guidance; how long a guided pipeline takes over the same pipeline without; and what
+Tables of an exact network: modes that sets show with every scheduler, without and with guidance,
+and with more and fewer steps; how often new noise alone draws an image that is likelier than the
+others. Tables of trained ones: how long a guided pipeline takes over the same pipeline without; and what
 `examples/diffusers_pipeline.py` and `examples/digits_pipeline.py` find. The price is calls of the
 network for each sample that is drawn, with those of the pilot apart. A finished part is kept in
 --outdir and not measured again.
@@ -33,7 +34,7 @@ from diverse_sampling.decisions import measure as decided
 from diverse_sampling.defaults import FACTOR, PILOT_LEVELS
 from diverse_sampling.exact import posterior_mean
 from diverse_sampling.guidance import default_guidance
-from diverse_sampling.pipelines import repel, repelling
+from diverse_sampling.pipelines import guided_window, repel, repelling
 from diverse_sampling.steps import Window, karras_sigmas
 from lab.experiments import interval
 from lab.pilot import PILOT
@@ -83,14 +84,20 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "EDM DPM++ v": ("EDMDPMSolverMultistepScheduler", V),
 }
 COSTED = 4  # steps of the pipeline whose time is measured
+# Steps, and schedulers with them; those with which images of unequal probability are counted.
+STEPS, STEPPED = (10, 15, 20, 30, 50, 100), ("DDIM", "UniPC", "Flow Euler", "EDM Euler")
+COUNTED = ("DDIM", "UniPC", "Heun", "Flow Euler", "EDM Euler", "LCM")
+HALF = torch.tensor([1 / 2] + 7 * [1 / 14])  # probabilities of the images
 
 
 @dataclass
 class PipelineBenchmarkSettings:
     """Pipelines"""
 
+    scheduler_sets: Count = 200
+    """sets of 8 with every scheduler, whose exact network costs little"""
     num_sets: Count = 40
-    """sets of 8 with every scheduler, and of either example"""
+    """sets of either example"""
     num_steps: Count = 30
     """steps of every scheduler"""
     repetitions: Count = 9
@@ -116,9 +123,10 @@ def images() -> Tensor:
     return example("diffusers_pipeline").blobs()
 
 
-def exact(x: Tensor, sigma: Tensor) -> Tensor:
-    """E[y | x] of the eight images, for sets (G, B, 1, 8, 8)."""
-    return posterior_mean(x, sigma, images().to(x).expand(len(x), -1, -1, -1, -1))
+def exact(x: Tensor, sigma: Tensor, prior: Tensor | None = None) -> Tensor:
+    """E[y | x] of the eight images, for sets (G, B, 1, 8, 8); `prior` are their probabilities."""
+    log_prior = None if prior is None else prior.log()
+    return posterior_mean(x, sigma, images().to(x).expand(len(x), -1, -1, -1, -1), log_prior)
 
 
 def scheduler(name: str):
@@ -138,8 +146,9 @@ class Network(nn.Module):
     config = SimpleNamespace(sample_size=8, in_channels=1)
     dtype, device = torch.float32, torch.device("cpu")
 
-    def __init__(self, schedule):
+    def __init__(self, schedule, prior: Tensor | None = None):
         super().__init__()
+        self.prior = prior
         self.kind = schedule.config.get("prediction_type", "flow_prediction")
         self.data = schedule.config.get("sigma_data")
         self.calls = 0  # for all samples together
@@ -161,7 +170,8 @@ class Network(nn.Module):
             return SimpleNamespace(sample=((self.clean(x, sigma) - skip * x) / out)[0].to(dtype))
         if self.kind == "flow_prediction":
             s = t / 1000
-            mean = images().mean(0).to(sample)
+            prior = torch.full((8,), 1 / 8) if self.prior is None else self.prior
+            mean = torch.tensordot(prior, images(), 1).to(sample)
             clean = mean if s == 1 else self.clean(sample / (1 - s), s / (1 - s))
             return SimpleNamespace(sample=((sample - clean) / s)[0].to(dtype))
         sigma = math.exp(numpy.interp(t, range(len(self.log_sigmas)), self.log_sigmas))
@@ -174,7 +184,7 @@ class Network(nn.Module):
 
     def clean(self, x: Tensor, sigma: float) -> Tensor:
         """E[y | x] for x (1, N, 1, 8, 8)."""
-        return exact(x, torch.tensor(sigma, dtype=torch.float64))
+        return exact(x, torch.tensor(sigma, dtype=torch.float64), self.prior)
 
 
 def draw(
@@ -202,12 +212,12 @@ def draw(
 
 
 @functools.cache
-def exact_decisions() -> Decisions:
+def exact_decisions(prior: Tensor | None = None) -> Decisions:
     """What a pilot of evaluate.py's size measures of the exact network, for every scheduler."""
     sigmas = karras_sigmas(PILOT_LEVELS, 0.03, 80)
     generator = torch.Generator().manual_seed(5)
     noise = torch.randn(*PILOT, *images().shape[1:], generator=generator)
-    return decided(exact, noise * sigmas[0], sigmas)
+    return decided(partial(exact, prior=prior), noise * sigmas[0], sigmas)
 
 
 def guided(schedule, factor: float = FACTOR, seed: int = 2):
@@ -233,13 +243,45 @@ def schedulers(args) -> dict[str, Any]:
     result = {}
     for name in SCHEDULERS:
         schedule = scheduler(name)
-        independent = figures(draw(schedule, args.num_sets, args.num_steps).float())
+        independent = figures(draw(schedule, args.scheduler_sets, args.num_steps).float())
         network = Network(schedule)
         with guided(schedule):
-            sets = draw(schedule, args.num_sets, args.num_steps, network=network)
-        calls = network.calls / (8 * args.num_sets)
+            sets = draw(schedule, args.scheduler_sets, args.num_steps, network=network)
+        calls = network.calls / (8 * args.scheduler_sets)
         result[name] = dict(independent=independent, guided=figures(sets.float()), calls=calls)
     return result
+
+
+def steps(args) -> dict[str, Any]:
+    """Figures of guided sets with more and fewer steps: {name: {steps: figures}}."""
+    figures = example("diffusers_pipeline").figures
+    result: dict[str, Any] = {name: {} for name in STEPPED}
+    for name in STEPPED:
+        for num_steps in STEPS:
+            schedule = scheduler(name)
+            with guided(schedule):
+                sets = draw(schedule, args.scheduler_sets, num_steps)
+            result[name][str(num_steps)] = figures(sets.float())
+    return result
+
+
+def frequencies(args) -> dict[str, Any]:
+    """How often an image of probability 1/2 is drawn, without and with new noise, unguided.
+
+    Returns {name: {before, after}}, shares of 40 times as many samples as there are sets.
+    """
+    modes_of = example("diffusers_pipeline").modes_of
+    window = guided_window(exact_decisions(HALF))
+
+    def share(name: str, window: Window | None) -> float:
+        schedule, unguided = scheduler(name), lambda denoise: denoise
+        generator = torch.Generator().manual_seed(2)
+        network = Network(schedule, HALF)
+        with repelling(schedule, unguided, particles=8, window=window, generator=generator):
+            sets = draw(schedule, 5 * args.scheduler_sets, args.num_steps, network=network)
+        return float((modes_of(sets.float(), images()) == 0).double().mean())
+
+    return {name: dict(before=share(name, None), after=share(name, window)) for name in COUNTED}
 
 
 def network(side: int):
@@ -369,12 +411,30 @@ def scheduler_table(rows: dict[str, dict], args) -> str:
         for name, row in rows.items()
     ]
     header = "scheduler | independent | on an image | guided | on an image | calls"
-    pilot = PILOT_LEVELS * math.prod(PILOT) / (8 * args.num_sets)
+    pilot = PILOT_LEVELS * math.prod(PILOT) / (8 * args.scheduler_sets)
     return (
-        f"Places of 8, exact network, {args.num_sets} sets of 8, {args.num_steps} steps, "
+        f"Places of 8, exact network, {args.scheduler_sets} sets of 8, {args.num_steps} steps, "
         f"factor {FACTOR:g}; calls for each sample, and {pilot:.1f} of one pilot for all:\n\n"
         f"{measure.table(header, lines)}"
     )
+
+
+def steps_table(rows: dict[str, dict], args) -> str:
+    """Places, by scheduler and number of steps."""
+    lines = [
+        [name, *(f"{figures['places']['mean']:.2f}" for figures in row.values())]
+        for name, row in rows.items()
+    ]
+    header = " | ".join(["scheduler", *(f"{num_steps} steps" for num_steps in STEPS)])
+    return f"Guided, {args.scheduler_sets} sets of 8:\n\n{measure.table(header, lines)}"
+
+
+def frequency_table(rows: dict[str, dict], args) -> str:
+    """How often an image of probability 1/2 is drawn."""
+    lines = [[name, percent(row["before"]), percent(row["after"])] for name, row in rows.items()]
+    table = measure.table("scheduler | as it is | new noise", lines)
+    count = 40 * args.scheduler_sets
+    return f"Share of {count} unguided samples, {args.num_steps} steps:\n\n{table}"
 
 
 def cost_table(row: dict[str, Any]) -> str:
@@ -401,7 +461,14 @@ def example_table(part: dict[str, Any], header: str, entries: Callable[[dict], l
 def main(argv: list[str] | None = None) -> None:
     """Measure what is not finished, and write the tables."""
     args = measure.arguments(PipelineBenchmarkSettings, argv)
-    parts = dict(schedulers=schedulers, places=places, digits=digits, cost=cost)
+    parts = dict(
+        schedulers=schedulers,
+        steps=steps,
+        frequencies=frequencies,
+        places=places,
+        digits=digits,
+        cost=cost,
+    )
     results = {
         name: measure.kept(args.outdir / "cells" / f"{name}.json", partial(part, args))
         for name, part in parts.items()
@@ -409,6 +476,8 @@ def main(argv: list[str] | None = None) -> None:
     of_digits = lambda figures: [interval(figures[key]) for key in ("digits", "confidence")]
     tables = dict(
         schedulers=scheduler_table(results["schedulers"], args),
+        steps=steps_table(results["steps"], args),
+        frequencies=frequency_table(results["frequencies"], args),
         places=example_table(results["places"], "places of 8 | on a place", on_places),
         digits=example_table(results["digits"], "digits of 10 | confidence", of_digits),
         cost=cost_table(results["cost"]),
