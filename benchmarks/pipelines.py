@@ -5,9 +5,9 @@
 
 Tables of an exact network: modes that sets show with every scheduler, without and with guidance,
 and with more and fewer steps; how often new noise alone draws an image that is likelier than the
-others. Tables of trained ones: how long a guided pipeline takes over the same pipeline without; and what
-`examples/diffusers_pipeline.py` and `examples/digits_pipeline.py` find. The price is calls of the
-network for each sample that is drawn, with those of the pilot apart. A finished part is kept in
+others. Tables of trained ones: how long a guided pipeline takes over the same pipeline without;
+what `examples/diffusers_pipeline.py` and `examples/digits_pipeline.py` find. The price is calls of
+the network for each sample that is drawn, with those of the pilot apart. A finished part is kept in
 --outdir and not measured again.
 """
 
