@@ -502,7 +502,7 @@ class GuidanceSettings:
     """side of the squares over which images are averaged before they are compared, px (1: no
     averaging)"""
     pg_strength: Optional[Literal["measured", "joint", "sigma", "constant", "drift"]] = rare(None)
-    """unit of pg_factor: measured, a move of D(x) by pg_factor times what a pilot says is undecided,
+    """unit of pg_factor: measured, a move of D(x) by pg_factor times what is undecided, by a pilot,
     times grad U, bounded; joint, a drift of pg_factor * B * sigma * grad U in sets of B; sigma, a
     drift of pg_factor * sigma * grad U (alpha in the paper); constant, a drift of pg_factor * grad
     U; drift, relative to the denoiser's drift (null: measured with pg on denoised, else joint)"""

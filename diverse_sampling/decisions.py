@@ -39,6 +39,7 @@ from torch import Tensor
 from diverse_sampling.denoiser import Denoiser
 from diverse_sampling.steps import Window, euler_schedule, integrate
 
+
 @dataclass(frozen=True)
 class Shares:
     """The shares of what is decided that make a window.
@@ -199,8 +200,10 @@ def cached(checkpoint: Path, sha256: str, pilot: str) -> tuple[Decisions, int] |
 
 
 def keep(checkpoint: Path, sha256: str, pilot: str, curve: Decisions, calls: int) -> None:
-    """Add a curve, and the calls that it took, to the file beside a checkpoint. Where nothing can be written there, do nothing:
-    it is measured again the next time."""
+    """Add a curve, and the calls that it took, to the file beside a checkpoint.
+
+    If nothing can be written there, do nothing: it is measured again the next time.
+    """
     path = cache_of(checkpoint)
     curves = {}
     try:
