@@ -96,11 +96,7 @@ FIGURES = [
         f"{DIGITS} {GUIDED} --pg_features pixels",
         RECOGNISED,
     ),
-    (
-        "unconditional digits, guided, 43 calls in all",
-        f"{DIGITS} {GUIDED} --price 43",
-        RECOGNISED,
-    ),
+    ("unconditional digits, guided through the Jacobian", f"{DIGITS} {JACOBIAN}", RECOGNISED),
     ("unconditional digits, medoids of four times as many", f"{DIGITS} --medoids_of 4", RECOGNISED),
     ("mixture, independent", MIXTURE, IN_PLANE),
     ("mixture, guided", f"{MIXTURE} {GUIDED}", IN_PLANE),

@@ -164,9 +164,10 @@ def resolve(values: Mapping[str, Any], facts: Facts) -> tuple[EvaluationSettings
     s, g = asked.sampler, asked.guidance
     exact = asked.evaluate.denoiser == "exact"
     features = g.pg_features or ("classifier" if digits else "pixels")
-    plain = g.guidance == "pg" and features == "pixels"
-    space = g.pg_space or ("denoised" if plain else "jacobian")
-    unit = "measured" if g.guidance == "pg" and space == "denoised" else "joint"
+    space = g.pg_space or ("denoised" if g.guidance == "pg" else "jacobian")
+    unit = "joint"
+    if g.guidance == "pg" and space == "denoised":
+        unit = "measured" if features == "pixels" else "drift"
     settings = replace(
         asked.changed(
             task=task,

@@ -285,6 +285,20 @@ def test_no_strength_changes_no_bit():
         assert torch.equal(draw(schedule, sets=1, steps=15), plain)
 
 
+@pytest.mark.parametrize("scale", [0.01, 100.0])
+def test_the_scale_of_features_changes_nothing(scale):
+    """Nor does guidance by features leave D as it is."""
+    weights, x = normal(SIDE * SIDE, 5), BLOBS[None] + 3 * normal(1, 8, 1, SIDE, SIDE, seed=1)
+    sigma = torch.tensor(3.0, dtype=torch.float64)
+
+    def guided(scale):
+        features = lambda images: scale * (images.flatten(1) @ weights).tanh()
+        return measured_guide(benchmark.exact_decisions(), features=features)(exact)(x, sigma)
+
+    torch.testing.assert_close(guided(scale), guided(1.0), rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(guided(1.0), exact(x, sigma), atol=0.1)
+
+
 # ---------------------------------------------------------------- what is refused
 
 

@@ -264,9 +264,12 @@ def default_guidance(
         window: of the `window_schedule` that samples. Guidance then acts inside it; its last call
             is not guided, since new noise no longer covers what a push does there. None, for any
             other schedule: from the window's largest noise level down to where pushes come too late
-        others: as in `ParticleGuidance`
+        others: as in `ParticleGuidance`. With `features` the push has the size of the drift that
+            denoises, `by_drift`, instead of the one that was measured
     """
-    given: dict[str, Any] = dict(space="denoised", strength="measured", decisions=decisions)
+    # How large a gradient is that runs through features says nothing about images.
+    strength = "measured" if others.get("features") is None else "drift"
+    given: dict[str, Any] = dict(space="denoised", strength=strength, decisions=decisions)
     given |= default_levels(decisions, window)
     return ParticleGuidance(denoise, potential, factor=factor, **given | others)
 
