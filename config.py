@@ -685,6 +685,7 @@ FORMER = dict(
     cads_tau1=0.6,
     cads_tau2=0.9,
     cads_mixing=1.0,
+    group_of=1,
 )
 
 

@@ -11,6 +11,7 @@ from diverse_sampling.steps import (
     edm_schedule,
     integrate,
     karras_sigmas,
+    Window,
     window_schedule,
 )
 
@@ -120,7 +121,7 @@ def test_churn_without_noise_is_an_error():
     x = torch.ones(1, 1, 1, 2, 2)
     with pytest.raises(ValueError, match="^churn: 0.25 needs a source of noise"):
         edm_sampler(gaussian_denoiser(0, 1), x, karras_sigmas(4, 0.1, 1.0, 7.0), s_churn=1.0)
-    with pytest.raises(ValueError, match="^churn: 0.3 needs"):
+    with pytest.raises(ValueError, match="^churn: 0.5 needs"):
         integrate(gaussian_denoiser(0, 1), x, window(15))
     integrate(gaussian_denoiser(0, 1), x, window(15, churn=0.0))  # needs none
 
@@ -128,38 +129,28 @@ def test_churn_without_noise_is_an_error():
 # ---------------------------------------------------------------- the window
 
 
-def window(calls, low=2.0, high=20.0, churn=0.3) -> Schedule:
-    return window_schedule((low, high), calls, churn)
+def window(calls, low=2.0, high=20.0, churn=0.5) -> Schedule:
+    return window_schedule(Window(low, high, churn), calls)
 
 
-@pytest.mark.parametrize("low, high", [(2.0, 20.0), (0.01, 79.0), (0.0021, 0.003), (19.0, 20.0)])
-def test_a_window_costs_what_edms_schedule_costs_and_goes_down(low, high):
-    for num_steps in (*range(2, 40), 100, 1000):
-        schedule = window(2 * num_steps - 1, low, high)
-        assert schedule.calls == 2 * num_steps - 1
-        assert schedule.calls == edm_schedule(karras_sigmas(num_steps, 0.002, 80.0, 7.0)).calls
+@pytest.mark.parametrize("low, high", [(2.0, 20.0), (0.01, 79.0), (0.0031, 0.004), (19.0, 20.0)])
+def test_a_window_has_its_calls_after_new_noise_and_a_tenth_of_them_below(low, high):
+    for calls in (*range(3, 70), 200, 1999):
+        schedule = window(calls, low, high)
+        assert schedule.calls == schedule.num_steps == calls and not schedule.corrected.any()
         assert schedule.sigmas[0] == 80 and schedule.sigmas[-1] == 0
         assert (schedule.sigmas.diff() < 0).all() and schedule.sigmas.dtype == torch.float64
-        assert not schedule.corrected[-1]  # where the next noise level is 0
-        assert schedule.churn.shape == schedule.corrected.shape == (schedule.num_steps,)
-        # A step is either guided and noisy, or exact to second order.
-        inside = schedule.churn > 0
-        assert not (inside & schedule.corrected).any()
-        levels = schedule.sigmas[:-1][inside]
-        assert (low <= levels).all() and (levels <= high).all()
-        below = schedule.sigmas[:-1][~inside][1:]  # all but the first step
-        assert (below <= low * (1 + 1e-12)).all()
-
-
-def test_most_calls_are_in_the_window():
-    """Inside steps are geometric and not corrected."""
-    for num_steps in (11, 22, 40):
-        schedule = window(2 * num_steps - 1)
-        inside = int((schedule.churn > 0).sum())
-        assert inside > 0.6 * schedule.calls
-        steps = schedule.sigmas[1 : inside + 2]
-        ratio = steps[1:] / steps[:-1]
-        torch.testing.assert_close(ratio, ratio[:1].expand(inside))  # geometric
+        noised = schedule.churn > 0
+        called = (schedule.sigmas[:-1] * (1 + schedule.churn))[noised]
+        assert called[0] == pytest.approx(high)
+        below = schedule.sigmas[:-1][~noised][1:]  # all but the first call
+        assert len(below) == max(1, round(calls / 10)) and below[-1] == pytest.approx(0.002)
+        assert (below < low / 1.5).all()
+        if len(called) > 1:
+            assert called[-1] == pytest.approx(low)
+            for levels in (called, torch.cat([torch.tensor([low / 1.5]).double(), below])):
+                ratio = levels[1:] / levels[:-1]
+                torch.testing.assert_close(ratio, ratio[:1].expand(len(ratio)))  # geometric
 
 
 def test_a_window_without_noise_converges_to_the_exact_solution():
