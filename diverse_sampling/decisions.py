@@ -130,6 +130,8 @@ def measure(
 ) -> Decisions:
     """V(sigma) and T along independent trajectories of the ODE, by Euler's steps.
 
+    Euler's steps stay behind: with 15 of them V is up to 0.12 too small in its steep part.
+
     Arguments:
         denoise: the unguided denoiser
         x: (G, P, C, H, W), noise of standard deviation sigmas[0], P > 1 particles in each set. T is

@@ -270,7 +270,7 @@ def window(settings: EvaluationSettings, decisions: Decisions | None) -> Window 
         high = high or min(measured.high, 0.99 * s.sigma_max)
         low = min(low or measured.low, 0.99 * high)
     # Steps go down to where new noise is added from, and on to the end.
-    return Window(max(low, 1.01 * (1 + churn) * end(s, decisions)), high, churn)
+    return Window(low, high, min(churn, max(low / (1.01 * end(s, decisions)) - 1, 0.0)))
 
 
 def features(pool: int, classifier: Classifier | None) -> Callable[[Tensor], Tensor] | None:

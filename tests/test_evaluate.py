@@ -470,7 +470,7 @@ def test_results_are_written_before_anything_is_drawn(tmp_path, monkeypatch):
         (
             "--pg_factor 5",
             "particle guidance, factor 5",
-            "sampler window, noise levels 23.4 to 6.81, each after 113% of new noise; guided by "
+            "sampler window, noise levels 20.9 to 5.76, each after 119% of new noise; guided by "
             "pixels where a pilot found what is undecided",
         ),
         (

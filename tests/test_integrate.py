@@ -164,7 +164,7 @@ def test_a_window_without_noise_converges_to_the_exact_solution():
     exact = mean + (start - mean) * sd / math.sqrt(sd**2 + high**2)
     errors = [
         (integrate(denoise, x, window(2 * n - 1, high=high, churn=0.0)) - exact).abs().max()
-        for n in (40, 80, 160)
+        for n in (200, 400, 800)
     ]
     assert errors[2] < 0.02 * exact.abs().max()
     assert errors[0] / errors[1] > 1.8 and errors[1] / errors[2] > 1.8
@@ -173,7 +173,7 @@ def test_a_window_without_noise_converges_to_the_exact_solution():
 def test_a_window_keeps_the_marginal_of_a_gaussian():
     noise = ParticleNoise(0, range(4), range(1000), (1, 2, 2))
     denoise = gaussian_denoiser(0.3, 0.5)
-    assert_standard(integrate(denoise, 80 * noise(), window(99), noise=noise))
+    assert_standard(integrate(denoise, 80 * noise(), window(1499), noise=noise))
 
 
 def test_a_particle_is_the_same_beside_any_others_under_churn():
