@@ -1,7 +1,7 @@
 """Particle guidance (PG).
 
-A set is sampled from p(x_1) ... p(x_B) Phi(x_1, ..., x_B). With sigma(t) = t and U = -log Phi, the
-drift of particle i is
+The field is inspired by the product p(x_1) ... p(x_B) Phi(x_1, ..., x_B). With sigma(t) = t and U =
+-log Phi, the drift of particle i is
 
     d_i = (x_i - D(x_i; s)) / s + s alpha(s) grad_i U(x_1, ..., x_B),
 
