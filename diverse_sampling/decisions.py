@@ -199,8 +199,8 @@ def cached(checkpoint: Path, sha256: str, pilot: str) -> tuple[Decisions, int] |
 
 
 def keep(checkpoint: Path, sha256: str, pilot: str, curve: Decisions, calls: int) -> None:
-    """Add a curve, and the calls that it took, to the file beside a checkpoint. Where nothing can be written there, do nothing:
-    it is measured again the next time."""
+    """Add a curve, and the calls that it took, to the file beside a checkpoint. If nothing can be
+    written there, do nothing: it is measured again the next time."""
     path = cache_of(checkpoint)
     curves = {}
     try:
