@@ -13,15 +13,15 @@ which is what `ParticleGuidance` returns. The sampler needs no change, its Heun 
 same field as its Euler step, and guidances compose by wrapping. Steps go towards smaller sigma, so
 the plus sign moves particles down U: apart.
 
-With U on D(x), grad_i U is J_i^T dU/dD_i, and J_i = Cov[y | x_i] / s^2. Its size is what matters, more
-than its direction, and a pilot knows that: the total posterior variance is T (1 - V(s)) in the mean
+With U on D(x), grad_i U is J_i^T dU/dD_i, and J_i = Cov[y | x_i] / s^2. Its size is what matters,
+more than its direction, and a pilot knows that: the total posterior variance is T (1 - V(s)) in the mean
 (`decisions.py`). `measured` takes it in place of the covariance, and needs no backward pass:
 
     p_i = factor T (1 - V) dU/dD_i.
 
-If V is known, D_i moves by p_i / sqrt(1 + |p_i|^2 / (8^2 T (1 - V))), whatever p_i is: by 8 times
-what a sample can still become at most, in the L2 norm of an image. Pushes through the Jacobian, which
-knows what is open in each direction, then go on for longer, and fade with sqrt(1 - V).
+If V is known, D_i moves by -p_i / sqrt(1 + |p_i|^2 / (8^2 T (1 - V))), whatever p_i is: by 8 times
+what a sample can still become at most, in the L2 norm of an image. Pushes through the Jacobian,
+which knows what is open in each direction, then go on for longer, and fade with sqrt(1 - V).
 
 Source: Corso et al. 2023, "Particle guidance: non-IID diverse sampling with diffusion models",
 arXiv 2310.13102.
