@@ -19,7 +19,7 @@ mean (`decisions.py`). `measured` takes it in place of the covariance, and needs
 
     p_i = factor T (1 - V) dU/dD_i.
 
-If V is known, D_i moves by p_i / sqrt(1 + |p_i|^2 / (8^2 T (1 - V))), whatever p_i is: by 8 times
+If V is known, D_i moves by -p_i / sqrt(1 + |p_i|^2 / (8^2 T (1 - V))), whatever p_i is: by 8 times
 what a sample can still become at most, in the L2 norm of an image. Pushes through the Jacobian,
 which knows what is open in each direction, then go on for longer, and fade with sqrt(1 - V).
 
