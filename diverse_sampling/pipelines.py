@@ -45,7 +45,7 @@ from typing import Any, Callable, Iterator, NamedTuple
 import torch
 from torch import Tensor
 
-from diverse_sampling.decisions import LATE, Decisions, measure
+from diverse_sampling.decisions import Decisions, Shares, measure
 from diverse_sampling.defaults import FACTOR, PILOT_LEVELS
 from diverse_sampling.denoiser import Denoiser
 from diverse_sampling.errors import reject
@@ -92,6 +92,9 @@ INSTEAD = {
     "PNDMScheduler": "DDIMScheduler or UniPCMultistepScheduler",
     "IPNDMScheduler": "DEISMultistepScheduler",
 }
+
+# Where sets are guided at the noise levels of a scheduler.
+WIDE = Shares(0.05, 0.95, 0.99)
 
 Guide = Callable[[Denoiser], Denoiser]
 
@@ -554,9 +557,9 @@ def measured_guide(
 def guided_window(decisions: Decisions) -> Window:
     """Where a pipeline's sets are guided, and noise is added anew.
 
-    A scheduler's few noise levels lie where they lie, so that the window is the wide one.
+    A scheduler's few noise levels lie where they lie, so that the window is a wide one.
     """
-    return decisions.window(LATE)
+    return decisions.window(WIDE)
 
 
 @contextmanager
