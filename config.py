@@ -494,7 +494,7 @@ class GuidanceSettings:
     pg_space: Optional[Literal["x", "denoised", "jacobian", "difference"]] = None
     """where the potential acts: x, the noisy images; denoised, D(x); jacobian, D(x) with the
     gradient taken through the denoiser; difference, the same by a second call (null: denoised with
-    pg on pixels, else jacobian)"""
+    pg, else jacobian)"""
     pg_features: Optional[Literal["pixels", "classifier"]] = None
     """what the potential compares: pixels, or features of a digit classifier other than the one
     that measures the result (null: classifier for unconditional digits, else pixels)"""
@@ -502,10 +502,11 @@ class GuidanceSettings:
     """side of the squares over which images are averaged before they are compared, px (1: no
     averaging)"""
     pg_strength: Optional[Literal["measured", "joint", "sigma", "constant", "drift"]] = rare(None)
-    """unit of pg_factor: measured, a move of D(x) by pg_factor times what a pilot says is undecided,
+    """unit of pg_factor: measured, a move of D(x) by pg_factor times what is undecided, by a pilot,
     times grad U, bounded; joint, a drift of pg_factor * B * sigma * grad U in sets of B; sigma, a
     drift of pg_factor * sigma * grad U (alpha in the paper); constant, a drift of pg_factor * grad
-    U; drift, relative to the denoiser's drift (null: measured with pg on denoised, else joint)"""
+    U; drift, relative to the denoiser's drift (null: with pg on denoised measured, or
+    drift for features of a classifier; else joint)"""
     pg_bandwidth: Literal["median", "fixed", "sigma"] = rare("median")
     """bandwidth h of the kernel: the median heuristic, a constant, or proportional to sigma"""
     pg_bandwidth_value: Positive = rare(2.0)
@@ -684,6 +685,7 @@ FORMER = dict(
     cads_tau1=0.6,
     cads_tau2=0.9,
     cads_mixing=1.0,
+    group_of=1,
 )
 
 

@@ -55,6 +55,9 @@ def table(result: dict[str, Any]) -> str:
         lines += _row("p_right", result["mode_frequencies"][0])
     for key in ("quality", "confidence", "hm_iou"):
         lines += _row(key, result.get(key))
+    for key in ("displacement", "spread_inside"):
+        if key in result:
+            lines.append(f"  {METRICS[key].title:<28}{result[key]:8.2f}   sd")
     if result["dataset"] == "frames":
         keys = ("mean_iou", "ged", "iou_distance", "answers_iou_distance", "distance_to_answers")
         for key in keys:

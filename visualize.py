@@ -34,6 +34,7 @@ from config import (
     WorldSettings,
     build,
 )
+from diverse_sampling.defaults import SIGMA_MIN
 from diverse_sampling.errors import SettingError
 from lab.command_line import Parser, fail, make_parser, run_program
 
@@ -91,7 +92,7 @@ class Schedules:
     """exponents to compare"""
     num_steps: Count = SamplerSettings.num_steps
     """steps from sigma_max to 0"""
-    sigma_min: Positive = SamplerSettings.sigma_min
+    sigma_min: Positive = SIGMA_MIN
     """last noise level before 0, the standard deviation of the noise on images in [-1, 1]"""
     sigma_max: Positive = SamplerSettings.sigma_max
     """first noise level, the standard deviation of the noise on images in [-1, 1]"""

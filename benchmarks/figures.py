@@ -26,47 +26,62 @@ BLOBS = "--dataset frames --frames examples/blobs.npz --batch_size 4 --num_sets 
 DIGITS = "--task unconditional --batch_size 10 --num_sets 40 --digits mnist"
 MIXTURE = "--denoiser exact --dataset mixture --batch_size 10 --num_sets 200 --num_steps 30"
 PAIRS = "--denoiser exact --num_digits 2 --num_sets 64 --digits mnist"
-GUIDED = "--pg_factor 3"  # in every world
+GUIDED = "--pg_factor 5"  # in every world
 GUIDED_EXACT = f"{EXACT} {GUIDED}"
 GUIDED_UNET = f"{UNET} {GUIDED}"
+JACOBIAN = "--pg_space jacobian --pg_factor 3"
+DIFFERENCE = "--pg_space difference --pg_factor 3"
+POOL = "--pool 5 --price 30"
+COPYING = "--num_sets 100 --digits mnist"
 EMBEDDED = "--num_sets 100 --digits embedded"
 # Keys of metrics.json.
 MODES = ["modes_found"]
 MODES_AND_IOU = ["modes_found", "hm_iou"]
 DIRECTIONS = ["modes_found", "quality", "hm_iou"]
 RECOGNISED = ["modes_found", "confidence"]
-IN_PLANE = ["modes_found", "within_3_sd"]
+IN_PLANE = ["modes_found", "displacement", "spread_inside"]
 SHARES = ["p_right", "count_variance_ratio"]
 MASKS = ["hm_iou", "ged", "mean_iou"]
 # What is measured, the flags of evaluate.py, the keys that are shown.
 FIGURES = [
     ("exact, independent", EXACT, MODES),
-    ("exact, guided, 22 steps", GUIDED_EXACT, MODES_AND_IOU),
-    ("exact, guided, 11 steps", f"{GUIDED_EXACT} --num_steps 11", MODES_AND_IOU),
-    ("exact, guided, 8 steps", f"{GUIDED_EXACT} --num_steps 8", MODES_AND_IOU),
-    ("exact, guided with EDM's sampler, 22 steps", f"{GUIDED_EXACT} --sampler edm", MODES_AND_IOU),
+    ("exact, guided", GUIDED_EXACT, MODES_AND_IOU),
+    ("exact, guided, 21 calls", f"{GUIDED_EXACT} --price 21", MODES_AND_IOU),
+    ("exact, guided, 15 calls", f"{GUIDED_EXACT} --price 15", MODES_AND_IOU),
+    ("exact, guided, 9 calls", f"{GUIDED_EXACT} --price 9", MODES_AND_IOU),
+    ("exact, guided through the Jacobian", f"{EXACT} {JACOBIAN}", MODES_AND_IOU),
+    ("exact, guided by differences", f"{EXACT} {DIFFERENCE}", MODES_AND_IOU),
+    ("exact, guided with EDM's sampler", f"{GUIDED_EXACT} --sampler edm", MODES_AND_IOU),
+    ("exact, pool of five times as many, 30 calls", f"{EXACT} {POOL}", MODES_AND_IOU),
     ("exact, guided, one direction has p = 0.5", f"{GUIDED_EXACT} --p 0.5", MODES),
-    ("exact, guided, sets of 16, 8 steps", f"{GUIDED_EXACT} --batch_size 16 --num_steps 8", MODES),
+    ("the same, 21 calls", f"{GUIDED_EXACT} --p 0.5 --price 21", MODES),
+    ("the same, a pool of five times as many, 30 calls", f"{EXACT} --p 0.5 {POOL}", MODES),
+    ("exact, guided, sets of 16, 15 calls", f"{GUIDED_EXACT} --batch_size 16 --price 15", MODES),
     (
-        "exact, guided, 4 directions, 8 steps",
-        f"{GUIDED_EXACT} --num_directions 4 --batch_size 4 --num_steps 8",
+        "exact, guided, 4 directions, 15 calls",
+        f"{GUIDED_EXACT} --num_directions 4 --batch_size 4 --price 15",
         MODES,
     ),
     (
-        "exact, guided, 2 directions, 8 steps",
-        f"{GUIDED_EXACT} --num_directions 2 --batch_size 2 --num_steps 8",
+        "exact, guided, 2 directions, 15 calls",
+        f"{GUIDED_EXACT} --num_directions 2 --batch_size 2 --price 15",
         MODES,
     ),
     ("exact, two sequential sets of 4", f"{GUIDED_EXACT} --batch_size 4 --sequential 2", MODES),
     ("exact, 64 modes, independent", f"{PAIRS} --batch_size 64", MODES),
     ("exact, 64 modes, guided", f"{PAIRS} --batch_size 64 {GUIDED}", MODES),
     ("plain U-Net, independent", UNET, DIRECTIONS),
-    ("plain U-Net, independent, 11 steps", f"{UNET} --num_steps 11", DIRECTIONS),
+    ("plain U-Net, independent, 21 calls", f"{UNET} --price 21", DIRECTIONS),
+    ("plain U-Net, independent, 9 calls", f"{UNET} --price 9", DIRECTIONS),
     ("plain U-Net, guided", GUIDED_UNET, DIRECTIONS),
-    ("plain U-Net, guided, 11 steps", f"{GUIDED_UNET} --num_steps 11", DIRECTIONS),
-    ("network that copies, independent", CIRCLE, DIRECTIONS),
-    ("network that copies, guided", f"{CIRCLE} {GUIDED}", DIRECTIONS),
-    ("network that copies, guided, 11 steps", f"{CIRCLE} {GUIDED} --num_steps 11", DIRECTIONS),
+    ("plain U-Net, guided, 21 calls", f"{GUIDED_UNET} --price 21", DIRECTIONS),
+    ("plain U-Net, guided, 15 calls", f"{GUIDED_UNET} --price 15", DIRECTIONS),
+    ("plain U-Net, guided, 9 calls", f"{GUIDED_UNET} --price 9", DIRECTIONS),
+    ("plain U-Net, guided through the Jacobian", f"{UNET} {JACOBIAN}", DIRECTIONS),
+    ("plain U-Net, pool of five times as many, 30 calls", f"{UNET} {POOL}", DIRECTIONS),
+    ("network that copies, independent", COPYING, DIRECTIONS),
+    ("network that copies, guided", f"{COPYING} {GUIDED}", DIRECTIONS),
+    ("network that copies, guided, 21 calls", f"{COPYING} {GUIDED} --price 21", DIRECTIONS),
     ("network that copies, embedded digits, independent", EMBEDDED, DIRECTIONS),
     ("network that copies, embedded digits, guided", f"{EMBEDDED} {GUIDED}", DIRECTIONS),
     ("unconditional digits, independent", DIGITS, RECOGNISED),
@@ -81,9 +96,11 @@ FIGURES = [
         f"{DIGITS} {GUIDED} --pg_features pixels",
         RECOGNISED,
     ),
+    ("unconditional digits, guided through the Jacobian", f"{DIGITS} {JACOBIAN}", RECOGNISED),
     ("unconditional digits, medoids of four times as many", f"{DIGITS} --medoids_of 4", RECOGNISED),
     ("mixture, independent", MIXTURE, IN_PLANE),
     ("mixture, guided", f"{MIXTURE} {GUIDED}", IN_PLANE),
+    ("mixture, guided through the Jacobian", f"{MIXTURE} {JACOBIAN}", IN_PLANE),
     ("horizontal, independent", HORIZONTAL, SHARES),
     ("horizontal, guided", f"{HORIZONTAL} {GUIDED}", SHARES),
     ("horizontal, simplex noise", f"{HORIZONTAL} --noise simplex", SHARES),
@@ -91,7 +108,7 @@ FIGURES = [
     ("masks of four experts, exact, independent", f"{BLOBS} --denoiser exact", MASKS),
     ("masks, exact, guided", f"{BLOBS} --denoiser exact {GUIDED}", MASKS),
     ("masks, trained, independent", f"{BLOBS} --checkpoint blobs", MASKS),
-    ("masks, trained, guided", f"{BLOBS} --checkpoint blobs {GUIDED}", MASKS),
+    ("masks, trained, guided", f"{BLOBS} --checkpoint blobs {GUIDED} --price 37", MASKS),
 ]
 
 
@@ -124,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
                 flags=flags,
                 expected_iid=expected,
                 measured=measured,
-                network_calls=result["network_calls"],
+                price=result["price"],
                 seconds=result["seconds"],
             )
         )

@@ -174,7 +174,7 @@ def same_seed(args, left: float) -> dict[str, Any]:
 
     result = {}
     for name, flags in {"trained": ["--checkpoint", args.checkpoint], "exact": []}.items():
-        flags = [*flags, "--denoiser", name, *common(args), "--num_sets", "8", "--pg_factor", "3"]
+        flags = [*flags, "--denoiser", name, *common(args), "--num_sets", "8", "--pg_factor", "5"]
         samples: list[Any] = []
         modes: list[Any] = []
         for device in ("cpu", args.device):

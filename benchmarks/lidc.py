@@ -34,8 +34,8 @@ from worlds.own_data import load_frames
 # A name, which is that of a folder too, and flags of evaluate.py.
 METHODS = {
     "independent": "",
-    "default": "--pg_factor 3",
-    "guided": "--pg_factor 3 --pg_only_if_needed false",
+    "default": "--pg_factor 5",
+    "guided": "--pg_factor 5 --pg_only_if_needed false",
 }
 KEYS = ("hm_iou", "ged", "mean_iou", "iou_distance", "distance_to_answers")
 DRAWN = (0, 1, 2, 3)  # sets in the picture

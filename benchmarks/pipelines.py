@@ -3,9 +3,11 @@
     pip install -e ".[dev]"
     python benchmarks/pipelines.py
 
-Four tables: modes that sets show with every scheduler and an exact network, without and with
-guidance; how long a guided pipeline takes over the same pipeline without; and what
-`examples/diffusers_pipeline.py` and `examples/digits_pipeline.py` find. A finished part is kept in
+Tables of an exact network: modes that sets show with every scheduler, without and with guidance,
+and with more and fewer steps; how often new noise alone draws an image that is likelier than the
+others. Tables of trained ones: how long a guided pipeline takes over the same pipeline without;
+what `examples/diffusers_pipeline.py` and `examples/digits_pipeline.py` find. The price is calls of
+the network for each sample that is drawn, with those of the pilot apart. A finished part is kept in
 --outdir and not measured again.
 """
 
@@ -27,13 +29,15 @@ import torch
 from torch import Tensor, nn
 
 from config import Count, Seed
+from diverse_sampling.decisions import Decisions
 from diverse_sampling.decisions import measure as decided
+from diverse_sampling.defaults import FACTOR, PILOT_LEVELS
 from diverse_sampling.exact import posterior_mean
-from diverse_sampling.guidance import ParticleGuidance
-from diverse_sampling.pipelines import Guide, measured_guide, repelling
-from diverse_sampling.potentials import LogDet
-from diverse_sampling.steps import karras_sigmas
+from diverse_sampling.guidance import default_guidance
+from diverse_sampling.pipelines import guided_window, repel, repelling
+from diverse_sampling.steps import Window, karras_sigmas
 from lab.experiments import interval
+from lab.pilot import PILOT
 
 STABLE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 UNCLIPPED = STABLE | dict(clip_sample=False)
@@ -79,16 +83,21 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "EDM DPM++": ("EDMDPMSolverMultistepScheduler", {}),
     "EDM DPM++ v": ("EDMDPMSolverMultistepScheduler", V),
 }
-FACTOR = 3.0  # of the guidance with an exact network
 COSTED = 4  # steps of the pipeline whose time is measured
+# Steps, and schedulers with them; those with which images of unequal probability are counted.
+STEPS, STEPPED = (10, 15, 20, 30, 50, 100), ("DDIM", "UniPC", "Flow Euler", "EDM Euler")
+COUNTED = ("DDIM", "UniPC", "Heun", "Flow Euler", "EDM Euler", "LCM")
+HALF = torch.tensor([1 / 2] + 7 * [1 / 14])  # probabilities of the images
 
 
 @dataclass
 class PipelineBenchmarkSettings:
     """Pipelines"""
 
+    scheduler_sets: Count = 200
+    """sets of 8 with every scheduler, whose exact network costs little"""
     num_sets: Count = 40
-    """sets of 8 with every scheduler, and of either example"""
+    """sets of either example"""
     num_steps: Count = 30
     """steps of every scheduler"""
     repetitions: Count = 9
@@ -114,9 +123,10 @@ def images() -> Tensor:
     return example("diffusers_pipeline").blobs()
 
 
-def exact(x: Tensor, sigma: Tensor) -> Tensor:
-    """E[y | x] of the eight images, for sets (G, B, 1, 8, 8)."""
-    return posterior_mean(x, sigma, images().to(x).expand(len(x), -1, -1, -1, -1))
+def exact(x: Tensor, sigma: Tensor, prior: Tensor | None = None) -> Tensor:
+    """E[y | x] of the eight images, for sets (G, B, 1, 8, 8); `prior` are their probabilities."""
+    log_prior = None if prior is None else prior.log()
+    return posterior_mean(x, sigma, images().to(x).expand(len(x), -1, -1, -1, -1), log_prior)
 
 
 def scheduler(name: str):
@@ -136,15 +146,18 @@ class Network(nn.Module):
     config = SimpleNamespace(sample_size=8, in_channels=1)
     dtype, device = torch.float32, torch.device("cpu")
 
-    def __init__(self, schedule):
+    def __init__(self, schedule, prior: Tensor | None = None):
         super().__init__()
+        self.prior = prior
         self.kind = schedule.config.get("prediction_type", "flow_prediction")
         self.data = schedule.config.get("sigma_data")
+        self.calls = 0  # for all samples together
         if hasattr(schedule, "alphas_cumprod"):
             abar = schedule.alphas_cumprod.double()
             self.log_sigmas = ((1 - abar) / abar.clamp_min(1e-12)).log() / 2
 
     def forward(self, sample, t):
+        self.calls += len(sample)
         t, dtype = float(t), sample.dtype
         sample = sample.double()[None]  # one set
         if self.data is not None:
@@ -157,7 +170,8 @@ class Network(nn.Module):
             return SimpleNamespace(sample=((self.clean(x, sigma) - skip * x) / out)[0].to(dtype))
         if self.kind == "flow_prediction":
             s = t / 1000
-            mean = images().mean(0).to(sample)
+            prior = torch.full((8,), 1 / 8) if self.prior is None else self.prior
+            mean = torch.tensordot(prior, images(), 1).to(sample)
             clean = mean if s == 1 else self.clean(sample / (1 - s), s / (1 - s))
             return SimpleNamespace(sample=((sample - clean) / s)[0].to(dtype))
         sigma = math.exp(numpy.interp(t, range(len(self.log_sigmas)), self.log_sigmas))
@@ -170,15 +184,20 @@ class Network(nn.Module):
 
     def clean(self, x: Tensor, sigma: float) -> Tensor:
         """E[y | x] for x (1, N, 1, 8, 8)."""
-        return exact(x, torch.tensor(sigma, dtype=torch.float64))
+        return exact(x, torch.tensor(sigma, dtype=torch.float64), self.prior)
 
 
 def draw(
-    schedule, sets: int = 16, steps: int = 30, dtype=torch.float32, noise: Tensor | None = None
+    schedule,
+    sets: int = 16,
+    steps: int = 30,
+    dtype=torch.float32,
+    noise: Tensor | None = None,
+    network: Network | None = None,
 ) -> Tensor:
     """What a pipeline does, with the exact network: sets of 8, (sets, 8, 1, 8, 8)."""
     generator = torch.Generator().manual_seed(0)
-    network = Network(schedule)
+    network = network or Network(schedule)
     if noise is None:
         noise = torch.randn(8 * sets, *images().shape[1:], generator=generator, dtype=dtype)
     schedule.set_timesteps(steps, device=noise.device)
@@ -192,28 +211,82 @@ def draw(
     return sample.unflatten(0, (-1, 8))
 
 
-def exact_guide() -> Guide:
-    """Guidance in the window of the exact network, the same with every scheduler."""
+@functools.cache
+def exact_decisions(prior: Tensor | None = None) -> Decisions:
+    """What a pilot of evaluate.py's size measures of the exact network, for every scheduler."""
+    sigmas = karras_sigmas(PILOT_LEVELS, 0.03, 80)
     generator = torch.Generator().manual_seed(5)
-    sigmas = karras_sigmas(22, 0.03, 80, rho=7)
-    noise = torch.randn(8, 8, *images().shape[1:], generator=generator)
-    return measured_guide(decided(exact, noise * 80, sigmas), factor=2 * FACTOR)
+    noise = torch.randn(*PILOT, *images().shape[1:], generator=generator)
+    return decided(partial(exact, prior=prior), noise * sigmas[0], sigmas)
+
+
+def guided(schedule, factor: float = FACTOR, seed: int = 2):
+    """The context in which the sets that a scheduler draws repel each other, as `repel` has it."""
+    return repel(
+        SimpleNamespace(scheduler=schedule),
+        particles=8,
+        factor=factor,
+        decisions=exact_decisions(),
+        generator=torch.Generator().manual_seed(seed),
+    )
 
 
 # ---------------------------------------------------------------- parts
 
 
+def shown_by(sets: Tensor) -> dict[str, Any]:
+    """How many places sets (G, 8, 1, 8, 8) show, {places: {mean, ci95}, shown}, as the example."""
+    figures = example("diffusers_pipeline").figures(sets.float())
+    del figures["places"]["per_set"]
+    return figures
+
+
 def schedulers(args) -> dict[str, Any]:
-    """What sets show with every scheduler and the exact network: {name: {independent, guided}}."""
-    figures = example("diffusers_pipeline").figures
-    guide, result = exact_guide(), {}
+    """What sets show with every scheduler and the exact network.
+
+    Returns {name: {independent, guided: figures, calls of the network for a sample}}.
+    """
+    result = {}
     for name in SCHEDULERS:
         schedule = scheduler(name)
-        independent = figures(draw(schedule, args.num_sets, args.num_steps).float())
-        with repelling(schedule, guide, particles=8):
-            guided = figures(draw(schedule, args.num_sets, args.num_steps).float())
-        result[name] = dict(independent=independent, guided=guided)
+        independent = shown_by(draw(schedule, args.scheduler_sets, args.num_steps))
+        network = Network(schedule)
+        with guided(schedule):
+            sets = draw(schedule, args.scheduler_sets, args.num_steps, network=network)
+        calls = network.calls / (8 * args.scheduler_sets)
+        result[name] = dict(independent=independent, guided=shown_by(sets), calls=calls)
     return result
+
+
+def steps(args) -> dict[str, Any]:
+    """Figures of guided sets with more and fewer steps: {name: {steps: figures}}."""
+    result: dict[str, Any] = {name: {} for name in STEPPED}
+    for name in STEPPED:
+        for num_steps in STEPS:
+            schedule = scheduler(name)
+            with guided(schedule):
+                sets = draw(schedule, args.scheduler_sets, num_steps)
+            result[name][str(num_steps)] = shown_by(sets)
+    return result
+
+
+def frequencies(args) -> dict[str, Any]:
+    """How often an image of probability 1/2 is drawn, without and with new noise, unguided.
+
+    Returns {name: {before, after}}, shares of 40 times as many samples as there are sets.
+    """
+    modes_of = example("diffusers_pipeline").modes_of
+    window = guided_window(exact_decisions(HALF))
+
+    def share(name: str, window: Window | None) -> float:
+        schedule, unguided = scheduler(name), lambda denoise: denoise
+        generator = torch.Generator().manual_seed(2)
+        network = Network(schedule, HALF)
+        with repelling(schedule, unguided, particles=8, window=window, generator=generator):
+            sets = draw(schedule, 5 * args.scheduler_sets, args.num_steps, network=network)
+        return float((modes_of(sets.float(), images()) == 0).double().mean())
+
+    return {name: dict(before=share(name, None), after=share(name, window)) for name in COUNTED}
 
 
 def network(side: int):
@@ -247,9 +320,8 @@ def cost(args, side: int = 32) -> dict[str, Any]:
     sample = torch.randn(8, 4, side, side, generator=torch.Generator().manual_seed(0))
     pipe.scheduler.set_timesteps(COSTED)
     times = pipe.scheduler.timesteps
-    guide = partial(
-        ParticleGuidance, potential=LogDet(), factor=FACTOR, space="denoised", strength="drift"
-    )
+    everywhere: dict[str, Any] = dict(sigma_min=0.0, sigma_max=math.inf)
+    guide = partial(default_guidance, decisions=exact_decisions(), **everywhere)
 
     def plain() -> None:
         pipe(batch_size=8, num_inference_steps=COSTED, output_type="np")
@@ -258,12 +330,12 @@ def cost(args, side: int = 32) -> dict[str, Any]:
         for t in times:
             pipe.scheduler.step(sample, t, sample)
 
-    def guided(run: Callable[[], None]) -> None:
-        with repelling(pipe.scheduler, guide, particles=8):
+    def repelled(run: Callable[[], None]) -> None:
+        with repelling(pipe.scheduler, guide, particles=8, window=Window(0, math.inf, 1.0)):
             run()
 
-    runs: dict[Any, Callable[[], Any]] = {"plain": plain, "guided": partial(guided, plain)}
-    runs |= {"steps": steps, "guided steps": partial(guided, steps)}
+    runs: dict[Any, Callable[[], Any]] = {"plain": plain, "guided": partial(repelled, plain)}
+    runs |= {"steps": steps, "guided steps": partial(repelled, steps)}
     seconds = measure.interleaved(runs, args.repetitions)
     each = zip(seconds["guided steps"], seconds["steps"], seconds["plain"])
     return dict(
@@ -285,7 +357,7 @@ def places(args) -> dict[str, Any]:
     if not (folder / "model_index.json").is_file():
         torch.manual_seed(settings.seed)
         module.train(module.blobs(), settings.iterations).save_pretrained(folder)
-    return found(module, settings, module.routes(settings, module.load(folder)))
+    return found(module, settings, module.load(folder))
 
 
 def digits(args) -> dict[str, Any]:
@@ -294,15 +366,29 @@ def digits(args) -> dict[str, Any]:
     settings = module.DigitsSettings(num_sets=args.num_sets, seed=args.seed)
     folder = args.outdir / "digits"
     module.convert().save_pretrained(folder)
-    return found(module, settings, module.routes(settings, module.load(folder)))
+    return found(module, settings, module.load(folder))
 
 
-def found(module, settings, routes: dict[str, Callable[[], Tensor]]) -> dict[str, Any]:
-    """The figures of every route of an example, and its settings."""
-    return dict(
-        settings=vars(settings),
-        routes={name: module.figures(drawn()) for name, drawn in routes.items()},
-    )
+def found(module, settings, pipe) -> dict[str, Any]:
+    """What an example finds by every route, its price, and its settings.
+
+    Returns {settings, pilot: calls of the network for a sample, routes: {name: its figures, and
+    calls}}.
+    """
+    called: list[int] = []  # samples of each call
+    pipe.unet.register_forward_pre_hook(lambda unet, inputs: called.append(len(inputs[0])))
+
+    def calls() -> float:
+        """For each sample, since the last time."""
+        total = sum(called)
+        called.clear()
+        return total / (settings.num_sets * settings.particles)
+
+    routes = module.routes(settings, pipe)
+    result: dict[str, Any] = dict(settings=vars(settings), pilot=calls(), routes={})
+    for name, drawn in routes.items():
+        result["routes"][name] = module.figures(drawn()) | dict(calls=calls())
+    return result
 
 
 # ---------------------------------------------------------------- tables
@@ -319,50 +405,84 @@ def on_places(figures: dict[str, Any]) -> list[str]:
 
 
 def scheduler_table(rows: dict[str, dict], args) -> str:
-    """Places and the share of samples on one, for every scheduler."""
+    """Places and the share of samples on one, for every scheduler, and what it costs."""
     lines = [
         [
             f"{SCHEDULERS[name][0]}, {name}",
             *on_places(row["independent"]),
             *on_places(row["guided"]),
+            f"{row['calls']:g}",
         ]
         for name, row in rows.items()
     ]
-    table = measure.table("scheduler | independent | on an image | guided | on an image", lines)
+    header = "scheduler | independent | on an image | guided | on an image | calls"
+    pilot = PILOT_LEVELS * math.prod(PILOT) / (8 * args.scheduler_sets)
     return (
-        f"Places of 8, exact network, {args.num_sets} sets of 8, {args.num_steps} steps, "
-        f"factor {FACTOR:g}:\n\n{table}"
+        f"Places of 8, exact network, {args.scheduler_sets} sets of 8, {args.num_steps} steps, "
+        f"factor {FACTOR:g}; calls for each sample, and {pilot:.1f} of one pilot for all:\n\n"
+        f"{measure.table(header, lines)}"
     )
 
 
+def steps_table(rows: dict[str, dict], args) -> str:
+    """Places, by scheduler and number of steps."""
+    lines = [
+        [name, *(f"{figures['places']['mean']:.2f}" for figures in row.values())]
+        for name, row in rows.items()
+    ]
+    header = " | ".join(["scheduler", *(f"{num_steps} steps" for num_steps in STEPS)])
+    return f"Guided, {args.scheduler_sets} sets of 8:\n\n{measure.table(header, lines)}"
+
+
+def frequency_table(rows: dict[str, dict], args) -> str:
+    """How often an image of probability 1/2 is drawn."""
+    lines = [[name, percent(row["before"]), percent(row["after"])] for name, row in rows.items()]
+    table = measure.table("scheduler | as it is | new noise", lines)
+    count = 40 * args.scheduler_sets
+    return f"Share of {count} unguided samples, {args.num_steps} steps:\n\n{table}"
+
+
 def cost_table(row: dict[str, Any]) -> str:
-    """What guidance costs."""
+    """How much time guidance takes."""
     added = measure.shown({key: 100 * value for key, value in row["added"].items()})
     line = [f"{row['parameters'] / 1e6:.1f} M", f"{row['step']:.2f}"]
     line += [measure.shown(row["ratio"], 3), f"{added}% of a step"]
-    header = "parameters | s a step, set of 8 | guided over plain | added by the adapter"
+    header = "parameters | s a step, set of 8 | guided over plain | added by guidance"
     where = "{device}, {threads} threads, torch {torch}, diffusers {diffusers}"
     return f"{measure.table(header, [line])}\n\nMeasured on {where.format(**row['machine'])}."
 
 
 def example_table(part: dict[str, Any], header: str, entries: Callable[[dict], list[str]]) -> str:
     """What an example finds by every route."""
-    what = "{num_sets} sets of {particles}, {num_steps} calls, seed {seed}"
-    rows = [[name, *entries(figures)] for name, figures in part["routes"].items()]
-    return f"{what.format(**part['settings'])}:\n\n{measure.table(f'route | {header}', rows)}"
+    what = "{num_sets} sets of {particles}, seed {seed}".format(**part["settings"])
+    what += f"; calls for each sample, and {part['pilot']:.1f} of one pilot for all guided routes"
+    rows = [
+        [name, *entries(figures), f"{figures['calls']:g}"]
+        for name, figures in part["routes"].items()
+    ]
+    return f"{what}:\n\n{measure.table(f'route | {header} | calls', rows)}"
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure what is not finished, and write the tables."""
     args = measure.arguments(PipelineBenchmarkSettings, argv)
-    parts = dict(schedulers=schedulers, places=places, digits=digits, cost=cost)
+    parts = dict(
+        schedulers=schedulers,
+        steps=steps,
+        frequencies=frequencies,
+        places=places,
+        digits=digits,
+        cost=cost,
+    )
     results = {
         name: measure.kept(args.outdir / "cells" / f"{name}.json", partial(part, args))
         for name, part in parts.items()
     }
-    of_digits = lambda figures: [interval(each) for each in figures.values()]
+    of_digits = lambda figures: [interval(figures[key]) for key in ("digits", "confidence")]
     tables = dict(
         schedulers=scheduler_table(results["schedulers"], args),
+        steps=steps_table(results["steps"], args),
+        frequencies=frequency_table(results["frequencies"], args),
         places=example_table(results["places"], "places of 8 | on a place", on_places),
         digits=example_table(results["digits"], "digits of 10 | confidence", of_digits),
         cost=cost_table(results["cost"]),

@@ -23,7 +23,7 @@ RUNS = {
     "in D space": [*GUIDED, "--pg_space", "denoised"],
     "in D space, IoU": [*GUIDED, "--pg_space", "denoised", "--pg_kernel", "iou"],
     "through the Jacobian": GUIDED,
-    "through the Jacobian, in the window (the default)": ["--pg_factor", "3"],
+    "in D space, in the window (the default)": ["--pg_factor", "5"],
 }
 
 

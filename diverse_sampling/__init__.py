@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         never_down,
     )
     from diverse_sampling.noise import ParticleNoise
-    from diverse_sampling.pipelines import denoiser_of, pilot, renewing, repel, repelling
+    from diverse_sampling.pipelines import denoiser_of, pilot, repel, repelling
     from diverse_sampling.potentials import POTENTIALS, Bandwidth, LogDet, Potential
     from diverse_sampling.predictions import from_epsilon, from_flow, from_velocity
     from diverse_sampling.selection import kmedoids, thin
@@ -62,7 +62,7 @@ _MODULES = dict(
         "window_schedule",
     ),
     noise=("ParticleNoise",),
-    pipelines=("denoiser_of", "pilot", "renewing", "repel", "repelling"),
+    pipelines=("denoiser_of", "pilot", "repel", "repelling"),
     potentials=("POTENTIALS", "Bandwidth", "LogDet", "Potential"),
     predictions=("from_epsilon", "from_flow", "from_velocity"),
     selection=("kmedoids", "thin"),

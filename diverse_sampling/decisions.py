@@ -39,6 +39,7 @@ from torch import Tensor
 from diverse_sampling.denoiser import Denoiser
 from diverse_sampling.steps import Window, euler_schedule, integrate
 
+
 @dataclass(frozen=True)
 class Shares:
     """The shares of what is decided that make a window.
@@ -53,10 +54,10 @@ class Shares:
     settled: float
 
 
-# Pushes whose size is that of all directions together, and pushes through the Jacobian, which end
-# by themselves in each direction as it is decided.
+# Pushes of one size in all directions end early, so that what they do to a sample is sampled again.
+# Pushes through the Jacobian end by themselves in each direction, as it is decided.
 EARLY = Shares(0.05, 0.5, 0.9)
-LATE = Shares(0.05, 0.95, 0.99)
+LATE = Shares(0.05, 0.97, 0.99)
 # Where this share is decided, a sample is done.
 DONE = 0.998
 
@@ -129,6 +130,8 @@ def measure(
 ) -> Decisions:
     """V(sigma) and T along independent trajectories of the ODE, by Euler's steps.
 
+    Euler's steps stay behind: with 15 of them V is up to 0.12 too small in its steep part.
+
     Arguments:
         denoise: the unguided denoiser
         x: (G, P, C, H, W), noise of standard deviation sigmas[0], P > 1 particles in each set. T is
@@ -199,8 +202,10 @@ def cached(checkpoint: Path, sha256: str, pilot: str) -> tuple[Decisions, int] |
 
 
 def keep(checkpoint: Path, sha256: str, pilot: str, curve: Decisions, calls: int) -> None:
-    """Add a curve, and the calls that it took, to the file beside a checkpoint. Where nothing can be written there, do nothing:
-    it is measured again the next time."""
+    """Add a curve, and the calls that it took, to the file beside a checkpoint.
+
+    If nothing can be written there, do nothing: it is measured again the next time.
+    """
     path = cache_of(checkpoint)
     curves = {}
     try:

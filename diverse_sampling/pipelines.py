@@ -14,8 +14,14 @@ pipeline computes what it computes without it, bit for bit. The samples of one p
 `particles` consecutive ones repel each other, and never those of another set.
 
 `repel` is a pilot through the pipeline (`pilot`), its guide (`measured_guide`) and `repelling`,
-each of which can be had alone. `renewing` lets DDIM add noise back in the window, where guidance
-then finds more.
+each of which can be had alone.
+
+A guided D' lies where no image may lie, and a solver of the ODE passes each noise level once. So
+each guided step is followed by new noise: after the scheduler has gone to the next level s with a
+sample x, x goes on towards D' down to s / (1 + churn), and noise takes it back up to s. That is
+linear in what is held too, keeps the distribution of x, and leaves the scheduler's noise levels and
+the number of its calls as they are. What a solver keeps of former steps belongs to former noise, so
+that it starts anew.
 
 `denoiser_of` goes the other way: a pipeline with its conditioning as `denoise(x, sigma)`, for the
 sampler, for the window that a pilot measures, and for gradients through the network.
@@ -23,7 +29,8 @@ sampler, for the window that a pilot measures, and for gradients through the net
 Noise levels are those of x = sample / alpha = y + sigma n, in units of the latents y.
 
 Predictions: Karras et al. 2022, arXiv 2206.00364, Table 1; Salimans & Ho 2022, arXiv 2202.00512;
-Lipman et al. 2022, arXiv 2210.02747. Guidance: `guidance/pg.py`.
+Lipman et al. 2022, arXiv 2210.02747. New noise: Karras et al., algorithm 2. Guidance:
+`guidance/pg.py`.
 """
 
 from __future__ import annotations
@@ -38,7 +45,7 @@ from typing import Any, Callable, Iterator, NamedTuple
 import torch
 from torch import Tensor
 
-from diverse_sampling.decisions import Decisions, measure
+from diverse_sampling.decisions import Decisions, Shares, measure
 from diverse_sampling.defaults import FACTOR, PILOT_LEVELS
 from diverse_sampling.denoiser import Denoiser
 from diverse_sampling.errors import reject
@@ -46,7 +53,7 @@ from diverse_sampling.guidance import default_guidance
 from diverse_sampling.noise import ParticleNoise, Stream
 from diverse_sampling.potentials import LogDet, Potential
 from diverse_sampling.predictions import log_sigmas_of, skip_and_out, timestep_of
-from diverse_sampling.steps import karras_sigmas
+from diverse_sampling.steps import Window, karras_sigmas
 
 # Where a scheduler keeps the noise level of its next step.
 TIMESTEP = "alphas_cumprod[timestep], sample scaled to variance 1"
@@ -86,10 +93,8 @@ INSTEAD = {
     "IPNDMScheduler": "DEISMultistepScheduler",
 }
 
-# Schedulers whose steps take eta, the new noise in units of DDPM's.
-RENEWED = ("DDIMScheduler", "DDIMParallelScheduler")
-# So that rounding leaves no negative variance where all noise is new.
-ROUNDED = 1 - 1e-4
+# Where sets are guided at the noise levels of a scheduler.
+WIDE = Shares(0.05, 0.95, 0.99)
 
 Guide = Callable[[Denoiser], Denoiser]
 
@@ -189,15 +194,25 @@ def _frame(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 @contextmanager
-def repelling(scheduler, guide: Guide, *, particles: int) -> Iterator[None]:
+def repelling(
+    scheduler,
+    guide: Guide,
+    *,
+    particles: int,
+    window: Window | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+) -> Iterator[None]:
     """Within this context, the sets that a pipeline draws with `scheduler` are guided.
 
     Arguments:
         scheduler: that of the pipeline, one of SCHEDULERS
-        guide: denoiser -> guided denoiser, such as `functools.partial(ParticleGuidance,
-            potential=LogDet(), factor=3, space="denoised")`, or a `measured_guide`. It may call its
-            denoiser at the x that it is given alone
+        guide: denoiser -> guided denoiser, such as a `measured_guide`, or
+            `functools.partial(Spell, radius=10)`. It may call its denoiser at the x that it is
+            given alone
         particles: samples in a set, consecutive in the batch: `num_images_per_prompt`
+        window: noise is added anew after each step that starts inside it; None: after none
+        generator: source of that noise, or a list of one for each sample. None: what the pipeline
+            hands to its scheduler, or else PyTorch's global one
 
     Raises SettingError for a scheduler that cannot be guided, for guidance that needs the network
     itself, and, within the context, for a batch that is not a number of sets.
@@ -206,6 +221,7 @@ def repelling(scheduler, guide: Guide, *, particles: int) -> Iterator[None]:
     if particles < 1:
         reject("particles", particles, "a whole number from 1")
     at: list[Tensor] = []  # [x, D(x)] of the step
+    unsettled = False  # whether a step has been guided and no noise added since
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         if x.requires_grad:
@@ -222,68 +238,74 @@ def repelling(scheduler, guide: Guide, *, particles: int) -> Iterator[None]:
 
     @functools.wraps(plain)  # pipelines look at its signature
     def step(model_output: Tensor, timestep: Any, sample: Tensor, *args, **kwargs):
+        nonlocal unsettled
         level = _level(scheduler, family, timestep)
-        if level is not None:
-            _check_batch(model_output, sample, particles)
-            precise = torch.promote_types(sample.dtype, torch.float32)
-            held, predicted = sample.to(precise), model_output.to(precise)
-            x = _as_sets(held / level.alpha, particles)
-            clean = _as_sets(level.skip * held + level.out * predicted, particles)
-            at[:] = x, clean
-            push = guided(x, torch.tensor(level.sigma, dtype=torch.float64)) - clean
-            limit = torch.finfo(model_output.dtype).max
-            predicted = predicted + push.view_as(predicted) / level.out
-            model_output = predicted.clamp(-limit, limit).to(model_output.dtype)
-        return plain(model_output, timestep, sample, *args, **kwargs)
+        if level is None:
+            return plain(model_output, timestep, sample, *args, **kwargs)
+        _check_batch(model_output, sample, particles)
+        precise = torch.promote_types(sample.dtype, torch.float32)
+        held, predicted = sample.to(precise), model_output.to(precise)
+        x = _as_sets(held / level.alpha, particles)
+        clean = _as_sets(level.skip * held + level.out * predicted, particles)
+        at[:] = x, clean
+        target = guided(x, torch.tensor(level.sigma, dtype=torch.float64))
+        limit = torch.finfo(model_output.dtype).max
+        predicted = predicted + (target - clean).view_as(predicted) / level.out
+        model_output = predicted.clamp(-limit, limit).to(model_output.dtype)
+        result = plain(model_output, timestep, sample, *args, **kwargs)
+        if window is None:
+            return result
+        unsettled = unsettled or window.low < level.sigma <= window.high
+        if not unsettled or not getattr(scheduler, "state_in_first_order", True):
+            return result  # a step of second order is not done after its first half
+        unsettled = False
+        following = _following_level(scheduler, family, timestep)
+        if following is None:
+            return result
+        _start_anew(scheduler)
+        source = generator or kwargs.get("generator")
+        renew = functools.partial(
+            _renewed, following, target.view_as(held), window.churn, generator=source
+        )
+        if isinstance(result, tuple):
+            return (renew(result[0]), *result[1:])
+        result.prev_sample = renew(result.prev_sample)
+        return result
 
     with _in_place_of_step(scheduler, step):
         yield
 
 
-@contextmanager
-def renewing(scheduler, window: tuple[float, float], *, share: float = 0.7) -> Iterator[None]:
-    """Within this context, DDIM draws part of its noise anew at each step that starts in a window.
+def _following_level(scheduler, family: str, timestep) -> Level | None:
+    """The level that a step has led to; None after the last step."""
+    if family == TIMESTEP:
+        index = scheduler.timesteps.tolist().index(int(timestep)) + 1
+    else:
+        index = scheduler.step_index
+    if index >= len(scheduler.timesteps):
+        return None
+    return _level(scheduler, family, scheduler.timesteps[index])
 
-    Guidance in a scheduler moves samples to where the network's images may not lie, and moves them
-    once at each level. New noise covers what it did, and lets samples that are alike part again.
-    The noise that a step of DDIM leaves at the next noise level is a mixture of the predicted noise
-    and of new noise; any mixture keeps the distribution at that level (Song et al. 2021, arXiv
-    2010.02502, equation 12). DDPM's, eta 1, has the less new noise the more steps there are. Here
-    its share is the same whatever the number of steps. Outside of the window the pipeline's eta
-    counts.
 
-    Arguments:
-        scheduler: DDIM or DDIM parallel, with whatever it predicts
-        window: (smallest, largest) noise level, such as `Decisions.window` of a pilot
-        share: standard deviation of the new noise over that of all of it, from 0 to 1
+def _renewed(level: Level, target: Tensor, churn: float, sample: Tensor, generator) -> Tensor:
+    """A sample (N, ...) taken to sigma / (1 + churn) towards its D', and back up by new noise."""
+    from diffusers.utils.torch_utils import randn_tensor
 
-    Raises SettingError for another scheduler or share.
-    """
-    if not any(kind.__name__ in RENEWED for kind in type(scheduler).__mro__):
-        reject("scheduler", type(scheduler).__name__, ", ".join(RENEWED))
-    if not 0 <= share <= 1:
-        reject("share", share, "a number from 0 to 1")
-    low, high = window
-    plain = scheduler.step
+    noise = randn_tensor(sample.shape, generator, sample.device, target.dtype)
+    down = 1 / (1 + churn)
+    settled = target + down * (sample.to(target.dtype) / level.alpha - target)
+    renewed = settled + level.sigma * math.sqrt(1 - down**2) * noise
+    return (level.alpha * renewed).to(sample.dtype)
 
-    @functools.wraps(plain)
-    def step(model_output: Tensor, timestep: Any, sample: Tensor, *args, **kwargs):
-        level = _level(scheduler, TIMESTEP, timestep)
-        config = scheduler.config
-        next_one = int(timestep) - config.num_train_timesteps // scheduler.num_inference_steps
-        if next_one >= 0 and level is not None and low <= level.sigma <= high:
-            here, there = (float(scheduler.alphas_cumprod[int(t)]) for t in (timestep, next_one))
-            # DDIM's new noise has eta times this share of the standard deviation.
-            of_ddpm = math.sqrt((1 - here / there) / (1 - here))
-            eta = share * ROUNDED / of_ddpm
-            if args:
-                args = (eta, *args[1:])
-            else:
-                kwargs["eta"] = eta
-        return plain(model_output, timestep, sample, *args, **kwargs)
 
-    with _in_place_of_step(scheduler, step):
-        yield
+def _start_anew(scheduler) -> None:
+    """Have a solver forget its former steps, as at its first one: their noise is gone."""
+    if hasattr(scheduler, "lower_order_nums"):  # those of several steps
+        scheduler.lower_order_nums = 0
+    if hasattr(scheduler, "last_sample"):  # from which UniPC and SA-Solver correct
+        scheduler.last_sample = None
+    if hasattr(scheduler, "order_list"):  # DPM++ 2S
+        scheduler.order_list[scheduler.step_index] = 1
 
 
 @contextmanager
@@ -494,9 +516,7 @@ def denoiser_of(pipe, **call) -> PipelineDenoiser:
 # ---------------------------------------------------------------- units
 
 
-def pilot(
-    denoise: PipelineDenoiser, *, particles: int = 8, seed: int = 0
-) -> Decisions:
+def pilot(denoise: PipelineDenoiser, *, particles: int = 8, seed: int = 0) -> Decisions:
     """At which noise levels it is decided what a pipeline's samples show, measured on one set.
 
     Arguments:
@@ -520,31 +540,49 @@ def measured_guide(
     potential: Potential = LogDet(),
     features: Callable[[Tensor], Tensor] | None = None,
 ) -> Guide:
-    """The default guidance (`guidance.default_guidance`) in a measured window.
+    """The default guidance (`guidance.default_guidance`) in `guided_window`.
 
     `features` is what particles are compared by, as in `ParticleGuidance`.
     """
     return functools.partial(
         default_guidance,
         decisions=decisions,
+        window=guided_window(decisions),
         factor=factor,
         potential=potential,
         features=features,
     )
 
 
+def guided_window(decisions: Decisions) -> Window:
+    """Where a pipeline's sets are guided, and noise is added anew.
+
+    A scheduler's few noise levels lie where they lie, so that the window is a wide one.
+    """
+    return decisions.window(WIDE)
+
+
 @contextmanager
 def repel(
-    pipe, *, particles: int, factor: float = FACTOR, decisions: Decisions | None = None, **call
+    pipe,
+    *,
+    particles: int,
+    factor: float = FACTOR,
+    features: Callable[[Tensor], Tensor] | None = None,
+    decisions: Decisions | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    **call,
 ) -> Iterator[Decisions]:
     """Within this context, the pictures that a pipeline draws of one prompt repel each other.
 
     Arguments:
         pipe: the pipeline, with one of SCHEDULERS
         particles: pictures in a set, consecutive in the batch: its `num_images_per_prompt`
-        factor: strength; 0 changes nothing
+        factor: strength, as everywhere; 0 changes nothing
+        features: what pictures are compared by, as in `ParticleGuidance`; None: their latents
         decisions: what an earlier context gave; None: a pilot through the pipeline measures it, of
             as many unguided pictures as there are in a set
+        generator: source of the noise that is added anew, as in `repelling`
         call: what the pilot calls the pipeline with: prompt, guidance_scale, height, ...
 
     Gives the decisions. Raises SettingError for a scheduler that cannot be guided, ValueError if
@@ -552,6 +590,7 @@ def repel(
     """
     if decisions is None:
         decisions = pilot(denoiser_of(pipe, **call), particles=particles)
-    guide = measured_guide(decisions, factor=factor)
-    with repelling(pipe.scheduler, guide, particles=particles):
+    guide = measured_guide(decisions, factor=factor, features=features)
+    window = guided_window(decisions) if factor > 0 else None
+    with repelling(pipe.scheduler, guide, particles=particles, window=window, generator=generator):
         yield decisions

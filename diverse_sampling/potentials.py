@@ -1,6 +1,6 @@
 """Potentials by which the particles of a set repel.
 
-Particle guidance (PG, Corso et al. 2023, arXiv 2310.13102) samples a set from
+Particle guidance (PG, Corso et al. 2023, arXiv 2310.13102) is derived from the product
 p(x_1) ... p(x_B) Phi(x_1..x_B). A potential is U = -log Phi. Most are sums over pairs,
 
     U = 1/2 sum_{i != j} k(y_i, y_j),

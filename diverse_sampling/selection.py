@@ -50,8 +50,8 @@ def thin(
 ) -> Tensor:
     """A pool of particles, reduced to those that represent it best once modes are decided.
 
-    Two of Heun's steps go from sigma_max to sigma, and the medoids of the D there are kept: THINNING
-    calls for each particle of the pool, instead of all that a sample needs.
+    Two of Heun's steps go from sigma_max to sigma, and the medoids of the D there are kept: a
+    particle of the pool takes THINNING calls, instead of all that a sample needs.
 
     Arguments:
         denoise: the unguided denoiser

@@ -5,19 +5,16 @@
 
 A tiny UNet2DModel learns eight images, a blob at one of eight places, by predicting v. A pilot
 through the pipeline measures the window of noise levels in which they are decided. Sets of eight
-are then sampled in six ways:
+are then sampled in five ways:
 
-    DDIM                       by a DDIMPipeline as it is, without noise
-    DDIM, guided               by the same pipeline, guided at its scheduler
-    DDIM, new noise            by the pipeline, with part of the noise drawn anew in the window
-    DDIM, new noise, guided    by the same, guided at its scheduler
-    sampler                    by our sampler, which takes the pipeline as a denoiser
-    sampler, guided            by our sampler, with gradients through the network
+    DDIM               by a DDIMPipeline as it is, without noise
+    DDIM, new noise    by the pipeline, with noise added anew in the window
+    DDIM, guided       by the same, guided at its scheduler
+    sampler            by our sampler, which takes the pipeline as a denoiser
+    sampler, guided    by our sampler, guided
 
-Guidance at the scheduler moves samples to where the network's images may not lie. New noise covers
-what it did, so that guidance can be stronger, and acts on samples that can still change. A network
-that predicts v errs in D by the error of v at every noise level; one that predicts noise errs by
-sigma times its error, and guidance sees the differences of D.
+A network that predicts v errs in D by the error of v at every noise level; one that predicts noise
+errs by sigma times its error, and guidance sees the differences of D.
 
 Both routes are in `diverse_sampling/pipelines.py`, and work with text-to-image pipelines too:
 docs/pipelines.md.
@@ -27,7 +24,6 @@ from __future__ import annotations
 
 import math
 import sys
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,10 +36,16 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from config import Count, Seed, build  # noqa: E402
+from diverse_sampling.defaults import FACTOR  # noqa: E402
 from diverse_sampling.denoiser import to_model_range, to_unit_range  # noqa: E402
-from diverse_sampling.guidance import ParticleGuidance  # noqa: E402
-from diverse_sampling.pipelines import denoiser_of, measured_guide, pilot, renewing, repelling  # noqa: E402
-from diverse_sampling.potentials import LogDet  # noqa: E402
+from diverse_sampling.guidance import default_guidance  # noqa: E402
+from diverse_sampling.pipelines import (  # noqa: E402
+    denoiser_of,
+    guided_window,
+    pilot,
+    repel,
+    repelling,
+)
 from diverse_sampling.steps import integrate, window_schedule  # noqa: E402
 from lab.command_line import make_parser, run_folder  # noqa: E402
 from lab.experiments import interval  # noqa: E402
@@ -52,11 +54,6 @@ from lab.metrics import expected_modes_iid, mean_interval  # noqa: E402
 SIDE = 8
 # The noise levels of Stable Diffusion, 0.03 to 14.6.
 NOISE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-# Strengths of the guidance: in the pipeline and in the pipeline with new noise, in units of the
-# drift that denoises; in our sampler, in units of the joint density.
-FACTOR, RENEWED_FACTOR, SAMPLER_FACTOR = 3.0, 8.0, 3.0
-# Share of new noise in the window, standard deviation over that of all noise.
-RENEWED = 0.7
 
 
 @dataclass
@@ -174,40 +171,37 @@ def routes(
     """
     denoise = denoiser_of(pipe)
     decided = pilot(denoise, particles=64, seed=settings.seed)
-    low, high = window = decided.window()
+    wide = guided_window(decided)
 
-    def pipeline(share: float | None, factor: float) -> Tensor:
-        guide = measured_guide(decided, factor=factor, features=features)
-        with ExitStack() as stack:
-            if share is not None:
-                stack.enter_context(renewing(pipe.scheduler, window, share=share))
-            stack.enter_context(repelling(pipe.scheduler, guide, particles=settings.particles))
+    def guided() -> Tensor:
+        with repel(pipe, particles=settings.particles, features=features, decisions=decided):
+            return draw(pipe, settings)
+
+    def renewed() -> Tensor:
+        unguided = lambda denoise: denoise
+        with repelling(pipe.scheduler, unguided, particles=settings.particles, window=wide):
             return draw(pipe, settings)
 
     def sampler(factor: float) -> Tensor:
-        guided = ParticleGuidance(
-            denoise,
-            LogDet(),
-            factor=factor,
-            features=features,
-            sigma_min=low,
-            sigma_max=high,
-            fade=decided.undecided,
+        # Features are decided later than pixels, and a sample that nothing pushes blends images if
+        # it leaves the window half decided.
+        window = decided.window() if factor > 0 and features is None else wide
+        repelled = default_guidance(
+            denoise, decided, factor=factor, window=window, features=features
         )
-        bounds = dict(sigma_min=denoise.sigma_min, sigma_max=denoise.sigma_max)
+        bounds = dict(sigma_min=decided.end, sigma_max=denoise.sigma_max)
         schedule = window_schedule(window, settings.num_steps, **bounds)
         shape = (settings.num_sets, settings.particles, *denoise.shape)
         generator = torch.Generator().manual_seed(settings.seed)
         noise = lambda: torch.randn(shape, generator=generator).to(denoise.device)
-        return integrate(guided, noise() * denoise.sigma_max, schedule, noise=noise).cpu()
+        return integrate(repelled, noise() * denoise.sigma_max, schedule, noise=noise).cpu()
 
     return {
-        "DDIM": partial(pipeline, None, 0.0),
-        "DDIM, guided": partial(pipeline, None, FACTOR),
-        "DDIM, new noise": partial(pipeline, RENEWED, 0.0),
-        "DDIM, new noise, guided": partial(pipeline, RENEWED, RENEWED_FACTOR),
+        "DDIM": partial(draw, pipe, settings),
+        "DDIM, new noise": renewed,
+        "DDIM, guided": guided,
         "sampler": partial(sampler, 0.0),
-        "sampler, guided": partial(sampler, SAMPLER_FACTOR),
+        "sampler, guided": partial(sampler, FACTOR),
     }
 
 

@@ -7,14 +7,13 @@ The network of `checkpoints/centered.safetensors`, which `train.py --config conf
 trained, becomes a component of a DDIMPipeline. `save_pretrained` writes a folder with a JSON file
 for each component and the weights as safetensors, and `DiffusionPipeline.from_pretrained` loads it:
 pipeline and scheduler are diffusers' own, and the class of the network is `DigitsUNet` of this
-module, which has to be importable. Sets of ten digits are then sampled in six ways:
+module, which has to be importable. Sets of ten digits are then sampled in five ways:
 
-    DDIM                       the pipeline as it is
-    DDIM, guided               the same, guided at its scheduler
-    DDIM, new noise            the pipeline, with part of the noise drawn anew in the window
-    DDIM, new noise, guided    the same, guided at its scheduler
-    sampler                    our sampler, which takes the pipeline as a denoiser
-    sampler, guided            the same, with gradients through the network
+    DDIM               the pipeline as it is
+    DDIM, new noise    the pipeline, with noise added anew in the window
+    DDIM, guided       the same, guided at its scheduler
+    sampler            our sampler, which takes the pipeline as a denoiser
+    sampler, guided    the same, guided
 
 What repels is the features of one classifier; another one says which digits a set shows.
 """

@@ -23,8 +23,10 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from config import Count, NonNegative, Seed, build  # noqa: E402
+from diverse_sampling.defaults import FACTOR  # noqa: E402
 from diverse_sampling.denoiser import to_model_range  # noqa: E402
-from diverse_sampling.errors import SettingError, reject
+from diverse_sampling.errors import SettingError, reject  # noqa: E402
+from diverse_sampling.noise import Stream, set_generator  # noqa: E402
 from lab.command_line import fail, make_parser, run_folder, run_program  # noqa: E402
 
 VENDI_SIDE = 16
@@ -40,12 +42,10 @@ class PictureSettings:
     """what the pictures show"""
     particles: Count = 4
     """pictures in a set, at least 2"""
-    factor: NonNegative = 3.0
-    """strength of the guidance, in units of the drift that denoises; 0: none"""
+    factor: NonNegative = FACTOR
+    """strength of the guidance; 0: none"""
     num_steps: Count = 30
     """steps of the pipeline"""
-    pilot_steps: Count = 12
-    """steps of the pilot, of two calls of the network each"""
     guidance_scale: Optional[NonNegative] = None
     """classifier-free guidance; by default the pipeline's own"""
     image_size: Optional[Count] = None
@@ -107,7 +107,7 @@ def vendi(pictures: Tensor) -> float:
 
 def run(settings: PictureSettings) -> dict[str, Tensor]:
     """Both sets, {how they were drawn: (B, 3, H, W)}."""
-    from diverse_sampling.pipelines import denoiser_of, measured_guide, pilot, repelling
+    from diverse_sampling.pipelines import denoiser_of, guided_window, pilot, repel
 
     for key in ("model", "prompt"):
         if not getattr(settings, key):
@@ -121,17 +121,18 @@ def run(settings: PictureSettings) -> dict[str, Tensor]:
     if settings.image_size is not None:
         call |= dict(height=settings.image_size, width=settings.image_size)
 
-    decided = pilot(
-        denoiser_of(pipe, **call),
-        particles=settings.particles,
-        num_steps=settings.pilot_steps,
-        seed=settings.seed,
-    )
-    low, high = decided.window()
+    decided = pilot(denoiser_of(pipe, **call), particles=settings.particles, seed=settings.seed)
+    low, high, _ = guided_window(decided)
     print(f"window: sigma {low:.3g} to {high:.3g}, in units of the latents")
     sets = {"independent": draw(pipe, settings, call)}
-    guide = measured_guide(decided, factor=settings.factor)
-    with repelling(pipe.scheduler, guide, particles=settings.particles):
+    seeds = range(settings.seed, settings.seed + settings.particles)
+    with repel(
+        pipe,
+        particles=settings.particles,
+        factor=settings.factor,
+        decisions=decided,
+        generator=[set_generator(seed, 0, Stream.SAMPLING) for seed in seeds],
+    ):
         sets["guided"] = draw(pipe, settings, call)
     return sets
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from config import SamplerSettings
+from diverse_sampling.defaults import SIGMA_MIN
 from diverse_sampling.steps import karras_sigmas
 from figures.drawing import (
     BLUE,
@@ -30,7 +31,7 @@ from figures.drawing import (
     grid_of_axes,
     new_figure,
 )
-from lab.metrics import BACKWARD, expected_modes_iid
+from lab.metrics import expected_modes_iid
 from lab.names import AXES, METRICS
 
 NO_INTERVAL = "no interval: a single set, or values that are not finite"
@@ -38,6 +39,7 @@ LINES = (BLUE, VERMILION, GREEN, ORANGE, SKY, *COLOURS[6:])  # of lines beside e
 MARKERS = "osD^vP<>X"  # with COLOURS, different for thirty methods
 QUALITY_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 2, 3, 5, 7, 10, 20)
 COST_TICKS = (10, 20, 40, 80, 160, 320)
+PRICE_TICKS = (3, 5, 9, 15, 21, 43, 85, 171)
 
 
 def axis_name(key: str) -> str:
@@ -94,7 +96,7 @@ def schedules(samplers: Sequence[SamplerSettings], p_mean: Sequence[float], p_st
     )
     left, right = axes[0]
     for s, colour in zip(samplers, COLOURS):
-        sigmas = karras_sigmas(s.num_steps, s.sigma_min, s.sigma_max, s.rho)[:-1]
+        sigmas = karras_sigmas(s.num_steps, s.sigma_min or SIGMA_MIN, s.sigma_max, s.rho)[:-1]
         steps = range(len(sigmas))
         label = rf"$\rho$ = {s.rho:g}"
         left.semilogy(steps, sigmas, "o-", ms=3, lw=1.2, color=colour, label=label)
@@ -246,12 +248,9 @@ def frontier(rows: Sequence[dict], title: str = "") -> Figure:
     trained = [row for row in rows if row["cell"].get("denoiser", "trained") == "trained"]
     unequal = [row for row in rows if row["cell"].get("denoiser") == "exact, p = 0.5"]
 
-    def cost(result: dict) -> float:
-        return result["network_calls"] + BACKWARD * result["backward_calls"]
-
     panels: list[tuple[str, list[dict], Callable[[dict], float]]] = [
         ("quality score (L2, less is better)", trained, lambda result: result["quality"]["mean"]),
-        ("cost per particle, in forward passes", trained, cost),
+        ("price, network calls per sample", trained, lambda result: result["price"]),
     ]
     if unequal:
         across = "frequencies off by (total variation)"
@@ -303,6 +302,56 @@ def frontier(rows: Sequence[dict], title: str = "") -> Figure:
         loc="center left",
         bbox_to_anchor=(1, 0.5),
     )
+    add_title_with_note(figure, title, [row["result"]["modes_found"] for row in rows])
+    return figure
+
+
+def prices(rows: Sequence[dict], title: str = "") -> Figure:
+    """Modes found against the price of a sample, a panel per denoiser and a curve per method.
+
+    The last panel has the quality of the trained denoiser. The price is in calls of the network, as
+    `metrics.cost_metrics` counts. Dotted: what independent draws find in theory.
+    """
+    denoisers = different(row["cell"]["denoiser"] for row in rows)
+    panels = [(name, "modes_found") for name in denoisers] + [("trained", "quality")]
+    figure, (axes,) = grid_of_axes(
+        1, len(panels), 3.4 * len(panels), 3.6, gridspec_kw=dict(wspace=0.3)
+    )
+    methods = different(row["cell"]["method"] for row in rows)
+    for axis, (denoiser, key) in zip(axes, panels):
+        in_panel = [row for row in rows if row["cell"]["denoiser"] == denoiser]
+        for index, method in enumerate(methods):
+            results = [row["result"] for row in in_panel if row["cell"]["method"] == method]
+            results.sort(key=lambda result: result["price"])
+            curve(
+                axis,
+                [result["price"] for result in results],
+                [result[key] for result in results],
+                marker=MARKERS[index % len(MARKERS)],
+                ms=5,
+                lw=1.5,
+                capsize=3,
+                color=LINES[index % len(LINES)],
+                label=method,
+            )
+        axis.set_title(f"denoiser: {denoiser}", fontsize=9.5)
+        axis.set_xlabel("price, network calls per sample")
+        _set_logarithmic(axis, PRICE_TICKS)
+        axis.grid(alpha=0.3)
+        if key == "quality":
+            axis.set_ylabel("quality score (L2, less is better)")
+            axis.set_yscale("log")
+            ticks = (0.3, 0.5, 1, 2, 5)
+            axis.set_yticks(ticks, map(str, ticks))
+            axis.minorticks_off()
+            continue
+        total = in_panel[0]["result"]["modes_total"]
+        expected = in_panel[0]["result"]["modes_expected_iid"]
+        axis.axhline(expected, color=GREY, ls=":", lw=1.2)
+        axis.axhline(total, color=GREY, ls="--", lw=1)
+        axis.set(ylim=(min(3.5, expected - 1), total + 0.2))
+        axis.set_ylabel(f"modes found, of {total}")
+    axes[0].legend(frameon=False, fontsize=8, loc="lower right")
     add_title_with_note(figure, title, [row["result"]["modes_found"] for row in rows])
     return figure
 

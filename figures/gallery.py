@@ -19,7 +19,7 @@ from config import DigitSettings, SamplerSettings, WorldSettings, build
 from data_loader import load_world
 from diverse_sampling.errors import SettingError, reject
 from diverse_sampling.noise import set_generator
-from diverse_sampling.steps import karras_sigmas, window_schedule
+from diverse_sampling.steps import Window, karras_sigmas, window_schedule
 from figures import charts, report, sheets
 from figures.drawing import Figure, Picture
 from figures.traces import trace
@@ -149,17 +149,15 @@ def decision_curve(run: str) -> charts.DecisionCurve:
     s = build(SamplerSettings, result["settings"])
     window = None
     if s.sampler == "window":
-        low, high = window = result["window"]
-        sigmas = window_schedule(
-            (low, high),
-            2 * s.num_steps - 1,
-            s.window_churn,
-            sigma_min=s.sigma_min,
-            sigma_max=s.sigma_max,
-            rho=s.rho,
-        ).sigmas
+        between = Window(*result["window"])
+        window = between.low, between.high
+        calls = round(result["network_calls"] / result["settings"]["medoids_of"])
+        schedule = window_schedule(
+            between, calls, sigma_min=result["sigma_min"], sigma_max=s.sigma_max
+        )
+        sigmas = schedule.sigmas * torch.cat([1 + schedule.churn, torch.ones(1)])
     else:
-        sigmas = karras_sigmas(s.num_steps, s.sigma_min, s.sigma_max, s.rho)
+        sigmas = karras_sigmas(s.num_steps, result["sigma_min"], s.sigma_max, s.rho)
     decided = result["decisions"]
     return charts.DecisionCurve(decided["sigmas"], decided["shares"], window, sigmas[:-1].tolist())
 
@@ -289,6 +287,11 @@ FIGURES = dict(
         charts.frontier,
         lambda row: row["result"]["quality"] and "method" in row["cell"],
         "an axis method and a quality, such as e10",
+    ),
+    prices=ExperimentFigure(
+        charts.prices,
+        lambda row: row["result"]["modes_found"] and {"denoiser", "method"} <= set(row["cell"]),
+        "axes denoiser and method, and counted modes, such as e15",
     ),
     scaling=ExperimentFigure(
         charts.scaling,

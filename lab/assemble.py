@@ -164,9 +164,10 @@ def resolve(values: Mapping[str, Any], facts: Facts) -> tuple[EvaluationSettings
     s, g = asked.sampler, asked.guidance
     exact = asked.evaluate.denoiser == "exact"
     features = g.pg_features or ("classifier" if digits else "pixels")
-    plain = g.guidance == "pg" and features == "pixels"
-    space = g.pg_space or ("denoised" if plain else "jacobian")
-    unit = "measured" if g.guidance == "pg" and space == "denoised" else "joint"
+    space = g.pg_space or ("denoised" if g.guidance == "pg" else "jacobian")
+    unit = "joint"
+    if g.guidance == "pg" and space == "denoised":
+        unit = "measured" if features == "pixels" else "drift"
     settings = replace(
         asked.changed(
             task=task,
@@ -378,7 +379,6 @@ class Evaluation:
 
     def _decided(self) -> dict[str, Any]:
         """The window and the curve that it was measured from, for metrics.json."""
-        from lab import methods
 
         held: dict[str, Any] = dict(sigma_min=float(self.sampler.schedule.sigmas[-2]))
         if self.settings.sampler.sampler == "window":

@@ -71,7 +71,9 @@ def check(settings: EvaluationSettings) -> None:
     if settings.guidance.pool > 1 and not (
         alone and settings.sampler.sampler == "edm" and settings.sampler.s_churn == 0
     ):
-        reject("pool", settings.guidance.pool, "1 with guidance or churn; a pool is thinned instead")
+        reject(
+            "pool", settings.guidance.pool, "1 with guidance or churn; a pool is thinned instead"
+        )
     values = settings.record()
     exact = settings.evaluate.denoiser == "exact"
     for flag, method in named(values).items():
@@ -96,6 +98,11 @@ def measures(guidance: GuidanceSettings) -> bool:
     """Whether guidance acts whose noise levels and strength a pilot measures."""
     method = find("guidance", guidance.guidance)
     return method is not None and PILOT in method.needs and guidance.pg_factor > 0
+
+
+def is_early(guidance: GuidanceSettings) -> bool:
+    """Whether pushes have one size in all directions, so that guidance has to end early."""
+    return measures(guidance) and guidance.pg_strength == "measured"
 
 
 def needs_pilot(settings: EvaluationSettings) -> bool:
@@ -216,9 +223,7 @@ def _schedule(
     last = end(s, decisions)
     between = window(settings, decisions)
     if between is not None:
-        return window_schedule(
-            between, 2 * num_steps - 1, sigma_min=last, sigma_max=s.sigma_max
-        )
+        return window_schedule(between, 2 * num_steps - 1, sigma_min=last, sigma_max=s.sigma_max)
     first = s.sigma_max
     if settings.guidance.pool > 1:
         assert decisions is not None  # needs_pilot says so
@@ -226,9 +231,7 @@ def _schedule(
     return edm_schedule(karras_sigmas(num_steps, last, first, s.rho), s.s_churn, s.s_min, s.s_max)
 
 
-def price(
-    settings: EvaluationSettings, decisions: Decisions | None, schedule: Schedule
-) -> float:
+def price(settings: EvaluationSettings, decisions: Decisions | None, schedule: Schedule) -> float:
     """Calls of the denoiser for each sample that is kept, a backward pass as BACKWARD of them."""
     g = settings.guidance
     calls = schedule.calls * g.medoids_of + THINNING * (g.pool if g.pool > 1 else 0)
@@ -262,12 +265,12 @@ def window(settings: EvaluationSettings, decisions: Decisions | None) -> Window 
     low, high, churn = s.window_min, s.window_max, s.window_churn
     if low is None or high is None or churn is None:
         assert decisions is not None  # needs_pilot says so
-        measured = decisions.window(EARLY if settings.guidance.pg_space == "denoised" else LATE)
+        measured = decisions.window(EARLY if is_early(settings.guidance) else LATE)
         churn = measured.churn if churn is None else churn
         high = high or min(measured.high, 0.99 * s.sigma_max)
         low = min(low or measured.low, 0.99 * high)
     # Steps go down to where new noise is added from, and on to the end.
-    return Window(max(low, 1.01 * (1 + churn) * end(s, decisions)), high, churn)
+    return Window(low, high, min(churn, max(low / (1.01 * end(s, decisions)) - 1, 0.0)))
 
 
 def features(pool: int, classifier: Classifier | None) -> Callable[[Tensor], Tensor] | None:

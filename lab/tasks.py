@@ -320,8 +320,15 @@ class MixtureTask(Task):
     def measure(self, samples):
         modes, distance = self._nearest(samples)
         metrics = mode_metrics(modes, self.world.mode_probabilities)
+        inside = modes >= 0
+        centre = self.world.centres[modes[inside]]
+        outwards = centre / centre.norm(dim=-1, keepdim=True)
+        off = (samples.flatten(2)[inside] - centre) / self.world.sd
+        radial = (off * outwards).sum(-1)
         metrics |= dict(
             quality=None,
+            displacement=float(radial.mean()),
+            spread_inside=float(off.square().sum(-1).mean().sub(radial.mean() ** 2).div(2).sqrt()),
             within_3_sd=float((distance <= 3 * self.world.sd).double().mean()),
             largest_distance_sd=float(distance.max() / self.world.sd),
         )

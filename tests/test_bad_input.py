@@ -206,14 +206,22 @@ def test_conflicts_are_named(refused, tiny_model, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("flags", ["", "--pg_space jacobian", "--pg_space x --pg_kernel iou"])
+def test_absurd_strength_moves_nothing_out_of_bounds(flags, tmp_path, capsys, undrawn):
+    """Of particle guidance, whose moves are bounded by what is undecided."""
+    tiny = TINY[evaluate.main] | dict(num_steps=8, batch_size=3, pg_factor=1e300)
+    evaluate.main([*flags_of(tiny), *flags.split(), "--outdir", str(tmp_path)])
+    samples = np.load(tmp_path / "samples.npz")["samples"]
+    assert np.isfinite(samples).all() and abs(samples).max() < 2
+
+
 # Down to the last noise level, where the exact denoiser does not put things right any more.
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--pg_factor", "1e300", "--pg_strength", "drift"],
-        ["--pg_factor", "1e300", "--pg_space", "denoised"],
-        ["--pg_factor", "1e30", "--pg_strength", "constant", "--pg_space", "denoised"],
-        ["--pg_factor", "1e300", "--pg_space", "x", "--pg_kernel", "iou"],
+        ["--guidance", "rke", "--pg_factor", "1e300", "--pg_strength", "drift"],
+        ["--guidance", "rke", "--pg_factor", "1e300", "--pg_space", "denoised"],
+        ["--guidance", "sriw", "--pg_factor", "1e300"],
         ["--guidance", "spell", "--spell_radius", "1e300"],
         ["--guidance", "reference", "--pg_factor", "1e300"],
     ],

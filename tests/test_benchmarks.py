@@ -68,7 +68,7 @@ SMALL = {
     "worlds": "--sequences 16 --repetitions 1 --device cpu",
     "training": "--network NETWORK --compile false --device cpu --updates 1 --repetitions 1",
     "grid": "--experiment e9 --num_sets 1 --evaluated 1 --evaluations 1 --repetitions 1",
-    "pipelines": "--num_sets 1 --num_steps 4 --repetitions 1 --iterations 2",
+    "pipelines": "--scheduler_sets 1 --num_sets 1 --num_steps 4 --repetitions 1 --iterations 2",
     "gpu": (
         "--network NETWORK --compile false --device cpu --updates 1 --repetitions 1 --num_sets 1 "
         "--particles 4 --experiment e9 --preset quick --grid_sets 1 --digits embedded "
@@ -104,10 +104,12 @@ def test_every_benchmark_of_speed_measures(name, tmp_path, monkeypatch, tiny_mod
         pytest.importorskip("diffusers")
         monkeypatch.setattr(benchmark, "SCHEDULERS", {"DDIM": benchmark.SCHEDULERS["DDIM"]})
         monkeypatch.setattr(benchmark, "COSTED", 1)
+        monkeypatch.setattr(benchmark, "STEPPED", ("DDIM",))
+        monkeypatch.setattr(benchmark, "COUNTED", ("DDIM",))
         # tests/test_examples.py draws digits by every route.
         settings = dict(num_sets=1, particles=10, num_steps=4, seed=1)
         figures = dict.fromkeys(["digits", "confidence"], dict(mean=0.9, ci95=None))
-        drawn = dict(settings=settings, routes=dict(DDIM=figures))
+        drawn = dict(settings=settings, pilot=15.0, routes=dict(DDIM=figures | dict(calls=4.0)))
         monkeypatch.setattr(benchmark, "digits", lambda args: drawn)
     elif name == "grid":
         monkeypatch.setattr(benchmark, "ANSWERS", benchmark.ANSWERS[-1:])
@@ -178,8 +180,8 @@ def test_the_benchmark_of_outlines_measures_bounds_and_methods(tmp_path, monkeyp
     assert rows["the four"]["hm_iou"]["mean"] == 1
     assert rows["the four"]["ged"]["mean"] == pytest.approx(0, abs=1e-6)
     assert rows["the network's mean, copied"]["iou_distance"]["mean"] == 0
-    guided = "--pg_factor 3 --pg_only_if_needed false"
-    assert {"independent", "`--pg_factor 3`", f"`{guided}`"} < rows.keys()
+    guided = "--pg_factor 5 --pg_only_if_needed false"
+    assert {"independent", "`--pg_factor 5`", f"`{guided}`"} < rows.keys()
     assert Path("out/lidc.md").read_text().count("\n| ") == 9  # with the head
     assert Path("out/lidc.png").stat().st_size > 5000
     before = Path("out/guided/metrics.json").stat().st_mtime_ns

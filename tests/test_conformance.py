@@ -24,7 +24,6 @@ from diverse_sampling.guidance.rivals.variance import Variance
 from diverse_sampling.method import KEPT, find, names
 from diverse_sampling.noise import set_generator
 from diverse_sampling.potentials import POTENTIALS, RBF, Bandwidth, UnsquaredRBF
-from diverse_sampling.selection import most_distant
 from diverse_sampling.steps import edm_schedule, integrate, karras_sigmas
 
 SIGMA = torch.tensor(1.0, dtype=torch.float64)
@@ -163,19 +162,6 @@ def test_a_step_of_contrastive_noise_makes_images_tell_themselves_from_the_other
     moved = contrastive(in_the_plane, z, sigma, rate=1e-4, steps=1)
     assert (loss(images(moved)) < loss(images(z))).all()
     assert float((moved - z).abs().amax()) == pytest.approx(1e-4, rel=1e-3)
-
-
-def test_a_pruned_pool_is_as_distant_as_a_pool_can_be():
-    """The greedy choice with swaps, against all choices."""
-    from itertools import combinations
-
-    pools = torch.randn(15, 7, 3, generator=torch.Generator().manual_seed(0)).double()
-    ratio = []
-    for pool, kept in zip(pools, most_distant(pools[:, :, None], 3)):
-        assert len(set(kept.tolist())) == 3
-        sums = {which: torch.pdist(pool[list(which)]).sum() for which in combinations(range(7), 3)}
-        ratio.append(float(sums[tuple(sorted(kept.tolist()))] / max(sums.values())))
-    assert min(ratio) > 0.9 and sum(ratio) / len(ratio) > 0.98
 
 
 # ---------------------------------------------------------------- kept marginals

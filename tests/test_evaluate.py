@@ -17,6 +17,7 @@ import train
 from diverse_sampling.noise import Stream
 from figures import traces
 from lab import assemble
+from lab.metrics import BACKWARD
 
 EXACT = ["--denoiser", "exact", "--digits", "embedded", "--device", "cpu"]
 
@@ -31,7 +32,7 @@ def result_of(*argv) -> dict:
 
 # ---------------------------------------------------------------- the figures on the exact denoiser
 
-PG = ["--pg_factor", 3]  # of every world, at every number of steps
+PG = ["--pg_factor", 5]  # of every world, at every number of steps
 
 
 def test_independent_sampling_finds_what_theory_says():
@@ -42,12 +43,12 @@ def test_independent_sampling_finds_what_theory_says():
     assert result["pilot_calls"] == 0 and "window" not in result
 
 
-@pytest.mark.parametrize("num_steps, least", [(11, 7.6), (22, 7.9), (40, 7.95)])
+@pytest.mark.parametrize("num_steps, least", [(5, 7.5), (8, 7.7), (11, 7.85), (22, 7.95)])
 def test_guided_sets_find_all_directions(num_steps, least):
     result = result_of("--num_sets", 40, *PG, "--num_steps", num_steps)
     assert result["modes_found"]["mean"] >= least and result["quality"]["mean"] < 0.01
-    assert result["hm_iou"]["mean"] > 0.96
-    assert result["network_calls"] == 2 * num_steps - 1 >= result["backward_calls"] > 0
+    assert result["hm_iou"]["mean"] > 0.93
+    assert result["network_calls"] == 2 * num_steps - 1 and result["backward_calls"] == 0
     assert result["settings"]["sampler"] == "window" and result["window"][0] < result["window"][1]
 
 
@@ -55,7 +56,7 @@ def test_guided_sets_find_all_directions(num_steps, least):
     "argv, least",
     [
         (["--num_directions", 4, "--batch_size", 4], 3.95),
-        (["--num_directions", 2, "--batch_size", 2], 1.99),
+        (["--num_directions", 2, "--batch_size", 2], 1.95),
         (["--p", 0.5], 7.75),
     ],
 )
@@ -67,7 +68,8 @@ def test_guided_sets_find_the_modes_of_a_mixture():
     shipped_config = ["--config", ROOT / "configs" / "mixture.yaml", "--num_sets", 40]
     result = result_of(*shipped_config)
     assert result["settings"]["pg_factor"] == 3
-    assert result["modes_found"]["mean"] >= 9.3 and result["within_3_sd"] >= 0.95
+    assert result["modes_found"]["mean"] >= 9.2 and result["within_3_sd"] >= 0.95
+    assert result["displacement"] < 0.5 and result["spread_inside"] == pytest.approx(1, abs=0.15)
     assert result_of(*shipped_config, "--pg_factor", 0)["modes_found"]["mean"] < 7.2
 
 
@@ -103,7 +105,7 @@ RIVALS = {
     "--guidance sriw --pg_factor 0.1": (43, 0),
     "--guidance oscar --pg_factor 3": (43, 43),
     "--noise balanced": (43 + 3 * 4, 0),
-    "--group_of 4": (43 + 2 * 3 + 2 * 1, 0),
+    "--pool 4": (43 + 4 * 5, 0),
     "--churn_noise simplex --sampler window": (43, 0),
 }
 
@@ -136,14 +138,49 @@ def test_some_rivals_find_about_as_many_as_independent_draws(flags, calls):
     [
         ("--guidance sriw", "pg_factor: got 0.0; accepted: more than 0 with guidance sriw"),
         ("--guidance eddy --pg_factor 1 --sequential 2", "sequential: got 2; accepted: 1 with"),
-        ("--group_of 2 --medoids_of 2", "medoids_of: got 2; accepted: 1 with group_of"),
-        ("--group_of 2 --sequential 2", "sequential: got 2; accepted: 1 with group_of"),
-        ("--group_of 2 --guidance cads", "group_of: got 2; accepted: 1 with guidance cads"),
+        ("--pool 2 --medoids_of 2", "medoids_of: got 2; accepted: 1 with pool"),
+        ("--pool 2 --sequential 2", "sequential: got 2; accepted: 1 with pool"),
+        ("--pool 2 --pg_factor 5", "pool: got 2; accepted: 1 with guidance"),
+        ("--pool 2 --s_churn 1", "pool: got 2; accepted: 1 with guidance"),
+        ("--pool 5 --price 20", "price: got 20.0; accepted: 28 or more"),
+        ("--pg_factor 5 --price 2.5", "price: got 2.5; accepted: 3 or more"),
+        ("--guidance sriw --pg_factor 1 --price 9", "guidance: got 'sriw'; accepted: pg or none"),
         ("--churn_noise simplex", "churn_noise: got 'simplex'; accepted: iid, or a sampler"),
     ],
 )
 def test_settings_of_rivals_that_would_do_nothing_are_refused(flags, line, refused):
     assert line in refused(evaluate.main, [*EXACT, *flags.split()])
+
+
+@pytest.mark.parametrize("price", [9, 20.5, 43])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "",
+        "--pg_factor 5",
+        "--pg_factor 3 --pg_space jacobian",
+        "--pg_factor 3 --pg_space difference",
+        "--pg_factor 3 --pg_space jacobian --sampler edm",
+        "--medoids_of 2",
+        "--pool 2",
+    ],
+)
+def test_a_price_is_kept_and_one_step_more_would_not_be(flags, price):
+    few = ["--num_sets", 2, "--batch_size", 4, *flags.split()]
+    if "--pool" in flags:
+        price += 10
+    result = result_of(*few, "--price", price)
+    assert result["price"] <= price
+    assert result["price"] == result["network_calls"] + BACKWARD * result["backward_calls"]
+    dearer = result_of(*few, "--price", price + 2 * (1 + BACKWARD) * (1 + ("medoids" in flags)))
+    assert result["price"] < dearer["price"]
+
+
+def test_differences_take_the_place_of_backward_passes():
+    flags = ["--num_sets", 2, "--num_steps", 6, "--pg_factor", 3, "--pg_space"]
+    through, by = (exact(*flags, space).run() for space in ("jacobian", "difference"))
+    torch.testing.assert_close(through[0], by[0], atol=0.05, rtol=0)
+    assert through[2]["backward_calls"] > 0 == by[2]["backward_calls"]
 
 
 def test_pairs_of_opposite_noise_are_no_worse_than_independent_draws():
@@ -178,6 +215,7 @@ def test_the_references_form_does_not():
 
 def test_both_stages_of_a_step_are_guided():
     flags = [*PG, "--pg_sigma_min", 0.01, "--pg_sigma_max", 100, "--sampler", "edm"]
+    flags += ["--pg_space", "jacobian"]
     sampler = exact("--num_sets", 2, "--num_steps", 6, *flags).sampler
     plain, calls, steps = sampler.denoiser, [], []
 
@@ -261,7 +299,7 @@ def test_stratified_noise_is_diverse_and_calibrated():
         ["--s_churn", 5],
         ["--sequential", 2, "--batch_size", 4, *PG],
         ["--medoids_of", 2, "--batch_size", 4, *PG],
-        ["--group_of", 3, "--batch_size", 3, "--s_churn", 5],
+        ["--pool", 3, "--batch_size", 3],
         ["--noise", "balanced"],
         ["--guidance", "variance", "--pg_factor", 1],
     ],
@@ -430,15 +468,16 @@ def test_results_are_written_before_anything_is_drawn(tmp_path, monkeypatch):
         ("", "independent", "sampler edm"),
         ("--guidance none", "independent", "sampler edm"),
         (
-            "--pg_factor 3",
-            "particle guidance, factor 3",
-            "sampler window, noise levels 23.5 to 2.3; guided by pixels where a pilot found what "
-            "is undecided",
+            "--pg_factor 5",
+            "particle guidance, factor 5",
+            "sampler window, noise levels 20.9 to 5.76, each after 119% of new noise; guided by "
+            "pixels where a pilot found what is undecided",
         ),
         (
-            "--pg_factor 3 --pg_sigma_min 1 --pg_sigma_max 9 --window_min 2 --window_max 5",
-            "particle guidance, factor 3",
-            "sampler window, noise levels 5 to 2; guided by pixels",
+            "--pg_factor 3 --pg_space jacobian --pg_sigma_min 1 --pg_sigma_max 9 --window_min 2 "
+            "--window_max 5 --window_churn 0.5",
+            "particle guidance, factor 3, through the Jacobian",
+            "sampler window, noise levels 5 to 2, each after 50% of new noise; guided by pixels",
         ),
         ("--guidance spell --noise simplex", "SPELL, radius 10, simplex noise", "sampler edm"),
     ],
@@ -496,7 +535,7 @@ def test_shipped_checkpoint_finds_nearly_all_directions(digits, request):
         request.getfixturevalue("mnist_root")
     sets = "12" if digits == "mnist" else "6"
     data = f"--digits {digits} --data_root {ROOT / 'data'}"
-    result = shipped(f"{data} --num_sets {sets} --pg_factor 1.7")
+    result = shipped(f"{data} --num_sets {sets} --pg_factor 5")
     # 7.98, 0.02 and 0.997 on 200 digits (README)
     assert result["modes_found"]["mean"] >= 7.7 and result["quality"]["mean"] <= 0.1
     assert result["hm_iou"]["mean"] >= 0.95
@@ -505,7 +544,7 @@ def test_shipped_checkpoint_finds_nearly_all_directions(digits, request):
 @pytest.mark.slow
 def test_features_of_a_classifier_find_more_digits_than_independent_draws():
     flags = "--task unconditional --batch_size 10 --num_sets 4 --num_steps 16"
-    plain, guided = shipped(flags), shipped(f"{flags} --pg_factor 3")
+    plain, guided = shipped(flags), shipped(f"{flags} --pg_factor 5")
     # 9.25 and 6.25 over 20 sets with 20 redraws (README)
     assert guided["modes_found"]["mean"] >= max(8.2, plain["modes_found"]["mean"] + 1)
     assert guided["confidence"]["mean"] > 0.75

@@ -65,8 +65,9 @@ def places(sets):
 def test_both_routes_find_more_with_a_network_that_is_exact(pipe):
     sets = example.run(example.ExampleSettings(num_sets=20), pipe)
     found = {name: places(samples) for name, samples in sets.items()}
-    for route in ("DDIM", "DDIM, new noise", "sampler"):
+    for route in ("DDIM", "sampler"):
         assert found[f"{route}, guided"] > found[route] + 1.5
+    assert abs(found["DDIM, new noise"] - found["DDIM"]) < 0.8
 
 
 @pytest.mark.slow
@@ -92,7 +93,7 @@ def test_the_example_as_it_is_with_a_short_training(tmp_path, capsys, monkeypatc
     assert capsys.readouterr().out.startswith(
         "8 sets of 8; independent draws find 5.25 of 8 places"
     )
-    noisy = sets["DDIM, new noise"], sets["DDIM, new noise, guided"]
+    noisy = sets["DDIM, new noise"], sets["DDIM, guided"]
     assert not torch.allclose(*noisy, atol=0.1)
 
 
@@ -110,7 +111,7 @@ def test_the_digits_are_a_pipeline_of_diffusers(tmp_path):
         torch.testing.assert_close(denoise(x, sigma), ours.bind()(x, sigma), atol=1e-3, rtol=1e-3)
     settings = digits.DigitsSettings(num_sets=1, particles=2, num_steps=4)
     sets = {name: drawn() for name, drawn in digits.routes(settings, pipe).items()}
-    assert len(sets) == 6
+    assert len(sets) == 5
     for samples in sets.values():
         assert samples.shape == (1, 2, 1, 32, 32) and samples.isfinite().all()
     assert not torch.allclose(sets["DDIM, guided"], sets["DDIM"], atol=0.01)

@@ -8,6 +8,7 @@ from scipy import stats
 
 import evaluate
 from diverse_sampling.denoiser import to_model_range
+from diverse_sampling.decisions import Decisions
 from diverse_sampling.exact import posterior_mean
 from diverse_sampling.guidance import Guided, ParticleGuidance, Spell, joint_weights, never_down
 from diverse_sampling.guidance.rivals.cads import Cads
@@ -107,13 +108,28 @@ def test_joint_strength_is_a_power_of_the_potential():
         torch.testing.assert_close(joint, alpha)
 
 
-def test_fading_and_annealed_guidance_is_that_share_of_it():
+def test_a_measured_push_is_bounded_by_what_is_undecided():
+    """p = factor T (1 - V) grad U at D(x), moved by p / sqrt(1 + |p|^2 / 64 T (1 - V))."""
+    denoise, _ = exact()
+    x = 3 * sets_of(4)
+    plain = denoise(x, THREE)
+    grad = RBF().grad(plain.flatten(2)).view_as(x)
+    undecided = 20 * 0.75
+    decisions = Decisions([12.0, 3.0, 0.75], [0.0, 0.25, 1.0], 20.0)
+    for factor in (0.1, 5.0, 1e6):
+        guided = pg(denoise, factor=factor, strength="measured", decisions=decisions)
+        p = (factor * undecided * grad).flatten(2)
+        moved = p / (1 + p.square().sum(-1, keepdim=True) / (64 * undecided)).sqrt()
+        with torch.no_grad():
+            found = guided(x, THREE)
+        torch.testing.assert_close(found, plain - moved.view_as(x))
+        assert (found - plain).flatten(2).norm(dim=-1).max() <= 8 * undecided**0.5 * (1 + 1e-6)
+
+
+def test_annealed_guidance_is_that_share_of_it():
     denoise, _ = exact()
     x = 3 * sets_of(4)
     plain, whole = denoise(x, THREE), pg(denoise)(x, THREE)
-    faded = pg(denoise, fade=lambda level: 0.25 if level == 3.0 else 1.0)(x, THREE)
-    torch.testing.assert_close(faded - plain, 0.25 * (whole - plain))
-    assert torch.equal(pg(denoise, fade=lambda level: 0.0)(x, THREE), plain)
     annealed = pg(denoise, anneal=True, sigma_min=0.3, sigma_max=30.0)(x, THREE)
     torch.testing.assert_close(annealed - plain, (whole - plain) / 2)  # half way in ln sigma
 

@@ -7,11 +7,11 @@ from diverse_sampling.exact import posterior_mean
 from diverse_sampling.noise import ParticleNoise
 from diverse_sampling.steps import (
     Schedule,
-    Window,
     edm_sampler,
     edm_schedule,
     integrate,
     karras_sigmas,
+    Window,
     window_schedule,
 )
 
@@ -121,7 +121,7 @@ def test_churn_without_noise_is_an_error():
     x = torch.ones(1, 1, 1, 2, 2)
     with pytest.raises(ValueError, match="^churn: 0.25 needs a source of noise"):
         edm_sampler(gaussian_denoiser(0, 1), x, karras_sigmas(4, 0.1, 1.0, 7.0), s_churn=1.0)
-    with pytest.raises(ValueError, match="^churn: 0.3 needs"):
+    with pytest.raises(ValueError, match="^churn: 0.5 needs"):
         integrate(gaussian_denoiser(0, 1), x, window(15))
     integrate(gaussian_denoiser(0, 1), x, window(15, churn=0.0))  # needs none
 
@@ -129,32 +129,28 @@ def test_churn_without_noise_is_an_error():
 # ---------------------------------------------------------------- the window
 
 
-def window(calls, low=2.0, high=20.0, churn=0.3) -> Schedule:
+def window(calls, low=2.0, high=20.0, churn=0.5) -> Schedule:
     return window_schedule(Window(low, high, churn), calls)
 
 
-WINDOWS = [(2.0, 20.0, 0.3), (2.0, 20.0, 2.0), (0.01, 79.0, 1.0), (0.0021, 0.003, 0.02)]
-
-
-@pytest.mark.parametrize("low, high, churn", WINDOWS)
-def test_calls_of_a_window_are_right_after_new_noise_and_a_tenth_below(low, high, churn):
-    for calls in (*range(3, 61), 1999):
-        schedule = window(calls, low, high, churn)
+@pytest.mark.parametrize("low, high", [(2.0, 20.0), (0.01, 79.0), (0.0031, 0.004), (19.0, 20.0)])
+def test_a_window_has_its_calls_after_new_noise_and_a_tenth_of_them_below(low, high):
+    for calls in (*range(3, 70), 200, 1999):
+        schedule = window(calls, low, high)
         assert schedule.calls == schedule.num_steps == calls and not schedule.corrected.any()
         assert schedule.sigmas[0] == 80 and schedule.sigmas[-1] == 0
         assert (schedule.sigmas.diff() < 0).all() and schedule.sigmas.dtype == torch.float64
         noised = schedule.churn > 0
-        assert noised[1 : noised.sum() + 1].all()  # one block, after the call at sigma_max
-        levels = (schedule.sigmas[:-1] * (1 + schedule.churn))[noised]
-        assert levels[0].item() == pytest.approx(high) and (levels >= low * (1 - 1e-9)).all()
-        assert len(levels) == 1 or levels[-1].item() == pytest.approx(low)
-        for each in (levels, schedule.sigmas[noised.sum() + 1 : -1]):  # the latter end at the end
-            ratio = each[1:] / each[:-1]
-            torch.testing.assert_close(ratio, ratio[:1].expand(len(ratio)))  # geometric
-        assert (schedule.churn[noised] == churn).all()
-        assert schedule.sigmas[-2].item() == pytest.approx(0.002)
-        below = calls - 1 - len(levels)
-        assert below == max(1, round(calls / 10))
+        called = (schedule.sigmas[:-1] * (1 + schedule.churn))[noised]
+        assert called[0] == pytest.approx(high)
+        below = schedule.sigmas[:-1][~noised][1:]  # all but the first call
+        assert len(below) == max(1, round(calls / 10)) and below[-1] == pytest.approx(0.002)
+        assert (below < low / 1.5).all()
+        if len(called) > 1:
+            assert called[-1] == pytest.approx(low)
+            for levels in (called, torch.cat([torch.tensor([low / 1.5]).double(), below])):
+                ratio = levels[1:] / levels[:-1]
+                torch.testing.assert_close(ratio, ratio[:1].expand(len(ratio)))  # geometric
 
 
 def test_a_window_without_noise_converges_to_the_exact_solution():
@@ -168,7 +164,7 @@ def test_a_window_without_noise_converges_to_the_exact_solution():
     exact = mean + (start - mean) * sd / math.sqrt(sd**2 + high**2)
     errors = [
         (integrate(denoise, x, window(2 * n - 1, high=high, churn=0.0)) - exact).abs().max()
-        for n in (320, 640, 1280)
+        for n in (200, 400, 800)
     ]
     assert errors[2] < 0.02 * exact.abs().max()
     assert errors[0] / errors[1] > 1.8 and errors[1] / errors[2] > 1.8
@@ -177,28 +173,7 @@ def test_a_window_without_noise_converges_to_the_exact_solution():
 def test_a_window_keeps_the_marginal_of_a_gaussian():
     noise = ParticleNoise(0, range(4), range(1000), (1, 2, 2))
     denoise = gaussian_denoiser(0.3, 0.5)
-    assert_standard(integrate(denoise, 80 * noise(), window(1999), noise=noise))
-
-
-@pytest.mark.parametrize("calls", [7, 43])
-@pytest.mark.parametrize("churn", [0.3, 1.5])
-def test_the_variance_of_a_gaussian_is_known_at_each_step_of_a_window(calls, churn):
-    """Of any D that is linear, so that the variance follows from the levels alone."""
-    noise = ParticleNoise(0, range(4), range(2000), (1, 2, 2))
-    schedule = window(calls, churn=churn)
-    steps = []
-    integrate(
-        gaussian_denoiser(0.3, 0.5), 80 * noise(), schedule, noise=noise, callback=steps.append
-    )
-    expected = 80.0**2
-    for i, step in enumerate(steps):
-        level, following = float(step["sigma_hat"]), float(schedule.sigmas[i + 1])
-        expected += level**2 - float(schedule.sigmas[i]) ** 2
-        if level > 1:  # where Euler's steps hardly err: it is that of a sample and noise
-            assert expected == pytest.approx(0.25 + level**2, rel=0.05)
-        # Four standard errors of the variance of 32,000 numbers.
-        assert step["x_hat"].var().item() == pytest.approx(expected, rel=4 * (2 / 32000) ** 0.5)
-        expected *= (1 + (following - level) / level * level**2 / (0.25 + level**2)) ** 2
+    assert_standard(integrate(denoise, 80 * noise(), window(1499), noise=noise))
 
 
 def test_a_particle_is_the_same_beside_any_others_under_churn():

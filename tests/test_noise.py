@@ -9,7 +9,7 @@ from diverse_sampling.coupling.simplex import simplex
 from diverse_sampling.coupling.stratified import leading_directions, stratified
 from diverse_sampling.exact import posterior_mean
 from diverse_sampling.noise import ParticleNoise, Stream, set_generator
-from diverse_sampling.selection import kmedoids, most_distant
+from diverse_sampling.selection import kmedoids, thin
 
 
 @pytest.mark.parametrize(
@@ -154,10 +154,23 @@ def test_kmedoids_keeps_one_of_each_cluster():
     assert sorted((kmedoids(three_clusters(1), 3)[0] % 3).tolist()) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("select", [kmedoids, most_distant])
-def test_as_many_are_kept_as_asked_for_even_of_copies(select):
-    assert select(torch.zeros(2, 6, 1, 2), 4).shape == (2, 4)
-    assert select(torch.randn(2, 6, 1, 2), 1).shape == (2, 1)
+def test_as_many_are_kept_as_asked_for_even_of_copies():
+    assert kmedoids(torch.zeros(2, 6, 1, 2), 4).shape == (2, 4)
+    assert kmedoids(torch.randn(2, 6, 1, 2), 1).shape == (2, 1)
+
+
+@pytest.mark.parametrize("features", [None, lambda images: images.flatten(1)[:, :1]])
+def test_a_pool_that_is_thinned_has_what_it_is_compared_by(features):
+    """Four answers that differ in two numbers; by the first of them there are two of each."""
+    answers = torch.tensor([[8.0, 1.0], [8.0, -1.0], [-8.0, 1.0], [-8.0, -1.0]]).view(4, 1, 1, 2)
+    denoise = lambda x, sigma: posterior_mean(x, sigma, answers.expand(len(x), -1, -1, -1, -1))
+    x = 80 * torch.randn(20, 60, 1, 1, 2, generator=torch.Generator().manual_seed(0))
+    kept = thin(denoise, x, 80.0, 0.2, 4 if features is None else 2, features)
+    shown = denoise(kept, torch.tensor(0.2)).round().flatten(1 + (features is None), -1)
+    if features is None:
+        assert all(len(each.unique(dim=0)) == 4 for each in shown)
+    else:
+        assert ((denoise(kept, torch.tensor(0.2))[..., 0].flatten(1).sum(1)).abs() < 1).all()
 
 
 def test_a_balanced_draw_takes_one_of_each_of_equal_groups():

@@ -54,7 +54,7 @@ def model(tmp_path_factory):
     return str(folder / "pipeline")
 
 
-SHORT = "--prompt house --num_steps 8 --pilot_steps 4".split()
+SHORT = "--prompt house --num_steps 8".split()
 
 
 # Without classifier-free guidance, which drives random weights into saturated pictures.

@@ -1,6 +1,6 @@
 """The optimum of particle guidance: the exact joint denoiser.
 
-Particle guidance samples a set from p(x_1) ... p(x_B) Phi. Noised to level s, that density is
+Particle guidance is meant for sets with the density p(x_1) ... p(x_B) Phi. Noised to level s, it is
 
     p_s(x_1) ... p_s(x_B) E[Phi(y_1..y_B) | x_1..x_B],
 
@@ -12,8 +12,8 @@ as many different modes as it can, min(B, k), and 0 elsewhere, it is
                                            = sum_{a : a(i) = m} prod_j W_j,a(j) / (sum over all a),
 
 a over the assignments of modes to particles that are injective (B <= k) or onto (B > k). All other
-guidance approximates the expectation, by Phi of the means D(x_i) or of the x_i themselves; this is
-what they can reach at best with a given number of network calls.
+guidance is a rule in place of the expectation, on the means D(x_i) or on the x_i themselves; this
+is what they can reach at best with a given number of network calls.
 
 Its cost is that of the exact denoiser and B 2^k k operations a set. With unequal priors the modes'
 frequencies shift: `joint_weights` of the priors themselves says to what.

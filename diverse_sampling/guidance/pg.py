@@ -13,14 +13,15 @@ which is what `ParticleGuidance` returns. The sampler needs no change, its Heun 
 same field as its Euler step, and guidances compose by wrapping. Steps go towards smaller sigma, so
 the plus sign moves particles down U: apart.
 
-With U on D(x), grad_i U is J_i^T dU/dD_i, and J_i = Cov[y | x_i] / s^2. Its size is what matters, more
-than its direction, and a pilot knows that: the total posterior variance is T (1 - V(s)) in the mean
-(`decisions.py`). `measured` takes it in place of the covariance, and needs no backward pass:
+With U on D(x), grad_i U is J_i^T dU/dD_i, and J_i = Cov[y | x_i] / s^2. Its size is what matters,
+more than its direction, and a pilot knows that: the total posterior variance is T (1 - V(s)) in the
+mean (`decisions.py`). `measured` takes it in place of the covariance, and needs no backward pass:
 
     p_i = factor T (1 - V) dU/dD_i.
 
-If V is known, D_i moves by p_i / sqrt(1 + |p_i|^2 / (8^2 T (1 - V))) at most, whatever p_i is: by 8
-times what a sample can still become, in the L2 norm of an image.
+If V is known, D_i moves by -p_i / sqrt(1 + |p_i|^2 / (8^2 T (1 - V))), whatever p_i is: by 8 times
+what a sample can still become at most, in the L2 norm of an image. Pushes through the Jacobian,
+which knows what is open in each direction, then go on for longer, and fade with sqrt(1 - V).
 
 Source: Corso et al. 2023, "Particle guidance: non-IID diverse sampling with diffusion models",
 arXiv 2310.13102.
@@ -215,6 +216,8 @@ class ParticleGuidance(Guided):
         undecided = 0.0 if self.decisions is None else self.decisions.undecided(float(sigma))
         push = self.strength(Push(self.factor, x, denoised, grad, sigma, particles, undecided))
         if self.decisions is not None:
+            if self.space in ("jacobian", "difference"):
+                push = push * math.sqrt(undecided / self.decisions.variance)
             moved = sigma * push
             largest = max(REACH**2 * undecided, tiny_of(push))
             push = push / (1 + per_particle(moved, moved) / largest).sqrt()
@@ -261,9 +264,12 @@ def default_guidance(
         window: of the `window_schedule` that samples. Guidance then acts inside it; its last call
             is not guided, since new noise no longer covers what a push does there. None, for any
             other schedule: from the window's largest noise level down to where pushes come too late
-        others: as in `ParticleGuidance`
+        others: as in `ParticleGuidance`. With `features` the push has the size of the drift that
+            denoises, `by_drift`, instead of the one that was measured
     """
-    given: dict[str, Any] = dict(space="denoised", strength="measured", decisions=decisions)
+    # How large a gradient is that runs through features says nothing about images.
+    strength = "measured" if others.get("features") is None else "drift"
+    given: dict[str, Any] = dict(space="denoised", strength=strength, decisions=decisions)
     given |= default_levels(decisions, window)
     return ParticleGuidance(denoise, potential, factor=factor, **given | others)
 
