@@ -170,8 +170,8 @@ def test_a_window_without_noise_converges_to_the_exact_solution():
     assert errors[0] / errors[1] > 1.8 and errors[1] / errors[2] > 1.8
 
 
-def test_a_window_keeps_the_marginal_of_a_gaussian():
-    noise = ParticleNoise(0, range(4), range(1000), (1, 2, 2))
+def test_a_window_keeps_the_marginal_of_a_gaussian(generator):
+    noise = lambda: torch.randn(1, 4000, 1, 2, 2, generator=generator)
     denoise = gaussian_denoiser(0.3, 0.5)
     assert_standard(integrate(denoise, 80 * noise(), window(1499), noise=noise))
 
