@@ -17,6 +17,7 @@ from config import (
     record,
 )
 from diverse_sampling.errors import SettingError
+from lab import assemble
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,17 @@ def test_a_config_of_before_may_hold_what_is_no_setting_any_more(refused, tmp_pa
             assert train.command_line().given(["--config", str(path)]) == dict(lr=0.5)
         else:
             assert "beta2: not a setting here" in refused(train.main, ["--config", str(path)])
+
+
+def test_an_older_config_of_an_evaluation_means_what_it_says(refused, tmp_path):
+    path = tmp_path / "c.yaml"
+    older = dict(sigma_min=0.002, window_churn=0.3, pg_space="jacobian", pg_strength="joint")
+    given = dict(denoiser="exact", digits="embedded", pg_factor=3.0) | older
+    path.write_text(as_yaml(given | dict(group_of=1)))
+    settings, _ = assemble.parse(["--config", str(path)])
+    assert given.items() <= settings.record().items() and settings.sampler.sampler == "window"
+    path.write_text(as_yaml(given | dict(group_of=4)))
+    assert "group_of: not a setting here" in refused(evaluate.main, ["--config", str(path)])
 
 
 def test_record_is_plain_yaml_and_repeats_the_settings():

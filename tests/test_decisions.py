@@ -1,7 +1,9 @@
 """Where it is decided what a sample shows: the curve, the window, the file beside a checkpoint."""
 
 import json
+import math
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from conftest import ROOT
 
 from config import EvaluationSettings
 from diverse_sampling import decisions
-from diverse_sampling.decisions import Decisions
+from diverse_sampling.decisions import LATE, Decisions
 from diverse_sampling.defaults import PILOT_LEVELS
 from diverse_sampling.denoiser import to_model_range
 from diverse_sampling.errors import SettingError
@@ -54,12 +56,30 @@ def test_the_curve_of_a_gaussian_is_known():
     assert curve.settled > curve.end
 
 
+def test_the_curve_of_two_points_is_known():
+    """D of +-a in one direction is a tanh(a x / s^2), and Cov[y | x] is a^2 (1 - tanh^2)."""
+    direction = torch.tensor([0.6, 0.8, 0.0, 0.0]).view(1, 2, 2)
+    a = 2.0
+
+    def denoise(x, sigma):
+        along = (x * direction).sum((-3, -2, -1), keepdim=True)
+        return a * torch.tanh(a * along / sigma**2) * direction
+
+    x = 80 * ParticleNoise(0, range(50), range(64), (1, 2, 2))()
+    curve = decisions.measure(denoise, x, karras_sigmas(160))
+    assert curve.variance == pytest.approx(a**2, rel=0.02)
+    z = torch.linspace(-8, 8, 4001, dtype=torch.float64)
+    weights = (-z.square() / 2).exp() / (2 * math.pi) ** 0.5 * (z[1] - z[0])
+    for sigma in (8.0, 4.0, 2.0, 1.5, 1.0, 0.8):
+        # By symmetry, of the point a alone.
+        left = a**2 * (1 - torch.tanh(a * (a + sigma * z) / sigma**2).square())
+        assert curve.undecided(sigma) == pytest.approx(float((weights * left).sum()), abs=0.12)
+
+
 def test_the_curve_of_the_exact_circle_is_that_of_its_answers():
     """V where x is an answer and noise, as it is in theory on every trajectory, without a sampler.
 
-    Few of Euler's steps stay behind it where it is steep.
-
-    It rises once, from none to all.
+    Few of Euler's steps stay behind it where it is steep. It rises once, from none to all.
     """
     sampler = evaluation(num_sets=32).sampler
     measured = pilot.measured(sampler, 16)
@@ -71,7 +91,7 @@ def test_the_curve_of_the_exact_circle_is_that_of_its_answers():
         denoised = denoise(y + sigma * noise(), torch.tensor(sigma, dtype=torch.float64))
         variance, of_all = (images.flatten(2).var(1).sum().item() for images in (denoised, y))
         assert measured.share(sigma) == pytest.approx(variance / of_all, abs=0.13)
-    for curve in (measured, sampler.decisions):  # the latter of four sets of four
+    for curve in (measured, sampler.decisions):  # the latter as an evaluation has it
         assert list(curve.shares) == sorted(curve.shares)
         assert curve.shares[0] < 0.02 and curve.shares[-1] > 0.99
         assert curve.window()[:2] == pytest.approx((6.7, 24), rel=0.2)
@@ -98,8 +118,15 @@ def test_places_on_a_curve():
         assert curve.share(curve.sigma(share)) == pytest.approx(share)
     levels = [curve.sigma(share / 100) for share in range(1, 100)]
     assert levels == sorted(levels, reverse=True)
-    low, high, _ = curve.window()
+    low, high, churn = curve.window()
     assert 0.1 < curve.end < curve.settled < low < high < 10
+    # Steps go down to where nine tenths are decided before noise is added anew.
+    assert [curve.share(s) for s in (high, low, low / (1 + churn))] == pytest.approx(
+        [0.05, 0.5, 0.9]
+    )
+    # Through the Jacobian, which knows the directions that are still open, they go on for longer.
+    late = curve.window(LATE)
+    assert curve.end < late.low / (1 + late.churn) < late.low < low and late.high == high
     assert [curve.undecided(sigma) for sigma in (100.0, 1.0, 0.1)] == [2.0, 1.0, 0.0]
     # Decided from the start: the largest noise level that was measured.
     assert Decisions([10.0, 1.0], [0.9, 1.0], 1.0).sigma(0.5) == 10.0
@@ -146,6 +173,21 @@ def test_a_curve_is_measured_once_for_each_checkpoint_and_world(path):
     assert tuple(record["window"]) == window
 
 
+def test_the_end_of_the_schedule_is_measured_with_a_trained_network_alone(path):
+    """For every method and for independent samples; what is given wins."""
+    for flags in ({}, dict(pg_factor=0.0), dict(guidance="spell")):
+        trained = evaluation(checkpoint=str(path), **flags)
+        assert trained.pilot_calls == PILOTS_CALLS
+        last = float(trained.sampler.schedule.sigmas[-2])
+        assert last == pytest.approx(trained.sampler.decisions.end) and last > 0.004
+        assert trained.run(progress=False)[2]["sigma_min"] == last
+        exact = evaluation(**flags).sampler
+        assert float(exact.schedule.sigmas[-2]) == pytest.approx(0.002)
+    given = evaluation(checkpoint=str(path), pg_factor=0.0, sigma_min=0.01)
+    assert given.pilot_calls == 0
+    assert float(given.sampler.schedule.sigmas[-2]) == pytest.approx(0.01)
+
+
 CURVE = Decisions([10.0, 1.0], [0.1, 0.9], 1.0)
 HASH = "a" * 64
 DAMAGES = {
@@ -153,6 +195,7 @@ DAMAGES = {
     "no hash": lambda held: dict(curves=held["curves"]),
     "no curve": lambda held: held | dict(curves={}),
     "no curves": lambda held: held | dict(curves=None),
+    "no calls": lambda held: held | dict(curves={"pilot": asdict(CURVE)}),
     "no shares": lambda held: held | dict(curves={"pilot": dict(sigmas=[1.0])}),
     "a list": lambda held: [held],
     "cut": lambda held: json.dumps(held).encode()[:-40],
@@ -277,4 +320,4 @@ def test_shipped_curves_are_those_of_the_shipped_checkpoints():
         for name in held["curves"]:
             curve = decisions.cached(checkpoint, sha256_of(checkpoint), name)
             low, high, _ = curve[0].window()
-            assert 0.002 < low < high <= 80
+            assert 0.002 < curve[0].end < curve[0].settled < low < high <= 80

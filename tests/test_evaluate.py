@@ -145,6 +145,7 @@ def test_some_rivals_find_about_as_many_as_independent_draws(flags, calls):
         ("--pool 5 --price 20", "price: got 20.0; accepted: 28 or more"),
         ("--pg_factor 5 --price 2.5", "price: got 2.5; accepted: 3 or more"),
         ("--guidance sriw --pg_factor 1 --price 9", "guidance: got 'sriw'; accepted: pg or none"),
+        ("--noise simplex --price 9", "noise: got 'simplex'; accepted: iid with price"),
         ("--churn_noise simplex", "churn_noise: got 'simplex'; accepted: iid, or a sampler"),
     ],
 )
@@ -169,11 +170,12 @@ def test_a_price_is_kept_and_one_step_more_would_not_be(flags, price):
     few = ["--num_sets", 2, "--batch_size", 4, *flags.split()]
     if "--pool" in flags:
         price += 10
-    result = result_of(*few, "--price", price)
+    evaluation = exact(*few, "--price", price)
+    result = evaluation.run(progress=False)[2]
     assert result["price"] <= price
     assert result["price"] == result["network_calls"] + BACKWARD * result["backward_calls"]
-    dearer = result_of(*few, "--price", price + 2 * (1 + BACKWARD) * (1 + ("medoids" in flags)))
-    assert result["price"] < dearer["price"]
+    more = evaluation.sampler.schedule.calls // 2 + 2  # steps
+    assert result_of(*few, "--num_steps", more)["price"] > price
 
 
 def test_differences_take_the_place_of_backward_passes():

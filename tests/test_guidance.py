@@ -10,7 +10,14 @@ import evaluate
 from diverse_sampling.denoiser import to_model_range
 from diverse_sampling.decisions import Decisions
 from diverse_sampling.exact import posterior_mean
-from diverse_sampling.guidance import Guided, ParticleGuidance, Spell, joint_weights, never_down
+from diverse_sampling.guidance import (
+    Guided,
+    ParticleGuidance,
+    Spell,
+    default_guidance,
+    joint_weights,
+    never_down,
+)
 from diverse_sampling.guidance.rivals.cads import Cads
 from diverse_sampling.guidance.rivals.eddy import Eddy
 from diverse_sampling.guidance.rivals.oscar import Volume, across
@@ -18,7 +25,7 @@ from diverse_sampling.guidance.rivals.reference import Reference, StageHere
 from diverse_sampling.guidance.rivals.variance import Variance
 from diverse_sampling.noise import ParticleNoise
 from diverse_sampling.potentials import POTENTIALS, RBF, Bandwidth
-from diverse_sampling.steps import edm_sampler, karras_sigmas
+from diverse_sampling.steps import Window, edm_sampler, karras_sigmas
 from lab import assemble
 from lab.metrics import mixture_modes, mode_metrics
 
@@ -124,6 +131,42 @@ def test_a_measured_push_is_bounded_by_what_is_undecided():
             found = guided(x, THREE)
         torch.testing.assert_close(found, plain - moved.view_as(x))
         assert (found - plain).flatten(2).norm(dim=-1).max() <= 8 * undecided**0.5 * (1 + 1e-6)
+
+
+def test_the_default_guidance_needs_no_gradient_of_the_denoiser_and_ends_above_its_window():
+    denoise, _ = exact()
+
+    def opaque(x, sigma):
+        if torch.is_grad_enabled() or x.requires_grad:
+            raise RuntimeError("no gradients here")
+        return denoise(x, sigma)
+
+    decisions = Decisions([12.0, 3.0, 0.75], [0.0, 0.25, 1.0], 20.0)
+    window = Window(2.0, 6.0, 0.5)
+    guided = default_guidance(opaque, decisions, window=window)
+    anytime = default_guidance(opaque, decisions)
+    unguided = default_guidance(opaque, decisions, factor=0.0)
+    for level in (1.0, 2.0, 2.001, 6.0, 6.001):
+        sigma = torch.tensor(level, dtype=torch.float64)
+        x = level * sets_of(4)
+        with torch.no_grad():
+            plain = opaque(x, sigma)
+            assert torch.equal(unguided(x, sigma), plain)
+            assert torch.equal(guided(x, sigma), plain) == (not 2 < level <= 6)
+            acts = decisions.settled <= level <= decisions.window().high
+            assert torch.equal(anytime(x, sigma), plain) != acts
+
+
+@pytest.mark.parametrize("level", [1.5, 3.0, 6.0])
+def test_a_difference_is_the_product_with_the_jacobian(level):
+    denoise, _ = exact()
+    sigma = torch.tensor(level, dtype=torch.float64)
+    x = level * sets_of(4)
+    through, by = (
+        pg(denoise, "logdet", space=space)(x, sigma) - denoise(x, sigma)
+        for space in ("jacobian", "difference")
+    )
+    assert (through - by).norm() < 0.05 * through.norm()
 
 
 def test_annealed_guidance_is_that_share_of_it():

@@ -9,7 +9,7 @@ from diverse_sampling.coupling.simplex import simplex
 from diverse_sampling.coupling.stratified import leading_directions, stratified
 from diverse_sampling.exact import posterior_mean
 from diverse_sampling.noise import ParticleNoise, Stream, set_generator
-from diverse_sampling.selection import kmedoids, thin
+from diverse_sampling.selection import THINNING, kmedoids, thin
 
 
 @pytest.mark.parametrize(
@@ -163,9 +163,17 @@ def test_as_many_are_kept_as_asked_for_even_of_copies():
 def test_a_pool_that_is_thinned_has_what_it_is_compared_by(features):
     """Four answers that differ in two numbers; by the first of them there are two of each."""
     answers = torch.tensor([[8.0, 1.0], [8.0, -1.0], [-8.0, 1.0], [-8.0, -1.0]]).view(4, 1, 1, 2)
-    denoise = lambda x, sigma: posterior_mean(x, sigma, answers.expand(len(x), -1, -1, -1, -1))
+    called = []
+
+    def denoise(x, sigma):
+        called.append((float(sigma), x.shape[1]))
+        return posterior_mean(x, sigma, answers.expand(len(x), -1, -1, -1, -1))
+
     x = 80 * torch.randn(20, 60, 1, 1, 2, generator=torch.Generator().manual_seed(0))
     kept = thin(denoise, x, 80.0, 0.2, 4 if features is None else 2, features)
+    assert kept.shape == (20, 4 if features is None else 2, 1, 1, 2)
+    assert [size for _, size in called] == THINNING * [60]
+    assert called[0][0] == pytest.approx(80) and called[-1][0] == pytest.approx(0.2)
     shown = denoise(kept, torch.tensor(0.2)).round().flatten(1 + (features is None), -1)
     if features is None:
         assert all(len(each.unique(dim=0)) == 4 for each in shown)
