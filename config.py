@@ -484,7 +484,7 @@ class GuidanceSettings:
     """balanced: starting noises for each particle, of which one is drawn"""
     pg_factor: NonNegative = 0.0
     """strength of pg and of other methods that have one, of those by a potential in the unit that
-    pg_strength names (0: independent samples; 5 is good for pg in every world)"""
+    pg_strength names (0: independent samples; 5 is good for pg in every world of images)"""
     pg_only_if_needed: bool = rare(True)
     """own frames: leave the samples of pg independent where, on sequences held out from the
     training, they differ more than the answers do"""
