@@ -71,6 +71,7 @@ METRICS: dict[str, Metric] = dict(
     price=Metric("price", "network calls per sample, a backward pass as 1.3", 1, True),
     modes_per_100_calls=Metric("modes per 100 network calls", "of a set", 2, False),
     pilot_calls=Metric("pilot", "network calls per sample", 1, True),
+    sigma_min=Metric("last noise level", "before 0", 3, False),
     seconds=Metric("seconds", "of sampling", 1, True),
 )
 

@@ -132,13 +132,13 @@ def _split(cases: Cases, path: Path) -> list[str]:
 @lru_cache(maxsize=1)  # all splits of one data set
 def _understood(
     path: Path,
-    changed: int,
+    state: frozenset[tuple[str, int, int]],
     axes: str | None,
     value_range: tuple[float, ...] | None,
     classes: tuple[float, ...] | None,
     unlabelled: bool,
 ) -> OwnData:
-    """The data set at a path; `changed` is the time of its last change. Raises SettingError."""
+    """The data set at a path; `state` is what `_state_of` says of it. Raises SettingError."""
     cases = read_cases(path, axes)
     notices = cases.notices
     if unlabelled:
@@ -351,10 +351,14 @@ class OwnFrames(World):
         return cond, in_colours(answers, self.label_classes), self.counts[which].tolist()
 
 
-def _last_change(path: Path) -> int:
-    """When a file, or anything in a folder, was last changed, ns."""
+def _state_of(path: Path) -> frozenset[tuple[str, int, int]]:
+    """What differs once a file, or anything in a folder, has been changed, added or removed.
+
+    Names, times (ns) and sizes: a time alone is too coarse for what follows at once.
+    """
     paths = [path, *(path.rglob("*") if path.is_dir() else ())]
-    return max(each.stat().st_mtime_ns for each in paths)
+    seen = ((str(each), each.stat()) for each in paths)
+    return frozenset((name, stat.st_mtime_ns, stat.st_size) for name, stat in seen)
 
 
 @overload
@@ -373,7 +377,7 @@ def load_frames(settings, split):
     unlabelled = settings.answers == "none"
     data = _understood(
         path,
-        _last_change(path),
+        _state_of(path),
         settings.frame_axes,
         settings.value_range and tuple(settings.value_range),
         settings.answer_classes and tuple(settings.answer_classes),
