@@ -108,8 +108,8 @@ class Decisions:
 
     @property
     def end(self) -> float:
-        """The last noise level worth calling a trained denoiser at."""
-        return self.sigma(DONE)
+        """The last noise level worth calling a trained denoiser at, below `settled`."""
+        return min(self.sigma(DONE), 0.99 * self.settled)
 
 
 def _interpolated(at: float, rising: Sequence[float], values: Sequence[float]) -> float:

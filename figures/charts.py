@@ -76,6 +76,12 @@ def curve(axis: Axes, x: Sequence[float], metrics: Sequence[dict], **style: Any)
     return axis.errorbar(x, means, yerr=error_bars(metrics), **style)
 
 
+def _line(axis: Axes, x: Sequence[float], metrics: Sequence[dict], index: int, label: str) -> None:
+    """The curve of the method with this number in the legend."""
+    marker, colour = MARKERS[index % len(MARKERS)], LINES[index % len(LINES)]
+    curve(axis, x, metrics, marker=marker, ms=5, lw=1.5, capsize=3, color=colour, label=label)
+
+
 def add_title_with_note(figure: Figure, title: str, metrics: Sequence[dict]) -> None:
     """Write a title, with a note if some of the metrics that are drawn have no interval."""
     if any(metric.get("ci95") is None for metric in metrics):
@@ -323,16 +329,12 @@ def prices(rows: Sequence[dict], title: str = "") -> Figure:
         for index, method in enumerate(methods):
             results = [row["result"] for row in in_panel if row["cell"]["method"] == method]
             results.sort(key=lambda result: result["price"])
-            curve(
+            _line(
                 axis,
                 [result["price"] for result in results],
                 [result[key] for result in results],
-                marker=MARKERS[index % len(MARKERS)],
-                ms=5,
-                lw=1.5,
-                capsize=3,
-                color=LINES[index % len(LINES)],
-                label=method,
+                index,
+                method,
             )
         axis.set_title(f"denoiser: {denoiser}", fontsize=9.5)
         axis.set_xlabel("price, network calls per sample")
@@ -393,16 +395,12 @@ def scaling(rows: Sequence[dict], title: str = "") -> Figure:
         axis.plot(every_size, most, color=GREY, ls="--", lw=1.2, label=label)
         for index, (name, cells) in enumerate(lines_of(in_panel).items()):
             cells = sorted(cells, key=lambda row: row["cell"]["batch_size"])
-            curve(
+            _line(
                 axis,
                 [row["cell"]["batch_size"] for row in cells],
                 [row["result"]["modes_found"] for row in cells],
-                marker=MARKERS[index % len(MARKERS)],
-                ms=5,
-                lw=1.5,
-                capsize=3,
-                color=LINES[index % len(LINES)],
-                label=name,
+                index,
+                name,
             )
         frequencies = in_panel[0]["result"]["mode_frequencies"]
         priors = torch.tensor([mode["prior"] for mode in frequencies])

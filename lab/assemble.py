@@ -379,7 +379,6 @@ class Evaluation:
 
     def _decided(self) -> dict[str, Any]:
         """The window and the curve that it was measured from, for metrics.json."""
-
         held: dict[str, Any] = dict(sigma_min=float(self.sampler.schedule.sigmas[-2]))
         if self.settings.sampler.sampler == "window":
             held["window"] = self.sampler.methods.window

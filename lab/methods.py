@@ -254,7 +254,7 @@ def end(s: SamplerSettings, decisions: Decisions | None) -> float:
     if s.sigma_min is not None:
         return s.sigma_min
     assert decisions is not None  # needs_pilot says so
-    return min(decisions.end, 0.99 * decisions.settled, 0.5 * s.sigma_max)
+    return min(decisions.end, 0.5 * s.sigma_max)
 
 
 def window(settings: EvaluationSettings, decisions: Decisions | None) -> Window | None:
