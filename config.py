@@ -203,7 +203,9 @@ def rare(default: Any) -> Any:
 
 # ---------------------------------------------------------------- groups
 
-Dataset = Literal["centered", "free", "circle_jumping", "horizontal", "mixture", "frames"]
+Dataset = Literal[
+    "centered", "halves", "free", "circle_jumping", "horizontal", "mixture", "frames"
+]
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ class WorldSettings:
     """World"""
 
     dataset: Dataset = "circle_jumping"
-    """the world: one of four of moving digits; mixture, ten Gaussians in the plane (only
+    """the world: one of five of digits; mixture, ten Gaussians in the plane (only
     evaluate.py); frames, your own"""
     frames: Optional[str] = None
     """dataset frames: an .npz or .npy file, or a directory of pictures or videos (worlds/files.py
@@ -228,11 +230,11 @@ class WorldSettings:
     """dataset frames: order of the first axes of an array without answers; nt, sequences first; tn,
     time first (null: recognised)"""
     seq_len: Optional[Count] = None
-    """frames in a sequence of moving digits (null: 1 for centered, 2 for circle_jumping, else
-    16)"""
+    """frames in a sequence of moving digits (null: 1 for centered, 2 for halves and circle_jumping,
+    else 16)"""
     num_cond_frames: Optional[CountOrZero] = None
     """conditioning frames, those before the generated one (null: 0 for centered, 1 for
-    circle_jumping and frames, else 3)"""
+    halves, circle_jumping and frames, else 3)"""
     num_digits: Count = 1
     """digits in a frame"""
     image_size: Count = 32
@@ -252,8 +254,8 @@ class WorldSettings:
 
     def __post_init__(self):
         name = self.dataset
-        conditioning = {"centered": 0, "circle_jumping": 1, "frames": 1}.get(name, 3)
-        length = {"centered": 1, "circle_jumping": 2}.get(name, 16)
+        conditioning = {"centered": 0, "halves": 1, "circle_jumping": 1, "frames": 1}.get(name, 3)
+        length = {"centered": 1, "halves": 2, "circle_jumping": 2}.get(name, 16)
         for key, implied in dict(num_cond_frames=conditioning, seq_len=length).items():
             if getattr(self, key) is None:
                 object.__setattr__(self, key, implied)  # while it is built; it is frozen after that

@@ -21,6 +21,7 @@ from worlds.moving_digits import (
     CircleJumping,
     Digits,
     Free,
+    Halves,
     Horizontal,
     Mixture,
     MovingDigits,
@@ -134,6 +135,8 @@ def _moving_digits(settings: WorldSettings, digits: Digits) -> MovingDigits:
     )
     if settings.dataset == "centered":
         return Centered(digits, **common)
+    if settings.dataset == "halves":
+        return Halves(digits, **common)
     if settings.dataset == "circle_jumping":
         return CircleJumping(digits, num_directions=settings.num_directions, p=settings.p, **common)
     if settings.dataset == "horizontal":

@@ -5,6 +5,7 @@ velocity to leave a wall with. Because the world makes the choices itself, the s
 frames is known.
 
     centered        the digit rests in the middle; the modes are the ten classes
+    halves          the upper half of a digit in noise, then the digit; the modes are its classes
     free            constant velocity; a wall reflects it or gives it a new one
     circle_jumping  even frames: centre; odd frames: one of k offsets, each digit its own
     horizontal      2 px per frame along the middle row; a new direction at the centre
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import reduce
 from typing import Sequence
 
@@ -360,6 +361,48 @@ class Centered(MovingDigits):
         positions = torch.full((n, self.seq_len, 2), self.centre, device=device)
         choices = torch.zeros(n, self.seq_len, dtype=torch.bool, device=device)
         return positions, choices
+
+
+class Halves(Centered):
+    """World `halves`: the upper half of a digit is seen through noise, and the digit is what follows.
+
+    With noise of standard deviation NOISE, more digits than one may follow: how likely each digit of
+    a bank is, and with it each class, is known for every condition (`log_likelihood`).
+    """
+
+    dataset = "halves"
+    NOISE = 0.5  # standard deviation, of pixels in [0, 1]
+
+    @property
+    def upper(self) -> tuple[slice, slice]:
+        """The rows and the columns of the upper half, in a frame."""
+        end = self.centre + self.digit_size
+        return slice(self.centre, self.centre + self.digit_size // 2), slice(self.centre, end)
+
+    def windows(self, n: int, generator: torch.Generator, **others: Tensor | None) -> Sequences:
+        """Draw n windows of two frames; the noise in the first one leaves [0, 1]."""
+        batch = super().windows(n, generator, **others)
+        rows, columns = self.upper
+        half = batch.frames[:, 0, rows, columns]
+        noise = torch.randn(half.shape, generator=generator, device=generator.device)
+        frames = batch.frames.clone()
+        frames[:, 0] = 0
+        frames[:, 0, rows, columns] = half + self.NOISE * noise
+        return replace(batch, frames=frames)
+
+    def sequences(self, n: int, generator: torch.Generator) -> Sequences:
+        """Windows: a sequence has two frames."""
+        return self.windows(n, generator)
+
+    def log_likelihood(self, cond: Tensor, digits: Digits) -> Tensor:
+        """ln p(condition | digit) of each digit of a bank, up to a constant.
+
+        cond (G, H, W), the first frames of windows; digits of M images -> (G, M).
+        """
+        rows, columns = self.upper
+        seen = cond[:, rows, columns].flatten(1)
+        upper = digits.images[:, : self.digit_size // 2].flatten(1)
+        return -torch.cdist(seen, upper).square() / (2 * self.NOISE**2)
 
 
 class Directed(MovingDigits):
