@@ -241,7 +241,7 @@ class WorldSettings:
     """side of a frame with digits, px"""
     digit_size: Count = rare(16)
     """side of a digit, px"""
-    classes: Optional[list[CountOrZero]] = None
+    digit_classes: Optional[list[CountOrZero]] = None
     """digit classes to use, such as 3,5 (null: all ten)"""
     num_directions: Literal[2, 4, 8] = 8
     """circle_jumping: number of directions"""
@@ -276,8 +276,9 @@ class WorldSettings:
                 self.digit_size,
                 f"a size that leaves room to move in image_size = {self.image_size}",
             )
-        if self.classes is not None and not (self.classes and set(self.classes) <= set(range(10))):
-            reject("classes", self.classes, "a list of digit classes from 0 to 9")
+        digits = self.digit_classes
+        if digits is not None and not (digits and set(digits) <= set(range(10))):
+            reject("digit_classes", digits, "a list of digit classes from 0 to 9")
         if name == "circle_jumping" and self.num_cond_frames % 2 == 0 and self.num_cond_frames:
             reject(
                 "num_cond_frames",
@@ -680,6 +681,7 @@ def record(*groups: DataclassInstance) -> dict[str, Any]:
 
 # Arguments of classes that were settings. A config.yaml may still hold them at this value.
 FORMER = dict(
+    classes=None,
     beta2=0.99,
     s_noise=1.0,
     pg_cap=math.inf,

@@ -29,6 +29,7 @@ from worlds.moving_digits import (
 )
 from worlds.own_data import load_frames
 
+CLASS_WORLDS = dict(centered=Centered, halves=Halves)
 EMBEDDED_TEST_EVERY = 5  # one of this many embedded digits is in the test split, never trained on
 
 
@@ -124,8 +125,11 @@ def load_digits(
         return _embedded(split, size)
 
 
-def _moving_digits(settings: WorldSettings, digits: Digits) -> MovingDigits:
-    """The world of moving digits that `settings` describe, over a bank of digits."""
+def _moving_digits(settings: WorldSettings, digits: Digits, known: Digits | None) -> MovingDigits:
+    """The world of moving digits that `settings` describe, over a bank of digits.
+
+    `known` are those that count as right answers in a world of classes, None in the others.
+    """
     assert settings.seq_len is not None and settings.num_cond_frames is not None
     common = dict(
         seq_len=settings.seq_len,
@@ -133,10 +137,8 @@ def _moving_digits(settings: WorldSettings, digits: Digits) -> MovingDigits:
         num_digits=settings.num_digits,
         image_size=settings.image_size,
     )
-    if settings.dataset == "centered":
-        return Centered(digits, **common)
-    if settings.dataset == "halves":
-        return Halves(digits, **common)
+    if known is not None:
+        return CLASS_WORLDS[settings.dataset](digits, known=known, **common)
     if settings.dataset == "circle_jumping":
         return CircleJumping(digits, num_directions=settings.num_directions, p=settings.p, **common)
     if settings.dataset == "horizontal":
@@ -159,7 +161,7 @@ def load_world(settings, digits, split):
     frames; it is None for other worlds, which never run out of sequences, and where own frames are
     too few. Raises SettingError for frames
     that cannot be used, FileNotFoundError for MNIST that is asked for and not available, and
-    ValueError if no digit of `classes` is left.
+    ValueError if no digit of `digit_classes` is left.
     """
     if split == "validation" and settings.dataset != "frames":
         return None
@@ -167,13 +169,20 @@ def load_world(settings, digits, split):
         return Mixture()
     if settings.dataset == "frames":
         return load_frames(settings, split)
-    bank = load_digits(
-        digits.digits,
-        split,
-        size=settings.digit_size,
-        data_root=digits.data_root,
-        timeout=digits.download_timeout,
-    )
-    if settings.classes is not None:
-        bank = bank.keep(settings.classes)
-    return _moving_digits(settings, bank)
+
+    def bank(of: str) -> Digits:
+        digits_of = load_digits(
+            digits.digits,
+            of,
+            size=settings.digit_size,
+            data_root=digits.data_root,
+            timeout=digits.download_timeout,
+        )
+        return (
+            digits_of
+            if settings.digit_classes is None
+            else digits_of.keep(settings.digit_classes)
+        )
+
+    known = bank("train") if settings.dataset in CLASS_WORLDS else None
+    return _moving_digits(settings, bank(split), known)

@@ -17,8 +17,8 @@ from config import EvaluationSettings
 from diverse_sampling.decisions import Decisions
 from diverse_sampling.denoiser import CallCounter, Denoiser
 from diverse_sampling.devices import free_memory, kept_bytes
-from diverse_sampling.method import Sets
-from diverse_sampling.noise import ParticleNoise, Stream, set_generator
+from diverse_sampling.method import Classes, Sets
+from diverse_sampling.noise import ParticleNoise, Stream, evenly, set_generator
 from diverse_sampling.selection import kmedoids, thin
 from diverse_sampling.steps import Schedule, Window, integrate
 from model import EDMDenoiser
@@ -39,6 +39,9 @@ class Task(Protocol):
 
     def exact_denoiser(self, sets: Tensor, device: torch.device, joint: bool = False) -> Denoiser:
         """The mean over the right answers of some sets, or that of the most diverse sets."""
+
+    def classes(self, sets: Tensor, device: torch.device) -> Classes:
+        """What the classes of some sets are, and how they are recognised."""
 
     def condition(self, sets: Tensor, device: torch.device) -> Tensor | None:
         """The conditioning frames of some sets (G, Cc, H, W) in [-1, 1], None without."""
@@ -165,6 +168,8 @@ class SetSampler:
         """
         return Sets(
             denoise=self.calls.counted(self.denoiser(sets, cond)),
+            particles=len(particles),
+            evenly=evenly(self.seed, sets),
             settings=self.settings.guidance,
             options=None,
             sigma_max=torch.tensor(self.settings.sampler.sigma_max, dtype=torch.float64),
@@ -180,6 +185,7 @@ class SetSampler:
             joint=lambda: self.calls.counted(
                 self.task.exact_denoiser(sets, self.device, joint=True)
             ),
+            classes=lambda: self.task.classes(sets, self.device),
             features=self.methods.features,
             decisions=self.decisions,
             memory=memory,

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from diverse_sampling.decisions import Decisions, measure
     from diverse_sampling.denoiser import CallCounter, Denoiser
     from diverse_sampling.errors import SettingError
-    from diverse_sampling.exact import exact_denoiser, posterior_mean
+    from diverse_sampling.exact import Bank, exact_denoiser, posterior_mean
     from diverse_sampling.guidance import (
+        ClassGuidance,
         ParticleGuidance,
         Spell,
         default_guidance,
@@ -55,8 +56,11 @@ _MODULES = dict(
     decisions=("Decisions", "measure"),
     denoiser=("CallCounter", "Denoiser"),
     errors=("SettingError",),
-    exact=("exact_denoiser", "posterior_mean"),
-    guidance=("ParticleGuidance", "Spell", "default_guidance", "joint_weights", "never_down"),
+    exact=("Bank", "exact_denoiser", "posterior_mean"),
+    guidance=(
+        *("ClassGuidance", "ParticleGuidance", "Spell", "default_guidance", "joint_weights"),
+        "never_down",
+    ),
     steps=(
         *("Schedule", "Window", "edm_sampler", "edm_schedule", "integrate", "karras_sigmas"),
         "window_schedule",

@@ -34,10 +34,27 @@ BACKWARD = "backward passes"
 PILOT = "a pilot"
 CONDITION = "a condition to add noise to"
 ANSWERS = "the answers"
+CLASSES = "a classifier"
 NO_CHURN = "a sampler without churn"
 
 KEPT = "kept"
 SHIFTED = "shifted"
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes that the particles of G sets may show.
+
+    Arguments:
+        names: of the k classes
+        log_posterior: (x (G, B, C, H, W), sigma) -> log p(class | x; sigma), (G, B, k),
+            differentiable in x
+        wanted: (G, k) bool, those that a diverse set has to show; None: all
+    """
+
+    names: Sequence[str]
+    log_posterior: Callable[[Tensor, Tensor], Tensor]
+    wanted: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +63,8 @@ class Sets:
 
     Arguments:
         denoise: the denoiser of the sets, without guidance
+        particles: B
+        evenly: (G,) float64 in [0, 1), a number of each set, spread evenly over the sets of a run
         settings: those of guidance that methods share (`config.GuidanceSettings`)
         options: the method's own, its `Method.options`
         sigma_max: the largest noise level, a float64 scalar tensor
@@ -58,6 +77,7 @@ class Sets:
         condition: -> the conditioning frames (G, Cc, H, W) in [-1, 1], None where there are none
         bind: conditioning (G, B, Cc, H, W) -> the denoiser with it in place of the sets' own
         joint: -> the denoiser of sets that are as diverse as they can be, where it is known
+        classes: -> what the classes of these sets are, and how they are recognised
         features: what particles are compared by, as in `guidance.ParticleGuidance`
         decisions: where it is decided what a sample shows (`decisions.Decisions`); None if nobody
             needs it
@@ -65,6 +85,8 @@ class Sets:
     """
 
     denoise: Denoiser
+    particles: int
+    evenly: Tensor
     settings: Any
     options: Any
     sigma_max: Tensor
@@ -75,6 +97,7 @@ class Sets:
     condition: Callable[[], Tensor | None]
     bind: Callable[[Tensor], Denoiser]
     joint: Callable[[], Denoiser]
+    classes: Callable[[], Classes]
     features: Callable[[Tensor], Tensor] | None = None
     decisions: Any = None
     memory: Tensor | None = None

@@ -48,6 +48,15 @@ def set_generator(
     return torch.Generator(device).manual_seed(mixed % 2**63)
 
 
+def evenly(seed: int, sets: Tensor) -> Tensor:
+    """A number of each set (G,) int64, float64 in [0, 1), evenly spread over any range of sets.
+
+    The multiples of the golden ratio, from a start of the seed's own.
+    """
+    start = torch.rand((), generator=set_generator(seed, 0, Stream.QUANTILES), dtype=torch.float64)
+    return (start + sets.cpu().double() * (5**0.5 - 1) / 2) % 1
+
+
 class ParticleNoise:
     """A source of standard normal noise in which every particle of every set has its own stream.
 

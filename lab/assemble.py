@@ -160,11 +160,11 @@ def resolve(values: Mapping[str, Any], facts: Facts) -> tuple[EvaluationSettings
     from lab import methods  # after all mistakes that answer without torch
 
     task = asked.evaluate.task or offered
-    digits = task == "unconditional" and asked.world.dataset == "centered"
     s, g = asked.sampler, asked.guidance
+    digits = asked.world.dataset in ("centered", "halves") and g.guidance != "classes"
     exact = asked.evaluate.denoiser == "exact"
     features = g.pg_features or ("classifier" if digits else "pixels")
-    space = g.pg_space or ("denoised" if g.guidance == "pg" else "jacobian")
+    space = g.pg_space or ("denoised" if g.guidance in ("pg", "classes") else "jacobian")
     unit = "joint"
     if g.guidance == "pg" and space == "denoised":
         unit = "measured" if features == "pixels" else "drift"
@@ -306,12 +306,13 @@ def _check(settings: EvaluationSettings, offered: str, trained: Mapping[str, Any
     uncounted = world.num_digits > 1
     if world.dataset == "circle_jumping":  # counted up to worlds.MOST_ANSWERS
         uncounted = world.num_directions ** min(world.num_digits, 64) > 4096
-    if exact and (world.dataset in ("free", "centered") or uncounted):
+    if exact and (world.dataset == "free" or uncounted):
         reject(
             "denoiser",
             "exact",
-            "trained for this world; exact needs circle_jumping with at most 4096 "
-            "answers (num_directions ** num_digits), horizontal with one digit, frames, or mixture",
+            "trained for this world; exact needs circle_jumping with at most 4096 answers "
+            "(num_directions ** num_digits), centered, halves or horizontal with one digit, frames, "
+            "or mixture",
         )
 
 
@@ -530,9 +531,11 @@ def set_up(
 
     task = kind(world, settings.evaluate.num_sets, settings.run.seed)
     task.device = device
-    optimum = methods.named(settings.record()).get("guidance")
-    if optimum is not None and method.ANSWERS in optimum.needs:
+    guidance = methods.named(settings.record()).get("guidance")
+    if guidance is not None and method.ANSWERS in guidance.needs:
         _check_optimum(task, settings.guidance.guidance)
+    if guidance is not None and method.CLASSES in guidance.needs and not task.has_classes:
+        reject("guidance", settings.guidance.guidance, "any other in a world without classes")
     curve, pilot_calls = pilot.decisions_of(settings, kind, world, network, path, device)
     chosen = methods.Methods(settings, curve, classifier)
     sampler = SetSampler(task, settings, device, chosen, network)
@@ -540,15 +543,10 @@ def set_up(
 
 
 def _check_optimum(task: Task, name: str) -> None:
-    """Refuse a method that needs the answers of each set if they are not known, or too many.
+    """Refuse a method that needs the answers of each set if these differ in number.
 
     Raises SettingError.
     """
-    from diverse_sampling.guidance import MOST_MODES
-
-    modes = task.world.modes_total if task.answers is None else task.answers.shape[1]
-    if modes > MOST_MODES:
-        reject("guidance", name, f"any other in a world of more than {MOST_MODES} answers")
     if task.world.dataset == "frames" and len(set(task.world.data.cases.counts)) > 1:
         reject("guidance", name, "any other where cases have different numbers of answers")
 

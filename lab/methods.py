@@ -20,6 +20,7 @@ from diverse_sampling.errors import reject
 from diverse_sampling.guidance.pg import default_levels
 from diverse_sampling.method import (
     ANSWERS,
+    CLASSES,
     CONDITION,
     FOLDERS,
     PILOT,
@@ -63,10 +64,10 @@ def check(settings: EvaluationSettings) -> None:
             "iid, or a sampler that adds noise back: --s_churn or --sampler window",
         )
     if settings.sampler.price is not None:
-        for key, free in (("guidance", ("pg", "none")), ("noise", ("iid",))):
+        for key, free in (("guidance", ("pg", "classes", "none")), ("noise", ("iid",))):
             value = getattr(settings.guidance, key)
             if value not in free:
-                reject(key, value, f"{' or '.join(free)} with price; else --num_steps")
+                reject(key, value, f"{', '.join(free)} with price; else --num_steps")
     alone = settings.guidance.guidance in ("pg", "none") and settings.guidance.pg_factor == 0
     if settings.guidance.pool > 1 and not (
         alone and settings.sampler.sampler == "edm" and settings.sampler.s_churn == 0
@@ -97,12 +98,14 @@ def check(settings: EvaluationSettings) -> None:
 def measures(guidance: GuidanceSettings) -> bool:
     """Whether guidance acts whose noise levels and strength a pilot measures."""
     method = find("guidance", guidance.guidance)
-    return method is not None and PILOT in method.needs and guidance.pg_factor > 0
+    if method is None or PILOT not in method.needs:
+        return False
+    return CLASSES in method.needs or guidance.pg_factor > 0
 
 
 def is_early(guidance: GuidanceSettings) -> bool:
     """Whether pushes have one size in all directions, so that guidance has to end early."""
-    return measures(guidance) and guidance.pg_strength == "measured"
+    return guidance.guidance == "pg" and measures(guidance) and guidance.pg_strength == "measured"
 
 
 def needs_pilot(settings: EvaluationSettings) -> bool:
@@ -110,7 +113,8 @@ def needs_pilot(settings: EvaluationSettings) -> bool:
     s, g = settings.sampler, settings.guidance
     window = s.sampler == "window" and None in (s.window_min, s.window_max, s.window_churn)
     guided = None in (g.pg_sigma_min, g.pg_sigma_max) or g.pg_strength == "measured"
-    return s.sigma_min is None or g.pool > 1 or window or (measures(g) and guided)
+    guided = guided and g.guidance == "pg" and measures(g)
+    return s.sigma_min is None or g.pool > 1 or window or guided
 
 
 def sampler_of(settings: EvaluationSettings) -> Literal["edm", "window"]:
@@ -235,7 +239,7 @@ def price(settings: EvaluationSettings, decisions: Decisions | None, schedule: S
     """Calls of the denoiser for each sample that is kept, a backward pass as BACKWARD of them."""
     g = settings.guidance
     calls = schedule.calls * g.medoids_of + THINNING * (g.pool if g.pool > 1 else 0)
-    if not measures(g) or g.pg_space not in DEARER:
+    if g.guidance != "pg" or not measures(g) or g.pg_space not in DEARER:
         return calls
     low, high = g.pg_sigma_min, g.pg_sigma_max
     if low is None or high is None:

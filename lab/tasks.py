@@ -1,7 +1,7 @@
 """Tasks: what sets are asked, which answers are right, and how sets are measured.
 
     NextFrame            the frame that follows on the given ones, in a world of digits
-    UnconditionalDigits  an image of a digit, without a condition; a classifier names the digit
+    ClassTask            a picture of one of several classes, such as a digit
     FramesTask           the frame or mask that follows on frames from the user's files
     MixtureTask          points in the plane, from a mixture of ten Gaussians
 
@@ -13,16 +13,19 @@ one of the answers between which a world chooses, such as a direction or a digit
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diverse_sampling.denoiser import Denoiser, to_model_range, to_unit_range
-from diverse_sampling.exact import exact_denoiser
+from diverse_sampling.exact import Bank, exact_denoiser, log_weights
+from diverse_sampling.guidance import joint_weights
+from diverse_sampling.method import Classes
 from diverse_sampling.noise import set_generator
 from lab import checkpoint
-from lab.classifier import Classifier, judged
+from lab.classifier import judged
 from lab.metrics import (
     answer_metrics,
     combination_metrics,
@@ -39,10 +42,14 @@ from lab.metrics import (
     pairwise_l2,
     recognise,
     spread_metrics,
+    without_background,
 )
 from worlds.channels import as_images, as_planes, mixed, one_hot
-from worlds.moving_digits import Mixture, MovingDigits, Sequences, World
+from worlds.moving_digits import Centered, Halves, Mixture, MovingDigits, Sequences, World
 from worlds.own_data import OwnFrames
+
+
+LEAST = 0.05  # the probability of the classes that a diverse set has to show
 
 
 class Task:
@@ -57,6 +64,7 @@ class Task:
 
     Attributes:
         device: where a network that judges samples computes
+        has_classes: whether `classes` knows which classes a sample may show
         cond: (G, c, H, W) in [0, 1], the conditioning frames; c is 0 without a condition
         answers: (G, k, H, W) in [0, 1], the right frames of each set, or None where they are not
             finitely many or not known
@@ -69,6 +77,7 @@ class Task:
     labels: Tensor | None = None
     sequences: Sequences  # of worlds of frames, not of the plane
     device: torch.device = torch.device("cpu")
+    has_classes: bool = False
 
     def __init__(self, world: World, num_sets: int, seed: int):
         self.world = world
@@ -100,6 +109,22 @@ class Task:
         images = self.to_model(answers, device)  # (G', k, C, H, W)
         log_prior = priors.log().float().to(device)
         return exact_denoiser(images, log_prior, joint=joint)
+
+    def classes(self, sets: Tensor, device: torch.device) -> Classes:
+        """What the classes of some sets are, and how noisy pictures are recognised.
+
+        Where nothing else is known they are the right answers, which the world's rule makes of the
+        condition.
+        """
+        assert self.answers is not None  # `assemble` says so
+        images = self.to_model(self.answers[sets], device)
+        log_prior = self.priors(sets).log().float().to(device)
+        names = [str(mode) for mode in range(images.shape[1])]
+
+        def log_posterior(x: Tensor, sigma: Tensor) -> Tensor:
+            return log_weights(x, sigma, images, log_prior).log_softmax(-1)
+
+        return Classes(names, log_posterior)
 
     def priors(self, sets: Tensor) -> Tensor:
         """The prior of each right answer: (k,), or (G', k) where sets differ. float64."""
@@ -185,6 +210,10 @@ class NextFrame(_DigitTask):
     `quality` says how far it is from it.
     """
 
+    @property
+    def has_classes(self) -> bool:
+        return self.world.directed
+
     @staticmethod
     def most_sets(world: MovingDigits) -> int:
         return max(1, len(world.digits.labels) // world.num_digits)
@@ -211,39 +240,94 @@ class NextFrame(_DigitTask):
         )
 
 
-class UnconditionalDigits(_DigitTask):
-    """Images of digits without a condition. Modes are the classes that a classifier recognises.
+class ClassTask(_DigitTask):
+    """Pictures of which each shows one of several classes; modes are the classes.
 
-    The classifier that judges is never the one whose features guide.
+    The right answers are the pictures that the world knows, as likely as the condition makes them.
+    The judge that names the classes is unlike anything that guides (`lab/judge.py`).
     """
 
-    def _judge(self) -> Classifier:
-        return checkpoint.load_classifier("judge", self.device).fused()
+    world: Centered
+    has_classes = True
+
+    def __init__(self, world: Centered, num_sets: int, seed: int):
+        super().__init__(world, num_sets, seed)
+        self.log_prior = None  # (G, M), of the pictures that are known; None: all are alike
+        if isinstance(world, Halves):
+            self.log_prior = world.log_likelihood(self.cond[:, 0]).log_softmax(-1)
+
+    @property
+    def class_priors(self) -> Tensor:
+        """(G, k) float64, the probability of each class in each set."""
+        labels = self.world.known.labels
+        k = len(self.world.class_names)
+        if self.log_prior is None:
+            shares = torch.bincount(labels, minlength=k).double() / len(labels)
+            return shares.expand(self.num_sets, k)
+        shares = torch.zeros(self.num_sets, k, dtype=torch.float64)
+        return shares.index_add_(1, labels, self.log_prior.double().exp())
+
+    def wanted(self, sets: Tensor) -> Tensor:
+        """(G', k) bool, the classes that a diverse set has to show: those of LEAST or more."""
+        return self.class_priors[sets] >= LEAST
+
+    def bank(self, sets: Tensor, device: torch.device) -> Bank:
+        """The known pictures of some sets."""
+        known = self.world.known
+        images = to_model_range(known.centred(self.world.image_size)[:, None])
+        prior = None if self.log_prior is None else self.log_prior[sets].to(device)
+        k = len(self.world.class_names)
+        return Bank(images.to(device), known.labels.to(device), k, prior)
+
+    def exact_denoiser(self, sets, device, joint=False):
+        weights = None
+        if joint:
+            weights = partial(joint_weights, wanted=self.wanted(sets))
+        return self.bank(sets, device).denoiser(weights)
+
+    def classes(self, sets, device):
+        classify = checkpoint.load_classifier("noisy", device)
+        prior = self.class_priors
+        posterior = (prior[sets] / prior.mean(0)).log().float().to(device)
+
+        def log_posterior(x: Tensor, sigma: Tensor) -> Tensor:
+            log_p = classify(x.flatten(0, 1), sigma).unflatten(0, x.shape[:2])
+            return log_p + posterior[:, None]
+
+        return Classes(self.world.class_names, log_posterior, self.wanted(sets))
 
     def modes(self, samples, sets):
-        judge = self._judge()
-        return recognise(samples, lambda frames: judged(judge, frames, self.device))[0]
+        return self._named(samples)
+
+    def _named(self, samples: Tensor) -> Tensor:
+        """The class that the judge names for each sample, (G, B, H, W) -> (G, B) int64."""
+        frames = without_background(samples).flatten(0, 1)
+        return checkpoint.load_judge()(frames).view(samples.shape[:2])
 
     def measure(self, samples):
-        judge = self._judge()
+        modes = self._named(samples)
+        priors = self.class_priors
+        metrics = mode_metrics(modes, priors.mean(0))
+        metrics["modes_expected_iid"] = mean_of_expected(priors)
+        return metrics | self._pictures(samples, modes), modes
+
+    def _pictures(self, samples: Tensor, modes: Tensor) -> dict[str, Any]:
+        """How the samples look, by a second judge, a network."""
+        network = checkpoint.load_classifier("judge", self.device).fused()
         seen: list[Tensor] = []
 
         def classifier(frames: Tensor) -> Tensor:
-            seen.append(judged(judge.features, frames, self.device))
-            return judged(judge.out, seen[-1], self.device)
+            seen.append(judged(network.features, frames, self.device))
+            return judged(network.out, seen[-1], self.device)
 
-        digits, confidence = recognise(samples, classifier)
-        priors = self.world.mode_probabilities
-        assert priors is not None  # every class of digits has one
-        metrics = mode_metrics(digits, priors)
-        metrics |= dict(
+        classes, confidence = recognise(samples, classifier)
+        return dict(
             quality=None,
             confidence=mean_interval(confidence.mean(1)),
+            agreement=mean_interval((classes == modes).double().mean(1)),
             iou_distance=mean_interval(iou_distance(samples)),
             pairwise_l2=mean_interval(pairwise_l2(samples)),
-        )
-        metrics |= diversity_metrics(cosine_kernel(seen[0].view(*samples.shape[:2], -1)))
-        return metrics, digits
+        ) | diversity_metrics(cosine_kernel(seen[0].view(*samples.shape[:2], -1)))
 
 
 class FramesTask(Task):
@@ -341,7 +425,7 @@ def kind_of(world: Any) -> type[Task]:
         return MixtureTask
     if isinstance(world, OwnFrames):
         return FramesTask
-    return NextFrame if world.num_cond_frames else UnconditionalDigits
+    return ClassTask if isinstance(world, Centered) else NextFrame
 
 
 def _shuffled(total: int, number: int, seed: int) -> Tensor:

@@ -114,7 +114,7 @@ def frames_file(tmp_path):
 
 
 def test_more_sets_than_test_conditions_are_not_repeated(frames_file, tmp_path, capsys, undrawn):
-    one_class = ["--classes", "3"]
+    one_class = ["--digit_classes", "3"]
     threes = assemble.evaluation([*EXACT, *one_class]).task.world.digits
     for flags, most in [
         (one_class, len(threes.labels)),
@@ -137,7 +137,7 @@ def test_more_sets_than_test_conditions_are_not_repeated(frames_file, tmp_path, 
 
 
 def test_conditions_of_all_sets_differ_up_to_the_cap(frames_file):
-    for flags in (["--classes", "3"], ["--frames", frames_file]):
+    for flags in (["--digit_classes", "3"], ["--frames", frames_file]):
         task = assemble.evaluation([*EXACT, *flags, "--num_sets", "1000"]).task
         assert len(task.cond.flatten(1).unique(dim=0)) == task.num_sets < 1000
 
@@ -153,7 +153,7 @@ def test_two_digits_in_a_frame_are_two_test_digits():
 def test_sets_without_a_condition_are_as_many_as_one_likes():
     for flags in (
         ["--dataset", "mixture", "--denoiser", "exact"],
-        ["--task", "unconditional", "--digits", "embedded", "--classes", "3"],
+        ["--task", "unconditional", "--digits", "embedded", "--digit_classes", "3"],
     ):
         evaluation = assemble.evaluation([*flags, "--num_sets", "500", "--device", "cpu"])
         assert evaluation.settings.evaluate.num_sets == evaluation.task.num_sets == 500

@@ -250,7 +250,7 @@ def test_a_checkpoint_that_is_missing_names_the_shipped_ones(refused):
 
 
 def test_flags_of_values_are_the_same_values():
-    values = dict(classes=[1, 2], p=0.7, deterministic=False, seq_len=None, frames="a b.npz")
+    values = dict(digit_classes=[1, 2], p=0.7, deterministic=False, seq_len=None, frames="a b.npz")
     values |= dict(s_max=float("inf"), pg_sigma_min=1e-05, num_sets=3)
     assert PARSERS["evaluate"].given(as_flags(values)) == values
     argv = ["--outdir", "a", "--seed=3", "--outdir=b", "--p", "0.5"]

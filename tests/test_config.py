@@ -90,14 +90,14 @@ def test_an_older_config_of_an_evaluation_means_what_it_says(refused, tmp_path):
 
 
 def test_record_is_plain_yaml_and_repeats_the_settings():
-    settings = WorldSettings(dataset="horizontal", p=0.7, classes=[1, 2])
+    settings = WorldSettings(dataset="horizontal", p=0.7, digit_classes=[1, 2])
     values = yaml.safe_load(yaml.safe_dump(record(settings)))
     assert build(WorldSettings, values) == settings
 
 
 @pytest.mark.parametrize("kind", [EvaluationSettings, TrainingSettings])
 def test_settings_of_a_run_are_the_same_after_their_record(kind):
-    chosen = dict(dataset="horizontal", p=0.7, seed=3, digits="embedded", classes=[1, 2])
+    chosen = dict(dataset="horizontal", p=0.7, seed=3, digits="embedded", digit_classes=[1, 2])
     settings = kind.from_values(chosen | dict(experiment="e5"))
     values = yaml.safe_load(as_yaml(settings.record()))
     assert chosen.items() <= values.items() and "experiment" not in values

@@ -102,7 +102,7 @@ TRAININGS = {
     "horizontal, labels, dropout": (
         "--dataset horizontal --class_labels true --dropout 0.1 --end_at_choice true".split()
     ),
-    "centered, crop, some classes": "--dataset centered --crop true --classes [1,2]".split(),
+    "centered, crop, some classes": "--dataset centered --crop true --digit_classes [1,2]".split(),
     "own frames, float32": [*BLOBS, "--precision", "float32"],
     "own frames, posterior, shifted": (
         [*BLOBS, "--target", "posterior", "--augment", "dihedral_shifts"]

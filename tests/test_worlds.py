@@ -306,7 +306,7 @@ def test_the_digits_of_a_world_are_those_of_its_split():
 
 
 def test_classes_keep_only_theirs(world, generator):
-    assert set(world(classes=[3, 7]).sequences(100, generator).labels.flatten().tolist()) == {3, 7}
+    assert set(world(digit_classes=[3, 7]).sequences(100, generator).labels.flatten().tolist()) == {3, 7}
 
 
 @pytest.mark.parametrize(
@@ -314,8 +314,8 @@ def test_classes_keep_only_theirs(world, generator):
     [
         (dict(seq_len=1), "seq_len"),
         (dict(digit_size=30), "digit_size"),
-        (dict(classes=[11]), "classes"),
-        (dict(classes=[]), "classes"),
+        (dict(digit_classes=[11]), "digit_classes"),
+        (dict(digit_classes=[]), "digit_classes"),
         (dict(num_cond_frames=2, seq_len=4), "num_cond_frames"),
     ],
 )

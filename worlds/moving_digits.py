@@ -62,7 +62,7 @@ class Digits:
         mask = torch.isin(self.labels, torch.as_tensor(classes, device=self.labels.device))
         if not mask.any():
             raise ValueError(
-                f"classes: {list(classes)} leaves no digit; accepted: classes from 0 to 9"
+                f"digit_classes: {list(classes)} leaves no digit; accepted: classes from 0 to 9"
             )
         return Digits(self.images[mask], self.labels[mask], self.source)
 
@@ -340,9 +340,19 @@ class MovingDigits(World):
 
 
 class Centered(MovingDigits):
-    """World `centered`: each digit rests in the middle, and the modes are the ten classes."""
+    """World `centered`: each digit rests in the middle, and the modes are the ten classes.
+
+    Arguments:
+        known: the digits that count as the right answers, those for training
+        others: as in `MovingDigits`
+    """
 
     dataset = "centered"
+    class_names = [str(digit) for digit in range(NUM_CLASSES)]
+
+    def __init__(self, digits: Digits, *, known: Digits, **others: int):
+        super().__init__(digits, **others)
+        self.known = known
 
     @property
     def modes_total(self) -> int:
@@ -394,14 +404,14 @@ class Halves(Centered):
         """Windows: a sequence has two frames."""
         return self.windows(n, generator)
 
-    def log_likelihood(self, cond: Tensor, digits: Digits) -> Tensor:
-        """ln p(condition | digit) of each digit of a bank, up to a constant.
+    def log_likelihood(self, cond: Tensor) -> Tensor:
+        """ln p(condition | digit) of each digit that is known, up to a constant.
 
-        cond (G, H, W), the first frames of windows; digits of M images -> (G, M).
+        cond (G, H, W), the first frames of windows -> (G, M).
         """
         rows, columns = self.upper
         seen = cond[:, rows, columns].flatten(1)
-        upper = digits.images[:, : self.digit_size // 2].flatten(1)
+        upper = self.known.images[:, : self.digit_size // 2].flatten(1)
         return -torch.cdist(seen, upper).square() / (2 * self.NOISE**2)
 
 

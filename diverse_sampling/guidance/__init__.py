@@ -7,18 +7,20 @@ change. Images are in [-1, 1].
     pg      particle guidance, by any of `potentials.py`
     sriw    particle guidance that does not lower the density of single particles (SRIW)
     spell   sparse repellency (SPELL)
+    classes guidance towards every class, or the composition that somebody asks for
     joint   the optimum that particle guidance approximates, where the modes are known
     rivals/ methods that are there to be compared with
 """
 
 from diverse_sampling.guidance.base import Guided, finite
-from diverse_sampling.guidance.joint import MOST_MODES, joint_weights
+from diverse_sampling.guidance.classes import ClassGuidance
+from diverse_sampling.guidance.joint import joint_weights
 from diverse_sampling.guidance.pg import ParticleGuidance, default_guidance
 from diverse_sampling.guidance.spell import Spell
 from diverse_sampling.guidance.sriw import never_down
 
 __all__ = [
-    "MOST_MODES",
+    "ClassGuidance",
     "Guided",
     "ParticleGuidance",
     "Spell",

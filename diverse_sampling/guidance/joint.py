@@ -1,25 +1,30 @@
 """The optimum of particle guidance: the exact joint denoiser.
 
-Particle guidance is meant for sets with the density p(x_1) ... p(x_B) Phi. Noised to level s, it is
+Particle guidance is meant for sets with the density p(x_1) ... p(x_B) Phi(y_1, ..., y_B). Noised to
+level s, it is
 
-    p_s(x_1) ... p_s(x_B) E[Phi(y_1..y_B) | x_1..x_B],
+    p_s(x_1) ... p_s(x_B) E[Phi | x_1..x_B],
 
-so that its denoiser is a posterior mean again. Where the data are k known modes, with posteriors
-W_im = p(mode m | x_i) and posterior means mu_m(x_i) within a mode, and Phi is 1 where a set holds
-as many different modes as it can, min(B, k), and 0 elsewhere, it is
+so that its denoiser is a posterior mean again. If what a sample shows is one of k modes, with
+posteriors W_im = p(mode m | x_i) and posterior means mu_m(x_i) within a mode, and Phi is 1 for the
+compositions that are asked for and 0 elsewhere, it is
 
-    D'(x_i) = sum_m Q_im mu_m(x_i),   Q_im = P(particle i is in mode m | the set is that diverse)
+    D'(x_i) = sum_m Q_im mu_m(x_i),   Q_im = P(particle i is in mode m | the composition)
                                            = sum_{a : a(i) = m} prod_j W_j,a(j) / (sum over all a),
 
-a over the assignments of modes to particles that are injective (B <= k) or onto (B > k). All other
-guidance is a rule in place of the expectation, on the means D(x_i) or on the x_i themselves; this
-is what they can reach at best with a given number of network calls.
+a over the assignments of modes to particles that make such a composition: without counts those with
+as many different modes as there can be, injective (B <= k) or onto (B > k). All other guidance is a
+rule in place of the expectation, on the means D(x_i) or on the x_i themselves; this is what they
+can reach at best with a given number of network calls.
 
-Its cost is that of the exact denoiser and B 2^k k operations a set. With unequal priors the modes'
-frequencies shift: `joint_weights` of the priors themselves says to what.
+With unequal priors the modes' frequencies shift: `joint_weights` of the priors themselves says to
+what.
 
 Source: Corso et al. 2023, arXiv 2310.13102, for the density. The sum over assignments is a matrix
-permanent (or a sum of them), here by dynamic programming over subsets of modes.
+permanent (or a sum of them), up to MOST_EXACT modes or particles by dynamic programming over
+subsets, B 2^k k operations a set. Beyond, Q is W scaled until its columns sum to the numbers of
+particles (Sinkhorn & Knopp 1967; with bounds instead of sums, Chizat et al. 2018, arXiv
+1607.05816), B k operations an iteration: the likeliest composition in the mean, softer than Q.
 """
 
 from __future__ import annotations
@@ -31,35 +36,86 @@ from torch import Tensor
 
 from diverse_sampling.method import ANSWERS, Method
 
-MOST_MODES = 10  # there are 2^k subsets of k modes
+MOST_EXACT = 10  # there are 2^k subsets of k modes
+# Of Sinkhorn's iterations: how many at most, and how far columns may be off.
+ITERATIONS = 2000
+TOLERANCE = 1e-6
 
 
-def joint_weights(log_posteriors: Tensor) -> Tensor:
-    """The posteriors of the modes of each particle, given that its set is as diverse as it can be.
+def joint_weights(
+    log_posteriors: Tensor, counts: Tensor | None = None, wanted: Tensor | None = None
+) -> Tensor:
+    """The posteriors of the modes of each particle, given the composition of its set.
 
     Arguments:
         log_posteriors: (G, B, k), log W up to a constant for each particle; -inf for modes that
-            cannot be, which then do not count among the k
+            cannot be
+        counts: (G, k) int64, how many particles of each set are in each mode, B in all. None: the
+            sets are as diverse as they can be
+        wanted: (G, k) bool, without counts: the modes that a set has to hold, B at most; particles
+            may be in others too. None: all modes that can be
 
-    Returns Q (G, B, k) float64, which sums to 1 over the modes. Raises ValueError for more than
-    MOST_MODES modes.
+    Returns Q (G, B, k) float64, which sums to 1 over the modes. Raises ValueError for counts or
+    wanted modes that B particles cannot be in.
     """
-    possible = log_posteriors.isfinite().flatten(0, 1).any(0)  # (k,)
-    k = int(possible.sum())
-    if k > MOST_MODES:
-        raise ValueError(f"modes: got {k}; accepted: at most {MOST_MODES}")
-    weights = torch.zeros_like(log_posteriors, dtype=torch.float64)
-    log_w = log_posteriors[:, :, possible].double().log_softmax(-1)
-    weights[:, :, possible] = _forward_backward(log_w)
-    return weights
+    B = log_posteriors.shape[1]
+    log_w = log_posteriors.double().log_softmax(-1)
+    if counts is not None:
+        return _by_counts(log_w, counts.to(log_w.device))
+    if wanted is None:
+        possible = log_w.isfinite().flatten(0, 1).any(0)  # (k,)
+        if B <= int(possible.sum()):
+            return _assigned(log_w, possible, once=True)
+        wanted = possible.expand(len(log_w), -1)
+    else:
+        possible = torch.ones_like(wanted[0])
+    most = int(wanted.sum(1).max())
+    if most > B:
+        raise ValueError(f"wanted: got {most} modes; accepted: at most {B}, one for each particle")
+    return _assigned(log_w, possible, once=False, wanted=wanted.to(log_w.device))
 
 
-def _forward_backward(log_w: Tensor) -> Tensor:
+def _by_counts(log_w: Tensor, counts: Tensor) -> Tensor:
+    """Q (G, B, k) of log W, for given counts (G, k)."""
+    G, B, k = log_w.shape
+    totals = counts.sum(1)
+    if bool((totals != B).any()) or bool((counts < 0).any()):
+        raise ValueError(f"counts: got {totals.tolist()} in all; accepted: {B}, one per particle")
+    if B > MOST_EXACT:
+        return _scaled(log_w, counts, counts)
+    # A place for each particle: which mode it is for, (G, B).
+    modes = torch.arange(k, device=log_w.device).expand(G, k)
+    places = torch.stack([m.repeat_interleave(n) for m, n in zip(modes, counts)])
+    to_places = log_w.gather(2, places[:, None].expand(G, B, B))
+    q = _forward_backward(to_places, once=True)
+    return torch.zeros_like(log_w).scatter_add_(2, places[:, None].expand(G, B, B), q)
+
+
+def _assigned(
+    log_w: Tensor, possible: Tensor, *, once: bool, wanted: Tensor | None = None
+) -> Tensor:
+    """Q (G, B, k) of log W, with every mode `once` at most, or with those that are wanted."""
+    q = torch.zeros_like(log_w)
+    within = log_w[:, :, possible]
+    if within.shape[2] <= MOST_EXACT:
+        inside = None if wanted is None else wanted[:, possible]
+        q[:, :, possible] = _forward_backward(within, once=once, wanted=inside)
+    elif wanted is None:
+        each = torch.ones(1, within.shape[2], device=log_w.device)
+        q[:, :, possible] = _scaled(within, 0 * each, each)
+    else:
+        least = wanted[:, possible].double()
+        q[:, :, possible] = _scaled(within, least, torch.full_like(least, math.inf))
+    return q
+
+
+def _forward_backward(log_w: Tensor, *, once: bool, wanted: Tensor | None = None) -> Tensor:
     """Q (G, B, k) of log W (G, B, k).
 
-    A state is the set of modes that the first i particles are in, as a bit mask. `ahead[i]` holds
-    the log-weight of all assignments of the particles before i by their state, `behind` that of the
-    particles from i on, from a state to a set that is diverse.
+    A state is the set of modes that the first i particles are in, as a bit mask, to begin with
+    those that nobody wants. `ahead[i]` holds the log-weight of all assignments of the particles
+    before i by their state, `behind` that of the particles from i on, from a state to a set that
+    holds what it has to.
     """
     G, B, k = log_w.shape
     states = torch.arange(2**k, device=log_w.device)
@@ -67,31 +123,48 @@ def _forward_backward(log_w: Tensor) -> Tensor:
     holds = (states & bits[:, None]) > 0  # (k, 2^k), whether a state holds a mode
     without = states & ~bits[:, None]  # (k, 2^k), the state without this mode
     added = states | bits[:, None]  # (k, 2^k), the state with it
-    injective = B <= k
 
     def impossible() -> Tensor:
         return torch.full((G, 2**k), -math.inf, dtype=torch.float64, device=log_w.device)
 
     first = impossible()
-    first[:, 0] = 0.0
+    start = first.new_zeros(G).long() if wanted is None else (~wanted * bits).sum(1)
+    first[torch.arange(G), start] = 0.0
     ahead = [first]
     for i in range(B - 1):
         reached = ahead[i][:, without]  # (G, k, 2^k), particle i brings the mode
-        if not injective:
+        if not once:
             reached = torch.logaddexp(reached, ahead[i][:, None])  # or is in one that is there
         reached = (reached + log_w[:, i, :, None]).masked_fill(~holds, -math.inf)
         ahead.append(reached.logsumexp(1))
 
-    behind = torch.zeros_like(first) if injective else impossible()
+    behind = torch.zeros_like(first) if once else impossible()
     behind[:, -1] = 0.0
     log_q = torch.empty_like(log_w)
     for i in reversed(range(B)):
         onwards = behind[:, added] + log_w[:, i, :, None]  # (G, k, 2^k)
-        if injective:
+        if once:
             onwards = onwards.masked_fill(holds, -math.inf)
         log_q[:, i] = (ahead[i][:, None] + onwards).logsumexp(-1)
         behind = onwards.logsumexp(1)
     return log_q.softmax(-1)
+
+
+def _scaled(log_w: Tensor, least: Tensor, most: Tensor) -> Tensor:
+    """log W (G, B, k), scaled so that rows sum to 1 and columns to what lies between least and most
+    (1 or G, k): (G, B, k)."""
+    low, high = least.double().log()[:, None], most.double().log()[:, None]
+    columns = torch.zeros_like(log_w[:, :1])
+    for _ in range(ITERATIONS):
+        rows = (log_w + columns).log_softmax(-1)
+        sums = rows.logsumexp(1, keepdim=True)
+        unscaled = sums - columns
+        scaled = (0 * columns).clamp(low - unscaled, high - unscaled)
+        scaled = torch.where(unscaled.isneginf(), columns, scaled)
+        if float((scaled - columns).abs().max()) < TOLERANCE:
+            break
+        columns = scaled
+    return (log_w + columns).softmax(-1)
 
 
 METHOD = Method(
