@@ -330,6 +330,12 @@ def checkpoint_table() -> str:
             updates = f"{settings['epochs']} epochs; {right}"
             command = "-m lab.train_classifier --digits mnist --seed {seed} --epochs {epochs}"
             command = command.format(**settings)
+        elif path.stem == "judge":
+            updates = (
+                f"{100 * meta['accuracy']:.2f}% of the test digits correct, "
+                f"{100 * meta['accuracy_embedded']:.2f}% of the embedded ones"
+            )
+            command = f"-m lab.judge --digits {settings['digits']}"
         else:
             updates = f"{meta['iteration']:,} of {settings['batch_size']}"
             command = f"train.py --config {config_of(path)}"

@@ -94,14 +94,26 @@ def frequency_distance(frequencies: Tensor, probabilities: Tensor) -> float:
 
 
 def expected_frequency_distance(probabilities: Tensor, draws: int) -> float:
-    """The mean of `frequency_distance` over independent draws from probabilities (k,).
+    """The mean of `frequency_distance` over independent draws.
 
-    Half the sum of the mean absolute deviations of binomials, in de Moivre's closed form.
+    probabilities (k,), from which `draws` are drawn; or (G, k), from each row of which `draws` are
+    drawn, pooled and compared with the mean of the rows. Half the sum of the mean absolute
+    deviations of binomials, in de Moivre's closed form; or of sums of binomials, whose distribution
+    is the inverse Fourier transform of the product of their characteristic functions.
     """
     p = probabilities.double().numpy()
-    above = np.floor(draws * p) + 1
-    deviations = 2 * above * (1 - p) * stats.binom.pmf(above, draws, p)
-    return float(deviations.sum() / draws / 2)
+    if p.ndim == 1:
+        above = np.floor(draws * p) + 1
+        deviations = 2 * above * (1 - p) * stats.binom.pmf(above, draws, p)
+        return float(deviations.sum() / draws / 2)
+    total = draws * len(p)
+    turn = np.exp(-2j * np.pi * np.arange(total + 1) / (total + 1))
+    numbers = np.arange(total + 1)
+    deviation = 0.0
+    for of_sets in p.T:  # (G,)
+        pmf = np.fft.ifft(np.prod(1 + of_sets[:, None] * (turn - 1), axis=0) ** draws).real
+        deviation += float(pmf @ abs(numbers - draws * of_sets.sum()))
+    return deviation / total / 2
 
 
 def count_dispersion(counts: Tensor, probabilities: Tensor, batch_size: int) -> float | None:
@@ -228,18 +240,22 @@ def _bootstrap(values: np.ndarray) -> list[float] | None:
     return np.clip(ends, low, high).tolist()  # rounding may leave the range by the last bit
 
 
+def wilson_interval(successes: int, trials: int) -> list[float]:
+    """Wilson's 95% interval [low, high] of a share, within [0, 1]."""
+    interval = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    return [float(interval.low), float(interval.high)]
+
+
 def proportion(successes: int, trials: int, prior: float) -> dict:
     """A share with Wilson's 95% interval and the two-sided binomial test of `prior`.
 
     Returns {mean: successes / trials, ci95: [low, high] within [0, 1], prior, p_value}.
     """
-    test = stats.binomtest(successes, trials, prior)
-    interval = test.proportion_ci(0.95, method="wilson")
     return dict(
         mean=successes / trials,
-        ci95=[float(interval.low), float(interval.high)],
+        ci95=wilson_interval(successes, trials),
         prior=prior,
-        p_value=float(test.pvalue),
+        p_value=float(stats.binomtest(successes, trials, prior).pvalue),
     )
 
 
@@ -337,6 +353,75 @@ def generalised_energy_distance(samples: Tensor, answers: Tensor, probabilities:
     return torch.cat(squared).clamp_min(0)
 
 
+def drawn_answers_ged(
+    samples: Tensor, answers: Tensor, weights: Tensor, draws: int = 256
+) -> Tensor:
+    """`generalised_energy_distance` of sets that share too many answers for all their pairs.
+
+    `draws` answers are drawn for each set by its weights, the same ones whenever the weights are
+    the same: one at random from each of `draws` parts of equal weight, in the order of the bank. A
+    draw is paired with itself too, which adds up to E d(y, y') / draws.
+    samples (G, B, H, W), answers (M, H, W), weights (G, M) >= 0 -> (G,) in [0, 2].
+    """
+    uniform = torch.rand(draws, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    levels = (torch.arange(draws) + uniform) / draws
+    equal = torch.full((draws,), 1 / draws)
+    squared = []
+    for some, w in zip(samples, weights):
+        total = w.double().cumsum(0)
+        which = torch.searchsorted(total, levels * total[-1], right=True)
+        squared.append(generalised_energy_distance(some[None], answers[which][None], equal))
+    return torch.cat(squared)
+
+
+def energy_score(samples: Tensor, answers: Tensor, weights: Tensor) -> Tensor:
+    """The energy score of each set as a forecast of the truth: lowest for the truth itself.
+
+        ES = E |s - y| - 1/2 E |s - s'|,
+
+    with s, s' from the set (a particle is paired with itself too), y from the answers by their
+    weights, |.| the L2 norm of images (Gneiting & Raftery 2007, 10.1198/016214506000001437). It is
+    exact: all answers take part, some at a time. samples (G, B, H, W), answers (M, H, W) that all
+    sets share, weights (G, M) that sum to 1 -> (G,).
+    """
+    G, B = samples.shape[:2]
+    flat = samples.clamp(0, 1).flatten(2)
+    pixels = flat.flatten(0, 1)
+    between = torch.zeros(G, dtype=torch.float64)
+    several = max(1, PART // max(1, G * B, answers[0].numel()))
+    for some, w in zip(answers.flatten(1).split(several), weights.split(several, dim=1)):
+        distance = torch.cdist(pixels, some).view(G, B, -1).mean(1)  # (G, M')
+        between += (distance.double() * w).sum(1)
+    return between - torch.cdist(flat, flat).double().mean((1, 2)) / 2
+
+
+def nearest_in_class(images: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> Tensor:
+    """The L2 distance of each image to the nearest known picture of its class.
+
+    Arguments:
+        images: (N, H, W) in [0, 1]
+        labels: (N,) int64
+        bank: (M, H, W) in [0, 1], the known pictures, and bank_labels (M,) int64
+
+    Returns (N,), inf for classes of which no picture is known. Beside it belongs the distance of
+    real pictures that are not in the bank.
+    """
+    pixels, known = images.clamp(0, 1).flatten(1), bank.flatten(1)
+    distance = torch.full((len(images),), math.inf)
+    for label in labels.unique():
+        which = torch.nonzero(labels == label)[:, 0]
+        own = known[bank_labels == label]
+        if not len(own):
+            continue
+        squares = own.square().sum(1)
+        for some in which.split(max(1, PART // len(own))):
+            # The matrix product finds the nearest one. It loses small distances to rounding, so
+            # that one is measured anew.
+            nearest = (squares - 2 * pixels[some] @ own.T).argmin(1)
+            distance[some] = (pixels[some] - own[nearest]).norm(dim=1)
+    return distance
+
+
 def nearest_image(samples: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
     """The answer with the smallest L2 distance to each sample, and that distance.
 
@@ -376,6 +461,15 @@ def centroid_spread(samples: Tensor) -> Tensor:
     return (centres - centres.mean(1, keepdim=True)).square().sum(-1).mean(1).sqrt()
 
 
+def mode_counts(modes: Tensor, k: int) -> Tensor:
+    """How many particles of each set are in each of k modes.
+
+    modes (G, B) int64, -1 for none -> (G, k) int64.
+    """
+    # Class 0 of the one-hot encoding is "no mode", which is left out.
+    return torch.nn.functional.one_hot(modes + 1, k + 1)[:, :, 1:].sum(1)
+
+
 def mode_metrics(modes: Tensor, probabilities: Tensor) -> dict:
     """How sets cover modes of known probabilities.
 
@@ -390,8 +484,7 @@ def mode_metrics(modes: Tensor, probabilities: Tensor) -> dict:
     """
     G, B = modes.shape
     k = len(probabilities)
-    # Class 0 of the one-hot encoding is "no mode", which is left out.
-    counts = torch.nn.functional.one_hot(modes + 1, k + 1)[:, :, 1:].sum(1)  # (G, k)
+    counts = mode_counts(modes, k)
     found = (counts > 0).sum(1)
     most = int((probabilities > 0).sum())
     least_missed = min(float(found.double().mean()), most - 1 / G)
@@ -408,6 +501,75 @@ def mode_metrics(modes: Tensor, probabilities: Tensor) -> dict:
             for count, p in zip(counts.sum(0).tolist(), probabilities)
         ],
         count_variance_ratio=count_dispersion(counts[:, :1], probabilities[:1], B),
+    )
+
+
+def class_coverage(modes: Tensor, probabilities: Tensor, least: float = 0.05) -> dict | None:
+    """How many of the classes that are likely for a set it shows.
+
+    Arguments:
+        modes: (G, B) int64, the class of each particle, -1 for none
+        probabilities: (k,) of the classes, or (G, k) where sets differ
+        least: the probability from which on a class counts as likely
+
+    `coverage` is the share of a set's likely classes that it shows, `classes_covered` their number;
+    `coverage_iid` and `covered_iid` are what B independent draws give in expectation, and
+    `classes_likely` is the mean number of likely classes. Sets without any are left out; None if
+    no set has one.
+    """
+    G, B = modes.shape
+    p = probabilities.double().expand(G, -1)
+    likely = p >= least
+    number = likely.sum(1)
+    sets = number > 0
+    if not sets.any():
+        return None
+    number = number[sets]
+    shown = (likely & (mode_counts(modes, p.shape[1]) > 0)).sum(1)[sets]
+    drawn = (likely * (1 - (1 - p) ** B)).sum(1)[sets]
+    return dict(
+        coverage=mean_interval(shown / number),
+        coverage_iid=float((drawn / number).mean()),
+        classes_covered=mean_interval(shown),
+        covered_iid=float(drawn.mean()),
+        classes_likely=float(number.double().mean()),
+    )
+
+
+def share_metrics(modes: Tensor, probabilities: Tensor) -> dict:
+    """How far the shares of the classes over all sets are from their mean probabilities.
+
+    modes (G, B) int64, -1 for none; probabilities (k,), or (G, k) where sets differ. `frequency_tv`
+    is the total variation, `frequency_tv_iid` its mean over B independent draws for each set.
+    """
+    G, B = modes.shape
+    p = probabilities.double().expand(G, -1)
+    frequencies = mode_counts(modes, p.shape[1]).sum(0) / (G * B)
+    return dict(
+        frequency_tv=frequency_distance(frequencies, p.mean(0)),
+        frequency_tv_iid=expected_frequency_distance(p, B),
+    )
+
+
+def composition_met(modes: Tensor, counts: Tensor) -> dict:
+    """Do sets hold the classes that were asked for, each as often as it was asked for?
+
+    modes (G, B) int64, -1 for none; counts (k,) of the classes, or (G, k) where sets differ.
+
+    `composition_met` is the share of the sets that hold exactly what was asked for, with Wilson's
+    95% interval. `shares` (k,) are those of the classes over all sets, `shares_asked` those that
+    were asked for, and `shares_error` the largest difference between the two.
+    """
+    G, B = modes.shape
+    asked = counts.expand(G, -1)
+    held = mode_counts(modes, asked.shape[1])
+    met = int((held == asked).all(1).sum())
+    shares, shares_asked = (each.double().mean(0) / B for each in (held, asked))
+    return dict(
+        composition_met=dict(mean=met / G, ci95=wilson_interval(met, G)),
+        shares=shares.tolist(),
+        shares_asked=shares_asked.tolist(),
+        shares_error=float((shares - shares_asked).abs().max()),
     )
 
 

@@ -24,6 +24,7 @@ from examples.blobs import BlobSettings
 from examples.lidc import LidcSettings
 from lab import assemble
 from lab.command_line import as_flags, make_parser, without_flags
+from lab.judge import JudgeSettings
 from lab.train_classifier import ClassifierSettings
 from lab.train_classifier import main as classify
 
@@ -113,6 +114,7 @@ PARSERS = {
     "evaluate": assemble.evaluation_parser(),
     "train": make_parser(*TrainingSettings.groups(), description=""),
     "train_classifier": make_parser(ClassifierSettings, DigitSettings, description=""),
+    "judge": make_parser(JudgeSettings, DigitSettings, description=""),
     "schedule": make_parser(visualize.Schedules, description=""),
     "dataset": make_parser(WorldSettings, DigitSettings, visualize.Rows, description=""),
     "blobs": make_parser(BlobSettings, description=""),

@@ -126,7 +126,8 @@ def test_every_training_config_is_accepted():
 
 
 @pytest.mark.parametrize(
-    "script", ["train.py", "evaluate.py", "visualize.py", "lab/train_classifier.py"]
+    "script",
+    ["train.py", "evaluate.py", "visualize.py", "lab/train_classifier.py", "lab/judge.py"],
 )
 def test_help_does_not_import_torch(script):
     """--help must answer at once."""

@@ -12,9 +12,13 @@ from lab import metrics
 from lab.metrics import (
     BACKWARD,
     centroid,
+    class_coverage,
+    composition_met,
     cosine_kernel,
     cost_metrics,
     displacement,
+    drawn_answers_ged,
+    energy_score,
     equivalent_draws,
     expected_frequency_distance,
     expected_modes_iid,
@@ -28,10 +32,12 @@ from lab.metrics import (
     mode_metrics,
     motion_metrics,
     nearest_direction,
+    nearest_in_class,
     pairwise_l2,
     proportion,
     quality_score,
     rke_score,
+    share_metrics,
     vendi_score,
     without_background,
 )
@@ -328,3 +334,110 @@ def test_thresholds_of_many_images_are_scikit_images(generator):
         expected = torch.where(image > threshold_otsu(image.numpy()), image, 0.0)
         torch.testing.assert_close(clean, expected)
     assert torch.equal(cleaned[0], images[0])
+
+
+# ---------------------------------------------------------------- sets of classes
+
+# Three sets of two, each with its own likely classes.
+POSTERIORS = torch.tensor([[0.5, 0.46, 0.04, 0.0], [0.97, 0.01, 0.01, 0.01], [0.25] * 4])
+
+
+def drawn_classes(repeats: int, B: int) -> torch.Tensor:
+    """Independent draws from POSTERIORS, (3 repeats, B)."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.multinomial(POSTERIORS.repeat(repeats, 1), B, True, generator=generator)
+
+
+def test_coverage_counts_likely_classes_alone():
+    modes = torch.tensor([[0, 2], [0, 0], [3, -1]])
+    result = class_coverage(modes, POSTERIORS)
+    assert result["classes_covered"]["per_set"] == [1, 1, 1]
+    assert result["coverage"]["per_set"] == [0.5, 1, 0.25]
+    assert result["classes_likely"] == pytest.approx((2 + 1 + 4) / 3)
+    assert class_coverage(modes, POSTERIORS[2], least=0.3) is None
+    one = class_coverage(modes[2:], POSTERIORS[2])
+    assert one["coverage"]["per_set"] == [0.25]
+
+
+def test_coverage_of_independent_draws_is_as_expected():
+    result = class_coverage(drawn_classes(4000, 2), POSTERIORS.repeat(4000, 1))
+    assert result["coverage"]["mean"] == pytest.approx(result["coverage_iid"], abs=0.01)
+    assert result["classes_covered"]["mean"] == pytest.approx(result["covered_iid"], abs=0.02)
+
+
+def test_shares_are_compared_with_the_mean_posterior():
+    """The expectation is that of draws, and of equal posteriors the binomial's closed form."""
+    modes = drawn_classes(4000, 2).view(4000, 3, 2)
+    distances = [share_metrics(each, POSTERIORS)["frequency_tv"] for each in modes]
+    expected = share_metrics(modes[0], POSTERIORS)["frequency_tv_iid"]
+    assert np.mean(distances) == pytest.approx(expected, abs=0.01)
+    p = POSTERIORS[0]
+    equal = expected_frequency_distance(p.expand(40, -1), 10)
+    assert equal == pytest.approx(expected_frequency_distance(p, 400), rel=1e-9)
+    exact = share_metrics(torch.tensor([[0, 1], [2, 3]]), torch.full((4,), 0.25))
+    assert exact["frequency_tv"] == 0
+
+
+def test_a_composition_is_met_by_its_counts_in_any_order():
+    modes = torch.tensor([[0, 0, 2], [2, 0, 0], [0, 2, 2], [0, -1, 2]])
+    result = composition_met(modes, torch.tensor([2, 0, 1]))
+    assert result["composition_met"]["mean"] == 0.5
+    low, high = result["composition_met"]["ci95"]
+    assert low == pytest.approx(0.150, abs=1e-3) and high == pytest.approx(0.850, abs=1e-3)
+    assert result["shares"] == pytest.approx([6 / 12, 0, 5 / 12])
+    assert result["shares_asked"] == pytest.approx([2 / 3, 0, 1 / 3])
+    assert result["shares_error"] == pytest.approx(1 / 6)
+    each = torch.tensor([[2, 0, 1], [2, 0, 1], [1, 0, 2], [1, 1, 1]])
+    assert composition_met(modes, each)["composition_met"]["mean"] == 0.75
+
+
+def test_the_energy_score_is_the_double_sum(monkeypatch):
+    monkeypatch.setattr(metrics, "PART", 100)  # several parts
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.rand(2, 3, 4, 5, generator=generator)
+    answers = torch.rand(7, 4, 5, generator=generator)
+    weights = torch.rand(2, 7, generator=generator).softmax(1)
+    for g in range(2):
+        between = sum(
+            weights[g, m] * (samples[g, b] - answers[m]).norm() / 3
+            for b in range(3)
+            for m in range(7)
+        )
+        within = sum((a - b).norm() for a in samples[g] for b in samples[g]) / 9
+        score = energy_score(samples, answers, weights)[g]
+        assert float(score) == pytest.approx(float(between - within / 2), rel=1e-5)
+
+
+def test_the_energy_score_prefers_the_truth():
+    """The answers themselves score better than one of them, and than draws of another share."""
+    answers = torch.eye(4).view(4, 2, 2)
+    weights = torch.tensor([[0.5, 0.25, 0.25, 0.0]])
+    best, *worse = (
+        float(energy_score(answers[torch.tensor([which])], answers, weights))
+        for which in ([0, 0, 1, 2], [0, 0, 0, 0], [0, 1, 2, 3], [0, 0, 0, 1])
+    )
+    assert best < min(worse)
+
+
+def test_drawn_answers_give_the_distance_to_all_of_them(digits):
+    """Of few answers the draws hold each by its weight, so that the distance is the exact one."""
+    answers = digits.images[:5]
+    weights = torch.tensor([[0.5, 0.0, 0.25, 0.125, 0.125], [0.0, 0.0, 0.0, 1.0, 0.0]])
+    samples = digits.images[5:13].view(2, 4, 16, 16)
+    exact = generalised_energy_distance(samples, answers.expand(2, -1, -1, -1), weights)
+    drawn = drawn_answers_ged(samples, answers, weights)
+    torch.testing.assert_close(drawn, exact, rtol=1e-4, atol=1e-5)
+    assert torch.equal(drawn[1:], drawn_answers_ged(samples[1:], answers, weights[1:]))
+
+
+def test_the_nearest_picture_is_sought_in_the_own_class(digits, monkeypatch):
+    monkeypatch.setattr(metrics, "PART", 1000)
+    bank, labels = digits.images[:200], digits.labels[:200]
+    some = digits.images[200:230]
+    asked = torch.arange(30) % 10
+    distance = nearest_in_class(some, asked, bank, labels)
+    for image, label, d in zip(some, asked, distance):
+        each = [float((image - known).norm()) for known in bank[labels == label]]
+        assert float(d) == pytest.approx(min(each), rel=1e-5)
+    assert nearest_in_class(bank, labels, bank, labels).max() == 0
+    assert nearest_in_class(some[:1], torch.tensor([11]), bank, labels).isinf().all()
