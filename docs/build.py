@@ -325,7 +325,10 @@ def checkpoint_table() -> str:
     for path in sorted((ROOT / "checkpoints").glob("*.safetensors")):
         meta = checkpoint.read_metadata(path)
         settings = meta["settings"]
-        if path.stem.startswith("classifier"):
+        if "accuracy_at" in meta:
+            updates = f"{settings['epochs']} epochs"
+            command = "-m lab.train_classifier --noisy --digits mnist"
+        elif path.stem.startswith("classifier"):
             right = f"{100 * meta['accuracy']:.2f}% of the test digits correct"
             updates = f"{settings['epochs']} epochs; {right}"
             command = "-m lab.train_classifier --digits mnist --seed {seed} --epochs {epochs}"
@@ -352,6 +355,18 @@ def checkpoint_table() -> str:
             ]
         )
     return table(header, rows)
+
+
+def noisy_table() -> str:
+    """How well the classifier of noisy digits does at each noise level, from its own metadata."""
+    from lab import checkpoint
+
+    meta = checkpoint.read_metadata(ROOT / "checkpoints" / "classifier_noisy.safetensors")
+    rows = [
+        [f"{float(sigma):g}", f"{100 * share:.1f}%", f"{meta['cross_entropy_at'][sigma]:.3f}"]
+        for sigma, share in meta["accuracy_at"].items()
+    ]
+    return table("noise level | test digits recognised | cross-entropy, nats", rows)
 
 
 def config_of(path: Path) -> str:
@@ -472,7 +487,7 @@ def main(argv: list[str] | None = None) -> None:
         draw_methods(args.data_root)
         animate(args.data_root)
         draw_decisions(args.data_root)
-    tables = dict(checkpoint=checkpoint_table(), scale=scale_table())
+    tables = dict(checkpoint=checkpoint_table(), noisy=noisy_table(), scale=scale_table())
     for run in Path(args.runs).glob("benchmark-*"):
         name = run.name.removeprefix("benchmark-")
         for written in run.glob(f"{name}.*"):

@@ -15,7 +15,7 @@ import json
 import os
 import textwrap
 from pathlib import Path
-from typing import Any, Sequence, TypeVar
+from typing import Any, Literal, Sequence, TypeVar, overload
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from config import ModelSettings, WorldSettings, build
 from diverse_sampling.errors import SettingError
-from lab.classifier import Classifier
+from lab.classifier import Classifier, NoisyClassifier
 from model import EDMDenoiser, UNet
 
 T = TypeVar("T", bound=nn.Module)
@@ -215,15 +215,46 @@ def load_denoiser(
     return _load(denoiser, path, device), metadata
 
 
-def load_classifier(role: str, device: torch.device | str = "cpu") -> Classifier:
+@overload
+def load_classifier(
+    role: Literal["noisy"], device: torch.device | str = "cpu"
+) -> NoisyClassifier: ...
+
+
+@overload
+def load_classifier(
+    role: Literal["judge", "guide"], device: torch.device | str = "cpu"
+) -> Classifier: ...
+
+
+def load_classifier(
+    role: Literal["judge", "guide", "noisy"], device: torch.device | str = "cpu"
+) -> Classifier | NoisyClassifier:
     """A shipped classifier, in float32 and in evaluation mode.
 
-    `role` is "judge" for the one that measures samples, "guide" for the one whose features guide.
-    Raises SettingError where it is missing or damaged.
+    `role` is "judge" for the one that measures samples, "guide" for the one whose features guide,
+    "noisy" for the one of noisy images. Raises SettingError if it is missing or damaged.
     """
     path = Path(__file__).parent.parent / "checkpoints" / f"classifier_{role}.safetensors"
-    channels = read_metadata(path)["settings"]["channels"]
-    return _load(Classifier(channels), path, device)
+    return read_classifier(path, device)
+
+
+def read_classifier(
+    path: Path | str, device: torch.device | str = "cpu"
+) -> Classifier | NoisyClassifier:
+    """A classifier that `lab/train_classifier.py` wrote, in float32 and in evaluation mode.
+
+    Raises SettingError for any other file.
+    """
+    metadata = read_metadata(path)
+    if "network" in metadata:
+        return _load(NoisyClassifier(**metadata["network"]), path, device)
+    if "accuracy" not in metadata:
+        raise SettingError(
+            f"checkpoint: {path} is not a classifier; accepted: a file that "
+            "lab/train_classifier.py wrote"
+        )
+    return _load(Classifier(metadata["settings"]["channels"]), path, device)
 
 
 def _load(module: T, path: Path | str, device: torch.device | str) -> T:

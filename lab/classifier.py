@@ -1,11 +1,14 @@
-"""The network that recognises digits: it judges samples, and its features may guide them.
+"""The networks that recognise classes, of clean frames and of noisy ones.
 
-`lab/train_classifier.py` trains it; `checkpoint.load_classifier` loads the two that are shipped.
+`Classifier` judges samples, and its features may guide them. `NoisyClassifier` says how likely each
+class is while a sample is still noise. `lab/train_classifier.py` trains both;
+`checkpoint.load_classifier` loads those that are shipped.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from typing import Callable, Sequence
 
 import torch
@@ -15,6 +18,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from diverse_sampling.denoiser import to_model_range
 
+LARGEST = 32  # px; a larger image is averaged to at most this side before it is classified
+WAVES = 8  # functions of the noise level that a `NoisyClassifier` sees
+UNDECIDED = 2.0  # noise level around which these tell levels apart best
 JUDGED_TOGETHER = dict(cpu=128, cuda=4096)  # frames; the maps of more do not fit a CPU's cache
 
 
@@ -75,6 +81,84 @@ class Classifier(nn.Module):
             block[0] = fuse_conv_bn_eval(convolution, norm)
             block[1] = nn.Identity()
         return fused.requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+class NoisyClassifier(nn.Module):
+    """log p(class | x, sigma) of noisy images x = y + sigma n, normalised over the classes.
+
+    Its gradient with respect to x is the score of a class less that of all images, which is what
+    classifier guidance adds (Dhariwal & Nichol 2021, arXiv 2105.05233). Under noise an image is
+    recognised by inner products with whole images, so its layers are fully connected. They see
+    x / sqrt(sigma^2 + sigma_data^2), and the noise level scales and shifts every layer (FiLM, Perez
+    et al. 2018, arXiv 1709.07871). Normalisations know no batch, which would mix noise levels, and
+    activations are smooth, because gradients are taken through them.
+
+    Logits are multiplied by 1 / sqrt(1 + sigma^2 / UNDECIDED^2): the stronger the noise, the less
+    an image says, until the logarithm of the classes' shares is left.
+
+    Arguments:
+        image_size: side of an image, px
+        margin: px at each side of an image that are not looked at
+        colours: channels of an image
+        classes: number of classes
+        sigma_data: standard deviation of what is looked at, in [-1, 1]
+        width: of every layer
+        blocks: number of residual layers
+    """
+
+    def __init__(
+        self,
+        image_size: int = 32,
+        margin: int = 6,
+        colours: int = 1,
+        classes: int = 10,
+        sigma_data: float = 0.6,
+        width: int = 352,
+        blocks: int = 2,
+    ):
+        super().__init__()
+        self.arguments = dict(
+            image_size=image_size,
+            margin=margin,
+            colours=colours,
+            classes=classes,
+            sigma_data=sigma_data,
+        )
+        self.margin = margin
+        self.sigma_data = sigma_data
+        side = image_size - 2 * margin
+        self.pool = math.ceil(side / LARGEST)
+        inputs = colours * math.ceil(side / self.pool) ** 2
+        self.stem = nn.Linear(inputs, width)
+        self.inner = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.film = nn.ModuleList(nn.Linear(WAVES, 2 * width) for _ in range(blocks + 1))
+        self.out = nn.Linear(width, classes)
+        self.prior = nn.Parameter(torch.zeros(classes))
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """log p, (N, classes).
+
+        Arguments:
+            x: noisy images (N, colours, H, W), [-1, 1] plus noise
+            sigma: their noise level, a scalar or (N,)
+        """
+        sigma = sigma.to(x).expand(len(x))[:, None]
+        waves = torch.arange(WAVES, device=x.device)
+        level = torch.cos(math.pi * waves * sigma / (sigma + UNDECIDED))  # the same for all < 0.01
+
+        def modulated(h: Tensor, film: nn.Module) -> Tensor:
+            scale, shift = film(level).chunk(2, -1)
+            return F.silu(self.norm(h) * (1 + scale) + shift)
+
+        H, W = x.shape[2:]
+        m = self.margin
+        seen = F.avg_pool2d(x[:, :, m : H - m, m : W - m], self.pool, ceil_mode=True)
+        h = self.stem(seen.flatten(1) * (sigma**2 + self.sigma_data**2).rsqrt())
+        for inner, film in zip(self.inner, self.film):
+            h = h + inner(modulated(h, film))
+        logits = self.out(modulated(h, self.film[-1]))
+        return (logits * (1 + (sigma / UNDECIDED) ** 2).rsqrt() + self.prior).log_softmax(-1)
 
 
 def judged(

@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
     """A command line made of settings groups. Mistakes end with one line and exit code 2.
 
     Flags win over --config files wherever they stand, and later files over earlier ones. A value
-    may begin with a minus, and a list is written 3,4,7 or [3,4,7].
+    may begin with a minus, a list is written 3,4,7 or [3,4,7], and a flag alone means true.
 
     Arguments:
         groups: of settings
@@ -68,8 +68,9 @@ class Parser(argparse.ArgumentParser):
             titled = self.add_argument_group(group.__doc__)
             for setting in declared(group):
                 self.settings[setting.name] = setting
+                alone: dict = dict(nargs="?", const=True) if setting.base is bool else {}
                 self.flags[setting.name] = titled.add_argument(
-                    f"--{setting.name}", default=argparse.SUPPRESS, metavar=""
+                    f"--{setting.name}", default=argparse.SUPPRESS, metavar="", **alone
                 )
         headings = {title: self.add_argument_group(title) for title in self.unread.values()}
         for key, title in self.unread.items():

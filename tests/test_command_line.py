@@ -148,6 +148,18 @@ def test_flags_win_over_config_files_wherever_they_stand(name, flags, place, joi
     assert flags.items() <= vars(values).items()
 
 
+@every_parser
+def test_a_flag_that_stands_alone_means_true(parser):
+    """Wherever it stands, if its setting is true or false; any other flag needs a value."""
+    for name, setting in parser.settings.items():
+        if setting.base is bool:
+            assert parser.given([f"--{name}"]) == {name: True}
+            assert parser.given([f"--{name}", "false"]) == {name: False}
+        else:
+            with pytest.raises(SystemExit):
+                parser.given([f"--{name}"])
+
+
 def otherwise(value):
     """What the file says where a flag says `value`."""
     return f"not {value}" if isinstance(value, str) else value + 1

@@ -131,6 +131,10 @@ def test_nothing_of_a_classifier_is_refused(gpu, digits):
     settings = train_classifier.ClassifierSettings(epochs=2, batch_size=16, channels=[8, 16])
     net = train_classifier.train(settings, few, CUDA)
     train_classifier.accuracy(net, few, 32, CUDA)
+    settings = train_classifier.ClassifierSettings(noisy=True, epochs=2, batch_size=16)
+    images = few.centred(32)[:, None]
+    noisy = train_classifier.train_noisy(settings, images, few.labels, 10, CUDA)
+    train_classifier.accuracy_at(noisy, images, few.labels, CUDA)
     assert gpu.errors == []
 
 

@@ -226,7 +226,7 @@ def our_flags() -> set[str]:
 # Flags that the changelog says are gone.
 GONE = {
     *("--redraws", "--most_alike", "--most_doubt", "--doubt_sigma", "--kmedoids_pool"),
-    "--print_completion",
+    *("--print_completion", "--label_smoothing"),
     *(f"--{key}" for key in FORMER),
 }
 

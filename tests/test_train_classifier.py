@@ -1,13 +1,19 @@
+import math
+from pathlib import Path
 from unittest.mock import ANY
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from data_loader import load_digits
+from diverse_sampling.denoiser import to_model_range
 from lab import checkpoint, train_classifier
 from lab.classifier import judged
 from lab.metrics import recognise, without_background
 from lab.tasks import UnconditionalDigits
+
+NOISY = Path(checkpoint.__file__).parent.parent / "checkpoints" / "classifier_noisy.safetensors"
 
 
 @pytest.mark.slow
@@ -90,3 +96,147 @@ def test_sets_of_digits_are_measured_by_what_the_judge_sees(world, digits):
     assert len(set(modes[0].tolist())) > 3 and len(set(modes[1].tolist())) == 1
     of_pixels = dict(iou_distance=ANY, pairwise_l2=ANY)
     assert task.measure(sets.clamp_min(0.05))[0] == metrics | of_pixels
+
+
+# ---------------------------------------------------------------- noisy images
+
+
+def noised(images, sigma):
+    """Images (N, ...) in [0, 1] as noisy ones in [-1, 1] plus noise."""
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+    return to_model_range(images) + sigma * noise
+
+
+def exact_log_posterior(x, sigma, images, labels):
+    """log p(class | x, sigma) if the images of a bank are all that there is: (N, classes)."""
+    bank = to_model_range(images).flatten(1)
+    flat = x.flatten(1)
+    log_likelihood = (flat @ bank.T - bank.square().sum(1) / 2) / sigma**2
+    each = [log_likelihood[:, labels == c].logsumexp(1) for c in range(int(labels.max()) + 1)]
+    return torch.stack(each, 1).log_softmax(1)
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    return checkpoint.load_classifier("noisy")
+
+
+@pytest.fixture(scope="module")
+def mnist_banks(mnist_root):
+    """16 px: all training digits, and the first 500 for testing."""
+    train = load_digits("mnist", "train", size=16, data_root=mnist_root)
+    test = load_digits("mnist", "test", size=16, data_root=mnist_root)
+    return train, test.centred(32)[:500, None], test.labels[:500]
+
+
+def test_classes_of_noisy_images_have_probabilities_and_gradients(noisy, digits):
+    """Probabilities sum to 1 at every level, so the mean over classes of grad log p is zero."""
+    frames = digits.centred(32)[:6, None]
+    for sigma in (0.002, 0.3, 3.0, 80.0):
+        x = noised(frames, sigma).requires_grad_()
+        log_p = noisy(x, torch.tensor(sigma, dtype=torch.float64))
+        assert log_p.shape == (6, 10)
+        torch.testing.assert_close(log_p.exp().sum(1), torch.ones(6))
+        torch.testing.assert_close(noisy(x, torch.full((6,), sigma)), log_p)
+        (mean,) = torch.autograd.grad((log_p.detach().exp() * log_p).sum(), x, retain_graph=True)
+        (one,) = torch.autograd.grad(log_p[:, 3].sum(), x)
+        assert torch.isfinite(one).all() and one.abs().max() > 0
+        assert mean.abs().max() < 1e-4 * max(1, one.abs().max())
+
+
+def test_what_surrounds_a_digit_does_not_matter(noisy, digits):
+    x = to_model_range(digits.centred(32)[:4, None])
+    other = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    other[..., 6:26, 6:26] = x[..., 6:26, 6:26]
+    assert torch.equal(noisy(x, torch.tensor(1.0)), noisy(other, torch.tensor(1.0)))
+
+
+def test_a_short_training_approaches_the_exact_posterior(digits):
+    """On the embedded digits, of which the exact posterior of the training digits is known."""
+    train = load_digits("embedded", "train", size=16, data_root="unused")
+    images = train.centred(20)[:, None]
+    settings = train_classifier.ClassifierSettings(noisy=True, epochs=60)
+    net = train_classifier.train_noisy(settings, images, train.labels, 10, "cpu")
+    test = digits.centred(20)[:, None]
+    measured = train_classifier.accuracy_at(net, test, digits.labels, "cpu")
+    chance = math.log(10)
+    for sigma, accuracy, nats in ((0.3, 0.85, 0.6), (1.0, 0.7, 1.0), (3.0, 0.25, 2.1)):
+        assert measured["accuracy_at"][sigma] > accuracy
+        assert measured["cross_entropy_at"][sigma] < nats < chance
+    x = noised(test, 5.0)
+    log_p = exact_log_posterior(x, 5.0, images, train.labels)
+    with torch.no_grad():
+        found = net(x, torch.tensor(5.0))
+    divergence = (log_p.exp() * (log_p - found)).sum(1).mean()
+    information = (log_p.exp() * (log_p + chance)).sum(1).mean()
+    assert divergence < 0.4 * information
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sigma, accuracy, excess", [(0.1, 0.98, 0), (1.0, 0.83, 0), (3.0, 0.38, 0.03)]
+)
+def test_the_shipped_classifier_of_noisy_digits_is_as_good_as_the_truth(
+    noisy, mnist_banks, sigma, accuracy, excess
+):
+    """Cross-entropy in nats beside the exact posterior of all training digits. For digits that are
+    not among them, the network is better than that while noise is weak."""
+    train, test, labels = mnist_banks
+    x = noised(test, sigma)
+    with torch.no_grad():
+        log_p = noisy(x, torch.tensor(sigma))
+    exact = exact_log_posterior(x[..., 8:24, 8:24], sigma, train.images, train.labels)
+    right = (log_p.argmax(1) == labels).double().mean()
+    assert right > accuracy
+    assert F.nll_loss(log_p, labels) < F.nll_loss(exact, labels) + excess
+    stated = checkpoint.read_metadata(NOISY)["accuracy_at"][str(sigma)]  # of 10,000
+    assert abs(stated - right) < 0.06
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sigma, cosine", [(3.0, 0.9), (6.0, 0.95), (12.0, 0.95)])
+def test_its_gradient_is_that_of_the_exact_posterior(noisy, mnist_banks, sigma, cosine):
+    train, test, labels = mnist_banks
+    x = noised(test[:100], sigma).requires_grad_()
+    rows = torch.arange(100)
+    exact = exact_log_posterior(x[..., 8:24, 8:24], sigma, train.images, train.labels)
+    (truth,) = torch.autograd.grad(exact[rows, rows % 10].sum(), x)
+    (found,) = torch.autograd.grad(noisy(x, torch.tensor(sigma))[rows, rows % 10].sum(), x)
+    assert F.cosine_similarity(truth.flatten(1), found.flatten(1)).mean() > cosine
+
+
+def test_the_shipped_classifier_of_noisy_digits_is_small():
+    assert NOISY.stat().st_size <= 1e6
+
+
+@pytest.mark.parametrize("side", [12, 70])
+def test_other_images_and_classes_are_learned(side):
+    """Three colours, told apart under strong noise; images of more than 32 px are averaged."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(90) % 3
+    images = 0.2 * torch.rand(90, 3, side, side, generator=generator)
+    images[torch.arange(90), labels] += 0.8
+    settings = train_classifier.ClassifierSettings(noisy=True, epochs=60, batch_size=90)
+    net = train_classifier.train_noisy(settings, images, labels, 3, "cpu")
+    assert net.stem.in_features <= 3 * 32**2
+    log_p = net(noised(images, 1.0), torch.tensor(1.0))
+    assert (log_p.argmax(1) == labels).double().mean() > 0.95
+    assert net(noised(images, 1e4), torch.tensor(1e4)).std() < 0.2  # nothing is known any more
+
+
+def test_a_file_says_what_network_it_holds(tmp_path, capsys):
+    path = tmp_path / "noisy.safetensors"
+    flags = "--noisy --digits embedded --epochs 1 --device cpu"
+    train_classifier.main([*flags.split(), "--out", str(path)])
+    metadata = checkpoint.read_metadata(path)
+    printed = capsys.readouterr().out
+    for sigma, accuracy in metadata["accuracy_at"].items():
+        assert 0 <= accuracy <= 1 and metadata["cross_entropy_at"][sigma] > 0
+        assert f"{100 * accuracy:.2f}% at sigma {sigma.removesuffix('.0')}" in printed
+    net = checkpoint.read_classifier(path)
+    assert net(torch.zeros(2, 1, 32, 32), torch.tensor(1.0)).shape == (2, 10)
+
+
+def test_a_classifier_of_noisy_images_has_no_resolutions(refused):
+    said = refused(train_classifier.main, ["--noisy", "--channels", "8,16"])
+    assert "channels" in said and "accepted: null" in said
