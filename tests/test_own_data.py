@@ -577,9 +577,7 @@ def test_a_folder_of_pictures_is_a_class(tmp_path):
     # Every fifth picture of each class is for testing, every tenth of the others for validation.
     numbers = [torch.bincount(world.labels, minlength=3).tolist() for world in worlds]
     assert numbers == [[22, 4, 9], [2, 0, 1], [6, 1, 2]]
-    assert worlds[2].names == ["dog/4.png", "dog/9.png", "cat/4.png"] or set(
-        name for name in worlds[2].names if name.startswith("dog")
-    ) == {"dog/4.png", "dog/9.png"}
+    assert worlds[2].names[-3:] == ["cat/4.png", "dog/4.png", "dog/9.png"]
     torch.testing.assert_close(
         worlds[2].mode_probabilities, torch.tensor([6, 1, 2], dtype=torch.float64) / 9
     )
@@ -763,6 +761,7 @@ def test_a_network_of_pictures_is_trained_continued_and_sampled(colour, tmp_path
     assert metrics["task"] == "unconditional" and metrics["data"]["class_names"] == ["0", "1", "2"]
     with np.load(run / "samples.npz") as file:
         assert file["samples"].shape == (2, 3, *((3,) if colour else ()), SIDE, SIDE)
+    capsys.readouterr()
     assert "rollout: got 2" in refused(evaluate.main, [*argv, "--rollout", "2"])
     more = ["--frames", str(path), "--num_cond_frames", "1"]
     assert "num_cond_frames: got 1" in refused(evaluate.main, [*argv, *more])
