@@ -52,7 +52,7 @@ def depth(name: str, y: np.ndarray, x: np.ndarray, radius: float) -> np.ndarray:
         return 0.85 * radius - np.maximum(abs(y), abs(x))
     if name == "triangle":
         sides = [y, 0.866 * x - 0.5 * y, -0.866 * x - 0.5 * y]  # distances along their normals
-        return 0.6 * radius - np.maximum.reduce(sides)
+        return 0.52 * radius - np.maximum.reduce(sides)
     arms = [np.minimum(radius - abs(a), 0.3 * radius - abs(b)) for a, b in ((y, x), (x, y))]
     return np.maximum(*arms)
 

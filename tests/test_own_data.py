@@ -13,6 +13,7 @@ from PIL import Image
 
 import evaluate
 import train
+from examples import shapes
 from config import WorldSettings
 from diverse_sampling import devices
 from diverse_sampling.errors import SettingError
@@ -765,6 +766,27 @@ def test_a_network_of_pictures_is_trained_continued_and_sampled(colour, tmp_path
     assert "rollout: got 2" in refused(evaluate.main, [*argv, "--rollout", "2"])
     more = ["--frames", str(path), "--num_cond_frames", "1"]
     assert "num_cond_frames: got 1" in refused(evaluate.main, [*argv, *more])
+
+
+def test_the_example_of_classes_is_the_same_for_the_same_seed(tmp_path, refused, capsys):
+    pixels = []
+    for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        shapes.main(["--out", str(tmp_path / name), "--num_pictures", "100", "--seed", seed])
+        worlds = [
+            understood(tmp_path / name, split, num_cond_frames=0) for split in ("train", "test")
+        ]
+        pixels.append(worlds[0].bank[0])
+    assert torch.equal(pixels[0], pixels[1]) and not torch.equal(pixels[0], pixels[2])
+    assert worlds[0].class_names == ["circle", "cross", "square", "triangle"]
+    assert worlds[0].data.splits.count("test") == 10 + 6 + 3 + 1
+    # Pictures of one class are more alike than pictures of two: nearest neighbours tell them apart.
+    (known, labels), (new, truth) = (world.bank for world in worlds)
+    outline = lambda images: (images / images.amax((1, 2), keepdim=True)).flatten(1)
+    nearest = torch.cdist(outline(new), outline(known)).argmin(1)
+    assert (labels[nearest] == truth).double().mean() > 0.8
+    capsys.readouterr()
+    argv = ["--out", str(tmp_path / "a")]
+    assert "a directory that is empty or not there yet" in refused(shapes.main, argv)
 
 
 # ---------------------------------------------------------------- damaged and hostile files
