@@ -720,6 +720,7 @@ def test_folders_that_are_no_classes_are_refused(spoil, why, tmp_path):
         (dict(frames=np.zeros((47, 2, SIDE, SIDE))), r"it has shape \(47, 2, 8, 8\)"),
         (dict(labels=np.zeros((47, 3), int)), r"`labels` of shape \(47,\)"),
         (dict(labels=np.full(47, 0.5)), "whole numbers or texts in `labels`"),
+        (dict(labels=np.zeros(47, int)), "two classes or more in `labels`"),
         (dict(classes=np.zeros(47, int)), "found both"),
         (dict(answers=np.zeros((47, SIDE, SIDE))), "no array `answers`"),
         (dict(groups=np.arange(47)), "no array `groups`"),

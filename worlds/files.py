@@ -273,6 +273,8 @@ def _pictures_from_arrays(arrays: dict[str, np.ndarray], path: Path) -> Cases:
                 f"{arrays[names[0]].dtype}",
             )
         cases.classes = _per_case(arrays, names[0], cases, path)
+        if len(set(cases.classes)) == 1:
+            refuse(path, f"two classes or more in `{names[0]}`, or no such array")
     _read_split(arrays, {"frames", *names}, cases, path)
     return cases
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -57,8 +57,8 @@ class OwnData:
     sha256: str
     notices: list[str]
     path: Path
-    single: bool = False
-    class_names: list[str] = field(default_factory=list)
+    single: bool
+    class_names: list[str]
 
     def describe(self) -> str:
         """What was understood, in one line."""
@@ -66,14 +66,12 @@ class OwnData:
         height, width = self.frames.pixels.shape[1:3]
         dtype = str(self.frames.pixels.dtype).removeprefix("torch.")
         size = f"of {height} x {width} px ({self.frames.levels}; {dtype})"
+        texts = [
+            f"{self.path}: {n:,} sequence{'s' * (n != 1)}",
+            f"{len(self.frames):,} frames {size}",
+        ]
         if self.single:
             texts = [f"{self.path}: {n:,} pictures {size}", "no condition"]
-        else:
-            texts = [
-                f"{self.path}: {n:,} sequence{'s' * (n != 1)}",
-                f"{len(self.frames):,} frames {size}",
-            ]
-        if self.single:
             texts.append(self._classes_in_words())
         elif self.answers is None:
             texts.append("no answers, so the next frame is the answer")
@@ -190,15 +188,9 @@ def _understood(
     elif len(set(cases.groups) or cases.lengths) < TEST_EVERY and not cases.splits:
         what = "groups" if cases.groups else "pictures" if single else "sequences"
         count = len(set(cases.groups)) if cases.groups else len(cases.lengths)
-        refuse(
-            path,
-            f"{TEST_EVERY} {what} or more; found {count}"
-            + (
-                " (a subdirectory of pictures is a sequence)"
-                if path.is_dir() and not single
-                else ""
-            ),
-        )
+        hint = " (a subdirectory of pictures is a sequence)"
+        of_folder = path.is_dir() and not single
+        refuse(path, f"{TEST_EVERY} {what} or more; found {count}{hint * of_folder}")
     if cases.answers is not None and cases.answers.shape[1:3] != cases.frames.shape[1:3]:
         a, b = (" x ".join(map(str, each.shape[1:3])) for each in (cases.answers, cases.frames))
         refuse(path, f"frames and answers of one size; found {a} and {b} px")
