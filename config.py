@@ -395,8 +395,8 @@ class TaskSettings:
     """Evaluation"""
 
     task: Optional[Literal["conditional", "unconditional"]] = None
-    """conditional: the next frame given the ones before; unconditional: a digit, or
-    one of own pictures, without any condition (null: what the world offers)"""
+    """conditional: the next frame given the ones before; unconditional: a digit, or one
+    of own pictures, without any condition (null: what the world offers)"""
     checkpoint: Optional[str] = None
     """trained network: a file that train.py wrote, or the name of a shipped one (null: the one
     shipped for the dataset)"""
