@@ -233,8 +233,9 @@ class WorldSettings:
     """frames in a sequence of moving digits (null: 1 for centered, 2 for halves and circle_jumping,
     else 16)"""
     num_cond_frames: Optional[CountOrZero] = None
-    """conditioning frames, those before the generated one (null: 0 for centered, 1 for
-    halves, circle_jumping and frames, else 3)"""
+    """conditioning frames, those before the generated one; 0 with dataset frames: each picture is
+    a sample of its own, the folder that it lies in its class (null: 0 for centered, 1 for halves,
+    circle_jumping and frames, else 3)"""
     num_digits: Count = 1
     """digits in a frame"""
     image_size: Count = 32
@@ -264,6 +265,10 @@ class WorldSettings:
             reject("seq_len", self.seq_len, f"more than num_cond_frames = {self.num_cond_frames}")
         if (name == "frames") != (self.frames is not None):
             reject("frames", self.frames, "a path with dataset frames, and only there")
+        if name == "frames" and self.num_cond_frames == 0:
+            for key, only in dict(answers="given", answer_classes=None, frame_axes=None).items():
+                if getattr(self, key) != only:
+                    reject(key, getattr(self, key), f"{only} for pictures without a condition")
         span = self.value_range
         if span is not None and (len(span) != 2 or not span[0] < span[1]):
             reject("value_range", span, "two numbers, black before white")
@@ -391,8 +396,8 @@ class TaskSettings:
     """Evaluation"""
 
     task: Optional[Literal["conditional", "unconditional"]] = None
-    """conditional: the next frame given the ones before; unconditional: a digit without any
-    condition (null: what the world offers)"""
+    """conditional: the next frame given the ones before; unconditional: a digit, or one
+    of own pictures, without any condition (null: what the world offers)"""
     checkpoint: Optional[str] = None
     """trained network: a file that train.py wrote, or the name of a shipped one (null: the one
     shipped for the dataset)"""

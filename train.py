@@ -148,18 +148,22 @@ def check(settings: TrainingSettings) -> None:
             "a world of frames; the mixture's denoiser is exact and needs no training",
         )
     countable = world.dataset == "circle_jumping" and world.num_digits == 1
-    if settings.train.target == "posterior" and not (countable or world.dataset == "frames"):
+    own = world.dataset == "frames" and world.num_cond_frames
+    if settings.train.target == "posterior" and not (countable or own):
         reject(
             "target",
             "posterior",
-            "drawn in this world; posterior needs circle_jumping with one digit, or dataset frames",
+            "drawn in this world; posterior needs circle_jumping with one digit, or dataset frames "
+            "with conditioning frames",
         )
+    if settings.model.motion and world.num_cond_frames == 0:
+        reject("motion", settings.model.motion, "0 without conditioning frames to move")
     if world.answers == "none":
         reject("answers", "none", "given for a training, which learns from answers or next frames")
     if settings.train.augment not in (None, "none") and world.dataset != "frames":
         reject("augment", settings.train.augment, "none, or dataset frames; digits never run out")
     if settings.model.class_labels and world.dataset == "frames":
-        reject("class_labels", True, "false with dataset frames, which has no classes")
+        reject("class_labels", True, "false with dataset frames, which has no digits")
 
 
 def check_sides(settings: TrainingSettings, frame_shape: tuple[int, int]) -> None:
@@ -590,7 +594,7 @@ def sampling_command(settings: TrainingSettings, outdir: Path) -> str | None:
     The checkpoint holds the settings of its world, but not where test digits come from.
     """
     world = settings.world
-    if world.num_cond_frames == 0 and world.dataset != "centered":
+    if world.num_cond_frames == 0 and world.dataset not in ("centered", "frames"):
         return None
     script = CODE / "evaluate.py"
     words = ["python", script.name if Path(script.name).is_file() else str(script)]

@@ -30,9 +30,9 @@ from figures.drawing import (
     show_image,
 )
 from lab.names import METRICS, method_of
-from worlds.channels import in_colours
+from worlds.channels import as_images, in_colours
 from worlds.moving_digits import Mixture
-from worlds.own_data import OwnFrames
+from worlds.own_data import OwnFrames, OwnPictures
 
 SIDE = 0.85  # of a frame in a sheet, inches
 GAPS = dict(wspace=0.06, hspace=0.06)
@@ -328,7 +328,10 @@ def draw_outline(axis: Axes, mask: Tensor, colour: str) -> None:
 
 def examples_sheet(world: OwnFrames, at_most: int = 3) -> Figure:
     """The first examples of a user's own frames, a row each, under a line of what was understood:
-    all frames that are given, and all correct answers."""
+    all frames that are given, and all correct answers. Of pictures without a condition, a row of
+    those of each class."""
+    if isinstance(world, OwnPictures):
+        return _classes_sheet(world, at_most)
     which = torch.arange(min(at_most, len(world)), device=world.starts.device)
     cond, answers, counts = world.pictures(which)
     titles = {0: "given"}
@@ -336,6 +339,18 @@ def examples_sheet(world: OwnFrames, at_most: int = 3) -> Figure:
         titles[cond.shape[1]] = "correct"
     rows = [[*cond[n], *answers[n, : counts[n]]] for n in range(len(cond))]
     figure, axes = frame_grid(rows, titles, side=1.3)
+    add_title(figure, textwrap.fill(world.data.describe(), max(40, 18 * axes.shape[1])))
+    return figure
+
+
+def _classes_sheet(world: OwnPictures, at_most: int) -> Figure:
+    """The first pictures of each class, a row each, under a line of what was understood."""
+    names = world.class_names[:MOST_SETS] or [""]
+    rows = [
+        list(as_images(world.frames[world.starts[world.labels == label][:at_most]]))
+        for label in range(len(names))
+    ]
+    figure, axes = frame_grid(rows, {}, left=names, side=1.3)
     add_title(figure, textwrap.fill(world.data.describe(), max(40, 18 * axes.shape[1])))
     return figure
 

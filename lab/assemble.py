@@ -211,14 +211,14 @@ def resolve(values: Mapping[str, Any], facts: Facts) -> tuple[EvaluationSettings
 def implied(values: Mapping[str, Any], facts: Facts = Facts()) -> dict[str, Any]:
     """What stands in for settings that were not given, above the defaults of config.py.
 
-    Returns a flat {setting: value}: the dataset that --task unconditional or --frames implies, all
+    Returns a flat {setting: value}: the dataset that --frames or --task unconditional implies, all
     conditions without answers and, with a trained denoiser, the world that it was trained in.
     """
     below: dict[str, Any] = {}
-    if values.get("task") == "unconditional":
-        below["dataset"] = "centered"
-    elif values.get("frames") is not None:
+    if values.get("frames") is not None:
         below["dataset"] = "frames"
+    elif values.get("task") == "unconditional":
+        below["dataset"] = "centered"
     if values.get("answers") == "none":
         below["num_sets"] = None
     known = record(WorldSettings())
@@ -279,15 +279,16 @@ def _check(settings: EvaluationSettings, offered: str, trained: Mapping[str, Any
     exact = settings.evaluate.denoiser == "exact"
     if settings.evaluate.task not in (None, offered) and world.dataset != "mixture":
         reject("task", settings.evaluate.task, f"{offered} with dataset {world.dataset}")
-    if offered == "unconditional" and world.dataset != "centered":
+    if offered == "unconditional" and world.dataset not in ("centered", "frames"):
         reject(
             "num_cond_frames",
             0,
-            "1 or more; only dataset centered is sampled without conditioning frames",
+            "1 or more; only datasets centered and frames are sampled without conditioning frames",
         )
     if settings.evaluate.rollout > 1:
         plain = guidance.guidance in ("pg", "none", "spell") and guidance.noise == "iid"
-        if world.dataset != "frames" or exact or not plain or guidance.sequential > 1:
+        videos = world.dataset == "frames" and offered == "conditional"
+        if not videos or exact or not plain or guidance.sequential > 1:
             reject(
                 "rollout",
                 settings.evaluate.rollout,

@@ -337,6 +337,9 @@ class FramesTask(Task):
 
     def __init__(self, world: OwnFrames, num_sets: int, seed: int):
         super().__init__(world, num_sets, seed)
+        if not world.num_cond_frames:
+            self.cond = torch.zeros(num_sets, 0, *world.frame_shape)
+            return
         if world.unlabelled:
             self.which = torch.arange(num_sets)  # in the order of the files
             self.cond = world.given(self.which)
@@ -347,8 +350,8 @@ class FramesTask(Task):
         self.answers = as_images(world.right_answers(self.which), world.label_classes)
 
     @staticmethod
-    def most_sets(world: OwnFrames) -> int:
-        return len(world)
+    def most_sets(world: OwnFrames) -> int | None:
+        return len(world) if world.num_cond_frames else None
 
     @property
     def names(self) -> list[str]:

@@ -22,6 +22,7 @@ import visualize
 from config import DigitSettings, TrainingSettings, WorldSettings
 from examples.blobs import BlobSettings
 from examples.lidc import LidcSettings
+from examples.shapes import ShapeSettings
 from lab import assemble
 from lab.command_line import as_flags, make_parser, without_flags
 from lab.judge import JudgeSettings
@@ -118,6 +119,7 @@ PARSERS = {
     "schedule": make_parser(visualize.Schedules, description=""),
     "dataset": make_parser(WorldSettings, DigitSettings, visualize.Rows, description=""),
     "blobs": make_parser(BlobSettings, description=""),
+    "shapes": make_parser(ShapeSettings, description=""),
     "lidc": make_parser(LidcSettings, description=""),
 }
 every_parser = pytest.mark.parametrize("parser", PARSERS.values(), ids=PARSERS)
@@ -134,6 +136,7 @@ every_parser = pytest.mark.parametrize("parser", PARSERS.values(), ids=PARSERS)
         ("schedule", dict(num_steps=7, p_std=0.5)),
         ("dataset", dict(num_digits=7, seed=5)),
         ("blobs", dict(out="here.npz", num_pictures=7)),
+        ("shapes", dict(out="here", num_pictures=7)),
         ("lidc", dict(out="here.npz", num_sets=7)),
     ],
 )

@@ -13,6 +13,7 @@ from PIL import Image
 
 import evaluate
 import train
+from examples import shapes
 from config import WorldSettings
 from diverse_sampling import devices
 from diverse_sampling.errors import SettingError
@@ -538,6 +539,257 @@ def test_spread_and_its_diagnosis_tell_too_much_from_too_little():
     assert "independent ones may be better" in evaluate.diagnosis(apart | guided)
 
 
+# ---------------------------------------------------------------- pictures without a condition
+
+KINDS = dict(dog=12, cat=5, bird=30)  # pictures of each class
+
+
+def brightness(kind: str, i: int) -> np.ndarray:
+    """A picture whose brightness in one corner names its class, in the others its number."""
+    picture = np.full((SIDE, SIDE), 10 * i, np.uint8)
+    picture[0, 0] = 255 - sorted(KINDS).index(kind)
+    return picture
+
+
+def kinds(folder):
+    """A folder of pictures for each of KINDS."""
+    for kind, number in KINDS.items():
+        for i in range(number):
+            save(brightness(kind, i % 20), folder / kind / f"{i}.png")
+    return folder
+
+
+def kinds_npz(path, **more):
+    """The same pictures as arrays, classes in turn, with other arrays in place of some or beside
+    them."""
+    order = [(kind, i % 20) for kind, number in KINDS.items() for i in range(number)]
+    labels = np.array([sorted(KINDS).index(kind) for kind, _ in order])
+    arrays = dict(frames=np.stack([brightness(*each) for each in order]), labels=labels) | more
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+    return path
+
+
+def test_a_folder_of_pictures_is_a_class(tmp_path):
+    worlds = [
+        understood(kinds(tmp_path), split, num_cond_frames=0)
+        for split in ("train", "validation", "test")
+    ]
+    assert worlds[0].class_names == ["bird", "cat", "dog"] and worlds[0].modes_total == 3
+    # Every fifth picture of each class is for testing, every tenth of the others for validation.
+    numbers = [torch.bincount(world.labels, minlength=3).tolist() for world in worlds]
+    assert numbers == [[22, 4, 9], [2, 0, 1], [6, 1, 2]]
+    assert worlds[2].names[-3:] == ["cat/4.png", "dog/4.png", "dog/9.png"]
+    torch.testing.assert_close(
+        worlds[2].mode_probabilities, torch.tensor([6, 1, 2], dtype=torch.float64) / 9
+    )
+    said = worlds[0].data.describe()
+    assert "no condition; 3 classes: bird 30, cat 5, dog 12" in said and "of each class" in said
+    for world in worlds:
+        assert (world.num_cond_frames, world.cond_channels, world.answer_channels) == (0, 0, 1)
+        images, labels = world.bank
+        assert images.shape == (len(world), SIDE, SIDE)
+        torch.testing.assert_close(labels, (255 - 255 * images[:, 0, 0]).round().long())
+        windows = world.windows(50, torch.Generator().manual_seed(0))
+        cond, picture = windows.split(world.cond_channels, world.answer_channels)
+        assert cond.shape == (50, 0, SIDE, SIDE) and windows.labels.shape == (50, 1)
+        torch.testing.assert_close(picture[:, 0], images[windows.which[:, 0]])
+        torch.testing.assert_close(windows.labels, labels[windows.which])
+
+
+SHAPES_OF_ARRAYS = {
+    "N, H, W": lambda frames: frames,
+    "N, 1, H, W": lambda frames: frames[:, None],
+    "N, H, W, 1": lambda frames: frames[..., None],
+    "N, H, W, 3": lambda frames: np.stack([frames, 0 * frames, frames], -1),
+    "N, 3, H, W": lambda frames: np.stack([frames, 0 * frames, frames], 1),
+    "N, 1, H, W, 3": lambda frames: np.stack([frames, 0 * frames, frames], -1)[:, None],
+    "N, 1, 3, H, W": lambda frames: np.stack([frames, 0 * frames, frames], 1)[:, None],
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES_OF_ARRAYS)
+def test_arrays_of_pictures_with_labels_are_the_same(shape, tmp_path):
+    with np.load(kinds_npz(tmp_path / "plain.npz")) as file:
+        frames = file["frames"]
+    path = kinds_npz(tmp_path / "d.npz", frames=SHAPES_OF_ARRAYS[shape](frames))
+    world = understood(path, num_cond_frames=0)
+    assert world.class_names == ["0", "1", "2"] and len(world) == 35
+    images, labels = world.bank
+    channels = 3 if "3" in shape else 1
+    assert world.answer_channels == channels
+    assert images.shape == ((35, 3, SIDE, SIDE) if channels == 3 else (35, SIDE, SIDE))
+    corner = images[:, 0, 0, 0] if channels == 3 else images[:, 0, 0]
+    torch.testing.assert_close(labels, (255 - 255 * corner).round().long())
+    assert channels == 1 or not images[:, 1].any()
+
+
+def test_classes_are_in_the_order_of_their_numbers_or_names(tmp_path):
+    labels = np.repeat([10, 9, 2], [5, 12, 30])
+    world = understood(kinds_npz(tmp_path / "d.npz", labels=labels), num_cond_frames=0)
+    assert world.class_names == ["2", "9", "10"]
+    names = np.repeat(["pear", "fig", "apple"], [5, 12, 30])
+    path = kinds_npz(tmp_path / "d.npz", labels=None, classes=names)
+    assert understood(path, num_cond_frames=0).class_names == ["apple", "fig", "pear"]
+
+
+def test_pictures_without_classes_have_no_modes(tmp_path):
+    for i in range(10):
+        save(brightness("cat", i), tmp_path / "d" / f"{i}.png")
+    for path in (tmp_path / "d", kinds_npz(tmp_path / "d.npz", labels=None)):
+        world = understood(path, num_cond_frames=0)
+        assert world.class_names == [] and world.modes_total is world.mode_probabilities is None
+        assert "no condition; no classes" in world.data.describe()
+        assert not world.bank[1].any()
+
+
+def test_splits_of_pictures_that_are_given_are_used(tmp_path):
+    for split, number in (("train", 3), ("test", 1)):
+        for kind in KINDS:
+            for i in range(number):
+                save(brightness(kind, i), tmp_path / split / kind / f"{i}.png")
+    assert len(understood(tmp_path, num_cond_frames=0)) == 9
+    assert len(understood(tmp_path, "test", num_cond_frames=0)) == 3
+    save(brightness("cat", 0), tmp_path / "train" / "fox" / "0.png")
+    with pytest.raises(SettingError, match="class fox has 1, none for test"):
+        understood(tmp_path, num_cond_frames=0)
+
+
+def test_nothing_changes_with_a_condition(tmp_path):
+    world = understood(kinds(tmp_path), num_cond_frames=1, answers="none", split="test")
+    assert len(world) == 3 and world.names == ["bird", "cat", "dog"]
+    path = kinds_npz(tmp_path / "d.npz")
+    with pytest.raises(SettingError, match="one video or N pictures"):
+        understood(path)
+
+
+def few(folder):
+    for i in range(4):
+        save(brightness("cat", i), folder / "cat" / f"{i}.png")
+
+
+def loose(folder):
+    save(brightness("cat", 0), folder / "0.png")
+
+
+def deeper(folder):
+    save(MASK, folder / "cat" / "masks" / "0.png")
+
+
+def larger(folder):
+    save(np.zeros((SIDE, SIDE + 1), np.uint8), folder / "fox" / "0.png")
+
+
+def masks(folder):
+    for i in range(5):
+        save(brightness("cat", i), folder / "d" / "images" / f"{i}.png")
+        save(MASK, folder / "d" / "masks" / f"{i}.png")
+    return folder / "d"
+
+
+def one_class(folder):
+    for i in range(5):
+        save(brightness("cat", i), folder / "d" / "cat" / f"{i}.png")
+    return folder / "d"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (few, "class cat has 4, none for test"),
+        (loose, "all pictures in directories of their classes, or none"),
+        (deeper, "masks'; accepted: pictures in .*cat itself"),
+        (larger, "pictures of one size; found 8 x 8 and 8 x 9 px"),
+        (masks, "images, masks hold pictures and answers"),
+        (one_class, "two classes or more, or the pictures alone, .*cat"),
+    ],
+)
+def test_folders_that_are_no_classes_are_refused(spoil, why, tmp_path):
+    if spoil is not few:
+        kinds(tmp_path)
+    else:
+        for i in range(9):
+            save(brightness("dog", i), tmp_path / "dog" / f"{i}.png")
+    path = spoil(tmp_path) or tmp_path
+    with pytest.raises(SettingError, match=why):
+        understood(path, num_cond_frames=0)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "why"),
+    [
+        (dict(frames=np.zeros((47, 2, SIDE, SIDE))), r"it has shape \(47, 2, 8, 8\)"),
+        (dict(labels=np.zeros((47, 3), int)), r"`labels` of shape \(47,\)"),
+        (dict(labels=np.full(47, 0.5)), "whole numbers or texts in `labels`"),
+        (dict(labels=np.zeros(47, int)), "two classes or more in `labels`"),
+        (dict(classes=np.zeros(47, int)), "found both"),
+        (dict(answers=np.zeros((47, SIDE, SIDE))), "no array `answers`"),
+        (dict(groups=np.arange(47)), "no array `groups`"),
+    ],
+)
+def test_arrays_that_are_no_pictures_in_classes_are_refused(arrays, why, tmp_path):
+    with pytest.raises(SettingError, match=why):
+        understood(kinds_npz(tmp_path / "d.npz", **arrays), num_cond_frames=0)
+
+
+def test_settings_of_what_follows_are_refused_without_a_condition(refused, tmp_path):
+    argv = ["--frames", str(kinds(tmp_path)), "--num_cond_frames", "0"]
+    for flags, line in [
+        ("--answers none", "answers: got 'none'; accepted: given for pictures"),
+        ("--frame_axes tn", "frame_axes: got 'tn'"),
+        ("--target posterior", "target: got 'posterior'"),
+        ("--motion 2", "motion: got 2; accepted: 0 without"),
+    ]:
+        assert line in refused(train.main, [*argv, *flags.split()])
+    assert "denoiser: got 'exact'" in refused(evaluate.main, [*argv, "--denoiser", "exact"])
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_a_network_of_pictures_is_trained_continued_and_sampled(colour, tmp_path, capsys, refused):
+    path = kinds_npz(tmp_path / "d.npz")
+    if colour:
+        with np.load(path) as file:
+            frames = SHAPES_OF_ARRAYS["N, H, W, 3"](file["frames"])
+        kinds_npz(path, frames=frames)
+    argv = trained(tmp_path, path, "--num_cond_frames", "0")
+    said = capsys.readouterr()
+    assert "no condition; 3 classes: 0 30, 1 5, 2 12" in said.err
+    assert "held-out loss" in said.out and "sample with: python evaluate.py" in said.out
+    folder = tmp_path / "model"
+    assert {"examples.png", "samples-0000002.png"} <= {file.name for file in folder.iterdir()}
+    train.main(["--resume", str(folder), "--iterations", "3", "--device", "cpu"])
+    run = tmp_path / "run"
+    evaluate.main([*argv, "--num_sets", "2", "--batch_size", "3", "--outdir", str(run)])
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["task"] == "unconditional" and metrics["data"]["class_names"] == ["0", "1", "2"]
+    with np.load(run / "samples.npz") as file:
+        assert file["samples"].shape == (2, 3, *((3,) if colour else ()), SIDE, SIDE)
+    capsys.readouterr()
+    assert "rollout: got 2" in refused(evaluate.main, [*argv, "--rollout", "2"])
+    more = ["--frames", str(path), "--num_cond_frames", "1"]
+    assert "num_cond_frames: got 1" in refused(evaluate.main, [*argv, *more])
+
+
+def test_the_example_of_classes_is_the_same_for_the_same_seed(tmp_path, refused, capsys):
+    pixels = []
+    for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        shapes.main(["--out", str(tmp_path / name), "--num_pictures", "100", "--seed", seed])
+        worlds = [
+            understood(tmp_path / name, split, num_cond_frames=0) for split in ("train", "test")
+        ]
+        pixels.append(worlds[0].bank[0])
+    assert torch.equal(pixels[0], pixels[1]) and not torch.equal(pixels[0], pixels[2])
+    assert worlds[0].class_names == ["circle", "cross", "square", "triangle"]
+    assert worlds[0].data.splits.count("test") == 10 + 6 + 3 + 1
+    # Pictures of one class are more alike than pictures of two: nearest neighbours tell them apart.
+    (known, labels), (new, truth) = (world.bank for world in worlds)
+    outline = lambda images: (images / images.amax((1, 2), keepdim=True)).flatten(1)
+    nearest = torch.cdist(outline(new), outline(known)).argmin(1)
+    assert (labels[nearest] == truth).double().mean() > 0.8
+    capsys.readouterr()
+    argv = ["--out", str(tmp_path / "a")]
+    assert "a directory that is empty or not there yet" in refused(shapes.main, argv)
+
+
 # ---------------------------------------------------------------- damaged and hostile files
 
 
@@ -610,9 +862,8 @@ def test_settings_of_own_data_are_checked(key, values):
             WorldSettings(dataset="frames", frames="x", **{key: value})
 
 
-def test_a_training_needs_answers_and_conditioning_frames(refused, tmp_path):
+def test_a_training_needs_answers(refused, tmp_path):
     argv = ["--frames", str(labelled(tmp_path, 10))]
-    assert "num_cond_frames: got 0" in refused(train.main, [*argv, "--num_cond_frames", "0"])
     argv += ["--answers", "none"]
     assert "answers: got 'none'" in refused(train.main, argv)
     assert "answers: got 'none'" in refused(evaluate.main, ["--denoiser", "exact", *argv])

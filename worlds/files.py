@@ -12,6 +12,14 @@
                                     several people lie in masks/NAME/ or in folders masks_1, masks_2
     DATA/train/, DATA/test/         each laid out in one of these ways: the split is given
 
+Pictures without a condition (`read_pictures`), of which each is a sample of its own:
+
+    DATA/CLASS/*.png                a folder per class
+    DATA/*.png                      without classes
+    DATA/train/, DATA/test/         each laid out in one of these ways
+    DATA.npz, DATA.npy              arrays frames (N, H, W), or (N, H, W, 3) or (N, 3, H, W) in
+                                    colour; labels or classes (N,) and split (N,) if there are any
+
 Pictures are PNG, JPEG, TIFF, BMP or WebP (`decoders.py`). Hidden files and those of systems are
 skipped. What is not understood is an error, or a notice, that names it.
 """
@@ -52,6 +60,10 @@ ACCEPTED = (
     "an .npz or .npy file, or a directory with a subdirectory of pictures per sequence, with "
     "videos, or with images/ and masks/"
 )
+ACCEPTED_PICTURES = (
+    "an .npz or .npy file, or a directory with a subdirectory of pictures per class or with "
+    "pictures alone, for pictures without a condition"
+)
 # What decoders of arrays raise for damaged files and for sizes that no memory holds.
 DAMAGED = (
     OSError,
@@ -81,6 +93,7 @@ class Cases:
         counts: answers of each sequence; empty without answers
         names: of the sequences
         groups: the group of each sequence, which no split divides; empty: each is its own
+        classes: the class of each picture without a condition; empty where there are none
         splits: train, validation or test for each sequence; empty where the files do not say
         notices: what was not used, a sentence each
         lossy: whether an answer was compressed in a way that changes its values
@@ -92,6 +105,7 @@ class Cases:
     counts: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     lossy: bool = False
@@ -124,11 +138,26 @@ def read_cases(path: Path, axes: str | None = None) -> Cases:
     """
     if path.is_dir():
         return _Folder(path).cases()
+    return _from_arrays(_read_arrays(path, ACCEPTED), path, axes)
+
+
+def read_pictures(path: Path) -> Cases:
+    """The pictures in a file or folder, each a case of one frame, and their classes.
+
+    `path` is absolute. Raises SettingError for what the head of this module does not describe.
+    """
+    if path.is_dir():
+        return _ClassFolders(path).cases()
+    return _pictures_from_arrays(_read_arrays(path, ACCEPTED_PICTURES), path)
+
+
+def _read_arrays(path: Path, accepted: str) -> dict[str, np.ndarray]:
+    """The named arrays of a file. Raises SettingError for one that is no file of arrays."""
     if path.suffix.lower() == ".npy":
-        return _from_arrays(dict(frames=_read_npy(path)), path, axes)
+        return dict(frames=_read_npy(path))
     if path.suffix.lower() == ".npz":
-        return _from_arrays(read_npz(path, "frames"), path, axes)
-    refuse(path, ACCEPTED + _what_it_is(path))
+        return read_npz(path, "frames")
+    refuse(path, accepted + _what_it_is(path))
 
 
 def _what_it_is(path: Path) -> str:
@@ -178,11 +207,8 @@ def _short(error: BaseException) -> str:
 
 def _from_arrays(arrays: dict[str, np.ndarray], path: Path, axes: str | None) -> Cases:
     """Cases in named arrays. Raises SettingError."""
-    if "frames" not in arrays:
-        shapes = ", ".join(f"`{name}` {value.shape}" for name, value in arrays.items()) or "none"
-        refuse(path, f"an .npz with an array `frames` (N, T, H, W); the arrays found are {shapes}")
     notices = []
-    frames = _pictures_last(arrays["frames"], "frames", path)
+    frames = _frames_of(arrays, "(N, T, H, W)", path)
     answers = arrays.get("answers")
     if frames.ndim - _colours(frames) == 3:  # one picture per case
         if answers is None and len(frames) > 1 and axes is None and not _looks_unordered(frames):
@@ -211,14 +237,65 @@ def _from_arrays(arrays: dict[str, np.ndarray], path: Path, axes: str | None) ->
         cases.answers = _joined(answers)
         cases.counts = [answers.shape[1]] * len(answers)
     cases.groups = _per_case(arrays, "groups", cases, path)
+    _read_split(arrays, {"frames", "answers", "groups"}, cases, path)
+    return cases
+
+
+def _pictures_from_arrays(arrays: dict[str, np.ndarray], path: Path) -> Cases:
+    """Pictures without a condition in named arrays. Raises SettingError."""
+    frames = _frames_of(arrays, "(N, H, W)", path)
+    if frames.ndim == 4 and frames.shape[1] == 3 and not _colours(frames):
+        frames = np.moveaxis(frames, 1, -1)
+    elif frames.ndim - _colours(frames) == 4 and frames.shape[1] == 1:
+        frames = frames[:, 0]
+    if frames.ndim - _colours(frames) != 3:
+        refuse(
+            path,
+            "`frames` (N, H, W), or with an axis of 3 colours, for pictures without a condition; "
+            f"it has shape {frames.shape}",
+        )
+    for name in ("answers", "groups"):
+        if name in arrays:
+            refuse(
+                path,
+                f"no array `{name}` with num_cond_frames 0, for pictures without a condition, only "
+                "`labels` and `split`",
+            )
+    cases = Cases(frames, [1] * len(frames), names=[str(i) for i in range(len(frames))])
+    names = [name for name in ("labels", "classes") if name in arrays]
+    if len(names) == 2:
+        refuse(path, "`labels` or `classes` of pictures; found both")
+    if names:
+        if arrays[names[0]].dtype.kind not in "buiU":
+            refuse(
+                path,
+                f"whole numbers or texts in `{names[0]}`; found values of type "
+                f"{arrays[names[0]].dtype}",
+            )
+        cases.classes = _per_case(arrays, names[0], cases, path)
+        if len(set(cases.classes)) == 1:
+            refuse(path, f"two classes or more in `{names[0]}`, or no such array")
+    _read_split(arrays, {"frames", *names}, cases, path)
+    return cases
+
+
+def _frames_of(arrays: dict[str, np.ndarray], shape: str, path: Path) -> np.ndarray:
+    """The array `frames`, with H, W or H, W, 3 last. Raises SettingError where there is none."""
+    if "frames" not in arrays:
+        shapes = ", ".join(f"`{name}` {value.shape}" for name, value in arrays.items()) or "none"
+        refuse(path, f"an .npz with an array `frames` {shape}; the arrays found are {shapes}")
+    return _pictures_last(arrays["frames"], "frames", path)
+
+
+def _read_split(arrays: dict[str, np.ndarray], used: set[str], cases: Cases, path: Path) -> None:
+    """Read the array `split`, if there is one, and note the arrays that are neither it nor used."""
     cases.splits = _per_case(arrays, "split", cases, path)
     unknown = sorted(set(cases.splits) - set(SPLITS))
     if unknown:
         refuse(path, f"`split` of {', '.join(SPLITS)}; found {', '.join(unknown[:3])}")
-    unused = sorted(set(arrays) - {"frames", "answers", "groups", "split"})
+    unused = sorted(set(arrays) - used - {"split"})
     if unused:
         cases.notices.append(f"{path.name}: the arrays {', '.join(unused)} are not used")
-    return cases
 
 
 def _per_case(arrays: dict[str, np.ndarray], name: str, cases: Cases, path: Path) -> list[str]:
@@ -305,6 +382,8 @@ class _Folder:
         path: the directory
     """
 
+    accepted = ACCEPTED
+
     def __init__(self, path: Path):
         self.path = path
         self.frames = Stack()
@@ -327,7 +406,7 @@ class _Folder:
             self._read(self.path)
         cases = self.cases_read
         if self.frames.pixels is None:
-            refuse(self.path, f"{ACCEPTED}; found {_listing(self.path)}")
+            refuse(self.path, f"{self.accepted}; found {_listing(self.path)}")
         cases.frames = self.frames.pixels
         cases.answers = self.answers.pixels
         if cases.answers is not None and 0 in cases.counts:
@@ -434,6 +513,42 @@ class _Folder:
         others = [p for p in folder.iterdir() if p.name not in used and not is_hidden(p)]
         if others:
             self.cases_read.notices.append(f"{folder}: not used: {_names(others)}")
+
+
+class _ClassFolders(_Folder):
+    """Reads one directory of pictures without a condition: a folder for each class, or none."""
+
+    accepted = ACCEPTED_PICTURES
+
+    def _read(self, folder: Path) -> None:
+        """Add the pictures of one folder, each a case of its own."""
+        pictures = files_in(folder, PICTURES)
+        classes = [p for p in folders_in(folder) if files_in(p, PICTURES)]
+        for below in folders_in(folder):
+            for deeper in folders_in(below):
+                if files_in(deeper, PICTURES):
+                    refuse(deeper, f"pictures in {below} itself; {self.accepted}")
+        names = [p.name.lower() for p in classes]
+        if set(names) & set(IMAGES) and any(name.startswith(ANSWERS) for name in names):
+            refuse(folder, f"a directory per class; {_names(classes)} hold pictures and answers")
+        read = self.cases_read
+        without_class = pictures or len(read.lengths) > len(read.classes)
+        if without_class and (classes or read.classes):
+            refuse(folder, "all pictures in directories of their classes, or none")
+        if len(classes) == 1:
+            refuse(folder, f"two classes or more, or the pictures alone, {classes[0]}")
+        self._note_others(folder, [p.name for p in (*pictures, *classes)])
+        for each in classes:
+            files = files_in(each, PICTURES)
+            self._note_others(each, [p.name for p in files])
+            for file in files:
+                self._add_picture(file, f"{each.name}/{file.name}")
+            read.classes += [each.name] * len(files)
+        for file in pictures:
+            self._add_picture(file, file.name)
+
+    def _add_picture(self, file: Path, name: str) -> None:
+        self._add_case(file.parent, name, [read_picture(file)], file, [], "")
 
 
 def _listing(folder: Path) -> str:

@@ -1,14 +1,15 @@
 """A world from a user's own frames, and which of them are for training.
 
 The splits are those that the files give; else every fifth sequence or group is for testing, and
-every tenth of the others for validation. `files.py` says where frames and answers may lie,
-`levels.py` what their numbers mean.
+every tenth of the others for validation; of pictures without a condition, those of each class.
+`files.py` says where frames and answers may lie, `levels.py` what their numbers mean.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -20,13 +21,14 @@ from torch import Tensor
 from config import WorldSettings
 from diverse_sampling.errors import reject
 from worlds.channels import as_images, in_colours
-from worlds.decoders import refuse
-from worlds.files import SPLITS, Cases, find, read_cases
+from worlds.decoders import natural, refuse
+from worlds.files import SPLITS, Cases, find, read_cases, read_pictures
 from worlds.levels import Pictures, answer_levels, extent, grey_levels, parts
 from worlds.moving_digits import Sequences, World
 
 TEST_EVERY = 5  # one sequence or group out of this many is in the test split
 VALIDATION_EVERY = 10  # one out of this many of the others is in the validation split
+MOST_NAMED = 12  # classes whose names and numbers are said in a line
 
 
 # ---------------------------------------------------------------- a data set
@@ -44,6 +46,8 @@ class OwnData:
         sha256: a hash of all numbers and of how they are divided into sequences
         notices: what a user should know, a sentence each
         path: absolute
+        single: whether each picture is a sample of its own, without a condition
+        class_names: of these pictures, in natural order; empty without classes
     """
 
     cases: Cases
@@ -53,17 +57,23 @@ class OwnData:
     sha256: str
     notices: list[str]
     path: Path
+    single: bool
+    class_names: list[str]
 
     def describe(self) -> str:
         """What was understood, in one line."""
         n = len(self.cases.lengths)
         height, width = self.frames.pixels.shape[1:3]
         dtype = str(self.frames.pixels.dtype).removeprefix("torch.")
+        size = f"of {height} x {width} px ({self.frames.levels}; {dtype})"
         texts = [
             f"{self.path}: {n:,} sequence{'s' * (n != 1)}",
-            f"{len(self.frames):,} frames of {height} x {width} px ({self.frames.levels}; {dtype})",
+            f"{len(self.frames):,} frames {size}",
         ]
-        if self.answers is None:
+        if self.single:
+            texts = [f"{self.path}: {n:,} pictures {size}", "no condition"]
+            texts.append(self._classes_in_words())
+        elif self.answers is None:
             texts.append("no answers, so the next frame is the answer")
         else:
             counts = sorted(set(self.cases.counts))
@@ -71,10 +81,21 @@ class OwnData:
             texts.append(f"{many} answers each ({self.answers.levels})")
         if self.cases.groups:
             texts.append(f"{len(set(self.cases.groups)):,} groups")
-        source = "given" if self.cases.splits else f"every {TEST_EVERY}th is for testing"
+        each = " of each class" * bool(self.class_names)
+        source = "given" if self.cases.splits else f"every {TEST_EVERY}th{each} is for testing"
         numbers = ", ".join(f"{split} {self.splits.count(split):,}" for split in SPLITS)
         texts.append(f"{numbers} ({source})")
         return "; ".join(texts)
+
+    def _classes_in_words(self) -> str:
+        """The number of classes, their names, and how many pictures each has."""
+        if not self.class_names:
+            return "no classes"
+        counts = Counter(self.cases.classes)
+        named = [f"{name} {counts[name]:,}" for name in self.class_names[:MOST_NAMED]]
+        more = len(self.class_names) - len(named)
+        others = f" and {more} more" * (more > 0)
+        return f"{len(self.class_names)} classes: {', '.join(named)}{others}"
 
     def record(self) -> dict[str, Any]:
         """What checkpoints and results hold of it."""
@@ -86,6 +107,7 @@ class OwnData:
             frames=str(self.frames.levels),
             answers=None if self.answers is None else str(self.answers.levels),
             classes=len(self.answers.levels.values) if self.answers is not None else 0,
+            class_names=self.class_names,
         )
 
 
@@ -98,13 +120,21 @@ def _hash(cases: Cases) -> str:
             for part in parts(array):
                 sha.update(np.ascontiguousarray(part).data)
     sha.update(repr((cases.lengths, cases.counts, cases.groups, cases.splits)).encode())
+    if cases.classes:
+        sha.update(repr(cases.classes).encode())
     return sha.hexdigest()
 
 
 def _split(cases: Cases, path: Path) -> list[str]:
-    """The split of each sequence; whole groups go to one. Raises SettingError."""
+    """The split of each sequence; whole groups go to one, and each class to all of them.
+
+    Raises SettingError.
+    """
     groups = cases.groups or [str(i) for i in range(len(cases.lengths))]
     splits = cases.splits
+    of_class: dict[str, list[str]] = {}  # the groups of each class; without classes all are alike
+    for group, name in dict(zip(groups, cases.classes or [""] * len(groups))).items():
+        of_class.setdefault(name, []).append(group)
     if splits:
         for group in dict.fromkeys(groups):
             of_group = sorted({split for split, each in zip(splits, groups) if each == group})
@@ -117,15 +147,25 @@ def _split(cases: Cases, path: Path) -> list[str]:
             refuse(path, f"splits train and test; found {sorted(set(splits))}")
         split_of = dict(zip(groups, splits))
     else:
-        names = list(dict.fromkeys(groups))
         split_of = {
             name: "test" if i % TEST_EVERY == TEST_EVERY - 1 else "train"
+            for names in of_class.values()
             for i, name in enumerate(names)
         }
+    for name, names in of_class.items():
+        missing = [split for split in ("train", "test") if split not in map(split_of.get, names)]
+        if missing:
+            fewest = "" if splits else f", {TEST_EVERY} or more"
+            refuse(
+                path,
+                f"pictures of each class in the splits train and test{fewest}; class {name} has "
+                f"{len(names)}, none for {missing[-1]}",
+            )
     if "validation" not in split_of.values():
-        training = [name for name in split_of if split_of[name] == "train"]
-        for name in training[VALIDATION_EVERY - 1 :: VALIDATION_EVERY]:
-            split_of[name] = "validation"
+        for names in of_class.values():
+            training = [name for name in names if split_of[name] == "train"]
+            for name in training[VALIDATION_EVERY - 1 :: VALIDATION_EVERY]:
+                split_of[name] = "validation"
     return [split_of[group] for group in groups]
 
 
@@ -137,21 +177,20 @@ def _understood(
     value_range: tuple[float, ...] | None,
     classes: tuple[float, ...] | None,
     unlabelled: bool,
+    single: bool,
 ) -> OwnData:
     """The data set at a path; `state` is what `_state_of` says of it. Raises SettingError."""
-    cases = read_cases(path, axes)
+    cases = read_pictures(path) if single else read_cases(path, axes)
     notices = cases.notices
     if unlabelled:
         cases.answers = None
         cases.counts = []
     elif len(set(cases.groups) or cases.lengths) < TEST_EVERY and not cases.splits:
-        what = "groups" if cases.groups else "sequences"
+        what = "groups" if cases.groups else "pictures" if single else "sequences"
         count = len(set(cases.groups)) if cases.groups else len(cases.lengths)
-        refuse(
-            path,
-            f"{TEST_EVERY} {what} or more; found {count}"
-            + (" (a subdirectory of pictures is a sequence)" if path.is_dir() else ""),
-        )
+        hint = " (a subdirectory of pictures is a sequence)"
+        of_folder = path.is_dir() and not single
+        refuse(path, f"{TEST_EVERY} {what} or more; found {count}{hint * of_folder}")
     if cases.answers is not None and cases.answers.shape[1:3] != cases.frames.shape[1:3]:
         a, b = (" x ".join(map(str, each.shape[1:3])) for each in (cases.answers, cases.frames))
         refuse(path, f"frames and answers of one size; found {a} and {b} px")
@@ -177,7 +216,8 @@ def _understood(
     splits = ["test"] * len(cases.lengths) if unlabelled else _split(cases, path)
     cases.frames = np.empty(0)  # what was not converted in place is freed
     cases.answers = None
-    return OwnData(cases, frames, answers, splits, sha256, notices, path)
+    names = sorted(sorted(set(cases.classes)), key=lambda name: natural(Path(name)))
+    return OwnData(cases, frames, answers, splits, sha256, notices, path, single, names)
 
 
 def _note_empty(answers: Pictures, cases: Cases, path: Path, notices: list[str]) -> None:
@@ -277,7 +317,7 @@ class OwnFrames(World):
         return len(values) if len(values) > 2 else 0
 
     @property
-    def mode_probabilities(self) -> Tensor:
+    def mode_probabilities(self) -> Tensor | None:
         """(A,) float64, the prior of each answer to a window that has the most: all are equal."""
         count = self.most_answers
         return torch.full((count,), 1 / count, dtype=torch.float64)
@@ -351,6 +391,57 @@ class OwnFrames(World):
         return cond, in_colours(answers, self.label_classes), self.counts[which].tolist()
 
 
+class OwnPictures(OwnFrames):
+    """A world of a user's pictures without a condition: each is a sample, its class a mode.
+
+    Arguments:
+        data: the data set
+        split: "train", "validation" or "test"
+        source: how the user named it
+    """
+
+    def __init__(self, data: OwnData, split: str, source: str):
+        super().__init__(data, split, 0, source)
+        self.class_names = data.class_names
+        index = {name: i for i, name in enumerate(data.class_names)}
+        classes = data.cases.classes or [""] * len(data.splits)
+        of_split = [index.get(name, 0) for name, each in zip(classes, data.splits) if each == split]
+        self.labels = torch.tensor(of_split, dtype=torch.int64)
+
+    @property
+    def bank(self) -> tuple[Tensor, Tensor]:
+        """All pictures of the split, (M, H, W) or, in colour, (M, 3, H, W) in [0, 1], and their
+        classes (M,) int64, indices of `class_names`; 0 without classes."""
+        return as_images(self.frames[self.starts]), self.labels
+
+    @property
+    def modes_total(self) -> int | None:
+        """The number of classes; None without classes."""
+        return len(self.class_names) or None
+
+    @property
+    def mode_probabilities(self) -> Tensor | None:
+        """(classes,) float64, the share of each class in the split; None without classes."""
+        if not self.class_names:
+            return None
+        counts = torch.bincount(self.labels, minlength=len(self.class_names))
+        return counts.double() / len(self)
+
+    def to(self, device: torch.device | str) -> OwnPictures:
+        super().to(device)
+        self.labels = self.labels.to(device)
+        return self
+
+    def windows(
+        self, n: int, generator: torch.Generator, *, which: Tensor | None = None
+    ) -> Sequences:
+        """Draw n pictures, labelled with their classes; `which` (n,) int64 picks them."""
+        batch = super().windows(n, generator, which=which)
+        return replace(
+            batch, labels=self.labels[batch.which], choices=torch.ones_like(batch.choices)
+        )
+
+
 def _state_of(path: Path) -> frozenset[tuple[str, int, int]]:
     """What differs once a file, or anything in a folder, has been changed, added or removed.
 
@@ -382,11 +473,15 @@ def load_frames(settings, split):
         settings.value_range and tuple(settings.value_range),
         settings.answer_classes and tuple(settings.answer_classes),
         unlabelled,
+        single=num_cond_frames == 0,
     )
+    if data.single:
+        pictures = OwnPictures(data, split, name)
+        return pictures if len(pictures) else None
     # A window without answers takes one more frame, which is its answer.
     needed = num_cond_frames + (data.answers is None and not unlabelled)
     shortest = min(data.cases.lengths)
-    if num_cond_frames < 1 or shortest < needed:
+    if shortest < needed:
         most = num_cond_frames - (needed - shortest)
         case = data.cases.names[data.cases.lengths.index(shortest)]
         reject(
