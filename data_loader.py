@@ -125,10 +125,10 @@ def load_digits(
         return _embedded(split, size)
 
 
-def _moving_digits(settings: WorldSettings, digits: Digits, known: Digits | None) -> MovingDigits:
+def _moving_digits(settings: WorldSettings, digits: Digits, training: Digits | None) -> MovingDigits:
     """The world of moving digits that `settings` describe, over a bank of digits.
 
-    `known` are those that count as right answers in a world of classes, None in the others.
+    `training` are those for training, in a world of classes; None in the others.
     """
     assert settings.seq_len is not None and settings.num_cond_frames is not None
     common = dict(
@@ -137,8 +137,8 @@ def _moving_digits(settings: WorldSettings, digits: Digits, known: Digits | None
         num_digits=settings.num_digits,
         image_size=settings.image_size,
     )
-    if known is not None:
-        return CLASS_WORLDS[settings.dataset](digits, known=known, **common)
+    if training is not None:
+        return CLASS_WORLDS[settings.dataset](digits, training=training, **common)
     if settings.dataset == "circle_jumping":
         return CircleJumping(digits, num_directions=settings.num_directions, p=settings.p, **common)
     if settings.dataset == "horizontal":
@@ -184,5 +184,5 @@ def load_world(settings, digits, split):
             else digits_of.keep(settings.digit_classes)
         )
 
-    known = bank("train") if settings.dataset in CLASS_WORLDS else None
-    return _moving_digits(settings, bank(split), known)
+    training = bank("train") if settings.dataset in CLASS_WORLDS else None
+    return _moving_digits(settings, bank(split), training)

@@ -535,8 +535,8 @@ def set_up(
     guidance = methods.named(settings.record()).get("guidance")
     if guidance is not None and method.ANSWERS in guidance.needs:
         _check_optimum(task, settings.guidance.guidance)
-    if guidance is not None and method.CLASSES in guidance.needs and not task.has_classes:
-        reject("guidance", settings.guidance.guidance, "any other in a world without classes")
+    if guidance is not None and method.CLASSES in guidance.needs:
+        _check_classes(task, settings, device)
     curve, pilot_calls = pilot.decisions_of(settings, kind, world, network, path, device)
     chosen = methods.Methods(settings, curve, classifier)
     sampler = SetSampler(task, settings, device, chosen, network)
@@ -550,6 +550,35 @@ def _check_optimum(task: Task, name: str) -> None:
     """
     if task.world.dataset == "frames" and len(set(task.world.data.cases.counts)) > 1:
         reject("guidance", name, "any other where cases have different numbers of answers")
+
+
+def _check_classes(task: Task, settings: EvaluationSettings, device: Any) -> None:
+    """Refuse guidance by classes if nothing tells the classes, and give a task its classifier.
+
+    Raises SettingError.
+    """
+    import torch
+
+    from diverse_sampling.guidance.classes import composition_of
+    from lab import checkpoint
+    from lab.tasks import ClassTask
+
+    if not task.has_classes:
+        reject("guidance", settings.guidance.guidance, "any other in a world without classes")
+    path = settings.options["classifier"]
+    if isinstance(task, ClassTask):
+        own = settings.world.dataset == "frames"
+        if path is None and own:
+            reject("classifier", None, "a file that lab/train_classifier.py wrote for these pictures")
+        task.recognise = (
+            checkpoint.load_classifier("noisy", device)
+            if path is None
+            else checkpoint.read_noisy_classifier(path, task.world, device)
+        )
+    elif path is not None:
+        reject("classifier", path, "null in a world whose rule tells the classes")
+    names = task.classes(torch.arange(1), device).names
+    composition_of(settings.options["classes"], names, settings.evaluate.batch_size)
 
 
 def _levels_drawn(

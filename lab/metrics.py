@@ -62,9 +62,9 @@ def nearest_direction(moved: Tensor, offsets: Tensor) -> Tensor:
 def expected_modes_iid(probabilities: Tensor, batch_size: int) -> float:
     """Expected number of different modes in B independent draws, sum_m 1 - (1 - p_m)^B.
 
-    probabilities (k,) of the modes; batch_size is B.
+    probabilities (k,) of the modes, or (G, k), over whose rows it is the mean; batch_size is B.
     """
-    return float((1 - (1 - probabilities.double()) ** batch_size).sum())
+    return float((1 - (1 - probabilities.double()) ** batch_size).sum(-1).mean())
 
 
 def equivalent_draws(found: float, probabilities: Tensor) -> float:

@@ -13,8 +13,8 @@ one of the answers between which a world chooses, such as a direction or a digit
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, Callable
 
 import torch
 from torch import Tensor
@@ -26,12 +26,17 @@ from diverse_sampling.method import Classes
 from diverse_sampling.noise import set_generator
 from lab import checkpoint
 from lab.classifier import judged
+from lab.judge import Judge
 from lab.metrics import (
     answer_metrics,
+    class_coverage,
     combination_metrics,
     cosine_kernel,
     displacement,
     diversity_metrics,
+    drawn_answers_ged,
+    energy_score,
+    expected_modes_iid,
     iou_distance,
     mean_interval,
     mixture_modes,
@@ -39,14 +44,16 @@ from lab.metrics import (
     motion_metrics,
     nearest_direction,
     nearest_image,
+    nearest_in_class,
     pairwise_l2,
     recognise,
+    share_metrics,
     spread_metrics,
     without_background,
 )
 from worlds.channels import as_images, as_planes, mixed, one_hot
 from worlds.moving_digits import Centered, Halves, Mixture, MovingDigits, Sequences, World
-from worlds.own_data import OwnFrames
+from worlds.own_data import OwnFrames, OwnPictures
 
 
 LEAST = 0.05  # the probability of the classes that a diverse set has to show
@@ -244,75 +251,98 @@ class ClassTask(_DigitTask):
     """Pictures of which each shows one of several classes; modes are the classes.
 
     The right answers are the pictures that the world knows, as likely as the condition makes them.
-    The judge that names the classes is unlike anything that guides (`lab/judge.py`).
+    A judge names the classes that is unlike anything that guides (`lab/judge.py`).
+
+    Attributes:
+        known: (M, H, W) or (M, 3, H, W) in [0, 1], the right answers of all sets
+        known_labels: (M,) int64, their classes
+        log_prior: (G, M), how likely they are in each set; None: all are equally likely
+        recognise: log p(class | x, sigma) of noisy pictures x (N, C, H, W), (N, k)
     """
 
     world: Centered
     has_classes = True
+    recognise: Callable[[Tensor, Tensor], Tensor]
+    log_prior: Tensor | None = None
 
     def __init__(self, world: Centered, num_sets: int, seed: int):
         super().__init__(world, num_sets, seed)
-        self.log_prior = None  # (G, M), of the pictures that are known; None: all are alike
+        self.known, self.known_labels = world.known()
         if isinstance(world, Halves):
             self.log_prior = world.log_likelihood(self.cond[:, 0]).log_softmax(-1)
 
-    @property
+    @cached_property
     def class_priors(self) -> Tensor:
         """(G, k) float64, the probability of each class in each set."""
-        labels = self.world.known.labels
-        k = len(self.world.class_names)
-        if self.log_prior is None:
-            shares = torch.bincount(labels, minlength=k).double() / len(labels)
-            return shares.expand(self.num_sets, k)
-        shares = torch.zeros(self.num_sets, k, dtype=torch.float64)
-        return shares.index_add_(1, labels, self.log_prior.double().exp())
-
-    def wanted(self, sets: Tensor) -> Tensor:
-        """(G', k) bool, the classes that a diverse set has to show: those of LEAST or more."""
-        return self.class_priors[sets] >= LEAST
+        labels = self.known_labels
+        each = torch.full((1, len(labels)), 1 / len(labels), dtype=torch.float64)
+        if self.log_prior is not None:
+            each = self.log_prior.double().exp()
+        shares = torch.zeros(len(each), len(self.world.class_names), dtype=torch.float64)
+        return shares.index_add_(1, labels, each).expand(self.num_sets, -1)
 
     def bank(self, sets: Tensor, device: torch.device) -> Bank:
-        """The known pictures of some sets."""
-        known = self.world.known
-        images = to_model_range(known.centred(self.world.image_size)[:, None])
+        """The right answers of some sets."""
+        colours = self.world.answer_channels > 1
+        images = to_model_range(as_planes(self.known, 0, colours)).to(device)
         prior = None if self.log_prior is None else self.log_prior[sets].to(device)
         k = len(self.world.class_names)
-        return Bank(images.to(device), known.labels.to(device), k, prior)
+        return Bank(images, self.known_labels.to(device), k, prior)
 
     def exact_denoiser(self, sets, device, joint=False):
-        weights = None
-        if joint:
-            weights = partial(joint_weights, wanted=self.wanted(sets))
-        return self.bank(sets, device).denoiser(weights)
+        wanted = self.class_priors[sets] >= LEAST
+        return self.bank(sets, device).denoiser(
+            partial(joint_weights, wanted=wanted) if joint else None
+        )
 
     def classes(self, sets, device):
-        classify = checkpoint.load_classifier("noisy", device)
-        prior = self.class_priors
-        posterior = (prior[sets] / prior.mean(0)).log().float().to(device)
+        priors = self.class_priors[sets]
+        given = (priors / self.class_priors.mean(0)).log().float().to(device)
 
         def log_posterior(x: Tensor, sigma: Tensor) -> Tensor:
-            log_p = classify(x.flatten(0, 1), sigma).unflatten(0, x.shape[:2])
-            return log_p + posterior[:, None]
+            log_p = self.recognise(x.flatten(0, 1), sigma).unflatten(0, x.shape[:2])
+            return log_p + given[:, None]
 
-        return Classes(self.world.class_names, log_posterior, self.wanted(sets))
+        return Classes(self.world.class_names, log_posterior, priors >= LEAST)
+
+    @cached_property
+    def judge(self) -> Judge:
+        """What names the classes of samples."""
+        return Judge.load()
 
     def modes(self, samples, sets):
-        return self._named(samples)
-
-    def _named(self, samples: Tensor) -> Tensor:
-        """The class that the judge names for each sample, (G, B, H, W) -> (G, B) int64."""
-        frames = without_background(samples).flatten(0, 1)
-        return checkpoint.load_judge()(frames).view(samples.shape[:2])
+        return self.judge(without_background(samples).flatten(0, 1)).view(samples.shape[:2])
 
     def measure(self, samples):
-        modes = self._named(samples)
+        modes = self.modes(samples, torch.arange(len(samples)))
         priors = self.class_priors
         metrics = mode_metrics(modes, priors.mean(0))
-        metrics["modes_expected_iid"] = mean_of_expected(priors)
-        return metrics | self._pictures(samples, modes), modes
+        metrics |= share_metrics(modes, priors)
+        metrics |= class_coverage(modes, priors, LEAST) or {}
+        nearest = nearest_in_class(
+            samples.flatten(0, 1), modes.flatten(), self.known, self.known_labels
+        )
+        metrics |= dict(
+            quality=None,
+            nearest_in_class=mean_interval(nearest.view(modes.shape).mean(1)),
+            iou_distance=mean_interval(iou_distance(samples)),
+            pairwise_l2=mean_interval(pairwise_l2(samples)),
+            **self._second_judge(samples, modes),
+        )
+        if self.log_prior is not None:  # classes are not alike in all sets
+            weights = self.log_prior.exp()
+            metrics |= dict(
+                modes_expected_iid=expected_modes_iid(priors, samples.shape[1]),
+                equivalent_draws=None,
+                count_dispersion=None,
+                count_variance_ratio=None,
+                ged=mean_interval(drawn_answers_ged(samples, self.known, weights)),
+                energy_score=mean_interval(energy_score(samples, self.known, weights)),
+            )
+        return metrics, modes
 
-    def _pictures(self, samples: Tensor, modes: Tensor) -> dict[str, Any]:
-        """How the samples look, by a second judge, a network."""
+    def _second_judge(self, samples: Tensor, modes: Tensor) -> dict[str, Any]:
+        """What a network says: its confidence, and how often it agrees with the judge."""
         network = checkpoint.load_classifier("judge", self.device).fused()
         seen: list[Tensor] = []
 
@@ -322,12 +352,38 @@ class ClassTask(_DigitTask):
 
         classes, confidence = recognise(samples, classifier)
         return dict(
-            quality=None,
             confidence=mean_interval(confidence.mean(1)),
             agreement=mean_interval((classes == modes).double().mean(1)),
-            iou_distance=mean_interval(iou_distance(samples)),
-            pairwise_l2=mean_interval(pairwise_l2(samples)),
-        ) | diversity_metrics(cosine_kernel(seen[0].view(*samples.shape[:2], -1)))
+            **diversity_metrics(cosine_kernel(seen[0].view(*samples.shape[:2], -1))),
+        )
+
+
+class PicturesTask(ClassTask):
+    """A user's pictures in classes, without a condition; the judge knows those for training."""
+
+    world: OwnPictures
+
+    def __init__(self, world: OwnPictures, num_sets: int, seed: int):
+        Task.__init__(self, world, num_sets, seed)
+        self.cond = torch.zeros(num_sets, 0, *world.frame_shape)
+        self.known, self.known_labels = world.known()
+
+    @staticmethod
+    def most_sets(world: OwnPictures) -> None:
+        return None
+
+    def truth(self):
+        return {}
+
+    @cached_property
+    def judge(self) -> Judge:
+        return Judge.fit(self.known, self.known_labels, len(self.world.class_names))
+
+    def modes(self, samples, sets):
+        return self.judge(samples.flatten(0, 1)).view(samples.shape[:2])
+
+    def _second_judge(self, samples, modes):
+        return {}
 
 
 class FramesTask(Task):
@@ -426,6 +482,8 @@ def kind_of(world: Any) -> type[Task]:
     """The class of the task that a world offers."""
     if isinstance(world, Mixture):
         return MixtureTask
+    if isinstance(world, OwnPictures) and world.class_names:
+        return PicturesTask
     if isinstance(world, OwnFrames):
         return FramesTask
     return ClassTask if isinstance(world, Centered) else NextFrame

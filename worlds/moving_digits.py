@@ -343,16 +343,21 @@ class Centered(MovingDigits):
     """World `centered`: each digit rests in the middle, and the modes are the ten classes.
 
     Arguments:
-        known: the digits that count as the right answers, those for training
+        training: the digits for training, which count as the right answers
         others: as in `MovingDigits`
     """
 
     dataset = "centered"
     class_names = [str(digit) for digit in range(NUM_CLASSES)]
 
-    def __init__(self, digits: Digits, *, known: Digits, **others: int):
+    def __init__(self, digits: Digits, *, training: Digits, **others: int):
         super().__init__(digits, **others)
-        self.known = known
+        self.training = training
+
+    def known(self) -> tuple[Tensor, Tensor]:
+        """The pictures that count as right answers, (M, H, W) in [0, 1], and their classes (M,)
+        int64."""
+        return self.training.centred(self.image_size), self.training.labels
 
     @property
     def modes_total(self) -> int:
@@ -405,13 +410,13 @@ class Halves(Centered):
         return self.windows(n, generator)
 
     def log_likelihood(self, cond: Tensor) -> Tensor:
-        """ln p(condition | digit) of each digit that is known, up to a constant.
+        """ln p(condition | picture) of each picture that is `known`, up to a constant.
 
         cond (G, H, W), the first frames of windows -> (G, M).
         """
         rows, columns = self.upper
         seen = cond[:, rows, columns].flatten(1)
-        upper = self.known.images[:, : self.digit_size // 2].flatten(1)
+        upper = self.training.images[:, : self.digit_size // 2].flatten(1)
         return -torch.cdist(seen, upper).square() / (2 * self.NOISE**2)
 
 

@@ -408,6 +408,10 @@ class OwnPictures(OwnFrames):
         of_split = [index.get(name, 0) for name, each in zip(classes, data.splits) if each == split]
         self.labels = torch.tensor(of_split, dtype=torch.int64)
 
+    def known(self) -> tuple[Tensor, Tensor]:
+        """The pictures for training and their classes, as `bank` has them."""
+        return OwnPictures(self.data, "train", self.source).bank
+
     @property
     def bank(self) -> tuple[Tensor, Tensor]:
         """All pictures of the split, (M, H, W) or, in colour, (M, 3, H, W) in [0, 1], and their

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Callable, Sequence
+from typing import Callable, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ from diverse_sampling.guidance.joint import joint_weights
 from diverse_sampling.method import CLASSES, PILOT, Method, Sets
 
 LogPosterior = Callable[[Tensor, Tensor], Tensor]
-FACTOR = 5.0
+FACTOR = 8.0
 
 
 class ClassGuidance(Guided):
@@ -147,6 +147,19 @@ def drawn_counts(shares: Tensor, batch_size: int, starts: Tensor) -> Tensor:
     return below.diff(dim=1, prepend=torch.zeros_like(below[:, :1])).long()
 
 
+def asked_counts(
+    text: str, names: Sequence[str], batch_size: int, starts: Tensor
+) -> Tensor | None:
+    """The counts (G, k) of each set that somebody asks for; None for "all". Arguments and errors as
+    of `composition_of` and `drawn_counts`."""
+    asked = composition_of(text, names, batch_size)
+    if asked is None:
+        return None
+    if asked.is_floating_point():
+        return drawn_counts(asked, batch_size, starts)
+    return asked.expand(len(starts), -1)
+
+
 @dataclass(frozen=True)
 class Options:
     """Classes"""
@@ -156,6 +169,9 @@ class Options:
     so many particles of each; 3:70%,8:30%, such shares in the mean over sets"""
     class_factor: float = FACTOR
     """classes: strength; 1 is right for an exact classifier and many steps"""
+    classifier: Optional[str] = None
+    """classes: the classifier of noisy pictures, a file that lab/train_classifier.py wrote (null:
+    the one for digits; where a world's rule tells the classes, none is needed)"""
 
     def __post_init__(self):
         if not 0 <= self.class_factor < math.inf:
@@ -164,9 +180,7 @@ class Options:
 
 def _make(sets: Sets) -> ClassGuidance:
     classes = sets.classes()
-    counts = composition_of(sets.options.classes, classes.names, sets.particles)
-    if counts is not None and counts.is_floating_point():
-        counts = drawn_counts(counts, sets.particles, sets.evenly)
+    counts = asked_counts(sets.options.classes, classes.names, sets.particles, sets.evenly)
     return ClassGuidance(
         sets.denoise,
         classes.log_posterior,
