@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from data_loader import load_digits
 from diverse_sampling.denoiser import to_model_range
+from diverse_sampling.errors import SettingError
 from lab import checkpoint, train_classifier
 from lab.classifier import judged
 from lab.metrics import recognise, without_background
@@ -173,11 +174,22 @@ def test_a_short_training_approaches_the_exact_posterior(digits):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "sigma, accuracy, excess", [(0.1, 0.98, 0), (1.0, 0.83, 0), (3.0, 0.38, 0.03)]
-)
+def test_the_shipped_classifier_of_noisy_digits_reaches_its_figures(noisy, mnist_root):
+    """On all 10,000 test digits, 16 px in frames of 32, and the file says the same."""
+    test = load_digits("mnist", "test", size=16, data_root=mnist_root)
+    images = test.centred(32)[:, None]
+    measured = train_classifier.accuracy_at(noisy, images, test.labels, "cpu")["accuracy_at"]
+    assert measured[0.1] > 0.98 and measured[1.0] > 0.85 and measured[3.0] > 0.39
+    stated = checkpoint.read_metadata(NOISY)["accuracy_at"]
+    assert {float(sigma): value for sigma, value in stated.items()} == pytest.approx(
+        measured, abs=0.001
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sigma, excess", [(0.1, 0.0), (1.0, 0.0), (3.0, 0.03), (10.0, 0.01)])
 def test_the_shipped_classifier_of_noisy_digits_is_as_good_as_the_truth(
-    noisy, mnist_banks, sigma, accuracy, excess
+    noisy, mnist_banks, sigma, excess
 ):
     """Cross-entropy in nats beside the exact posterior of all training digits. For digits that are
     not among them, the network is better than that while noise is weak."""
@@ -186,11 +198,7 @@ def test_the_shipped_classifier_of_noisy_digits_is_as_good_as_the_truth(
     with torch.no_grad():
         log_p = noisy(x, torch.tensor(sigma))
     exact = exact_log_posterior(x[..., 8:24, 8:24], sigma, train.images, train.labels)
-    right = (log_p.argmax(1) == labels).double().mean()
-    assert right > accuracy
     assert F.nll_loss(log_p, labels) < F.nll_loss(exact, labels) + excess
-    stated = checkpoint.read_metadata(NOISY)["accuracy_at"][str(sigma)]  # of 10,000
-    assert abs(stated - right) < 0.06
 
 
 @pytest.mark.slow
@@ -240,3 +248,8 @@ def test_a_file_says_what_network_it_holds(tmp_path, capsys):
 def test_a_classifier_of_noisy_images_has_no_resolutions(refused):
     said = refused(train_classifier.main, ["--noisy", "--channels", "8,16"])
     assert "channels" in said and "accepted: null" in said
+
+
+def test_a_denoiser_is_not_a_classifier():
+    with pytest.raises(SettingError, match="is not a classifier; accepted: a file that"):
+        checkpoint.read_classifier(NOISY.with_name("centered.safetensors"))
