@@ -203,9 +203,7 @@ def rare(default: Any) -> Any:
 
 # ---------------------------------------------------------------- groups
 
-Dataset = Literal[
-    "centered", "halves", "free", "circle_jumping", "horizontal", "mixture", "frames"
-]
+Dataset = Literal["centered", "halves", "free", "circle_jumping", "horizontal", "mixture", "frames"]
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,9 @@ def load_digits(
         return _embedded(split, size)
 
 
-def _moving_digits(settings: WorldSettings, digits: Digits, training: Digits | None) -> MovingDigits:
+def _moving_digits(
+    settings: WorldSettings, digits: Digits, training: Digits | None
+) -> MovingDigits:
     """The world of moving digits that `settings` describe, over a bank of digits.
 
     `training` are those for training, in a world of classes; None in the others.
@@ -179,9 +181,7 @@ def load_world(settings, digits, split):
             timeout=digits.download_timeout,
         )
         return (
-            digits_of
-            if settings.digit_classes is None
-            else digits_of.keep(settings.digit_classes)
+            digits_of if settings.digit_classes is None else digits_of.keep(settings.digit_classes)
         )
 
     training = bank("train") if settings.dataset in CLASS_WORLDS else None

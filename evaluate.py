@@ -53,8 +53,13 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"  {'  independent draws':<28}{result['modes_expected_iid']:8.2f}   expected")
     if result["dataset"] == "horizontal" and result["modes_total"]:
         lines += _row("p_right", result["mode_frequencies"][0])
-    for key in ("quality", "confidence", "hm_iou"):
+    conditional = result["task"] == "conditional"
+    for key in ("coverage", "energy_score", "ged") if "coverage" in result and conditional else ():
+        lines += _row(key, result[key])
+    for key in ("composition_met", "quality", "confidence", "agreement", "hm_iou"):
         lines += _row(key, result.get(key))
+    if "shares_error" in result:
+        lines.append(f"  {'largest error of a share':<28}{result['shares_error']:8.3f}")
     for key in ("displacement", "spread_inside"):
         if key in result:
             lines.append(f"  {METRICS[key].title:<28}{result[key]:8.2f}   sd")

@@ -58,6 +58,8 @@ class Shares:
 # Pushes through the Jacobian end by themselves in each direction, as it is decided.
 EARLY = Shares(0.05, 0.5, 0.9)
 LATE = Shares(0.05, 0.97, 0.99)
+# Guidance by classes, and the noise levels of a scheduler, which nobody chose for it.
+WIDE = Shares(0.05, 0.95, 0.99)
 # Where this share is decided, a sample is done.
 DONE = 0.998
 

@@ -45,7 +45,7 @@ from typing import Any, Callable, Iterator, NamedTuple
 import torch
 from torch import Tensor
 
-from diverse_sampling.decisions import Decisions, Shares, measure
+from diverse_sampling.decisions import WIDE, Decisions, measure
 from diverse_sampling.defaults import FACTOR, PILOT_LEVELS
 from diverse_sampling.denoiser import Denoiser
 from diverse_sampling.errors import reject
@@ -92,9 +92,6 @@ INSTEAD = {
     "PNDMScheduler": "DDIMScheduler or UniPCMultistepScheduler",
     "IPNDMScheduler": "DEISMultistepScheduler",
 }
-
-# Where sets are guided at the noise levels of a scheduler.
-WIDE = Shares(0.05, 0.95, 0.99)
 
 Guide = Callable[[Denoiser], Denoiser]
 

@@ -161,7 +161,7 @@ def resolve(values: Mapping[str, Any], facts: Facts) -> tuple[EvaluationSettings
 
     task = asked.evaluate.task or offered
     s, g = asked.sampler, asked.guidance
-    digits = asked.world.dataset in ("centered", "halves") and g.guidance != "classes"
+    digits = asked.world.dataset == "centered" and g.guidance != "classes"
     exact = asked.evaluate.denoiser == "exact"
     features = g.pg_features or ("classifier" if digits else "pixels")
     space = g.pg_space or ("denoised" if g.guidance in ("pg", "classes") else "jacobian")
@@ -388,6 +388,26 @@ class Evaluation:
             held["decisions"] = asdict(self.sampler.decisions)
         return held
 
+    def _composition(self, modes: Tensor) -> dict[str, Any]:
+        """Whether sets hold what was asked for, for metrics.json; modes (G, B)."""
+        import torch
+
+        from diverse_sampling.guidance.classes import asked_counts
+        from diverse_sampling.noise import evenly
+        from lab.metrics import composition_met
+
+        if self.settings.guidance.guidance != "classes":
+            return {}
+        sets = torch.arange(len(modes))
+        names = self.task.classes(sets[:1], self.sampler.device).names
+        counts = asked_counts(
+            self.settings.options["classes"],
+            names,
+            modes.shape[1],
+            evenly(self.settings.run.seed, sets),
+        )
+        return {} if counts is None else composition_met(modes, counts)
+
     def _own_data(self) -> dict[str, Any]:
         """What a user's frames are, for metrics.json."""
         if self.settings.world.dataset != "frames":
@@ -445,6 +465,8 @@ class Evaluation:
         samples = self.sample(progress, shared)
         seconds = time.perf_counter() - start
         metrics, modes = self.task.measure(samples)
+        if modes is not None:
+            metrics |= self._composition(modes)
         particles = samples.shape[0] * samples.shape[1]
         forward = self.sampler.calls.forward / particles
         backward = self.sampler.calls.backward / particles
@@ -569,7 +591,9 @@ def _check_classes(task: Task, settings: EvaluationSettings, device: Any) -> Non
     if isinstance(task, ClassTask):
         own = settings.world.dataset == "frames"
         if path is None and own:
-            reject("classifier", None, "a file that lab/train_classifier.py wrote for these pictures")
+            reject(
+                "classifier", None, "a file that lab/train_classifier.py wrote for these pictures"
+            )
         task.recognise = (
             checkpoint.load_classifier("noisy", device)
             if path is None

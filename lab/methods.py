@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from config import EvaluationSettings, GuidanceSettings, SamplerSettings, build, record
-from diverse_sampling.decisions import EARLY, LATE, Decisions
+from diverse_sampling.decisions import EARLY, LATE, WIDE, Decisions, Shares
 from diverse_sampling.denoiser import Denoiser, to_unit_range
 from diverse_sampling.errors import reject
 from diverse_sampling.guidance.pg import default_levels
@@ -106,6 +106,14 @@ def measures(guidance: GuidanceSettings) -> bool:
 def is_early(guidance: GuidanceSettings) -> bool:
     """Whether pushes have one size in all directions, so that guidance has to end early."""
     return guidance.guidance == "pg" and measures(guidance) and guidance.pg_strength == "measured"
+
+
+def shares_of(guidance: GuidanceSettings) -> Shares:
+    """Between which shares of what is decided the sampler adds noise back."""
+    if is_early(guidance):
+        return EARLY
+    method = find("guidance", guidance.guidance)
+    return WIDE if method is not None and CLASSES in method.needs else LATE
 
 
 def needs_pilot(settings: EvaluationSettings) -> bool:
@@ -269,7 +277,7 @@ def window(settings: EvaluationSettings, decisions: Decisions | None) -> Window 
     low, high, churn = s.window_min, s.window_max, s.window_churn
     if low is None or high is None or churn is None:
         assert decisions is not None  # needs_pilot says so
-        measured = decisions.window(EARLY if is_early(settings.guidance) else LATE)
+        measured = decisions.window(shares_of(settings.guidance))
         churn = measured.churn if churn is None else churn
         high = high or min(measured.high, 0.99 * s.sigma_max)
         low = min(low or measured.low, 0.99 * high)

@@ -306,7 +306,10 @@ def test_the_digits_of_a_world_are_those_of_its_split():
 
 
 def test_classes_keep_only_theirs(world, generator):
-    assert set(world(digit_classes=[3, 7]).sequences(100, generator).labels.flatten().tolist()) == {3, 7}
+    assert set(world(digit_classes=[3, 7]).sequences(100, generator).labels.flatten().tolist()) == {
+        3,
+        7,
+    }
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Callable, Optional, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diverse_sampling.decisions import Decisions
@@ -33,9 +34,11 @@ from diverse_sampling.guidance.base import Guided, finite
 from diverse_sampling.errors import reject
 from diverse_sampling.guidance.joint import joint_weights
 from diverse_sampling.method import CLASSES, PILOT, Method, Sets
+from diverse_sampling.noise import Stream
 
 LogPosterior = Callable[[Tensor, Tensor], Tensor]
 FACTOR = 8.0
+INDEPENDENT = "independent"
 
 
 class ClassGuidance(Guided):
@@ -48,6 +51,8 @@ class ClassGuidance(Guided):
         counts: (k,) or (G, k) int64, how many particles of a set show each class, B in all. None:
             as many different classes as there can be
         wanted: (G, k) bool, without counts: the classes that a set has to show; None: all
+        targets: (G, B) int64, a class for each particle by itself, whatever the others show: the
+            control that tells what guidance gives from what the composition gives
         factor: strength; 0 is the denoiser itself
         decisions: None: `log_posterior` is asked of the noisy x. What a pilot measured: it is asked
             of D(x), for classifiers of clean images
@@ -61,6 +66,7 @@ class ClassGuidance(Guided):
         *,
         counts: Tensor | None = None,
         wanted: Tensor | None = None,
+        targets: Tensor | None = None,
         factor: float = FACTOR,
         decisions: Decisions | None = None,
         sigma_min: float | None = None,
@@ -70,6 +76,7 @@ class ClassGuidance(Guided):
         self.log_posterior = log_posterior
         self.counts = counts
         self.wanted = wanted
+        self.targets = targets
         self.factor = factor
         self.decisions = decisions
 
@@ -89,6 +96,8 @@ class ClassGuidance(Guided):
 
     def weights(self, log_p: Tensor) -> Tensor:
         """Q of log p, both (G, B, k)."""
+        if self.targets is not None:
+            return F.one_hot(self.targets.to(log_p.device), log_p.shape[2])
         counts = self.counts
         if counts is not None:
             counts = counts.expand(len(log_p), -1)
@@ -99,18 +108,18 @@ def composition_of(text: str, names: Sequence[str], batch_size: int) -> Tensor |
     """The composition that somebody asks for, in words.
 
     Arguments:
-        text: "all", as many different classes as there can be; "3:5,8:5", five particles of class 3
-            and five of class 8; "3:70%,8:30%", such shares in the mean over sets
+        text: "all", as many different classes as there can be, also "independent", which gives each
+            particle a class by itself; "3:5,8:5", five particles of class 3 and five of class 8; "3:70%,8:30%", such shares in the mean over sets
         names: of the k classes
         batch_size: B
 
-    Returns counts (k,) int64, shares (k,) float64, or None for "all". Raises SettingError.
+    Returns counts (k,) int64, shares (k,) float64, or None for the first two. Raises SettingError.
     """
-    if text == "all":
+    if text in ("all", INDEPENDENT):
         return None
     parts = [re.fullmatch(r"(.+):(\d+(?:\.\d+)?)(%?)", part.strip()) for part in text.split(",")]
     found = [part.groups() for part in parts if part is not None]
-    accepted = f"all, numbers such as {names[0]}:{batch_size}, or shares such as {names[0]}:100%"
+    accepted = f"all, {INDEPENDENT}, numbers such as {names[0]}:{batch_size}, or shares such as {names[0]}:100%"
     if len(found) < len(parts) or len({unit for _, _, unit in found}) > 1:
         reject("classes", text, accepted)
     asked = dict.fromkeys(names, 0.0)
@@ -147,10 +156,8 @@ def drawn_counts(shares: Tensor, batch_size: int, starts: Tensor) -> Tensor:
     return below.diff(dim=1, prepend=torch.zeros_like(below[:, :1])).long()
 
 
-def asked_counts(
-    text: str, names: Sequence[str], batch_size: int, starts: Tensor
-) -> Tensor | None:
-    """The counts (G, k) of each set that somebody asks for; None for "all". Arguments and errors as
+def asked_counts(text: str, names: Sequence[str], batch_size: int, starts: Tensor) -> Tensor | None:
+    """The counts (G, k) of each set that somebody asks for; None without any. Arguments and errors as
     of `composition_of` and `drawn_counts`."""
     asked = composition_of(text, names, batch_size)
     if asked is None:
@@ -166,7 +173,8 @@ class Options:
 
     classes: str = "all"
     """classes: the composition of each set; all, as many different classes as there can be; 3:5,8:5,
-    so many particles of each; 3:70%,8:30%, such shares in the mean over sets"""
+    so many particles of each; 3:70%,8:30%, such shares in the mean over sets; independent, a class
+    for each particle by itself, the control"""
     class_factor: float = FACTOR
     """classes: strength; 1 is right for an exact classifier and many steps"""
     classifier: Optional[str] = None
@@ -181,10 +189,19 @@ class Options:
 def _make(sets: Sets) -> ClassGuidance:
     classes = sets.classes()
     counts = asked_counts(sets.options.classes, classes.names, sets.particles, sets.evenly)
+    targets = None
+    if sets.options.classes == INDEPENDENT:
+        k = len(classes.names)
+        each = [
+            torch.randint(k, (sets.particles,), generator=generator)
+            for generator in sets.generators(Stream.QUANTILES)
+        ]
+        targets = torch.stack(each)
     return ClassGuidance(
         sets.denoise,
         classes.log_posterior,
         counts=counts,
+        targets=targets,
         wanted=classes.wanted,
         factor=sets.options.class_factor,
         **sets.levels,
