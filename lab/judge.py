@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,22 +54,18 @@ def edges(images: Tensor) -> Tensor:
     H, W = images.shape[-2:]
     rows, columns = (max(1, round(CELLS * side / max(H, W))) for side in (H, W))
 
-    def resize(maps: Tensor, height: int, width: int) -> Tensor:
-        return F.interpolate(
-            maps, (height, width), mode="bilinear", align_corners=False, antialias=True
-        )
-
+    resize = partial(F.interpolate, mode="bilinear", align_corners=False, antialias=True)
     images = images[:, None] if images.ndim == 3 else images
     features = []
     for part in images.float().clamp(0, 1).split(TOGETHER):
-        padded = F.pad(resize(part, CELL * rows, CELL * columns), (1, 1, 1, 1), mode="replicate")
+        padded = F.pad(resize(part, (CELL * rows, CELL * columns)), (1, 1, 1, 1), mode="replicate")
         down = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
         right = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
         size, channel = torch.hypot(down, right).max(1, keepdim=True)
         angle = torch.atan2(down, right).gather(1, channel)
         turns = angle / (2 * math.pi) - torch.arange(DIRECTIONS).view(-1, 1, 1) / DIRECTIONS
         near = (1 - DIRECTIONS * (turns - turns.round()).abs()).clamp(min=0)
-        histograms = resize(size * near, rows, columns).flatten(1)
+        histograms = resize(size * near, (rows, columns)).flatten(1)
         features.append(F.normalize(histograms, p=1).sqrt())
     return torch.cat(features)
 
