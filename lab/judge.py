@@ -5,14 +5,18 @@
 What guides samples is a network, and another network may err where it does. The judge looks at
 histograms of the directions of edges (HOG, Dalal & Triggs 2005, 10.1109/CVPR.2005.177), their
 principal components, and which known pictures these are near: a least-squares classifier with a
-Gaussian kernel, by the Nystroem method (Williams & Seeger 2000). The shipped one knows digits; for
-other pictures with classes, `Judge.fit` makes one in seconds.
+Gaussian kernel, by the Nystroem method (Williams & Seeger 2000). The known pictures that others
+are compared with, its landmarks, are some at random and those that a judge by these alone finds
+hardest. The shipped one knows digits; for other pictures with classes, `Judge.fit` makes one in
+seconds.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,48 +27,54 @@ from lab.command_line import fail, make_parser, run_program
 if TYPE_CHECKING:
     from torch import Tensor
 
-CELL = 5  # px of a side of a cell, which has one histogram
+CELL = 4  # px of a side of a cell, which has one histogram
 CELLS = 8  # along the longer side of a picture
-DIRECTIONS = 9  # of edges, in a histogram
+DIRECTIONS = 8  # of edges, in a histogram: those of gradients, over the full circle
 COMPONENTS = 100  # most principal components
-LANDMARKS = 2000  # most known pictures that others are compared with
-RIDGE = 0.1  # weight of the squared coefficients
+LANDMARKS = 2000  # most known pictures of each kind, any and hard, that others are compared with
+RIDGE = 0.1  # weight of the squared norm of the scores, and of their coefficients
 SHIPPED = Path(__file__).parent.parent / "checkpoints" / "judge.safetensors"  # knows digits
+TOGETHER = 2048  # pictures at once
 MARGIN = 2  # px around a digit that the judge of digits looks at
 
 
 def edges(images: Tensor) -> Tensor:
-    """Histograms of the directions of edges, normalised over each picture: (N, d) float32.
+    """Histograms of the directions of edges, as points on the unit sphere.
 
-    images (N, H, W), or (N, 3, H, W) in colour, in [0, 1]. A picture is resized to CELLS cells
-    along its longer side, so that details below 1/40 of it are not seen; in colour, the channel
-    with the largest gradient counts.
+    images (N, H, W), or (N, 3, H, W) in colour, in [0, 1] -> (N, DIRECTIONS x rows x columns)
+    float32. A picture is resized to CELLS cells along its longer side, so that details below 1/32
+    of it are not seen; in colour, the channel with the largest gradient counts. An edge counts by
+    its gradient, shared between the two nearest directions and the nearest cells. Each histogram
+    enters by its square root, so that distances are those of Hellinger (Arandjelovic & Zisserman
+    2012, 10.1109/CVPR.2012.6248018).
     """
     import torch
     import torch.nn.functional as F
-    from skimage.feature import hog
 
     H, W = images.shape[-2:]
     rows, columns = (max(1, round(CELLS * side / max(H, W))) for side in (H, W))
-    resized = F.interpolate(
-        images.clamp(0, 1).flatten(0, -3)[:, None].float(),
-        size=(CELL * rows, CELL * columns),
-        mode="bilinear",
-        align_corners=False,
-        antialias=True,
-    ).view(*images.shape[:-2], CELL * rows, CELL * columns)
-    features = torch.empty(len(images), DIRECTIONS * rows * columns)
-    for i, image in enumerate(resized.numpy()):
-        histograms = hog(
-            image,
-            orientations=DIRECTIONS,
-            pixels_per_cell=(CELL, CELL),
-            cells_per_block=(rows, columns),
-            block_norm="L2",
-            channel_axis=0 if image.ndim == 3 else None,
-        )
-        features[i] = torch.from_numpy(histograms)
-    return features
+
+    resize = partial(F.interpolate, mode="bilinear", align_corners=False, antialias=True)
+    images = images[:, None] if images.ndim == 3 else images
+    features = []
+    for part in images.float().clamp(0, 1).split(TOGETHER):
+        padded = F.pad(resize(part, (CELL * rows, CELL * columns)), (1, 1, 1, 1), mode="replicate")
+        down = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
+        right = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
+        size, channel = torch.hypot(down, right).max(1, keepdim=True)
+        angle = torch.atan2(down, right).gather(1, channel)
+        turns = angle / (2 * math.pi) - torch.arange(DIRECTIONS).view(-1, 1, 1) / DIRECTIONS
+        near = (1 - DIRECTIONS * (turns - turns.round()).abs()).clamp(min=0)
+        histograms = resize(size * near, (rows, columns)).flatten(1)
+        features.append(F.normalize(histograms, p=1).sqrt())
+    return torch.cat(features)
+
+
+def kernel(points: Tensor, landmarks: Tensor, gamma: Tensor) -> Tensor:
+    """How near points (N, q) are to landmarks (m, q), from 0 to 1: (N, m)."""
+    import torch
+
+    return torch.exp(-gamma * torch.cdist(points, landmarks).square())
 
 
 class Judge:
@@ -94,39 +104,64 @@ class Judge:
         """
         import torch
         import torch.nn.functional as F
-        from sklearn.decomposition import PCA
-        from sklearn.kernel_approximation import Nystroem
-        from sklearn.linear_model import Ridge
 
         if len(images) < 2:
             reject("judge", f"{len(images)} pictures", "two or more")
-        features = edges(images).double().numpy()
-        components = min(COMPONENTS, *features.shape)
-        pca = PCA(components, svd_solver="covariance_eigh").fit(features)
-        points = pca.transform(features)
-        gamma = 1 / max(points.shape[1] * points.var(), 1e-12)
-        landmarks = min(LANDMARKS, len(images))
-        kernel = Nystroem(gamma=gamma, n_components=landmarks, random_state=0)
-        targets = 2 * F.one_hot(labels, classes).double().numpy() - 1
-        ridge = Ridge(alpha=RIDGE).fit(kernel.fit_transform(points), targets)
-        arrays = dict(
-            mean=pca.mean_,
-            axes=pca.components_.T,
-            landmarks=kernel.components_,
-            weights=kernel.normalization_.T @ ridge.coef_.T,
-            bias=ridge.intercept_,
-            gamma=gamma,
-        )
+        features = edges(images)
+        mean = features.mean(0)
+        features -= mean
+        axes = torch.linalg.eigh((features.T @ features).double()).eigenvectors
+        axes = axes[:, -COMPONENTS:].float()
+        points = features @ axes
+        targets = 2 * F.one_hot(labels, classes).float() - 1
+        gamma = 1 / points.square().sum(1).mean().clamp(min=1e-12)
+        bias = targets.mean(0)
         H, W = images.shape[-2:]
-        return cls((H, W), {name: torch.as_tensor(array) for name, array in arrays.items()})
+
+        def judge_by(chosen: Tensor) -> Judge:
+            landmarks = points[chosen]
+            gram = RIDGE * (kernel(landmarks, landmarks, gamma) + torch.eye(len(chosen))).double()
+            products = torch.zeros(len(chosen), classes).double()
+            for part, wanted in zip(points.split(TOGETHER), targets.split(TOGETHER)):
+                near = kernel(part, landmarks, gamma)
+                gram += near.T @ near
+                products += near.T @ (wanted - bias)
+            tensors = dict(
+                mean=mean,
+                axes=axes,
+                landmarks=landmarks,
+                weights=torch.linalg.solve(gram, products),
+                bias=bias,
+                gamma=gamma,
+            )
+            return cls((H, W), tensors)
+
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        chosen, others = order[:LANDMARKS], order[LANDMARKS:]
+        judge = judge_by(chosen)
+        if not len(others):
+            return judge
+        correct = targets[others] > 0
+        scores = judge.scores_at(points[others])
+        margin = scores[correct] - scores.masked_fill(correct, -math.inf).max(1).values
+        return judge_by(torch.cat([chosen, others[margin.argsort()[:LANDMARKS]]]))
+
+    def scores_at(self, points: Tensor) -> Tensor:
+        """The scores (N, k) of pictures whose principal components are `points` (N, q)."""
+        import torch
+
+        of = self.tensors
+        parts = [
+            kernel(part, of["landmarks"], of["gamma"]) @ of["weights"]
+            for part in points.split(TOGETHER)
+        ]
+        return torch.cat(parts) + of["bias"]
 
     def scores(self, frames: Tensor) -> Tensor:
         """How much the judge holds for each class: about 1 for it, -1 against it, (N, k).
 
         frames (N, H, W) or (N, 3, H, W) in [0, 1], as the pictures that were fitted, or larger.
         """
-        import torch
-
         (H, W), (h, w) = frames.shape[-2:], self.size
         if H < h or W < w:
             reject("judge", f"frames of {H} x {W} px", f"{h} x {w} px or more")
@@ -135,12 +170,7 @@ class Judge:
         of = self.tensors
         if features.shape[1] != len(of["mean"]):
             reject("judge", f"{features.shape[1]} features", f"{len(of['mean'])}")
-        points = (features - of["mean"]) @ of["axes"]
-        parts = [
-            torch.exp(-of["gamma"] * torch.cdist(part, of["landmarks"]).square()) @ of["weights"]
-            for part in points.split(4096)
-        ]
-        return torch.cat([points.new_zeros(0, len(of["bias"])), *parts]) + of["bias"]
+        return self.scores_at((features - of["mean"]) @ of["axes"])
 
     def __call__(self, frames: Tensor) -> Tensor:
         return self.scores(frames).argmax(1)

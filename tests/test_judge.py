@@ -66,13 +66,13 @@ def test_pictures_of_any_shape_have_classes(shape):
 
 
 def test_edges_do_not_depend_on_contrast_and_turn_with_the_picture(digits):
-    """Half the brightness is exact in floating point, so that no direction changes its bin."""
     frames = digits.centred(20)[:20]
     torch.testing.assert_close(edges(frames / 2), edges(frames), rtol=1e-3, atol=1e-4)
     ramp = torch.linspace(0, 1, 40).expand(1, 40, 40)
-    for picture, direction in ((ramp, 0), (ramp.mT, judge.DIRECTIONS // 2)):
-        histogram = edges(picture).view(-1, judge.DIRECTIONS).sum(0)
-        assert histogram.argmax() == direction and histogram.count_nonzero() == 1
+    for picture, direction in ((ramp, 0), (ramp.mT, 1 / 4), (1 - ramp, 1 / 2)):
+        histogram = edges(picture).square().view(judge.DIRECTIONS, -1).sum(1)
+        assert histogram.argmax() == direction * judge.DIRECTIONS
+        assert (histogram > 1e-3).sum() == 1
 
 
 def test_one_picture_makes_no_judge():
@@ -97,10 +97,10 @@ def test_the_shipped_judge_knows_the_embedded_digits(digits):
     assert path.stat().st_size <= 1e6
     frames = digits.centred(32)
     said = Judge.load(path)(frames)
-    assert (said == digits.labels).double().mean() >= 0.97
+    assert (said == digits.labels).double().mean() >= 0.98
     network = judged(checkpoint.load_classifier("judge"), frames).argmax(1)
     right = network == digits.labels
-    assert (said == network)[right].double().mean() >= 0.97
+    assert (said == network)[right].double().mean() >= 0.98
 
 
 @pytest.mark.slow
@@ -109,3 +109,4 @@ def test_the_shipped_judge_reaches_its_figure(mnist_root):
     right = (Judge.load(judge.SHIPPED)(test.centred(32)) == test.labels).double().mean()
     metadata = checkpoint.read_metadata(judge.SHIPPED)
     assert float(right) == pytest.approx(metadata["accuracy"], abs=1e-3)
+    assert right >= 0.992
