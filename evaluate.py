@@ -59,7 +59,7 @@ def table(result: dict[str, Any]) -> str:
     for key in ("composition_met", "quality", "confidence", "agreement", "hm_iou"):
         lines += _row(key, result.get(key))
     if "shares_error" in result:
-        lines.append(f"  {'largest error of a share':<28}{result['shares_error']:8.3f}")
+        lines.append(f"  {METRICS['shares_error'].title:<28}{result['shares_error']:8.3f}")
     for key in ("displacement", "spread_inside"):
         if key in result:
             lines.append(f"  {METRICS[key].title:<28}{result[key]:8.2f}   sd")

@@ -46,6 +46,7 @@ METRICS: dict[str, Metric] = dict(
     confidence=Metric("confidence", "of a network that judges", 3, False),
     agreement=Metric("agreement of judges", "share of samples", 3, False),
     composition_met=Metric("sets as asked for", "share of sets", 3, False),
+    shares_error=Metric("largest error of a share", "", 3, True),
     coverage=Metric("likely classes shown", "share of those with 5% or more", 3, False),
     nearest_in_class=Metric("nearest of its class", "L2 to a known picture", 2),
     energy_score=Metric("energy score", "less is better", 3, True),
