@@ -32,6 +32,12 @@ from lab.names import INDEPENDENT, METRICS, method_of, source_of
 
 # ---------------------------------------------------------------- what is printed
 
+# Of own frames, beside what all worlds have.
+FRAMES_ROWS = (
+    *("nearest_in_class", "test_nearest_in_class", "judge_accuracy"),
+    *("mean_iou", "ged", "iou_distance", "answers_iou_distance", "distance_to_answers"),
+)
+
 
 def table(result: dict[str, Any]) -> str:
     """The metrics that a reader wants first, as text: result as in metrics.json."""
@@ -64,8 +70,7 @@ def table(result: dict[str, Any]) -> str:
         if key in result:
             lines.append(f"  {METRICS[key].title:<28}{result[key]:8.2f}   sd")
     if result["dataset"] == "frames":
-        keys = ("mean_iou", "ged", "iou_distance", "answers_iou_distance", "distance_to_answers")
-        for key in keys:
+        for key in FRAMES_ROWS:
             lines += _row(key, result.get(key))
         for c, metric in enumerate(result.get("class_iou", []), start=1):
             lines += _row("class_iou", metric, f" {result['settings']['answer_classes'][c]:g}")
@@ -161,7 +166,6 @@ def evaluate(values: dict[str, Any]) -> None:
         from diverse_sampling.devices import out_of_memory
         from figures.drawing import save
         from figures.sheets import examples_sheet, rollout_sheet
-        from lab.tasks import FramesTask
 
         rollout = None
         try:
@@ -181,7 +185,7 @@ def evaluate(values: dict[str, Any]) -> None:
             arrays["rollout"] = rollout
         records.write(arrays, result, outdir)
         tracker.results(tracking.numbers(experiments.brief(result)))
-        if isinstance(task, FramesTask):
+        if settings.world.dataset == "frames":
             if settings.world.answers == "none":
                 records.write_predictions(
                     samples if rollout is None else rollout,
