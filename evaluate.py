@@ -179,7 +179,7 @@ def evaluate(values: dict[str, Any]) -> None:
                 f"batch_size: got {settings.evaluate.batch_size}; accepted: fewer particles, which "
                 "fit into memory"
             )
-        task = evaluation.task
+        task: Any = evaluation.task
         arrays = records.arrays_of(task.cond, samples, modes, task.truth())
         if rollout is not None:
             arrays["rollout"] = rollout

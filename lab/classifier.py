@@ -123,8 +123,7 @@ class NoisyClassifier(nn.Module):
         blocks: int = 2,
     ):
         super().__init__()
-        square = isinstance(image_size, int)
-        self.image_size = [image_size] * 2 if square else list(image_size)
+        self.image_size = [image_size] * 2 if isinstance(image_size, int) else list(image_size)
         self.margin = margin
         self.colours = colours
         self.classes = classes

@@ -261,7 +261,7 @@ class ClassTask(_DigitTask):
         recognise: log p(class | x, sigma) of noisy pictures x (N, C, H, W), (N, k)
     """
 
-    world: Centered
+    world: Any  # Centered, or what a subclass says
     has_classes = True
     recognise: Callable[[Tensor, Tensor], Tensor]
     log_prior: Tensor | None = None
@@ -284,7 +284,7 @@ class ClassTask(_DigitTask):
         shares = torch.zeros(self.num_sets, k, dtype=torch.float64)
         return shares.index_add_(1, labels, self.log_prior.double().exp())
 
-    def wanted(self, sets: Tensor) -> Tensor | None:
+    def wanted(self, sets: Tensor | slice) -> Tensor | None:
         """(G', k) bool, the classes that a diverse set has to show; None, without a condition: as
         many as there can be."""
         return None if self.log_prior is None else self.class_priors[sets] >= LEAST

@@ -339,7 +339,8 @@ def of_digits(settings: ClassifierSettings, source: DigitSettings) -> Banks:
         for split in ("train", "test")
     )
     return Banks(
-        *((each.centred(settings.image_size)[:, None], each.labels) for each in (train, test)),
+        (train.centred(settings.image_size)[:, None], train.labels),
+        (test.centred(settings.image_size)[:, None], test.labels),
         classes=10,
         margin=max(0, (settings.image_size - settings.digit_size) // 2 - DIGIT_MARGIN),
         tested_on=f"{len(test.labels):,} {test.source} test digits",
@@ -363,12 +364,14 @@ def of_pictures(settings: ClassifierSettings) -> Banks:
     data = train.data
     if not data.class_names:
         reject("frames", settings.frames, "pictures in classes, such as a directory for each class")
-    banks = (
-        (as_planes(each.bank[0], colours=each.answer_channels > 1), each.labels)
-        for each in (train, test)
-    )
+
+    def bank(world: OwnPictures) -> tuple[Tensor, Tensor]:
+        images, labels = world.bank
+        return as_planes(images, colours=world.answer_channels > 1), labels
+
     return Banks(
-        *banks,
+        bank(train),
+        bank(test),
         classes=len(data.class_names),
         margin=0,
         tested_on=f"{len(test):,} test pictures of {settings.frames}",

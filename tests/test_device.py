@@ -133,7 +133,6 @@ def test_nothing_of_a_classifier_is_refused(gpu, digits):
     net = train_classifier.train(settings, images, few.labels, CUDA)
     train_classifier.accuracy(net, images, few.labels, CUDA)
     settings = train_classifier.ClassifierSettings(noisy=True, epochs=2, batch_size=16)
-    images = few.centred(32)[:, None]
     noisy = train_classifier.train_noisy(settings, images, few.labels, 10, CUDA)
     train_classifier.accuracy_at(noisy, images, few.labels, CUDA)
     assert gpu.errors == []
