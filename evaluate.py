@@ -32,6 +32,7 @@ from lab.names import INDEPENDENT, METRICS, method_of, source_of
 
 # ---------------------------------------------------------------- what is printed
 
+LEAST_ACCURACY = 0.9  # of the judge of own pictures; below, a warning is printed
 # Of own frames, beside what all worlds have.
 FRAMES_ROWS = (
     *("nearest_in_class", "test_nearest_in_class", "judge_accuracy"),
@@ -202,6 +203,13 @@ def evaluate(values: dict[str, Any]) -> None:
     if largest > 10:
         print(
             f"WARNING: samples of up to {largest:.1g}, far outside of [0, 1]; less guidance helps",
+            file=sys.stderr,
+        )
+    judge = result.get("judge_accuracy")
+    if judge and judge["mean"] < LEAST_ACCURACY:
+        print(
+            f"WARNING: the judge recognises {judge['mean']:.0%} of the test pictures, so it may miss "
+            "or invent modes",
             file=sys.stderr,
         )
     print(table(result))

@@ -121,6 +121,17 @@ def test_runs_of_pictures_are_drawn(in_colour, evaluated, tmp_path):
     assert "Nearest of its class" in (tmp_path / "report.html").read_text()
 
 
+def test_a_judge_that_cannot_tell_the_classes_is_reported(tmp_path, undrawn, capsys):
+    """It looks at edges, and these classes differ by a shade of grey."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    frames = rng.integers(0, 150, (60, 12, 12)) + 50 * labels[:, None, None]
+    np.savez(tmp_path / "d.npz", frames=frames.astype(np.uint8), labels=labels)
+    argv = f"--frames {tmp_path / 'd.npz'} --num_cond_frames 0 --denoiser exact --num_sets 2"
+    evaluate.main([*argv.split(), "--device", "cpu", "--outdir", str(tmp_path / "run")])
+    assert "WARNING: the judge recognises" in capsys.readouterr().err
+
+
 def test_what_a_classifier_does_not_know_is_refused(
     pictures, in_colour, classifier, tmp_path, refused
 ):
