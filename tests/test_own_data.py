@@ -740,7 +740,9 @@ def test_settings_of_what_follows_are_refused_without_a_condition(refused, tmp_p
         ("--motion 2", "motion: got 2; accepted: 0 without"),
     ]:
         assert line in refused(train.main, [*argv, *flags.split()])
-    assert "denoiser: got 'exact'" in refused(evaluate.main, [*argv, "--denoiser", "exact"])
+    plain = kinds_npz(tmp_path.parent / "plain.npz", labels=None)
+    argv = ["--frames", str(plain), "--num_cond_frames", "0", "--denoiser", "exact"]
+    assert "denoiser: got 'exact'" in refused(evaluate.main, argv)
 
 
 @pytest.mark.parametrize("colour", [False, True])
