@@ -217,9 +217,9 @@ class NextFrame(_DigitTask):
     `quality` says how far it is from it.
     """
 
-    @property
-    def has_classes(self) -> bool:
-        return self.world.directed
+    def __init__(self, world: MovingDigits, num_sets: int, seed: int):
+        super().__init__(world, num_sets, seed)
+        self.has_classes = world.directed
 
     @staticmethod
     def most_sets(world: MovingDigits) -> int:
@@ -260,7 +260,7 @@ class ClassTask(_DigitTask):
         recognise: log p(class | x, sigma) of noisy pictures x (N, C, H, W), (N, k)
     """
 
-    world: Centered
+    world: Any  # Centered, or as it is of classes: OwnPictures
     has_classes = True
     recognise: Callable[[Tensor, Tensor], Tensor]
     log_prior: Tensor | None = None

@@ -256,6 +256,7 @@ class OwnFrames(World):
     """
 
     dataset = "frames"
+    source: str
 
     def __init__(
         self, data: OwnData, split: str, num_cond_frames: int, source: str, unlabelled: bool = False
