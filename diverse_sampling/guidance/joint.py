@@ -165,14 +165,16 @@ def _propagated(log_w: Tensor, log_factor: Callable[[Tensor], Tensor]) -> Tensor
         log_factor: the log-odds of particles (G, B, k) -> the log of those factors, the same shape
     """
     log_w = log_w.clamp(min=-LARGEST)
-    factors = torch.zeros_like(log_w)
     q = log_w.softmax(-1)
+    factors = torch.zeros_like(log_w)
     for _ in range(ITERATIONS):
         odds = log_w - _others(log_w + factors, -1)
-        factors = log_factor(odds).clamp(-LARGEST, LARGEST)
-        before, q = q, (log_w + factors).softmax(-1)
-        if float((q - before).abs().max()) < TOLERANCE:
+        answers = log_factor(odds).clamp(-LARGEST, LARGEST)
+        q = (log_w + answers).softmax(-1)
+        if float((q - (log_w + factors).softmax(-1)).abs().max()) < TOLERANCE:
             break
+        # Half of the way, or particles that want the same mode would take turns for ever.
+        factors = (factors + answers) / 2
     return q
 
 
