@@ -312,8 +312,8 @@ def _check(settings: EvaluationSettings, offered: str, trained: Mapping[str, Any
             "denoiser",
             "exact",
             "trained for this world; exact needs circle_jumping with at most 4096 answers "
-            "(num_directions ** num_digits), centered, halves or horizontal with one digit, frames, "
-            "or mixture",
+            "(num_directions ** num_digits), centered, halves or horizontal with one digit, "
+            "frames, or mixture",
         )
 
 

@@ -379,10 +379,10 @@ class Centered(MovingDigits):
 
 
 class Halves(Centered):
-    """World `halves`: the upper half of a digit is seen through noise, and the digit is what follows.
+    """World `halves`: the upper half of a digit is seen through noise, then the whole digit.
 
-    With noise of standard deviation NOISE, more digits than one may follow: how likely each digit of
-    a bank is, and with it each class, is known for every condition (`log_likelihood`).
+    With noise of standard deviation NOISE, more digits than one may follow: how likely each digit
+    of a bank is, and with it each class, is known for every condition (`log_likelihood`).
     """
 
     dataset = "halves"
@@ -394,9 +394,16 @@ class Halves(Centered):
         end = self.centre + self.digit_size
         return slice(self.centre, self.centre + self.digit_size // 2), slice(self.centre, end)
 
-    def windows(self, n: int, generator: torch.Generator, **others: Tensor | None) -> Sequences:
+    def windows(
+        self,
+        n: int,
+        generator: torch.Generator,
+        *,
+        which: Tensor | None = None,
+        at_choice: bool = False,
+    ) -> Sequences:
         """Draw n windows of two frames; the noise in the first one leaves [0, 1]."""
-        batch = super().windows(n, generator, **others)
+        batch = super().windows(n, generator, which=which, at_choice=at_choice)
         rows, columns = self.upper
         half = batch.frames[:, 0, rows, columns]
         noise = torch.randn(half.shape, generator=generator, device=generator.device)

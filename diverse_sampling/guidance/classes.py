@@ -45,7 +45,7 @@ class ClassGuidance(Guided):
     """A denoiser of sets with the composition that somebody asks for; wraps any denoiser of sets.
 
     Arguments:
-        denoise: the denoiser D to wrap
+        denoise, levels: as in `Guided`
         log_posterior: (x (G, B, C, H, W), sigma) -> log p(class | x; sigma), (G, B, k),
             differentiable in x
         counts: (k,) or (G, k) int64, how many particles of a set show each class, B in all. None:
@@ -56,7 +56,6 @@ class ClassGuidance(Guided):
         factor: strength; 0 is the denoiser itself
         decisions: None: `log_posterior` is asked of the noisy x. What a pilot measured: it is asked
             of D(x), for classifiers of clean images
-        sigma_min, sigma_max: as in `Guided`
     """
 
     def __init__(
@@ -69,10 +68,9 @@ class ClassGuidance(Guided):
         targets: Tensor | None = None,
         factor: float = FACTOR,
         decisions: Decisions | None = None,
-        sigma_min: float | None = None,
-        sigma_max: float | None = None,
+        **levels: float | None,
     ):
-        super().__init__(denoise, sigma_min=sigma_min, sigma_max=sigma_max)
+        super().__init__(denoise, **levels)
         self.log_posterior = log_posterior
         self.counts = counts
         self.wanted = wanted
@@ -108,8 +106,9 @@ def composition_of(text: str, names: Sequence[str], batch_size: int) -> Tensor |
     """The composition that somebody asks for, in words.
 
     Arguments:
-        text: "all", as many different classes as there can be, also "independent", which gives each
-            particle a class by itself; "3:5,8:5", five particles of class 3 and five of class 8; "3:70%,8:30%", such shares in the mean over sets
+        text: "all", as many different classes as there can be; "independent", a class for each
+            particle by itself; "3:5,8:5", five particles of class 3 and five of class 8;
+            "3:70%,8:30%", such shares in the mean over sets
         names: of the k classes
         batch_size: B
 
@@ -119,7 +118,10 @@ def composition_of(text: str, names: Sequence[str], batch_size: int) -> Tensor |
         return None
     parts = [re.fullmatch(r"(.+):(\d+(?:\.\d+)?)(%?)", part.strip()) for part in text.split(",")]
     found = [part.groups() for part in parts if part is not None]
-    accepted = f"all, {INDEPENDENT}, numbers such as {names[0]}:{batch_size}, or shares such as {names[0]}:100%"
+    accepted = (
+        f"all, {INDEPENDENT}, numbers such as {names[0]}:{batch_size}, or shares such as "
+        f"{names[0]}:100%"
+    )
     if len(found) < len(parts) or len({unit for _, _, unit in found}) > 1:
         reject("classes", text, accepted)
     asked = dict.fromkeys(names, 0.0)
@@ -157,8 +159,10 @@ def drawn_counts(shares: Tensor, batch_size: int, starts: Tensor) -> Tensor:
 
 
 def asked_counts(text: str, names: Sequence[str], batch_size: int, starts: Tensor) -> Tensor | None:
-    """The counts (G, k) of each set that somebody asks for; None without any. Arguments and errors as
-    of `composition_of` and `drawn_counts`."""
+    """The counts (G, k) of each set that somebody asks for; None without any.
+
+    Arguments and errors are those of `composition_of` and `drawn_counts`.
+    """
     asked = composition_of(text, names, batch_size)
     if asked is None:
         return None
@@ -172,9 +176,9 @@ class Options:
     """Classes"""
 
     classes: str = "all"
-    """classes: the composition of each set; all, as many different classes as there can be; 3:5,8:5,
-    so many particles of each; 3:70%,8:30%, such shares in the mean over sets; independent, a class
-    for each particle by itself, the control"""
+    """classes: the composition of each set; all, as many different classes as there can be;
+    3:5,8:5, so many particles of each; 3:70%,8:30%, such shares in the mean over sets; independent,
+    a class for each particle by itself, the control"""
     class_factor: float = FACTOR
     """classes: strength; 1 is right for an exact classifier and many steps"""
     classifier: Optional[str] = None
@@ -204,6 +208,7 @@ def _make(sets: Sets) -> ClassGuidance:
         targets=targets,
         wanted=classes.wanted,
         factor=sets.options.class_factor,
+        decisions=None,  # these classifiers know noise
         **sets.levels,
     )
 

@@ -22,24 +22,27 @@ what.
 
 Source: Corso et al. 2023, arXiv 2310.13102, for the density. The sum over assignments is a matrix
 permanent (or a sum of them), up to MOST_EXACT modes or particles by dynamic programming over
-subsets, B 2^k k operations a set. Beyond, Q is W scaled until its columns sum to the numbers of
-particles (Sinkhorn & Knopp 1967; with bounds instead of sums, Chizat et al. 2018, arXiv
-1607.05816), B k operations an iteration: the likeliest composition in the mean, softer than Q.
+subsets, B 2^k k operations a set. Beyond, belief propagation between particles and modes makes Q, B
+k operations an iteration (Huang & Jebara 2009, arXiv 0908.1769; Vontobel 2013, arXiv 1107.4196).
 """
 
 from __future__ import annotations
 
 import math
+from typing import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diverse_sampling.method import ANSWERS, Method
 
 MOST_EXACT = 10  # there are 2^k subsets of k modes
-# Of Sinkhorn's iterations: how many at most, and how far columns may be off.
-ITERATIONS = 2000
-TOLERANCE = 1e-6
+# Of belief propagation: how many iterations at most, and which change of Q ends them.
+ITERATIONS = 100
+TOLERANCE = 1e-3
+LARGEST = 1e9  # magnitude of a logarithm, in place of infinity
+SMALL = 30.0  # -ln of what can be left out of 1 + a
 
 
 def joint_weights(
@@ -81,14 +84,14 @@ def _by_counts(log_w: Tensor, counts: Tensor) -> Tensor:
     totals = counts.sum(1)
     if bool((totals != B).any()) or bool((counts < 0).any()):
         raise ValueError(f"counts: got {totals.tolist()} in all; accepted: {B}, one per particle")
-    if B > MOST_EXACT:
-        return _scaled(log_w, counts, counts)
     # A place for each particle: which mode it is for, (G, B).
     modes = torch.arange(k, device=log_w.device).expand(G, k)
     places = torch.stack([m.repeat_interleave(n) for m, n in zip(modes, counts)])
-    to_places = log_w.gather(2, places[:, None].expand(G, B, B))
-    q = _forward_backward(to_places, once=True)
-    return torch.zeros_like(log_w).scatter_add_(2, places[:, None].expand(G, B, B), q)
+    places = places[:, None].expand(G, B, B)
+    to_places = log_w.gather(2, places)
+    exact = B <= MOST_EXACT
+    q = _forward_backward(to_places, once=True) if exact else _propagated(to_places, _exactly_once)
+    return torch.zeros_like(log_w).scatter_add_(2, places, q)
 
 
 def _assigned(
@@ -101,11 +104,13 @@ def _assigned(
         inside = None if wanted is None else wanted[:, possible]
         q[:, :, possible] = _forward_backward(within, once=once, wanted=inside)
     elif wanted is None:
-        each = torch.ones(1, within.shape[2], device=log_w.device)
-        q[:, :, possible] = _scaled(within, 0 * each, each)
+        as_many = within.shape[1] == within.shape[2]
+        q[:, :, possible] = _propagated(within, _exactly_once if as_many else _once_at_most)
     else:
-        least = wanted[:, possible].double()
-        q[:, :, possible] = _scaled(within, least, torch.full_like(least, math.inf))
+        unasked = ~wanted[:, None, possible]
+        q[:, :, possible] = _propagated(
+            within, lambda odds: _once_at_least(odds).masked_fill(unasked, 0.0)
+        )
     return q
 
 
@@ -150,21 +155,54 @@ def _forward_backward(log_w: Tensor, *, once: bool, wanted: Tensor | None = None
     return log_q.softmax(-1)
 
 
-def _scaled(log_w: Tensor, least: Tensor, most: Tensor) -> Tensor:
-    """log W (G, B, k), scaled so that rows sum to 1 and columns to what lies between least and most
-    (1 or G, k): (G, B, k)."""
-    low, high = least.double().log()[:, None], most.double().log()[:, None]
-    columns = torch.zeros_like(log_w[:, :1])
+def _propagated(log_w: Tensor, log_factor: Callable[[Tensor], Tensor]) -> Tensor:
+    """Q (G, B, k) of log W (G, B, k), approximately.
+
+    Each particle tells each mode its odds of being there, by what the other modes have told it;
+    each mode tells each particle the factor by which what the others said changes those odds.
+
+    Arguments:
+        log_factor: the log-odds of particles (G, B, k) -> the log of those factors, the same shape
+    """
+    log_w = log_w.clamp(min=-LARGEST)
+    q = log_w.softmax(-1)
+    factors = torch.zeros_like(log_w)
     for _ in range(ITERATIONS):
-        rows = (log_w + columns).log_softmax(-1)
-        sums = rows.logsumexp(1, keepdim=True)
-        unscaled = sums - columns
-        scaled = (0 * columns).clamp(low - unscaled, high - unscaled)
-        scaled = torch.where(unscaled.isneginf(), columns, scaled)
-        if float((scaled - columns).abs().max()) < TOLERANCE:
+        odds = log_w - _others(log_w + factors, -1)
+        answers = log_factor(odds).clamp(-LARGEST, LARGEST)
+        q = (log_w + answers).softmax(-1)
+        if float((q - (log_w + factors).softmax(-1)).abs().max()) < TOLERANCE:
             break
-        columns = scaled
-    return (log_w + columns).softmax(-1)
+        # Half of the way, or particles that want the same mode would take turns for ever.
+        factors = (factors + answers) / 2
+    return q
+
+
+def _others(log_a: Tensor, dim: int) -> Tensor:
+    """ln of the sum of all a along dim but each by itself, like log_a; no digit cancels."""
+    largest = torch.zeros_like(log_a, dtype=torch.bool)
+    largest.scatter_(dim, log_a.argmax(dim, keepdim=True), True)
+    rest = log_a.masked_fill(largest, -math.inf).logsumexp(dim, keepdim=True)
+    whole = log_a.logsumexp(dim, keepdim=True)
+    return torch.where(largest, rest, whole + torch.log1p(-(log_a - whole).exp()))
+
+
+def _exactly_once(odds: Tensor) -> Tensor:
+    """Log-factors of modes that hold one particle: only if no other one is there."""
+    return -_others(odds, 1)
+
+
+def _once_at_most(odds: Tensor) -> Tensor:
+    """Log-factors of modes that hold one particle or none."""
+    return -F.softplus(_others(odds, 1))
+
+
+def _once_at_least(odds: Tensor) -> Tensor:
+    """Log-factors of modes that hold a particle or more: 1 / P(another one is there)."""
+    # P = 1 - exp(-s), s = sum log(1 + odds); both are their argument if that is small.
+    each = torch.where(odds < -SMALL, odds, F.softplus(odds).log())
+    log_s = _others(each, 1)
+    return -torch.where(log_s < -SMALL, log_s, (-torch.expm1(-log_s.exp())).log())
 
 
 METHOD = Method(
