@@ -10,7 +10,9 @@ exact at factor 1 if the classifier is; more makes up for what few calls and a c
 gradient runs through the classifier alone, not through D.
 
 A classifier of clean images can be asked of D(x) instead. Its gradient is then the one in D, and
-the variance that a sample still has, T (1 - V), takes the place of s^2 (`pg.py`).
+the variance that a sample still has, T (1 - V), takes the place of s^2 (`pg.py`), and D moves by 4
+sqrt(T (1 - V)) at most. It finds less: at high noise D is a blend that it has never seen, and its
+gradient can lead to what it alone takes for a class.
 
 Source: classifier guidance, Dhariwal & Nichol 2021, arXiv 2105.05233, equation 10, with the joint
 posterior of a set's classes in place of one class.
