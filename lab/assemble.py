@@ -525,6 +525,8 @@ def set_up(
     autocast = use_bfloat16(settings.run.precision, device)
     world: Any = load_world(settings.world, settings.digits, split)
     kind = tasks.kind_of(world)
+    if path is None and kind is tasks.FramesTask and not world.num_cond_frames:
+        reject("denoiser", "exact", "trained; exact pictures need classes")
     network = classifier = None
     trained: dict[str, Any] = dict(settings={})
     if path is not None:
