@@ -32,6 +32,13 @@ from lab.names import INDEPENDENT, METRICS, method_of, source_of
 
 # ---------------------------------------------------------------- what is printed
 
+LEAST_ACCURACY = 0.9  # of the judge of own pictures; below, a warning is printed
+# Of own frames, beside what all worlds have.
+FRAMES_ROWS = (
+    *("nearest_in_class", "test_nearest_in_class", "judge_accuracy"),
+    *("mean_iou", "ged", "iou_distance", "answers_iou_distance", "distance_to_answers"),
+)
+
 
 def table(result: dict[str, Any]) -> str:
     """The metrics that a reader wants first, as text: result as in metrics.json."""
@@ -59,13 +66,12 @@ def table(result: dict[str, Any]) -> str:
     for key in ("composition_met", "quality", "confidence", "agreement", "hm_iou"):
         lines += _row(key, result.get(key))
     if "shares_error" in result:
-        lines.append(f"  {'largest error of a share':<28}{result['shares_error']:8.3f}")
+        lines.append(f"  {METRICS['shares_error'].title:<28}{result['shares_error']:8.3f}")
     for key in ("displacement", "spread_inside"):
         if key in result:
             lines.append(f"  {METRICS[key].title:<28}{result[key]:8.2f}   sd")
     if result["dataset"] == "frames":
-        keys = ("mean_iou", "ged", "iou_distance", "answers_iou_distance", "distance_to_answers")
-        for key in keys:
+        for key in FRAMES_ROWS:
             lines += _row(key, result.get(key))
         for c, metric in enumerate(result.get("class_iou", []), start=1):
             lines += _row("class_iou", metric, f" {result['settings']['answer_classes'][c]:g}")
@@ -161,7 +167,6 @@ def evaluate(values: dict[str, Any]) -> None:
         from diverse_sampling.devices import out_of_memory
         from figures.drawing import save
         from figures.sheets import examples_sheet, rollout_sheet
-        from lab.tasks import FramesTask
 
         rollout = None
         try:
@@ -175,13 +180,13 @@ def evaluate(values: dict[str, Any]) -> None:
                 f"batch_size: got {settings.evaluate.batch_size}; accepted: fewer particles, which "
                 "fit into memory"
             )
-        task = evaluation.task
+        task: Any = evaluation.task
         arrays = records.arrays_of(task.cond, samples, modes, task.truth())
         if rollout is not None:
             arrays["rollout"] = rollout
         records.write(arrays, result, outdir)
         tracker.results(tracking.numbers(experiments.brief(result)))
-        if isinstance(task, FramesTask):
+        if settings.world.dataset == "frames":
             if settings.world.answers == "none":
                 records.write_predictions(
                     samples if rollout is None else rollout,
@@ -198,6 +203,13 @@ def evaluate(values: dict[str, Any]) -> None:
     if largest > 10:
         print(
             f"WARNING: samples of up to {largest:.1g}, far outside of [0, 1]; less guidance helps",
+            file=sys.stderr,
+        )
+    judge = result.get("judge_accuracy")
+    if judge and judge["mean"] < LEAST_ACCURACY:
+        print(
+            f"WARNING: the judge recognises {judge['mean']:.0%} of the test pictures, so it may miss "
+            "or invent modes",
             file=sys.stderr,
         )
     print(table(result))

@@ -24,6 +24,11 @@ HORIZONTAL = (
 )
 BLOBS = "--dataset frames --frames examples/blobs.npz --batch_size 4 --num_sets 200"
 DIGITS = "--task unconditional --batch_size 10 --num_sets 40 --digits mnist"
+REAL = f"{DIGITS} --denoiser exact"
+HALVES = "--dataset halves --batch_size 10 --num_sets 40 --digits mnist"
+HALVES_EXACT = f"{HALVES} --denoiser exact"
+CLASSES = "--guidance classes"
+CLUSTERS = f"{CLASSES} --classifier clusters"
 MIXTURE = "--denoiser exact --dataset mixture --batch_size 10 --num_sets 200 --num_steps 30"
 PAIRS = "--denoiser exact --num_digits 2 --num_sets 64 --digits mnist"
 GUIDED = "--pg_factor 5"  # in every world
@@ -38,7 +43,9 @@ EMBEDDED = "--num_sets 100 --digits embedded"
 MODES = ["modes_found"]
 MODES_AND_IOU = ["modes_found", "hm_iou"]
 DIRECTIONS = ["modes_found", "quality", "hm_iou"]
-RECOGNISED = ["modes_found", "confidence"]
+RECOGNISED = ["modes_found", "confidence", "agreement"]
+COMPOSED = ["composition_met", "shares_error", "confidence"]
+LIKELY = ["coverage", "frequency_tv", "energy_score", "ged", "nearest_in_class"]
 IN_PLANE = ["modes_found", "displacement", "spread_inside"]
 SHARES = ["p_right", "count_variance_ratio"]
 MASKS = ["hm_iou", "ged", "mean_iou"]
@@ -98,6 +105,43 @@ FIGURES = [
     ),
     ("unconditional digits, guided through the Jacobian", f"{DIGITS} {JACOBIAN}", RECOGNISED),
     ("unconditional digits, medoids of four times as many", f"{DIGITS} --medoids_of 4", RECOGNISED),
+    ("unconditional digits, by clusters (no labels)", f"{DIGITS} {CLUSTERS}", RECOGNISED),
+    ("unconditional digits, by classes", f"{DIGITS} {CLASSES}", RECOGNISED),
+    ("unconditional digits, by classes, 21 calls", f"{DIGITS} {CLASSES} --price 21", RECOGNISED),
+    ("unconditional digits, by classes, 11 calls", f"{DIGITS} {CLASSES} --price 11", RECOGNISED),
+    (
+        "unconditional digits, a class for each by itself (control)",
+        f"{DIGITS} {CLASSES} --classes independent",
+        RECOGNISED,
+    ),
+    ("five 3s and five 8s", f"{DIGITS} {CLASSES} --classes 3:5,8:5", COMPOSED),
+    (
+        "one 0, one 1, two 2s, six 7s",
+        f"{DIGITS} {CLASSES} --classes 0:1,1:1,2:2,7:6",
+        COMPOSED,
+    ),
+    ("70% 3s, 30% 8s", f"{DIGITS} {CLASSES} --classes 3:70%,8:30%", COMPOSED),
+    ("real digits, exact, independent", REAL, RECOGNISED),
+    ("real digits, exact, guided by pixels", f"{REAL} {GUIDED} --pg_features pixels", RECOGNISED),
+    ("real digits, exact, guided by features", f"{REAL} {GUIDED}", RECOGNISED),
+    ("real digits, exact, by clusters (no labels)", f"{REAL} {CLUSTERS}", RECOGNISED),
+    ("real digits, exact, by classes", f"{REAL} {CLASSES}", RECOGNISED),
+    ("real digits, exact, the optimum", f"{REAL} --guidance joint", RECOGNISED),
+    ("halves, exact, independent", HALVES_EXACT, LIKELY),
+    ("halves, exact, guided", f"{HALVES_EXACT} {GUIDED}", LIKELY),
+    ("halves, exact, by classes", f"{HALVES_EXACT} {CLASSES}", LIKELY),
+    ("halves, exact, the optimum", f"{HALVES_EXACT} --guidance joint", LIKELY),
+    ("halves, network, independent", HALVES, LIKELY),
+    ("halves, network, guided", f"{HALVES} {GUIDED}", LIKELY),
+    ("halves, network, by classes", f"{HALVES} {CLASSES}", LIKELY),
+    ("plain U-Net, by directions that are known", f"{UNET} {CLASSES}", DIRECTIONS),
+    ("the same, 15 calls", f"{UNET} {CLASSES} --price 15", DIRECTIONS),
+    ("the same, 9 calls", f"{UNET} {CLASSES} --price 9", DIRECTIONS),
+    (
+        "exact, 64 modes, the optimum, 15 calls",
+        f"{PAIRS} --batch_size 64 --guidance joint --price 15",
+        MODES,
+    ),
     ("mixture, independent", MIXTURE, IN_PLANE),
     ("mixture, guided", f"{MIXTURE} {GUIDED}", IN_PLANE),
     ("mixture, guided through the Jacobian", f"{MIXTURE} {JACOBIAN}", IN_PLANE),

@@ -11,9 +11,14 @@ draws sets whose particles repel each other, with anyone's denoiser `denoise(x, 
     with repel(pipe, prompt=prompt, particles=4):
         images = pipe(prompt, num_images_per_prompt=4).images
 
-does so in a pipeline of diffusers. The parts are there too: denoisers (`denoiser.py`, `exact.py`,
-`predictions.py`), the sampler (`steps.py`, `noise.py`), where modes are decided
-(`decisions.py`), potentials, methods (`guidance/`, `coupling/`, `selection.py`).
+does so in a pipeline of diffusers. If something says which class a sample shows,
+
+    counts = torch.tensor([3, 1])  # of two classes, in a set of four
+    samples = sample(denoise, noise, log_posterior=log_posterior, counts=counts)
+
+draws sets with this composition, and `repel` takes the same arguments. The parts are there too:
+denoisers (`denoiser.py`, `exact.py`, `predictions.py`), the sampler (`steps.py`, `noise.py`), where
+modes are decided (`decisions.py`), potentials, methods (`guidance/`, `coupling/`, `selection.py`).
 
 Names are imported when they are first used, so that what needs no torch does not wait for it.
 """

@@ -13,8 +13,8 @@ so a guided D' around D becomes the prediction + (D' - D) / out. Where guidance 
 pipeline computes what it computes without it, bit for bit. The samples of one prompt are a set:
 `particles` consecutive ones repel each other, and never those of another set.
 
-`repel` is a pilot through the pipeline (`pilot`), its guide (`measured_guide`) and `repelling`,
-each of which can be had alone.
+`repel` is a pilot through the pipeline (`pilot`), its guide (`measured_guide` of `sets.py`) and
+`repelling`, each of which can be had alone.
 
 A guided D' lies where no image may lie, and a solver of the ODE passes each noise level once. So
 each guided step is followed by new noise: after the scheduler has gone to the next level s with a
@@ -46,13 +46,12 @@ import torch
 from torch import Tensor
 
 from diverse_sampling.decisions import WIDE, Decisions, measure
-from diverse_sampling.defaults import FACTOR, PILOT_LEVELS
-from diverse_sampling.denoiser import Denoiser
+from diverse_sampling.defaults import PILOT_LEVELS
 from diverse_sampling.errors import reject
-from diverse_sampling.guidance import default_guidance
+from diverse_sampling.guidance.classes import LogPosterior
 from diverse_sampling.noise import ParticleNoise, Stream
-from diverse_sampling.potentials import LogDet, Potential
 from diverse_sampling.predictions import log_sigmas_of, skip_and_out, timestep_of
+from diverse_sampling.sets import Guide, measured_guide
 from diverse_sampling.steps import Window, karras_sigmas
 
 # Where a scheduler keeps the noise level of its next step.
@@ -92,8 +91,6 @@ INSTEAD = {
     "PNDMScheduler": "DDIMScheduler or UniPCMultistepScheduler",
     "IPNDMScheduler": "DEISMultistepScheduler",
 }
-
-Guide = Callable[[Denoiser], Denoiser]
 
 
 class Level(NamedTuple):
@@ -530,27 +527,6 @@ def pilot(denoise: PipelineDenoiser, *, particles: int = 8, seed: int = 0) -> De
     return measure(denoise, noise() * sigmas[0], sigmas, from_lowest=True)
 
 
-def measured_guide(
-    decisions: Decisions,
-    *,
-    factor: float = FACTOR,
-    potential: Potential = LogDet(),
-    features: Callable[[Tensor], Tensor] | None = None,
-) -> Guide:
-    """The default guidance (`guidance.default_guidance`) in `guided_window`.
-
-    `features` is what particles are compared by, as in `ParticleGuidance`.
-    """
-    return functools.partial(
-        default_guidance,
-        decisions=decisions,
-        window=guided_window(decisions),
-        factor=factor,
-        potential=potential,
-        features=features,
-    )
-
-
 def guided_window(decisions: Decisions) -> Window:
     """Where a pipeline's sets are guided, and noise is added anew.
 
@@ -564,30 +540,49 @@ def repel(
     pipe,
     *,
     particles: int,
-    factor: float = FACTOR,
+    factor: float | None = None,
     features: Callable[[Tensor], Tensor] | None = None,
+    log_posterior: LogPosterior | None = None,
+    counts: Tensor | None = None,
+    clean: bool = False,
     decisions: Decisions | None = None,
     generator: torch.Generator | list[torch.Generator] | None = None,
     **call,
 ) -> Iterator[Decisions]:
-    """Within this context, the pictures that a pipeline draws of one prompt repel each other.
+    """Within this context, the pictures that a pipeline draws of one prompt repel each other, or
+    show the classes that they are asked to.
 
     Arguments:
         pipe: the pipeline, with one of SCHEDULERS
         particles: pictures in a set, consecutive in the batch: its `num_images_per_prompt`
-        factor: strength, as everywhere; 0 changes nothing
+        factor: strength; None: 5, or 8 with `log_posterior`. 0 changes nothing
         features: what pictures are compared by, as in `ParticleGuidance`; None: their latents
+        log_posterior: (x (G, B, C, H, W), sigma) -> log p(class | x), (G, B, k), differentiable in
+            x, which is noise and latents, in their units. Sets then show every class, or `counts`,
+            instead of repelling (`ClassGuidance`)
+        counts: (k,) or (G, k) int64, how many pictures show each class, `particles` in all. None:
+            as many different classes as there can be
+        clean: whether `log_posterior` knows latents without noise alone: it is asked of D(x)
         decisions: what an earlier context gave; None: a pilot through the pipeline measures it, of
             as many unguided pictures as there are in a set
         generator: source of the noise that is added anew, as in `repelling`
         call: what the pilot calls the pipeline with: prompt, guidance_scale, height, ...
 
-    Gives the decisions. Raises SettingError for a scheduler that cannot be guided, ValueError if
-    the pilot's samples are all alike.
+    Gives the decisions. Raises SettingError for a scheduler that cannot be guided and for classes
+    that do not fit, ValueError if the pilot's samples are all alike.
     """
     if decisions is None:
         decisions = pilot(denoiser_of(pipe, **call), particles=particles)
-    guide = measured_guide(decisions, factor=factor, features=features)
-    window = guided_window(decisions) if factor > 0 else None
-    with repelling(pipe.scheduler, guide, particles=particles, window=window, generator=generator):
+    window = guided_window(decisions)
+    guide = measured_guide(
+        decisions,
+        window,
+        factor=factor,
+        features=features,
+        log_posterior=log_posterior,
+        counts=counts,
+        clean=clean,
+    )
+    renewed = None if factor == 0 else window
+    with repelling(pipe.scheduler, guide, particles=particles, window=renewed, generator=generator):
         yield decisions

@@ -2,16 +2,70 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Callable
+
 import torch
 from torch import Tensor
 
-from diverse_sampling.decisions import Decisions, measure
+from diverse_sampling.decisions import EARLY, WIDE, Decisions, measure
 from diverse_sampling.defaults import CALLS, FACTOR, PILOT_LEVELS, SIGMA_MAX, SIGMA_MIN
 from diverse_sampling.denoiser import Denoiser
-from diverse_sampling.guidance import default_guidance
-from diverse_sampling.steps import integrate, karras_sigmas, window_schedule
+from diverse_sampling.errors import reject
+from diverse_sampling.guidance import ClassGuidance, default_guidance
+from diverse_sampling.guidance.classes import FACTOR as CLASS_FACTOR
+from diverse_sampling.guidance.classes import LogPosterior
+from diverse_sampling.potentials import LogDet, Potential
+from diverse_sampling.steps import Window, integrate, karras_sigmas, window_schedule
+
+Guide = Callable[[Denoiser], Denoiser]
 
 PILOT_PARTICLES = 8  # in each set, of the pilot that finds the window
+
+
+def measured_guide(
+    decisions: Decisions,
+    window: Window,
+    *,
+    factor: float | None = None,
+    potential: Potential = LogDet(),
+    features: Callable[[Tensor], Tensor] | None = None,
+    log_posterior: LogPosterior | None = None,
+    counts: Tensor | None = None,
+    clean: bool = False,
+) -> Guide:
+    """The guidance that a pilot's measurements make, denoiser -> guided denoiser.
+
+    Arguments:
+        decisions: where it is decided what a sample shows
+        window: inside which noise is added anew
+        factor, log_posterior, counts, clean: as in `sample`
+        potential, features: how particles repel, and what they are compared by, as in
+            `ParticleGuidance`; without `log_posterior`
+
+    Raises SettingError for `features` beside `log_posterior`, and for `counts` or `clean` without.
+    """
+    if log_posterior is None:
+        for key, value in dict(counts=counts, clean=clean or None).items():
+            if value is not None:
+                reject(key, value, "with log_posterior, which knows the classes")
+        return functools.partial(
+            default_guidance,
+            decisions=decisions,
+            window=window,
+            factor=FACTOR if factor is None else factor,
+            potential=potential,
+            features=features,
+        )
+    if features is not None:
+        reject("features", features, "without log_posterior, which takes the place of repulsion")
+    return functools.partial(
+        ClassGuidance,
+        log_posterior=log_posterior,
+        counts=counts,
+        factor=CLASS_FACTOR if factor is None else factor,
+        decisions=decisions if clean else None,
+    )
 
 
 @torch.no_grad()
@@ -20,7 +74,10 @@ def sample(
     noise: Tensor,
     calls: int = CALLS,
     *,
-    factor: float = FACTOR,
+    factor: float | None = None,
+    log_posterior: LogPosterior | None = None,
+    counts: Tensor | None = None,
+    clean: bool = False,
     sigma_min: float | None = None,
     sigma_max: float = SIGMA_MAX,
     decisions: Decisions | None = None,
@@ -30,14 +87,19 @@ def sample(
 
     A pilot of unguided particles of the same sets measures at which noise levels that is, unless
     `decisions` of an earlier one are given: it costs 15 calls for each of 8 particles a set.
-    Nothing is differentiated.
+    Nothing is differentiated, except `log_posterior`.
 
     Arguments:
         denoise: denoise(x, sigma) -> x0, see `Denoiser`; `from_epsilon`, `from_velocity` and
             `from_flow` make one of networks that predict something else
         noise: (G, B, C, H, W), standard normal: the start of B particles in each of G sets
         calls: calls of the denoiser for each particle, at least 3
-        factor: strength of the repulsion; 0 samples independently
+        factor: strength; None: 5, or 8 with `log_posterior`. 0 samples independently
+        log_posterior: (x (G, B, C, H, W), sigma) -> log p(class | x), (G, B, k), differentiable in
+            x. The sets then show every class, or `counts`, instead of repelling (`ClassGuidance`)
+        counts: (k,) or (G, k) int64, how many particles show each class, B in all. None: as many
+            different classes as there can be
+        clean: whether `log_posterior` knows images without noise alone: it is asked of D(x)
         sigma_min: last noise level before 0, in the units of x. None: where 99.8% of the variance
             is decided; a small one for exact denoisers, whose finest details are right
         sigma_max: first noise level
@@ -45,7 +107,8 @@ def sample(
         generator: source of the noise that is added while sampling, and of the pilot's; on the
             device of `noise`. None: torch's global one
 
-    Returns the samples, like `noise`. Raises ValueError if the samples of the pilot are all alike.
+    Returns the samples, like `noise`. Raises ValueError if the samples of the pilot are all alike,
+    and its subclass SettingError for classes that do not fit.
     """
 
     def fresh(particles: int) -> Tensor:
@@ -55,8 +118,12 @@ def sample(
     if decisions is None:
         sigmas = karras_sigmas(PILOT_LEVELS, sigma_min=sigma_min or SIGMA_MIN, sigma_max=sigma_max)
         decisions = measure(denoise, fresh(PILOT_PARTICLES) * sigma_max, sigmas)
-    window = decisions.window()
+    window = decisions.window(EARLY if log_posterior is None else WIDE)
     end = sigma_min or decisions.end
     schedule = window_schedule(window, calls, sigma_min=end, sigma_max=sigma_max)
-    guided = default_guidance(denoise, decisions, factor=factor, window=window)
-    return integrate(guided, noise * sigma_max, schedule, noise=lambda: fresh(noise.shape[1]))
+    guide = measured_guide(
+        decisions, window, factor=factor, log_posterior=log_posterior, counts=counts, clean=clean
+    )
+    return integrate(
+        guide(denoise), noise * sigma_max, schedule, noise=lambda: fresh(noise.shape[1])
+    )

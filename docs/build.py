@@ -29,7 +29,7 @@ from benchmarks.measure import table  # noqa: E402
 from diverse_sampling.method import KEPT, STRENGTH, find  # noqa: E402
 from lab import experiments  # noqa: E402
 from lab.command_line import make_parser  # noqa: E402
-from lab.names import INDEPENDENT  # noqa: E402
+from lab.names import INDEPENDENT, METRICS  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results"
 # Name of a picture, and the flags of evaluate.py that make its sets.
@@ -49,6 +49,84 @@ QUESTIONS = [
     ("Gaussians on a circle in the plane", None, "mixture, {}"),
     ("masks with four answers each (synthetic)", None, "masks, trained, {}"),
 ]
+# Tables of docs/classes.md: the first column's heading, the keys of metrics.json, and rows: a name,
+# what the guide knows beside the denoiser, and the name of a row of benchmarks/figures.py.
+LABELS, NO_LABELS = "labels", "nothing"
+CLASS_TABLES = {
+    "digits": (
+        ("modes_found", "confidence", "agreement"),
+        [
+            ("network, independent", NO_LABELS, "unconditional digits, independent"),
+            (
+                "network, particle guidance by pixels",
+                NO_LABELS,
+                "unconditional digits, guided by pixels",
+            ),
+            (
+                "network, by clusters",
+                "the number of clusters",
+                "unconditional digits, by clusters (no labels)",
+            ),
+            ("network, particle guidance by features", LABELS, "unconditional digits, guided"),
+            ("network, by classes", LABELS, "unconditional digits, by classes"),
+            ("the same, 21 calls", LABELS, "unconditional digits, by classes, 21 calls"),
+            ("the same, 11 calls", LABELS, "unconditional digits, by classes, 11 calls"),
+            (
+                "network, a class for each by itself (control)",
+                LABELS,
+                "unconditional digits, a class for each by itself (control)",
+            ),
+            ("real digits, independent", NO_LABELS, "real digits, exact, independent"),
+            (
+                "real digits, particle guidance by pixels",
+                NO_LABELS,
+                "real digits, exact, guided by pixels",
+            ),
+            (
+                "real digits, by clusters",
+                "the number of clusters",
+                "real digits, exact, by clusters (no labels)",
+            ),
+            (
+                "real digits, particle guidance by features",
+                LABELS,
+                "real digits, exact, guided by features",
+            ),
+            ("real digits, by classes", LABELS, "real digits, exact, by classes"),
+            ("real digits, the optimum", "the answers", "real digits, exact, the optimum"),
+        ],
+    ),
+    "compositions": (
+        ("composition_met", "shares_error", "confidence"),
+        [
+            (name, LABELS, name)
+            for name in ("five 3s and five 8s", "one 0, one 1, two 2s, six 7s", "70% 3s, 30% 8s")
+        ],
+    ),
+    "halves": (
+        ("coverage", "frequency_tv", "energy_score", "ged", "nearest_in_class"),
+        [
+            ("exact, independent", NO_LABELS, "halves, exact, independent"),
+            ("exact, particle guidance", NO_LABELS, "halves, exact, guided"),
+            ("exact, by classes", LABELS, "halves, exact, by classes"),
+            ("exact, the optimum", "the answers", "halves, exact, the optimum"),
+            ("network, independent", NO_LABELS, "halves, network, independent"),
+            ("network, particle guidance", NO_LABELS, "halves, network, guided"),
+            ("network, by classes", LABELS, "halves, network, by classes"),
+        ],
+    ),
+    "circle": (
+        ("modes_found", "quality", "hm_iou"),
+        [
+            ("particle guidance", NO_LABELS, "plain U-Net, guided"),
+            ("the same, 15 calls", NO_LABELS, "plain U-Net, guided, 15 calls"),
+            ("the same, 9 calls", NO_LABELS, "plain U-Net, guided, 9 calls"),
+            ("by directions", "the rule", "plain U-Net, by directions that are known"),
+            ("the same, 15 calls ", "the rule", "the same, 15 calls"),
+            ("the same, 9 calls ", "the rule", "the same, 9 calls"),
+        ],
+    ),
+}
 # How many operations a second an H100's data sheet promises in bfloat16, and the share that is
 # assumed to be reached.
 PEAK, REACHED = 989e12, 0.2
@@ -163,6 +241,21 @@ def answers_table(figures: list[dict]) -> str:
         rows.append([question, thesis, both[0]["expected_iid"] or "–", *results])
     header = "task | thesis, guided | independent, theory | independent"
     return table(f"{header} | guided", rows)
+
+
+def class_tables(figures: list[dict]) -> dict[str, str]:
+    """The tables of docs/classes.md, by the names of their places."""
+    measured = {row["name"]: row for row in figures}
+    tables = {}
+    for name, (keys, rows) in CLASS_TABLES.items():
+        lines = []
+        for title, knows, figure in rows:
+            row = measured[figure]
+            values = [text.partition(": ")[2] for text in row["measured"]]
+            lines.append([title, knows, *values, f"{row['price']:g}"])
+        titles = " | ".join(METRICS[key].label for key in keys)
+        tables[f"classes: {name}"] = table(f"what | knows | {titles} | price", lines)
+    return tables
 
 
 @dataclass(frozen=True)
@@ -501,6 +594,7 @@ def main(argv: list[str] | None = None) -> None:
     pipelines = json.loads((RESULTS / "pipelines.json").read_text())
     tables |= {f"pipelines: {name}": text for name, text in pipelines["tables"].items()}
     tables["answers"] = answers_table(figures)
+    tables |= class_tables(figures)
     tables["rivals"] = rivals_table(methods)
     tables["which"] = which_table(methods)
     tables["unequal"] = unequal_table(methods)

@@ -27,7 +27,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, UNet2DModel
@@ -160,7 +160,10 @@ def draw(pipe: DiffusionPipeline, settings) -> Tensor:
 
 
 def routes(
-    settings, pipe: DiffusionPipeline, features: Callable[[Tensor], Tensor] | None = None
+    settings,
+    pipe: DiffusionPipeline,
+    features: Callable[[Tensor], Tensor] | None = None,
+    others: dict[str, dict[str, Any]] = {},
 ) -> dict[str, Callable[[], Tensor]]:
     """What draws the sets of every route, (G, B, C, H, W), from the same pipeline, by its name.
 
@@ -168,13 +171,14 @@ def routes(
         settings: with the fields of `ExampleSettings` from `num_sets` to `seed`
         pipe: without a condition
         features: what particles are compared by, images (N, C, H, W) -> (N, d); None: their pixels
+        others: further ways to guide the pipeline, {name: arguments of `repel`}
     """
     denoise = denoiser_of(pipe)
     decided = pilot(denoise, particles=64, seed=settings.seed)
     wide = guided_window(decided)
 
-    def guided() -> Tensor:
-        with repel(pipe, particles=settings.particles, features=features, decisions=decided):
+    def guided(**how) -> Tensor:
+        with repel(pipe, particles=settings.particles, decisions=decided, **how):
             return draw(pipe, settings)
 
     def renewed() -> Tensor:
@@ -199,7 +203,8 @@ def routes(
     return {
         "DDIM": partial(draw, pipe, settings),
         "DDIM, new noise": renewed,
-        "DDIM, guided": guided,
+        "DDIM, guided": partial(guided, features=features),
+        **{f"DDIM, {name}": partial(guided, **how) for name, how in others.items()},
         "sampler": partial(sampler, 0.0),
         "sampler, guided": partial(sampler, FACTOR),
     }

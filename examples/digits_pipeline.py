@@ -7,15 +7,18 @@ The network of `checkpoints/centered.safetensors`, which `train.py --config conf
 trained, becomes a component of a DDIMPipeline. `save_pretrained` writes a folder with a JSON file
 for each component and the weights as safetensors, and `DiffusionPipeline.from_pretrained` loads it:
 pipeline and scheduler are diffusers' own, and the class of the network is `DigitsUNet` of this
-module, which has to be importable. Sets of ten digits are then sampled in five ways:
+module, which has to be importable. Sets of ten digits are then sampled in seven ways:
 
-    DDIM               the pipeline as it is
-    DDIM, new noise    the pipeline, with noise added anew in the window
-    DDIM, guided       the same, guided at its scheduler
-    sampler            our sampler, which takes the pipeline as a denoiser
-    sampler, guided    the same, guided
+    DDIM                  the pipeline as it is
+    DDIM, new noise       the pipeline, with noise added anew in the window
+    DDIM, guided          the same, guided at its scheduler
+    DDIM, classes         guided towards one of each digit, by a classifier of noisy digits
+    DDIM, classes at D    the same by a classifier of clean digits, which is asked of D(x)
+    sampler               our sampler, which takes the pipeline as a denoiser
+    sampler, guided       the same, guided
 
-What repels is the features of one classifier; another one says which digits a set shows.
+What repels is the features of the classifier of clean digits. Another one is `confidence`, and a
+judge of another kind, by edges (`lab/judge.py`), says which digits a set shows.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ from diverse_sampling.denoiser import to_unit_range  # noqa: E402
 from lab import checkpoint  # noqa: E402
 from lab.command_line import make_parser, run_folder  # noqa: E402
 from lab.experiments import interval  # noqa: E402
+from lab.judge import Judge  # noqa: E402
 from lab.metrics import mean_interval, mode_metrics, recognise  # noqa: E402
 
 
@@ -119,18 +123,31 @@ def convert(name: str = "centered") -> DDIMPipeline:
 def routes(settings: DigitsSettings, pipe):
     """What draws the sets of every route, (G, B, 1, H, W), by its name; digits are compared by the
     features of a classifier."""
-    classifier = checkpoint.load_classifier("guide")
+    classifier, noisy = checkpoint.load_classifier("guide"), checkpoint.load_classifier("noisy")
     features = lambda images: classifier.features(to_unit_range(images[:, 0]))
-    return routes_of_pipeline(settings, pipe, features)
+
+    def of_noisy(x: Tensor, sigma: Tensor) -> Tensor:
+        """log p(digit | x), (G, B, 1, H, W) -> (G, B, 10)."""
+        return noisy(x.flatten(0, 1), sigma).unflatten(0, x.shape[:2])
+
+    def of_clean(x: Tensor, sigma: Tensor) -> Tensor:
+        return classifier(to_unit_range(x.flatten(0, 2))).log_softmax(-1).unflatten(0, x.shape[:2])
+
+    classes = {
+        "classes": dict(log_posterior=of_noisy),
+        "classes at D": dict(log_posterior=of_clean, clean=True),
+    }
+    return routes_of_pipeline(settings, pipe, features, classes)
 
 
 def figures(sets: Tensor) -> dict[str, dict]:
-    """How many of the ten digits sets (G, B, 1, H, W) show, and how sure a classifier is of them.
+    """How many digits sets (G, B, 1, H, W) show by edges, and how sure a classifier is of them.
 
     Returns {digits: {mean, ci95}, confidence: {mean, ci95}}.
     """
-    judge = checkpoint.load_classifier("judge")
-    digits, confidence = recognise(to_unit_range(sets[:, :, 0]), judge)
+    frames = to_unit_range(sets[:, :, 0])
+    _, confidence = recognise(frames, checkpoint.load_classifier("judge"))
+    digits = Judge.load()(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
     found = mode_metrics(digits, torch.full((10,), 0.1))["modes_found"]
     return dict(digits=found, confidence=mean_interval(confidence.mean(1)))
 

@@ -8,6 +8,13 @@ files are read. The same starting noise is denoised twice, independently and wit
 window of noise levels that a pilot measures through the pipeline first. The grid of both goes to
 `pictures.png`, and the Vendi score of both is printed: the effective number of different pictures,
 by the cosines of their pixels at a side of 16, so that it counts layouts and colours.
+
+    ... --classes "a red house:2,a blue house:2" --clip CLIP
+
+asks for a composition instead: how many pictures show each of some texts, by the zero-shot scores
+of a text-image model, CLIP, a directory or a name in the format of transformers. The pictures that
+show each text are counted by the model that guides, so the count says whether guidance did what it
+was asked, not what somebody sees. No published model has been run: the tests use random weights.
 """
 
 from __future__ import annotations
@@ -15,7 +22,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, Callable, Literal, Optional
 
 import torch
 from torch import Tensor
@@ -23,13 +30,15 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from config import Count, NonNegative, Seed, build  # noqa: E402
-from diverse_sampling.defaults import FACTOR  # noqa: E402
-from diverse_sampling.denoiser import to_model_range  # noqa: E402
+from diverse_sampling.denoiser import to_model_range, to_unit_range  # noqa: E402
 from diverse_sampling.errors import SettingError, reject  # noqa: E402
+from diverse_sampling.guidance.classes import LogPosterior, composition_of  # noqa: E402
 from diverse_sampling.noise import Stream, set_generator  # noqa: E402
 from lab.command_line import fail, make_parser, run_folder, run_program  # noqa: E402
 
 VENDI_SIDE = 16
+# Mean and standard deviation of red, green and blue, in [0, 1], that CLIP was trained with.
+CLIP_COLOURS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass
@@ -42,8 +51,12 @@ class PictureSettings:
     """what the pictures show"""
     particles: Count = 4
     """pictures in a set, at least 2"""
-    factor: NonNegative = FACTOR
-    """strength of the guidance; 0: none"""
+    factor: Optional[NonNegative] = None
+    """strength of the guidance; by default 5, or 8 with classes; 0: none"""
+    classes: str = ""
+    """how many pictures show each text, such as "a cat:2,a dog:2"; by default they repel"""
+    clip: str = ""
+    """with classes: text-image model in transformers' format, a directory or a name on the hub"""
     num_steps: Count = 30
     """steps of the pipeline"""
     guidance_scale: Optional[NonNegative] = None
@@ -84,6 +97,59 @@ def load(settings: PictureSettings):
     return pipe.to(settings.device)
 
 
+def zero_shot(name: str, texts: list[str], device: torch.device) -> Callable[[Tensor], Tensor]:
+    """log p(text | picture) by a text-image model, differentiable in the picture.
+
+    Arguments:
+        name: of the model
+        texts: k of them
+        device: where it computes
+
+    Returns pictures (N, 3, H, W) in [0, 1] -> (N, k). Raises SettingError if there is no model.
+    """
+    from transformers import AutoTokenizer, CLIPModel
+
+    try:
+        clip = CLIPModel.from_pretrained(name, use_safetensors=True).eval().requires_grad_(False)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().split("\n")[0]
+        reject("clip", name, f"a CLIP model in transformers' format ({first})")
+    clip.to(device)
+    words = tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(device)
+    side = clip.config.vision_config.image_size
+    mean, sd = (torch.tensor(each, device=device).view(3, 1, 1) for each in CLIP_COLOURS)
+
+    def scores(pictures: Tensor) -> Tensor:
+        small = torch.nn.functional.interpolate(
+            pictures, (side, side), mode="bicubic", antialias=True
+        )
+        return clip(**words, pixel_values=(small - mean) / sd).logits_per_image.log_softmax(-1)
+
+    return scores
+
+
+def of_latents(pipe, scores: Callable[[Tensor], Tensor]) -> LogPosterior:
+    """What a model of pictures says of latents: (latents (G, B, C, H, W), sigma) -> (G, B, k)."""
+    vae = pipe.vae.requires_grad_(False)
+
+    def log_posterior(x: Tensor, sigma: Tensor) -> Tensor:
+        latents = x.flatten(0, 1).to(vae.dtype) / vae.config.scaling_factor
+        pictures = vae.decode(latents + (vae.config.shift_factor or 0)).sample.float()
+        return scores(to_unit_range(pictures)).unflatten(0, x.shape[:2])
+
+    return log_posterior
+
+
+def composition(settings: PictureSettings) -> tuple[list[str], Tensor]:
+    """The texts that a set shows, and how many pictures show each, (k,) int64."""
+    texts = [part.rpartition(":")[0].strip() for part in settings.classes.split(",")]
+    counts = composition_of(settings.classes, texts, settings.particles)
+    if counts is None or counts.is_floating_point():
+        reject("classes", settings.classes, 'numbers of pictures, such as "a cat:2,a dog:2"')
+    return texts, counts
+
+
 def draw(pipe, settings: PictureSettings, call: dict[str, Any]) -> Tensor:
     """One set of pictures, (B, 3, H, W) in [0, 1], from the noise of as many seeds."""
     seeds = range(settings.seed, settings.seed + settings.particles)
@@ -114,7 +180,12 @@ def run(settings: PictureSettings) -> dict[str, Tensor]:
             reject(key, "", f"--{key} with the {key} to use")
     if settings.particles < 2:
         reject("particles", settings.particles, "at least 2, which repel each other")
+    texts, counts = composition(settings) if settings.classes else ([], None)
     pipe = load(settings)
+    classes: dict[str, Any] = {}
+    if texts:
+        scores = zero_shot(settings.clip, texts, pipe.device)
+        classes = dict(log_posterior=of_latents(pipe, scores), counts=counts, clean=True)
     call: dict[str, Any] = dict(prompt=settings.prompt)
     if settings.guidance_scale is not None:
         call["guidance_scale"] = settings.guidance_scale
@@ -131,9 +202,14 @@ def run(settings: PictureSettings) -> dict[str, Tensor]:
         particles=settings.particles,
         factor=settings.factor,
         decisions=decided,
+        **classes,
         generator=[set_generator(seed, 0, Stream.SAMPLING) for seed in seeds],
     ):
         sets["guided"] = draw(pipe, settings, call)
+    if texts:
+        for name, pictures in sets.items():
+            shown = scores(pictures.to(pipe.device)).argmax(1).bincount(minlength=len(texts))
+            print(f"{name:<12} " + ", ".join(f"{text}: {n}" for text, n in zip(texts, shown)))
     return sets
 
 

@@ -143,9 +143,9 @@ def sample_sheet(
 
 def judging_metric(result: dict) -> str:
     """The key of the metric that a sheet shows beside the modes found."""
-    if result["dataset"] == "frames":
-        return "hm_iou" if "hm_iou" in result else "iou_distance"
-    return "quality" if result["quality"] else "confidence"
+    if result["dataset"] != "frames":
+        return "quality" if result["quality"] else "confidence"
+    return next(key for key in ("hm_iou", "nearest_in_class", "iou_distance") if key in result)
 
 
 def notes_title(result: dict) -> str:

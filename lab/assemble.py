@@ -525,8 +525,6 @@ def set_up(
     autocast = use_bfloat16(settings.run.precision, device)
     world: Any = load_world(settings.world, settings.digits, split)
     kind = tasks.kind_of(world)
-    if path is None and kind is tasks.FramesTask and not world.num_cond_frames:
-        reject("denoiser", "exact", "trained; exact pictures need classes")
     network = classifier = None
     trained: dict[str, Any] = dict(settings={})
     if path is not None:
@@ -539,6 +537,8 @@ def set_up(
     notices: list[str] = []
     digits = classes = None
     if settings.world.dataset == "frames":
+        if path is None and not world.num_cond_frames and not world.class_names:
+            reject("denoiser", "exact", "trained for pictures without classes")
         notices += [world.data.describe(), *world.data.notices]
         if network is not None:
             if world.unlabelled:
@@ -558,7 +558,7 @@ def set_up(
     task.device = device
     guidance = methods.named(settings.record()).get("guidance")
     if guidance is not None and method.ANSWERS in guidance.needs:
-        _check_optimum(task, settings.guidance.guidance)
+        _check_optimum(task, settings)
     if guidance is not None and method.CLASSES in guidance.needs:
         _check_classes(task, settings, device)
     curve, pilot_calls = pilot.decisions_of(settings, kind, world, network, path, device)
@@ -567,13 +567,31 @@ def set_up(
     return Evaluation(settings, task, sampler, path, pilot_calls, notices)
 
 
-def _check_optimum(task: Task, name: str) -> None:
+def _check_optimum(task: Task, settings: EvaluationSettings) -> None:
     """Refuse a method that needs the answers of each set if these differ in number.
+
+    Raises SettingError, also for sets of fewer particles than likely classes.
+    """
+    from lab.tasks import ClassTask
+
+    if task.world.dataset == "frames" and len(set(task.world.data.cases.counts)) > 1:
+        reject(
+            "guidance",
+            settings.guidance.guidance,
+            "any other where cases have different numbers of answers",
+        )
+    if isinstance(task, ClassTask):
+        _check_wanted(task.wanted(slice(None)), settings.evaluate.batch_size)
+
+
+def _check_wanted(wanted: Tensor | None, particles: int) -> None:
+    """Refuse sets that are too small for the classes that each has to show, wanted (G, k) bool.
 
     Raises SettingError.
     """
-    if task.world.dataset == "frames" and len(set(task.world.data.cases.counts)) > 1:
-        reject("guidance", name, "any other where cases have different numbers of answers")
+    most = 0 if wanted is None else int(wanted.sum(1).max())
+    if most > particles:
+        reject("batch_size", particles, f"{most} or more, one for each likely class of a set")
 
 
 def _check_classes(task: Task, settings: EvaluationSettings, device: Any) -> None:
@@ -603,8 +621,12 @@ def _check_classes(task: Task, settings: EvaluationSettings, device: Any) -> Non
         )
     elif path is not None:
         reject("classifier", path, "null in a world whose rule tells the classes")
-    names = task.classes(torch.arange(1), device).names
-    composition_of(settings.options["classes"], names, settings.evaluate.batch_size)
+    classes = task.classes(torch.arange(task.num_sets), device)
+    particles = settings.evaluate.batch_size
+    asked = settings.options["classes"]
+    composition_of(asked, classes.names, particles)
+    if asked == "all":
+        _check_wanted(classes.wanted, particles)
 
 
 def _levels_drawn(

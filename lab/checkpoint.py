@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from config import ModelSettings, WorldSettings, build
-from diverse_sampling.errors import SettingError
+from diverse_sampling.errors import SettingError, reject
 from lab.classifier import Classifier, NoisyClassifier
 from model import EDMDenoiser, UNet
 
@@ -255,6 +255,39 @@ def read_classifier(
             "lab/train_classifier.py wrote"
         )
     return _load(Classifier(metadata["settings"]["channels"]), path, device)
+
+
+def read_noisy_classifier(
+    path: Path | str, world: Any, device: torch.device | str = "cpu"
+) -> NoisyClassifier:
+    """The classifier of noisy pictures at `path`, for a world of classes.
+
+    Raises SettingError for any other file, and for a classifier of other classes than the world's
+    or of pictures of another size.
+    """
+    written = "a file that lab/train_classifier.py wrote"
+    try:
+        net = read_classifier(path, device)
+    except SettingError as error:
+        reject("classifier", str(path), f"{written} ({error})")
+    if not isinstance(net, NoisyClassifier):
+        reject("classifier", str(path), f"{written} with --noisy or --frames")
+    data = read_metadata(path).get("data")
+    names = list(map(str, range(net.classes))) if data is None else data["class_names"]
+    if names != list(world.class_names):
+        known, needed = (
+            textwrap.shorten(", ".join(each), 80) for each in (names, world.class_names)
+        )
+        reject("classifier", str(path), f"one of the classes {needed}; it tells {known}")
+    here = (world.answer_channels, *world.frame_shape)
+    if (net.colours, *net.image_size) != here:
+        reject(
+            "classifier",
+            str(path),
+            f"one of pictures of {' x '.join(map(str, here))} (channels, rows, columns); it knows "
+            + " x ".join(map(str, (net.colours, *net.image_size))),
+        )
+    return net
 
 
 def _load(module: T, path: Path | str, device: torch.device | str) -> T:

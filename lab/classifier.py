@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Callable, Sequence
+from typing import Any, Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from diverse_sampling.denoiser import to_model_range
 
-LARGEST = 32  # px; a larger image is averaged to at most this side before it is classified
+LARGEST = 32  # px; a larger image is averaged to at most these sides before it is classified
 WAVES = 8  # functions of the noise level that a `NoisyClassifier` sees
 UNDECIDED = 2.0  # noise level around which these tell levels apart best
 JUDGED_TOGETHER = dict(cpu=128, cuda=4096)  # frames; the maps of more do not fit a CPU's cache
@@ -96,19 +96,25 @@ class NoisyClassifier(nn.Module):
     Logits are multiplied by 1 / sqrt(1 + sigma^2 / UNDECIDED^2): the stronger the noise, the less
     an image says, until the logarithm of the classes' shares is left.
 
+    Large images are averaged over rectangles, which leaves less of the noise; sigma above is what
+    is left of it.
+
     Arguments:
-        image_size: side of an image, px
+        image_size: (H, W) of an image, px; a number for squares
         margin: px at each side of an image that are not looked at
         colours: channels of an image
         classes: number of classes
         sigma_data: standard deviation of what is looked at, in [-1, 1]
         width: of every layer
         blocks: number of residual layers
+
+    Attributes:
+        pool: (h, w) of the rectangles over which an image is averaged, px
     """
 
     def __init__(
         self,
-        image_size: int = 32,
+        image_size: int | Sequence[int] = 32,
         margin: int = 6,
         colours: int = 1,
         classes: int = 10,
@@ -117,24 +123,26 @@ class NoisyClassifier(nn.Module):
         blocks: int = 2,
     ):
         super().__init__()
-        self.arguments = dict(
-            image_size=image_size,
-            margin=margin,
-            colours=colours,
-            classes=classes,
-            sigma_data=sigma_data,
-        )
+        self.image_size = [image_size] * 2 if isinstance(image_size, int) else list(image_size)
         self.margin = margin
+        self.colours = colours
+        self.classes = classes
         self.sigma_data = sigma_data
-        side = image_size - 2 * margin
-        self.pool = math.ceil(side / LARGEST)
-        inputs = colours * math.ceil(side / self.pool) ** 2
+        sides = [side - 2 * margin for side in self.image_size]
+        self.pool = [math.ceil(side / LARGEST) for side in sides]
+        inputs = colours * math.prod(side // n for side, n in zip(sides, self.pool))
         self.stem = nn.Linear(inputs, width)
         self.inner = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.film = nn.ModuleList(nn.Linear(WAVES, 2 * width) for _ in range(blocks + 1))
         self.out = nn.Linear(width, classes)
         self.prior = nn.Parameter(torch.zeros(classes))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What makes the same network, for its checkpoint."""
+        keys = ("image_size", "margin", "colours", "classes", "sigma_data")
+        return {key: getattr(self, key) for key in keys}
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """log p, (N, classes).
@@ -143,17 +151,30 @@ class NoisyClassifier(nn.Module):
             x: noisy images (N, colours, H, W), [-1, 1] plus noise
             sigma: their noise level, a scalar or (N,)
         """
-        sigma = sigma.to(x).expand(len(x))[:, None]
-        waves = torch.arange(WAVES, device=x.device)
+        return self.of_seen(self.seen(x), sigma * self.noise_left)
+
+    @property
+    def noise_left(self) -> float:
+        """The standard deviation of noise in what is looked at, over that in the image."""
+        return math.prod(self.pool) ** -0.5
+
+    def seen(self, x: Tensor) -> Tensor:
+        """What is looked at of images (N, colours, H, W): averages (N, colours, h, w). Rows and
+        columns that fill no rectangle, at the lower and the right edge, are left out."""
+        H, W = x.shape[2:]
+        m = self.margin
+        return F.avg_pool2d(x[:, :, m : H - m, m : W - m], self.pool)
+
+    def of_seen(self, seen: Tensor, sigma: Tensor) -> Tensor:
+        """`forward`, given what is looked at and the noise that is left in it."""
+        sigma = sigma.to(seen).expand(len(seen))[:, None]
+        waves = torch.arange(WAVES, device=seen.device)
         level = torch.cos(math.pi * waves * sigma / (sigma + UNDECIDED))  # the same for all < 0.01
 
         def modulated(h: Tensor, film: nn.Module) -> Tensor:
             scale, shift = film(level).chunk(2, -1)
             return F.silu(self.norm(h) * (1 + scale) + shift)
 
-        H, W = x.shape[2:]
-        m = self.margin
-        seen = F.avg_pool2d(x[:, :, m : H - m, m : W - m], self.pool, ceil_mode=True)
         h = self.stem(seen.flatten(1) * (sigma**2 + self.sigma_data**2).rsqrt())
         for inner, film in zip(self.inner, self.film):
             h = h + inner(modulated(h, film))

@@ -49,6 +49,7 @@ from lab.metrics import (
     recognise,
     share_metrics,
     spread_metrics,
+    wilson_interval,
     without_background,
 )
 from worlds.channels import as_images, as_planes, mixed, one_hot
@@ -260,7 +261,7 @@ class ClassTask(_DigitTask):
         recognise: log p(class | x, sigma) of noisy pictures x (N, C, H, W), (N, k)
     """
 
-    world: Any  # Centered, or as it is of classes: OwnPictures
+    world: Any  # Centered, or what a subclass says
     has_classes = True
     recognise: Callable[[Tensor, Tensor], Tensor]
     log_prior: Tensor | None = None
@@ -275,11 +276,18 @@ class ClassTask(_DigitTask):
     def class_priors(self) -> Tensor:
         """(G, k) float64, the probability of each class in each set."""
         labels = self.known_labels
-        each = torch.full((1, len(labels)), 1 / len(labels), dtype=torch.float64)
-        if self.log_prior is not None:
-            each = self.log_prior.double().exp()
-        shares = torch.zeros(len(each), len(self.world.class_names), dtype=torch.float64)
-        return shares.index_add_(1, labels, each).expand(self.num_sets, -1)
+        k = len(self.world.class_names)
+        if self.log_prior is None:
+            return (torch.bincount(labels, minlength=k).double() / len(labels)).expand(
+                self.num_sets, -1
+            )
+        shares = torch.zeros(self.num_sets, k, dtype=torch.float64)
+        return shares.index_add_(1, labels, self.log_prior.double().exp())
+
+    def wanted(self, sets: Tensor | slice) -> Tensor | None:
+        """(G', k) bool, the classes that a diverse set has to show; None, without a condition: as
+        many as there can be."""
+        return None if self.log_prior is None else self.class_priors[sets] >= LEAST
 
     def bank(self, sets: Tensor, device: torch.device) -> Bank:
         """The right answers of some sets."""
@@ -290,20 +298,19 @@ class ClassTask(_DigitTask):
         return Bank(images, self.known_labels.to(device), k, prior)
 
     def exact_denoiser(self, sets, device, joint=False):
-        wanted = self.class_priors[sets] >= LEAST
-        return self.bank(sets, device).denoiser(
-            partial(joint_weights, wanted=wanted) if joint else None
-        )
+        weights = partial(joint_weights, wanted=self.wanted(sets)) if joint else None
+        return self.bank(sets, device).denoiser(weights)
 
     def classes(self, sets, device):
-        priors = self.class_priors[sets]
-        given = (priors / self.class_priors.mean(0)).log().float().to(device)
+        shares = self.class_priors.mean(0)
+        ratio = torch.where(shares > 0, self.class_priors[sets] / shares, 0.0)
+        given = ratio.log().float().to(device)
 
         def log_posterior(x: Tensor, sigma: Tensor) -> Tensor:
             log_p = self.recognise(x.flatten(0, 1), sigma).unflatten(0, x.shape[:2])
-            return log_p + given[:, None]
+            return (log_p + given[:, None]).log_softmax(-1)
 
-        return Classes(self.world.class_names, log_posterior, priors >= LEAST)
+        return Classes(self.world.class_names, log_posterior, self.wanted(sets))
 
     @cached_property
     def judge(self) -> Judge:
@@ -359,7 +366,10 @@ class ClassTask(_DigitTask):
 
 
 class PicturesTask(ClassTask):
-    """A user's pictures in classes, without a condition; the judge knows those for training."""
+    """A user's pictures in classes, without a condition.
+
+    The judge knows those for training; how often it is right says it of those for testing.
+    """
 
     world: OwnPictures
 
@@ -381,6 +391,20 @@ class PicturesTask(ClassTask):
 
     def modes(self, samples, sets):
         return self.judge(samples.flatten(0, 1)).view(samples.shape[:2])
+
+    def measure(self, samples):
+        """As any task of classes, with `judge_accuracy`, the share of the test pictures that the
+        judge recognises, and `test_nearest_in_class`, how far these are from known ones."""
+        metrics, modes = super().measure(samples)
+        images, labels = self.world.bank
+        nearest = nearest_in_class(images, labels, self.known, self.known_labels)
+        right = int((self.judge(images) == labels).sum())
+        of_test = mean_interval(nearest)
+        metrics |= dict(
+            test_nearest_in_class={key: of_test[key] for key in ("mean", "ci95")},
+            judge_accuracy=dict(mean=right / len(labels), ci95=wilson_interval(right, len(labels))),
+        )
+        return metrics, modes
 
     def _second_judge(self, samples, modes):
         return {}

@@ -1,22 +1,25 @@
-"""The digit classifiers: which digit a frame shows, how readable it is, and features to repel in.
+"""Classifiers: which digit or class a picture shows, how readable it is, and features to repel in.
 
     python -m lab.train_classifier --seed 1 --out checkpoints/classifier_judge.safetensors
     python -m lab.train_classifier --seed 2 --epochs 8 \\
         --out checkpoints/classifier_guide.safetensors
     python -m lab.train_classifier --noisy --out checkpoints/classifier_noisy.safetensors
+    python -m lab.train_classifier --frames DATA --out FILE
 
 The first two are trained independently, with different initial weights, orders and distortions: one
 judges samples, the other one's features may guide them. A guide that judged its own samples would
-find what it pushed for. The third says how likely each class is at every noise level.
+find what it pushed for. The third says how likely each class is at every noise level; the fourth
+does so for own pictures in classes (docs/own-data.md), for `evaluate.py --guidance classes`.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Literal, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Literal, NamedTuple, Optional, Sequence
 
 from tqdm import tqdm
 
@@ -26,11 +29,15 @@ from config import (
     NonNegative,
     Positive,
     Seed,
+    WorldSettings,
     build,
     record,
 )
 from diverse_sampling.errors import SettingError, reject
 from lab.command_line import fail, make_parser, run_program
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WARMUP = 100  # updates over which the learning rate rises linearly
 DISTORTIONS = 5  # random numbers that distort a frame
@@ -40,6 +47,7 @@ LN_SIGMA = (math.log(2.0), 1.3)  # mean and standard deviation; 87% of the level
 LEVELS = (0.1, 0.3, 1.0, 3.0, 10.0)  # noise levels at which a classifier of noisy images is tested
 TRAINING = dict(channels=(32, 64, 128), epochs=14, batch_size=128)
 NOISY_TRAINING = dict(epochs=60, batch_size=512)  # a digit is never seen twice with the same noise
+OWN_UPDATES = 3000  # of a classifier of own pictures, which may be few
 
 
 @dataclass(frozen=True)
@@ -50,10 +58,17 @@ class ClassifierSettings:
     """file to write"""
     noisy: bool = False
     """train a classifier of noisy images, for all noise levels"""
+    frames: Optional[str] = None
+    """own pictures in classes, a file or a directory as for train.py --num_cond_frames 0: their
+    classifier of noisy images (null: of digits)"""
+    value_range: Optional[list[float]] = None
+    """with frames: the numbers that are black and white, as for train.py (null: by the type of the
+    files' numbers)"""
     channels: Optional[Sequence[Count]] = None
     """width at each resolution, finest first (null: 32, 64, 128; noisy has no resolutions)"""
     epochs: Optional[Count] = None
-    """passes over the training digits (null: 14; noisy: 60)"""
+    """passes over the training pictures (null: 14; noisy: 60; with frames as many as make 3,000
+    updates)"""
     batch_size: Optional[Count] = None
     """frames per update (null: 128; noisy: 512)"""
     lr: Positive = 3e-3
@@ -72,11 +87,18 @@ class ClassifierSettings:
     """where to run; auto: on a GPU if there is one"""
 
     def __post_init__(self):
+        if self.frames is not None:
+            object.__setattr__(self, "noisy", True)  # while it is built; it is frozen after that
+            for key in ("image_size", "digit_size"):
+                if getattr(self, key) != getattr(type(self), key):
+                    reject(key, getattr(self, key), "only for digits; frames have a size")
+        elif self.value_range is not None:
+            reject("value_range", self.value_range, "only with frames")
         if self.noisy and self.channels is not None:
             reject("channels", self.channels, "null for a classifier of noisy images")
         for key, implied in (NOISY_TRAINING if self.noisy else TRAINING).items():
-            if getattr(self, key) is None:
-                object.__setattr__(self, key, implied)  # while it is built; it is frozen after that
+            if getattr(self, key) is None and (key != "epochs" or self.frames is None):
+                object.__setattr__(self, key, implied)
 
 
 def distort(images, uniform):
@@ -104,12 +126,13 @@ def distort(images, uniform):
     return F.grid_sample(images, grid, align_corners=False)
 
 
-def train(settings: ClassifierSettings, digits, device):
+def train(settings: ClassifierSettings, images, labels, device):
     """Train a classifier on distorted digits.
 
     Arguments:
         settings: of the classifier and its training
-        digits: a `worlds.Digits`, the bank of training digits
+        images: the bank, (M, 1, S, S) in [0, 1]
+        labels: the digit of each, (M,) int64
         device: where to compute
 
     Returns a `lab.classifier.Classifier` in evaluation mode, on `device`.
@@ -122,14 +145,13 @@ def train(settings: ClassifierSettings, digits, device):
     assert settings.channels is not None
     torch.manual_seed(settings.seed)
     net = Classifier(settings.channels).to(device).to(memory_format=torch.channels_last).train()
-    frames = digits.centred(settings.image_size).to(device)
-    labels = digits.labels.to(device)
+    images, labels = images.to(device), labels.to(device)
 
     def loss(rows, uniform):
-        batch = distort(frames[rows][:, None], uniform)
+        batch = distort(images[rows], uniform)
         return F.cross_entropy(net(batch[:, 0]), labels[rows], label_smoothing=LABEL_SMOOTHING)
 
-    _minimise(loss, net, ("stem", "out"), settings, len(frames), DISTORTIONS, device)
+    _minimise(loss, net, ("stem", "out"), settings, len(images), DISTORTIONS, device)
     return net.eval().requires_grad_(False)
 
 
@@ -140,11 +162,12 @@ def train_noisy(
 
     The loss is -log p(class | x, sigma) of x = y + sigma n, without smoothing or distortions, so
     that p is the posterior of the bank. ln sigma is normal (`LN_SIGMA`): most levels are those at
-    which classes are decided.
+    which classes are decided. Of images that are averaged (`NoisyClassifier.seen`) it is the sigma
+    of the averages.
 
     Arguments:
         settings: of the training
-        images: the bank, (M, C, S, S) in [0, 1]
+        images: the bank, (M, C, H, W) in [0, 1]
         labels: the class of each, (M,) int64
         classes: number of classes
         device: where to compute
@@ -159,21 +182,20 @@ def train_noisy(
     from lab.classifier import NoisyClassifier
 
     torch.manual_seed(settings.seed)
-    side = images.shape[-1]
-    seen = to_model_range(images[..., margin : side - margin, margin : side - margin])
-    shape = dict(image_size=side, margin=margin, colours=images.shape[1], classes=classes)
-    net = NoisyClassifier(**shape, sigma_data=round(float(seen.std()), 4)).to(device).train()
-    images = to_model_range(images).to(device)
-    labels = labels.to(device)
+    shape = list(images.shape[2:])
+    net = NoisyClassifier(shape, margin, images.shape[1], classes).train()
+    bank = torch.cat([net.seen(to_model_range(part)) for part in images.split(1000)])
+    net.sigma_data = round(float(bank.std()), 4)
+    net, bank, labels = net.to(device), bank.to(device), labels.to(device)
     mean, sd = LN_SIGMA
 
     def loss(rows, uniform):
         sigma = (mean + sd * torch.special.ndtri(uniform[0].clamp_min(1e-6))).exp()
-        clean = images[rows]
+        clean = bank[rows]
         noisy = clean + sigma[:, None, None, None] * torch.randn_like(clean)
-        return F.nll_loss(net(noisy, sigma), labels[rows])
+        return F.nll_loss(net.of_seen(noisy, sigma), labels[rows])
 
-    _minimise(loss, net, ("stem", "film", "out"), settings, len(images), 1, device)
+    _minimise(loss, net, ("stem", "film", "out"), settings, len(bank), 1, device)
     return net.eval().requires_grad_(False)
 
 
@@ -201,7 +223,7 @@ def _minimise(
 
     from lab.training import Optimizer
 
-    assert settings.epochs is not None and settings.batch_size is not None
+    assert settings.batch_size is not None
     generator = torch.Generator().manual_seed(settings.seed)
     optimizer = Optimizer(
         net,
@@ -213,10 +235,11 @@ def _minimise(
     )
     n = min(settings.batch_size, size)
     batches = size // n
-    updates = settings.epochs * batches
+    epochs = settings.epochs or math.ceil(OWN_UPDATES / batches)
+    updates = epochs * batches
     done = 0
     bar = tqdm(total=updates, unit="it", disable=None)
-    for _ in range(settings.epochs):
+    for _ in range(epochs):
         order = torch.randperm(size, generator=generator)[: batches * n].to(device)
         uniform = torch.rand(batches, numbers, n, generator=generator).to(device)
         for rows, each in zip(order.split(n), uniform):
@@ -228,22 +251,21 @@ def _minimise(
     bar.close()
 
 
-def accuracy(classify, digits, image_size: int, device) -> float:
-    """The share of a bank's digits, centred in frames, that are recognised.
+def accuracy(classify, images, labels, device) -> float:
+    """The share of the digits of a bank that are recognised.
 
     Arguments:
         classify: frames (N, H, W) in [0, 1] -> logits (N, 10), both on `device`
-        digits: a `worlds.Digits`, the bank
-        image_size: side of a frame, px
+        images: the bank, (M, 1, H, W) in [0, 1]
+        labels: the digit of each, (M,) int64
         device: where to compute
     """
     import torch
 
-    frames = digits.centred(image_size).split(1000)
-    labels = digits.labels.split(1000)
+    parts = list(zip(images[:, 0].split(1000), labels.split(1000)))
     correct = []
     with torch.no_grad():
-        for some, classes in tqdm(list(zip(frames, labels)), desc="test", disable=None):
+        for some, classes in tqdm(parts, desc="test", disable=None):
             correct.append(classify(some.to(device)).argmax(-1).cpu() == classes)
     return float(torch.cat(correct).double().mean())
 
@@ -253,7 +275,7 @@ def accuracy_at(net, images, labels, device) -> dict[str, dict[float, float]]:
 
     Arguments:
         net: a `lab.classifier.NoisyClassifier` on `device`
-        images: (M, C, S, S) in [0, 1], each seen once at each of the LEVELS
+        images: (M, C, H, W) in [0, 1], each seen once at each of the LEVELS
         labels: their classes, (M,) int64
         device: where to compute
 
@@ -281,6 +303,83 @@ def accuracy_at(net, images, labels, device) -> dict[str, dict[float, float]]:
     return measured
 
 
+class Banks(NamedTuple):
+    """The pictures of a classifier, those that it learns and those that test it.
+
+    Arguments:
+        train, test: (images (M, C, H, W) in [0, 1], classes (M,) int64)
+        classes: number of classes
+        margin: px at each side of an image that a classifier of noisy images does not look at
+        tested_on: the test pictures in words
+        record: what they are, for the file
+        notices: what a user should know, a sentence each
+    """
+
+    train: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+    classes: int
+    margin: int
+    tested_on: str
+    record: dict[str, Any]
+    notices: Sequence[str] = ()
+
+
+def of_digits(settings: ClassifierSettings, source: DigitSettings) -> Banks:
+    """Digits in the middle of frames. Raises FileNotFoundError if there are none."""
+    from data_loader import load_digits
+
+    train, test = (
+        load_digits(
+            source.digits,
+            split,
+            size=settings.digit_size,
+            data_root=source.data_root,
+            timeout=source.download_timeout,
+        )
+        for split in ("train", "test")
+    )
+    return Banks(
+        (train.centred(settings.image_size)[:, None], train.labels),
+        (test.centred(settings.image_size)[:, None], test.labels),
+        classes=10,
+        margin=max(0, (settings.image_size - settings.digit_size) // 2 - DIGIT_MARGIN),
+        tested_on=f"{len(test.labels):,} {test.source} test digits",
+        record=dict(digits_source=train.source),
+    )
+
+
+def of_pictures(settings: ClassifierSettings) -> Banks:
+    """The user's pictures. Raises SettingError if they cannot be used or have no classes."""
+    from worlds.channels import as_planes
+    from worlds.own_data import OwnPictures, load_frames
+
+    world = WorldSettings(
+        dataset="frames",
+        frames=settings.frames,
+        value_range=settings.value_range,
+        num_cond_frames=0,
+    )
+    train, test = load_frames(world, "train"), load_frames(world, "test")
+    assert isinstance(train, OwnPictures) and isinstance(test, OwnPictures)  # no condition
+    data = train.data
+    if not data.class_names:
+        reject("frames", settings.frames, "pictures in classes, such as a directory for each class")
+
+    def bank(world: OwnPictures) -> tuple[Tensor, Tensor]:
+        images, labels = world.bank
+        return as_planes(images, colours=world.answer_channels > 1), labels
+
+    return Banks(
+        bank(train),
+        bank(test),
+        classes=len(data.class_names),
+        margin=0,
+        tested_on=f"{len(test):,} test pictures of {settings.frames}",
+        record=dict(digits_source=None, data=data.record()),
+        notices=[data.describe(), *data.notices],
+    )
+
+
 def main(argv: list[str] | None = None) -> None:
     """Train a classifier and write it to --out; a mistake ends with one line and exit code 2."""
     parser = make_parser(ClassifierSettings, DigitSettings, description=__doc__.split("\n")[0])
@@ -288,59 +387,46 @@ def main(argv: list[str] | None = None) -> None:
     try:
         settings = build(ClassifierSettings, args)
         source = build(DigitSettings, args)
-        from data_loader import load_digits
         from diverse_sampling.devices import machine_name, pick_device
         from lab import checkpoint
 
         device = pick_device(settings.device)
-        train_digits, test_digits = (
-            load_digits(
-                source.digits,
-                split,
-                size=settings.digit_size,
-                data_root=source.data_root,
-                timeout=source.download_timeout,
-            )
-            for split in ("train", "test")
-        )
+        banks = of_digits(settings, source) if settings.frames is None else of_pictures(settings)
     except (SettingError, FileNotFoundError, ValueError) as error:
         fail(str(error))
+    for notice in banks.notices:
+        print(f"train_classifier.py: {notice}", file=sys.stderr)
     metadata: dict[str, Any]
     start = time.perf_counter()
     if settings.noisy:
-        bank, test = (
-            digits.centred(settings.image_size)[:, None] for digits in (train_digits, test_digits)
-        )
-        margin = max(0, (settings.image_size - settings.digit_size) // 2 - DIGIT_MARGIN)
-        net = train_noisy(settings, bank, train_digits.labels, 10, device, margin)
+        net = train_noisy(settings, *banks.train, banks.classes, device, banks.margin)
     else:
-        net = train(settings, train_digits, device)
+        net = train(settings, *banks.train, device)
     seconds = time.perf_counter() - start
     weights = checkpoint.halved(net)
     net.load_state_dict(weights)  # what is shipped is what is measured
     if settings.noisy:
-        measured = accuracy_at(net, test, test_digits.labels, device)
+        measured = accuracy_at(net, *banks.test, device)
         metadata = dict(network=net.arguments, **measured)
         right = ", ".join(
             f"{100 * share:.2f}% at sigma {level:g}"
             for level, share in measured["accuracy_at"].items()
         )
     else:
-        share = accuracy(net, test_digits, settings.image_size, device)
+        share = accuracy(net, *banks.test, device)
         metadata = dict(accuracy=share)
         right = f"{100 * share:.2f}%"
     path = Path(settings.out)
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata |= dict(
         settings=record(settings, source) | dict(out=None, data_root="data"),
-        digits_source=train_digits.source,
         parameters=sum(parameter.numel() for parameter in net.parameters()),
         train_seconds=round(seconds, 1),
         machine=machine_name(device, 1),
+        **banks.record,
     )
     checkpoint.save_tensors(path, weights, metadata)
-    count = f"{len(test_digits.labels):,} {test_digits.source} test digits"
-    print(f"{right} of {count}, written to {path}")
+    print(f"{right} of {banks.tested_on}, written to {path}")
 
 
 if __name__ == "__main__":

@@ -129,10 +129,10 @@ def test_nothing_of_an_update_is_refused(name, gpu, tmp_path):
 def test_nothing_of_a_classifier_is_refused(gpu, digits):
     few = Digits(digits.images[:32], digits.labels[:32], digits.source)
     settings = train_classifier.ClassifierSettings(epochs=2, batch_size=16, channels=[8, 16])
-    net = train_classifier.train(settings, few, CUDA)
-    train_classifier.accuracy(net, few, 32, CUDA)
-    settings = train_classifier.ClassifierSettings(noisy=True, epochs=2, batch_size=16)
     images = few.centred(32)[:, None]
+    net = train_classifier.train(settings, images, few.labels, CUDA)
+    train_classifier.accuracy(net, images, few.labels, CUDA)
+    settings = train_classifier.ClassifierSettings(noisy=True, epochs=2, batch_size=16)
     noisy = train_classifier.train_noisy(settings, images, few.labels, 10, CUDA)
     train_classifier.accuracy_at(noisy, images, few.labels, CUDA)
     assert gpu.errors == []

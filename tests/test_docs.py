@@ -67,6 +67,15 @@ def test_guidance_around_a_diffusers_unet():
     assert distance(samples) > distance(alone)
 
 
+def test_classes_of_ones_own():
+    torch.manual_seed(0)
+    names: dict = {}
+    exec(next(block for block in BLOCKS if "log_posterior" in block), names)
+    nearest = torch.cdist(names["samples"].flatten(2), names["images"].flatten(1)).argmin(-1)
+    second = (names["labels"][nearest] == 1).sum(1)  # of each set
+    assert (second == 4).float().mean() >= 0.9
+
+
 def anchors(page):
     """Those of a page's headings, made as GitHub makes them."""
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
@@ -204,7 +213,7 @@ def test_the_tour_is_what_its_commands_print(monkeypatch, capsys):
 OTHER_FLAGS = {
     *("--set", "--value", "--num_sequences"),  # visualize.py
     *("--network", "--train"),  # benchmarks/network.py, benchmarks/gpu.py
-    *("--model", "--prompt", "--particles", "--factor"),  # examples/text_to_image.py
+    *("--model", "--prompt", "--particles", "--factor", "--clip"),  # examples/text_to_image.py
     *("--check", "--pictures"),  # docs/tour.py, docs/build.py
     *("--size", "--no"),  # examples/lidc.py, pip's --no-deps
     *("--nodes", "--ntasks", "--gpus"),  # srun

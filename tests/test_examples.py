@@ -111,7 +111,7 @@ def test_the_digits_are_a_pipeline_of_diffusers(tmp_path):
         torch.testing.assert_close(denoise(x, sigma), ours.bind()(x, sigma), atol=1e-3, rtol=1e-3)
     settings = digits.DigitsSettings(num_sets=1, particles=2, num_steps=4)
     sets = {name: drawn() for name, drawn in digits.routes(settings, pipe).items()}
-    assert len(sets) == 5
+    assert len(sets) == 7
     for samples in sets.values():
         assert samples.shape == (1, 2, 1, 32, 32) and samples.isfinite().all()
     assert not torch.allclose(sets["DDIM, guided"], sets["DDIM"], atol=0.01)

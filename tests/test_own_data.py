@@ -754,7 +754,7 @@ def test_the_exact_denoiser_of_pictures_needs_their_classes(refused, tmp_path):
     assert all(set(each.tolist()) == {0, 1, 2} for each in labels[nearest])
     kinds_npz(path, labels=None)
     line = refused(evaluate.main, argv.split())
-    assert "denoiser: got 'exact'; accepted: trained; exact pictures need classes" in line
+    assert "denoiser: got 'exact'; accepted: trained for pictures without classes" in line
 
 
 @pytest.mark.parametrize("colour", [False, True])

@@ -13,16 +13,17 @@ from torch import nn
 
 from diverse_sampling.decisions import measure
 from diverse_sampling.errors import SettingError
+from diverse_sampling.exact import log_weights
 from diverse_sampling.guidance import ParticleGuidance
 from diverse_sampling.pipelines import (
     denoiser_of,
     guided_window,
-    measured_guide,
     pilot,
     repel,
     repelling,
 )
 from diverse_sampling.potentials import LogDet
+from diverse_sampling.sets import measured_guide
 from diverse_sampling.steps import Window, karras_sigmas
 
 diffusers = pytest.importorskip("diffusers")
@@ -65,7 +66,8 @@ def watching(seen):
 @pytest.fixture(scope="module")
 def guide():
     """Measured on the exact denoiser, whose noise levels are those of every scheduler."""
-    return measured_guide(benchmark.exact_decisions())
+    decisions = benchmark.exact_decisions()
+    return measured_guide(decisions, guided_window(decisions))
 
 
 # ---------------------------------------------------------------- schedulers
@@ -293,10 +295,97 @@ def test_the_scale_of_features_changes_nothing(scale):
 
     def guided(scale):
         features = lambda images: scale * (images.flatten(1) @ weights).tanh()
-        return measured_guide(benchmark.exact_decisions(), features=features)(exact)(x, sigma)
+        decisions = benchmark.exact_decisions()
+        guide = measured_guide(decisions, guided_window(decisions), features=features)
+        return guide(exact)(x, sigma)
 
     torch.testing.assert_close(guided(scale), guided(1.0), rtol=1e-3, atol=1e-3)
     assert not torch.allclose(guided(1.0), exact(x, sigma), atol=0.1)
+
+
+# ---------------------------------------------------------------- classes
+
+
+def posterior(x, sigma):
+    """log p(image | x) of the eight images, which are a class each: exact."""
+    images = BLOBS.to(x).expand(len(x), -1, -1, -1, -1)
+    return log_weights(x, sigma, images).log_softmax(-1)
+
+
+def of_clean(x, sigma):
+    """The same for a classifier that knows images without noise, but is not quite sure of them."""
+    return posterior(x, torch.tensor(0.3))
+
+
+def asked(schedule, **classes):
+    """The context in which sets show the classes that are asked for."""
+    return repel(
+        benchmark.SimpleNamespace(scheduler=schedule),
+        particles=8,
+        decisions=benchmark.exact_decisions(),
+        generator=torch.Generator().manual_seed(2),
+        **classes,
+    )
+
+
+def shown(sets):
+    """How many particles show each place, (G, 8)."""
+    mode = torch.cdist(sets.flatten(2), BLOBS.flatten(1)).argmin(-1)
+    return nn.functional.one_hot(mode, 8).sum(1)
+
+
+SOME, ONE_EACH = torch.tensor([5, 0, 0, 2, 0, 1, 0, 0]), torch.ones(8, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("clean", [False, True], ids=["noisy", "clean"])
+@quick_schedulers
+def test_sets_have_the_composition_that_is_asked_for(name, clean):
+    log_posterior = of_clean if clean else posterior
+    for counts, expected in ((SOME, SOME), (None, ONE_EACH)):
+        schedule = scheduler(name)
+        with asked(schedule, log_posterior=log_posterior, counts=counts, clean=clean):
+            sets = draw(schedule, sets=20)
+        assert (shown(sets) == expected).all(1).float().mean() >= 0.9 and places(sets)[1] >= 0.99
+
+
+def test_each_set_may_have_a_composition_of_its_own():
+    counts = torch.stack([SOME, ONE_EACH, SOME.flip(0), 8 * nn.functional.one_hot(SOME[5], 8)])
+    schedule = scheduler("DDIM")
+    with asked(schedule, log_posterior=posterior, counts=counts):
+        assert torch.equal(shown(draw(schedule, sets=4)), counts)
+
+
+@pytest.mark.parametrize("clean", [False, True], ids=["noisy", "clean"])
+def test_classes_at_no_strength_change_no_bit(clean):
+    schedule = scheduler("DDIM")
+    plain = draw(schedule, sets=1, steps=15)
+    with asked(schedule, log_posterior=posterior, counts=SOME, clean=clean, factor=0):
+        assert torch.equal(draw(schedule, sets=1, steps=15), plain)
+
+
+@pytest.mark.parametrize(
+    "classes, line",
+    [
+        (
+            dict(log_posterior=lambda x, sigma: posterior(x, sigma)[0]),
+            r"of log_posterior: got \[8, 8\]; accepted: \[1, 8, k\] for samples \[1, 8, 1, 8, 8\]",
+        ),
+        (
+            dict(counts=SOME[:5]),
+            r"shape of counts: got \[5\]; accepted: \[8\] or \[1, 8\], k = 8 cl",
+        ),
+        (dict(counts=2 * SOME), r"counts: got \[16\] in all; accepted: 8, one per particle"),
+        (dict(features=torch.flatten), "features: got .*; accepted: without log_posterior"),
+        (dict(log_posterior=None, counts=SOME), "counts: got .*; accepted: with log_posterior"),
+        (dict(log_posterior=None, clean=True), "clean: got True; accepted: with log_posterior"),
+    ],
+)
+def test_classes_that_do_not_fit_are_refused_in_one_line(classes, line):
+    schedule = scheduler("DDIM")
+    with pytest.raises(ValueError, match=line) as refused:
+        with asked(schedule, **dict(log_posterior=posterior) | classes):
+            draw(schedule, sets=1)
+    assert "\n" not in str(refused.value) and "step" not in vars(schedule)
 
 
 # ---------------------------------------------------------------- what is refused

@@ -12,6 +12,7 @@ from conftest import ROOT
 import diverse_sampling
 from config import SamplerSettings
 from diverse_sampling import karras_sigmas, measure, posterior_mean, sample, window_schedule
+from diverse_sampling.exact import log_weights
 
 
 def places(k: int = 8, side: int = 6):
@@ -40,6 +41,29 @@ def test_sets_of_anyones_denoiser_cover_what_independent_ones_miss():
     assert found(samples, images) > 7.6 > 6 > found(independent, images)
     again = sample(denoise, noise, generator=generators[2])
     assert torch.equal(samples, again)
+
+
+@pytest.mark.parametrize("clean", [False, True], ids=["noisy", "clean"])
+def test_sets_have_the_composition_that_is_asked_for(clean):
+    denoise, images = places()
+
+    def log_posterior(x, sigma):
+        known = images.expand(len(x), -1, -1, -1, -1)
+        sigma = torch.tensor(0.3) if clean else sigma
+        return log_weights(x, sigma, known).log_softmax(-1)
+
+    def drawn(**classes):
+        generator = torch.Generator().manual_seed(2)
+        samples = sample(denoise, noise, generator=generator, **classes)
+        mode = torch.cdist(samples.flatten(2), images.flatten(1)).argmin(-1)
+        return torch.nn.functional.one_hot(mode, 8).sum(1)
+
+    noise = torch.randn(30, 6, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    counts = torch.tensor([3, 0, 0, 2, 0, 1, 0, 0])
+    classes = dict(log_posterior=log_posterior, clean=clean)
+    assert (drawn(**classes, counts=counts) == counts).all(1).float().mean() >= 0.9
+    assert (drawn(**classes) <= 1).all(1).float().mean() >= 0.9
+    assert (drawn(**classes, counts=counts, factor=0.0) == counts).all(1).float().mean() < 0.1
 
 
 def test_a_pilot_can_be_used_again_and_calls_are_kept():

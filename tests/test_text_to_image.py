@@ -54,6 +54,24 @@ def model(tmp_path_factory):
     return str(folder / "pipeline")
 
 
+@pytest.fixture(scope="module")
+def clip(model):
+    """A directory with a CLIP of random weights and the vocabulary of letters."""
+    folder = f"{model}-clip"
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(f"{model}/tokenizer")
+    layers = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    words = dict(vocab_size=len(tokenizer), max_position_embeddings=16, eos_token_id=1)
+    torch.manual_seed(1)
+    config = transformers.CLIPConfig(
+        text_config=layers | words,
+        vision_config=layers | dict(image_size=16, patch_size=4),
+        projection_dim=16,
+    )
+    transformers.CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 SHORT = "--prompt house --num_steps 8".split()
 
 
@@ -82,6 +100,14 @@ def test_the_snippet_of_the_readme_draws_a_set(model):
     assert len(names["images"]) == 4
 
 
+def test_a_set_shows_the_texts_that_are_asked_for(model, clip, tmp_path, capsys):
+    """By zero-shot scores of the decoded D(x), of random weights: the wiring, not pictures."""
+    texts = ["--clip", clip, "--guidance_scale", "1", "--outdir", str(tmp_path)]
+    example.main(["--model", model, *SHORT, *texts, "--classes", "red:1,z:3"])
+    out = capsys.readouterr().out
+    assert "independent  red: 4, z: 0\n" in out and "guided       red: 1, z: 3\n" in out
+
+
 def test_at_no_strength_both_sets_are_one(model, tmp_path, capsys):
     flow = ["--factor", "0", "--guidance_scale", "2", "--image_size", "16"]
     example.main(["--model", model, *SHORT, "--outdir", str(tmp_path), *flow])
@@ -101,6 +127,12 @@ def test_another_scheduler(model, tmp_path, capsys, scheduler):
     "flags, line",
     [
         (["--model", "nowhere/at/all"], "model: got 'nowhere/at/all'; accepted: a text-to-image"),
+        (
+            ["--classes", "a:4", "--clip", "nowhere/at/all"],
+            "clip: got 'nowhere/at/all'; accepted: a CL",
+        ),
+        (["--classes", "a:2,b:3"], "classes: got 'a:2,b:3'; accepted: whole numbers of batch_size"),
+        (["--classes", "all"], "classes: got 'all'; accepted: numbers of pictures, such as"),
         (["--particles", "1"], "particles: got 1; accepted: at least 2"),
         (["--prompt", ""], "prompt: got ''; accepted: --prompt with the prompt to use"),
         (["--scheduler", "PNDMScheduler"], "scheduler: got 'PNDMScheduler'; accepted: DDIM"),

@@ -12,7 +12,7 @@ from diverse_sampling.errors import SettingError
 from lab import checkpoint, train_classifier
 from lab.classifier import judged
 from lab.metrics import recognise, without_background
-from lab.tasks import UnconditionalDigits
+from lab.tasks import ClassTask
 
 NOISY = Path(checkpoint.__file__).parent.parent / "checkpoints" / "classifier_noisy.safetensors"
 
@@ -43,7 +43,8 @@ def test_shipped_classifiers_reach_their_figure(role, mnist_root):
     """On all 10,000 test digits, 16 px in frames of 32."""
     test = load_digits("mnist", "test", size=16, data_root=mnist_root)
     classifier = checkpoint.load_classifier(role).fused()  # quicker, and it says the same
-    assert train_classifier.accuracy(classifier, test, 32, "cpu") >= 0.995
+    images = test.centred(32)[:, None]
+    assert train_classifier.accuracy(classifier, images, test.labels, "cpu") >= 0.995
 
 
 def test_shipped_classifiers_are_two_different_ones():
@@ -87,7 +88,7 @@ def test_a_judge_says_what_its_classifier_says(judge):
 
 def test_sets_of_digits_are_measured_by_what_the_judge_sees(world, digits):
     """A faint background is not seen; different digits count for more than one ten times."""
-    task = UnconditionalDigits(world(dataset="centered"), num_sets=2, seed=0)
+    task = ClassTask(world(dataset="centered"), num_sets=2, seed=0)
     frames = (digits.centred(32) > 0.5).float()
     first = [int((digits.labels == d).nonzero()[0]) for d in range(10)]
     sets = torch.stack([frames[first], frames[first[:1]].expand(10, -1, -1)])

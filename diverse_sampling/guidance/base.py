@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from diverse_sampling.denoiser import Denoiser
@@ -69,6 +70,24 @@ class Pushed(Guided):
     def denoised_and_push(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """D(x) and f, both like x (G, B, C, H, W), for two particles or more."""
         raise NotImplementedError
+
+
+def excess(moves: Tensor, reach: float, undecided: float) -> Tensor:
+    """sqrt(1 + |p|^2 / (reach^2 T (1 - V))), (G, B, 1, 1, 1): what moves p of D(x) are divided by,
+    so that none is longer than `reach` standard deviations of what a sample can still become.
+
+    Arguments:
+        moves: p, (G, B, C, H, W); the norm is that of a particle
+        reach: how far D(x) may be moved
+        undecided: T (1 - V), `Decisions.undecided`
+    """
+    largest = max(reach**2 * undecided, tiny_of(moves))
+    return (1 + per_particle(moves, moves) / largest).sqrt()
+
+
+def tiny_of(like: Tensor) -> float:
+    """A number that is safe to divide by, and whose square is too."""
+    return torch.finfo(like.dtype).tiny ** 0.5
 
 
 def per_particle(a: Tensor, b: Tensor) -> Tensor:

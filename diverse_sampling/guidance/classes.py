@@ -10,7 +10,9 @@ exact at factor 1 if the classifier is; more makes up for what few calls and a c
 gradient runs through the classifier alone, not through D.
 
 A classifier of clean images can be asked of D(x) instead. Its gradient is then the one in D, and
-the variance that a sample still has, T (1 - V), takes the place of s^2 (`pg.py`).
+the variance that a sample still has, T (1 - V), takes the place of s^2 (`pg.py`), and D moves by 4
+sqrt(T (1 - V)) at most. It finds less: at high noise D is a blend that it has never seen, and its
+gradient can lead to what it alone takes for a class.
 
 Source: classifier guidance, Dhariwal & Nichol 2021, arXiv 2105.05233, equation 10, with the joint
 posterior of a set's classes in place of one class.
@@ -30,7 +32,7 @@ from torch import Tensor
 
 from diverse_sampling.decisions import Decisions
 from diverse_sampling.denoiser import Denoiser
-from diverse_sampling.guidance.base import Guided, finite
+from diverse_sampling.guidance.base import Guided, excess, finite
 from diverse_sampling.errors import reject
 from diverse_sampling.guidance.joint import joint_weights
 from diverse_sampling.method import CLASSES, PILOT, Method, Sets
@@ -38,6 +40,9 @@ from diverse_sampling.noise import Stream
 
 LogPosterior = Callable[[Tensor, Tensor], Tensor]
 FACTOR = 8.0
+# How far a classifier of clean images may move D(x), in standard deviations of what a sample can
+# still become: its gradient is large where images are not.
+REACH = 4.0
 INDEPENDENT = "independent"
 
 
@@ -88,9 +93,15 @@ class ClassGuidance(Guided):
         with torch.enable_grad():
             asked = asked.detach().requires_grad_()
             log_p = self.log_posterior(asked, sigma)
+            if log_p.ndim != 3 or log_p.shape[:2] != x.shape[:2]:
+                accepted = f"[{x.shape[0]}, {x.shape[1]}, k] for samples {list(x.shape)}"
+                reject("shape of log_posterior", list(log_p.shape), accepted)
             (grad,) = torch.autograd.grad(log_p, asked, self.weights(log_p.detach()).to(log_p))
-        spread = sigma**2 if self.decisions is None else self.decisions.undecided(float(sigma))
-        return finite(denoised + self.factor * spread * grad)
+        if self.decisions is None:
+            return finite(denoised + self.factor * sigma**2 * grad)
+        undecided = self.decisions.undecided(float(sigma))
+        moves = self.factor * undecided * grad
+        return finite(denoised + moves / excess(moves, REACH, undecided))
 
     def weights(self, log_p: Tensor) -> Tensor:
         """Q of log p, both (G, B, k)."""
@@ -98,7 +109,12 @@ class ClassGuidance(Guided):
             return F.one_hot(self.targets.to(log_p.device), log_p.shape[2])
         counts = self.counts
         if counts is not None:
-            counts = counts.expand(len(log_p), -1)
+            G, _, k = log_p.shape
+            if counts.shape not in ((k,), (1, k), (G, k)):
+                reject(
+                    "shape of counts", list(counts.shape), f"[{k}] or [{G}, {k}], k = {k} classes"
+                )
+            counts = counts.expand(G, -1)
         return joint_weights(log_p, counts, self.wanted)
 
 

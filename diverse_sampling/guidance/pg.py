@@ -39,7 +39,14 @@ from torch import Tensor
 from diverse_sampling.decisions import Decisions
 from diverse_sampling.defaults import FACTOR
 from diverse_sampling.denoiser import Denoiser
-from diverse_sampling.guidance.base import LARGEST, Guided, finite, per_particle
+from diverse_sampling.guidance.base import (
+    LARGEST,
+    Guided,
+    excess,
+    finite,
+    per_particle,
+    tiny_of,
+)
 from diverse_sampling.method import PILOT, Method, Sets
 from diverse_sampling.potentials import POTENTIALS, Bandwidth, LogDet, Potential, cosine_share
 from diverse_sampling.steps import Window
@@ -218,9 +225,7 @@ class ParticleGuidance(Guided):
         if self.decisions is not None:
             if self.space in ("jacobian", "difference"):
                 push = push * math.sqrt(undecided / self.decisions.variance)
-            moved = sigma * push
-            largest = max(REACH**2 * undecided, tiny_of(push))
-            push = push / (1 + per_particle(moved, moved) / largest).sqrt()
+            push = push / excess(sigma * push, REACH, undecided)
         if self.anneal:
             push = push * cosine_share(float(sigma), self.sigma_min, self.sigma_max)
         return push
@@ -229,11 +234,6 @@ class ParticleGuidance(Guided):
 def _per_pixel(drift: Tensor) -> Tensor:
     """Root mean square over the pixels of each set, (G, B, C, H, W) -> (G, 1, 1, 1, 1)."""
     return drift.square().mean((1, 2, 3, 4), keepdim=True).sqrt()
-
-
-def tiny_of(like: Tensor) -> float:
-    """A number that is safe to divide by, and whose square is too."""
-    return torch.finfo(like.dtype).tiny ** 0.5
 
 
 # ---------------------------------------------------------------- as it is used

@@ -20,8 +20,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from diverse_sampling.guidance.base import per_particle
-from diverse_sampling.guidance.pg import ParticleGuidance, Push, asked_for, tiny_of
+from diverse_sampling.guidance.base import per_particle, tiny_of
+from diverse_sampling.guidance.pg import ParticleGuidance, Push, asked_for
 from diverse_sampling.method import STRENGTH, Method
 
 
