@@ -1,5 +1,6 @@
 """What every method claims: one step raises the diversity it states, or marginals are kept."""
 
+import itertools
 from functools import partial
 
 import pytest
@@ -12,9 +13,11 @@ from diverse_sampling.coupling.balanced import balanced_draw
 from diverse_sampling.coupling.rivals.contrastive import contrastive
 from diverse_sampling.coupling.simplex import simplex
 from diverse_sampling.coupling.stratified import stratified
+from diverse_sampling.decisions import Decisions
 from diverse_sampling.denoiser import to_unit_range
 from diverse_sampling.exact import posterior_mean
 from diverse_sampling.guidance import ParticleGuidance, Spell, never_down
+from diverse_sampling.guidance.classes import ClassGuidance
 from diverse_sampling.guidance.rivals.diverseflow import DiverseFlow
 from diverse_sampling.guidance.rivals.eddy import Eddy
 from diverse_sampling.guidance.rivals.oscar import Volume, across
@@ -103,6 +106,45 @@ def variance(y):
     return guided, diversity
 
 
+def log_composition(log_p, makes_it):
+    """ln P of all assignments of classes that make the composition, of one set (B, k)."""
+    B, k = log_p.shape
+    modes = torch.tensor([a for a in itertools.product(range(k), repeat=B) if makes_it(a)])
+    return log_p[torch.arange(B), modes].sum(1).logsumexp(0)
+
+
+def by_classes(counts=None, decisions=None):
+    """A method of guidance by three classes, and ln P(the composition): of x, or of D(x).
+
+    Arguments:
+        counts: B -> how many particles show each class; None: as many classes as there can be
+        decisions: as in `ClassGuidance`
+    """
+    generator = torch.Generator().manual_seed(3)
+    scorer = torch.randn(D, 3, generator=generator, dtype=torch.float64)
+
+    def log_posterior(x, sigma):
+        return (2 * x.flatten(2) @ scorer).log_softmax(-1)
+
+    def method(y):
+        B = y.shape[1]
+        asked = None if counts is None else torch.tensor(counts(B))
+        guided = ClassGuidance(of_a_gaussian, log_posterior, counts=asked, decisions=decisions)
+
+        def makes_it(modes):
+            if asked is None:
+                return len(set(modes)) == min(B, 3)
+            return [modes.count(m) for m in range(3)] == asked.tolist()
+
+        def diversity(moved):
+            seen = moved * (1 + SIGMA**2) if decisions is None else moved
+            return log_composition(log_posterior(seen, SIGMA)[0], makes_it)[None]
+
+        return guided, diversity
+
+    return method
+
+
 REPELLING = {
     **{f"pg, {name}": by_potential(kernel) for name, kernel in POTENTIALS.items()},
     "pg on D(x)": by_potential(POTENTIALS["logdet"], space="denoised"),
@@ -113,6 +155,9 @@ REPELLING = {
     "oscar": by_potential(Volume, strength=across("joint")),
     "spell": spell,
     "variance": variance,
+    "classes": by_classes(),
+    "classes, in numbers": by_classes(lambda B: [B // 2, 0, B - B // 2]),
+    "classes, of D(x)": by_classes(decisions=Decisions([2.0, 0.5], [0.0, 1.0], variance=1.0)),
 }
 
 

@@ -144,7 +144,10 @@ def test_some_rivals_find_about_as_many_as_independent_draws(flags, calls):
         ("--pool 2 --s_churn 1", "pool: got 2; accepted: 1 with guidance"),
         ("--pool 5 --price 20", "price: got 20.0; accepted: 28 or more"),
         ("--pg_factor 5 --price 2.5", "price: got 2.5; accepted: 3 or more"),
-        ("--guidance sriw --pg_factor 1 --price 9", "guidance: got 'sriw'; accepted: pg or none"),
+        (
+            "--guidance sriw --pg_factor 1 --price 9",
+            "guidance: got 'sriw'; accepted: pg, classes, none with price",
+        ),
         ("--noise simplex --price 9", "noise: got 'simplex'; accepted: iid with price"),
         ("--churn_noise simplex", "churn_noise: got 'simplex'; accepted: iid, or a sampler"),
     ],

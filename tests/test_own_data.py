@@ -740,9 +740,21 @@ def test_settings_of_what_follows_are_refused_without_a_condition(refused, tmp_p
         ("--motion 2", "motion: got 2; accepted: 0 without"),
     ]:
         assert line in refused(train.main, [*argv, *flags.split()])
-    plain = kinds_npz(tmp_path.parent / "plain.npz", labels=None)
-    argv = ["--frames", str(plain), "--num_cond_frames", "0", "--denoiser", "exact"]
-    assert "denoiser: got 'exact'" in refused(evaluate.main, argv)
+
+
+def test_the_exact_denoiser_of_pictures_needs_their_classes(refused, tmp_path):
+    """The right answers are those for training; a joint set has some of every class."""
+    path = kinds_npz(tmp_path / "d.npz")
+    argv = f"--frames {path} --num_cond_frames 0 --denoiser exact --device cpu --num_steps 4"
+    sets = "--num_sets 2 --batch_size 40 --guidance joint"
+    evaluation = assemble.evaluation([*argv.split(), *sets.split()])
+    known, labels = evaluation.task.known, evaluation.task.known_labels
+    distance, nearest = torch.cdist(evaluation.sample(False).flatten(2), known.flatten(1)).min(-1)
+    assert distance.max() < 1e-2
+    assert all(set(each.tolist()) == {0, 1, 2} for each in labels[nearest])
+    kinds_npz(path, labels=None)
+    line = refused(evaluate.main, argv.split())
+    assert "denoiser: got 'exact'; accepted: trained for pictures without classes" in line
 
 
 @pytest.mark.parametrize("colour", [False, True])

@@ -30,6 +30,7 @@ WORLDS = [
 # One world of each kind, and the frames of a user.
 ALL_WORLDS = [
     dict(dataset="centered"),
+    dict(dataset="halves"),
     dict(dataset="free", deterministic=False, num_digits=2),
     dict(dataset="circle_jumping", num_directions=4, p=0.7),
     dict(dataset="horizontal", p=0.9),

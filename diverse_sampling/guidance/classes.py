@@ -140,12 +140,10 @@ def composition_of(text: str, names: Sequence[str], batch_size: int) -> Tensor |
     )
     if len(found) < len(parts) or len({unit for _, _, unit in found}) > 1:
         reject("classes", text, accepted)
-    asked = dict.fromkeys(names, 0.0)
-    for name, number, _ in found:
-        if name not in asked or asked[name]:
-            reject("classes", text, f"each of the classes {', '.join(names)} once")
-        asked[name] = float(number)
-    amounts = torch.tensor(list(asked.values()), dtype=torch.float64)
+    asked = {name: float(number) for name, number, _ in found}
+    if len(asked) < len(found) or not asked.keys() <= set(names):
+        reject("classes", text, f"each of the classes {', '.join(names)} once")
+    amounts = torch.tensor([asked.get(name, 0.0) for name in names], dtype=torch.float64)
     if found[0][2]:
         if abs(float(amounts.sum()) - 100) > 1e-6:
             reject("classes", text, f"shares of 100% in all; these are {float(amounts.sum()):g}%")
