@@ -218,9 +218,9 @@ class NextFrame(_DigitTask):
     `quality` says how far it is from it.
     """
 
-    @property
-    def has_classes(self) -> bool:
-        return self.world.directed
+    def __init__(self, world: MovingDigits, num_sets: int, seed: int):
+        super().__init__(world, num_sets, seed)
+        self.has_classes = world.directed
 
     @staticmethod
     def most_sets(world: MovingDigits) -> int:
