@@ -35,6 +35,8 @@ RESULTS = ROOT / "docs" / "results"
 # Name of a picture, and the flags of evaluate.py that make its sets.
 PICTURES = {
     "sequential": ["--pg_factor", "5", "--batch_size", "4", "--sequential", "2"],
+    "classes": ["--task", "unconditional", "--batch_size", "10", "--guidance", "classes"],
+    "halves": ["--dataset", "halves", "--batch_size", "10", "--guidance", "classes"],
     "masks": ["--checkpoint", "blobs", "--batch_size", "4", "--pg_factor", "5"],
     "mixture": ["--config", str(ROOT / "configs" / "mixture.yaml"), "--num_sets", "5"],
 }
