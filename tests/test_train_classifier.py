@@ -96,7 +96,7 @@ def test_sets_of_digits_are_measured_by_what_the_judge_sees(world, digits):
     assert metrics["vendi"]["per_set"][0] > 2 and metrics["vendi"]["per_set"][1] < 1.001
     assert torch.equal(modes, task.modes(sets, torch.arange(2)))
     assert len(set(modes[0].tolist())) > 3 and len(set(modes[1].tolist())) == 1
-    of_pixels = dict(iou_distance=ANY, pairwise_l2=ANY)
+    of_pixels = dict(iou_distance=ANY, pairwise_l2=ANY, nearest_in_class=ANY)
     assert task.measure(sets.clamp_min(0.05))[0] == metrics | of_pixels
 
 
