@@ -208,8 +208,8 @@ def evaluate(values: dict[str, Any]) -> None:
     judge = result.get("judge_accuracy")
     if judge and judge["mean"] < LEAST_ACCURACY:
         print(
-            f"WARNING: the judge recognises {judge['mean']:.0%} of the test pictures, so it may miss "
-            "or invent modes",
+            f"WARNING: the judge recognises {judge['mean']:.0%} of the test pictures, so it may "
+            "miss or invent modes",
             file=sys.stderr,
         )
     print(table(result))

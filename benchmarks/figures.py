@@ -139,7 +139,7 @@ FIGURES = [
     ("the same, 9 calls", f"{UNET} {CLASSES} --price 9", DIRECTIONS),
     (
         "exact, 64 modes, the optimum, 15 calls",
-        f"{PAIRS} --batch_size 64 --guidance joint --price 15",
+        f"{PAIRS} --batch_size 64 --guidance joint --num_steps 8",
         MODES,
     ),
     ("mixture, independent", MIXTURE, IN_PLANE),

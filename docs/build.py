@@ -39,13 +39,19 @@ PICTURES = {
     "mixture": ["--config", str(ROOT / "configs" / "mixture.yaml"), "--num_sets", "5"],
 }
 # Rows of the README's first table: what is asked, the experiment whose recipe says what the thesis
-# found (None: nothing), and the name of two rows of benchmarks/figures.py, independent and guided.
+# found (None: nothing), and the names of two rows of benchmarks/figures.py: independent (`{}` stands
+# for it) and guided (for `guided`, unless a fourth entry names it).
 QUESTIONS = [
     ("directions of a jumping digit, plain U-Net", "e5", "plain U-Net, {}"),
     ("the same for 21 network calls", None, "plain U-Net, {}, 21 calls"),
     ("the same for 9 network calls", None, "plain U-Net, {}, 9 calls"),
     ("directions, a network that copies the digit's pixels", None, "network that copies, {}"),
-    ("unconditional digits", "e1", "unconditional digits, {}"),
+    (
+        "unconditional digits, by ten clusters (no labels)",
+        "e1",
+        "unconditional digits, {}",
+        "unconditional digits, by clusters (no labels)",
+    ),
     ("Gaussians on a circle in the plane", None, "mixture, {}"),
     ("masks with four answers each (synthetic)", None, "masks, trained, {}"),
 ]
@@ -234,9 +240,10 @@ def answers_table(figures: list[dict]) -> str:
     """The README's first table: the thesis's results beside independent and guided sets."""
     measured = {row["name"]: row for row in figures}
     rows = []
-    for question, experiment, name in QUESTIONS:
+    for question, experiment, name, *by in QUESTIONS:
         thesis = experiments.load(experiment)["reference"] if experiment else "–"
-        both = [measured[name.format(which)] for which in ("independent", "guided")]
+        names = [name.format("independent"), *(by or [name.format("guided")])]
+        both = [measured[each] for each in names]
         results = ["<br>".join(row["measured"]) for row in both]
         rows.append([question, thesis, both[0]["expected_iid"] or "–", *results])
     header = "task | thesis, guided | independent, theory | independent"

@@ -315,11 +315,13 @@ def frontier(rows: Sequence[dict], title: str = "") -> Figure:
 def prices(rows: Sequence[dict], title: str = "") -> Figure:
     """Modes found against the price of a sample, a panel per denoiser and a curve per method.
 
-    The last panel has the quality of the trained denoiser. The price is in calls of the network, as
+    The last panel has the quality of the trained denoiser or, of digits, a judge's confidence. The
+    price is in calls of the network, as
     `metrics.cost_metrics` counts. Dotted: what independent draws find in theory.
     """
     denoisers = different(row["cell"]["denoiser"] for row in rows)
-    panels = [(name, "modes_found") for name in denoisers] + [("trained", "quality")]
+    last = "quality" if rows[0]["result"].get("quality") else "confidence"
+    panels = [(name, "modes_found") for name in denoisers] + [("trained", last)]
     figure, (axes,) = grid_of_axes(
         1, len(panels), 3.4 * len(panels), 3.6, gridspec_kw=dict(wspace=0.3)
     )
@@ -340,6 +342,9 @@ def prices(rows: Sequence[dict], title: str = "") -> Figure:
         axis.set_xlabel("price, network calls per sample")
         _set_logarithmic(axis, PRICE_TICKS)
         axis.grid(alpha=0.3)
+        if key == "confidence":
+            axis.set_ylabel(METRICS[key].label)
+            continue
         if key == "quality":
             axis.set_ylabel("quality score (L2, less is better)")
             axis.set_yscale("log")

@@ -601,7 +601,7 @@ def _check_classes(task: Task, settings: EvaluationSettings, device: Any) -> Non
     """
     import torch
 
-    from diverse_sampling.guidance.classes import composition_of
+    from diverse_sampling.guidance.classes import INDEPENDENT, composition_of
     from lab import checkpoint
     from lab.tasks import ClassTask
 
@@ -621,9 +621,14 @@ def _check_classes(task: Task, settings: EvaluationSettings, device: Any) -> Non
         )
     elif path is not None:
         reject("classifier", path, "null in a world whose rule tells the classes")
+    asked = settings.options["classes"]
+    if isinstance(task, ClassTask) and task.recognise.of_clusters:
+        if task.log_prior is not None:
+            reject("classifier", path, "one of classes; how likely a cluster is here is not known")
+        if asked not in ("all", INDEPENDENT):
+            reject("classes", asked, f"all or {INDEPENDENT} with clusters, which nobody counts")
     classes = task.classes(torch.arange(task.num_sets), device)
     particles = settings.evaluate.batch_size
-    asked = settings.options["classes"]
     composition_of(asked, classes.names, particles)
     if asked == "all":
         _check_wanted(classes.wanted, particles)

@@ -235,8 +235,12 @@ def load_classifier(
     `role` is "judge" for the one that measures samples, "guide" for the one whose features guide,
     "noisy" for the one of noisy images. Raises SettingError if it is missing or damaged.
     """
-    path = Path(__file__).parent.parent / "checkpoints" / f"classifier_{role}.safetensors"
-    return read_classifier(path, device)
+    return read_classifier(classifier_path(role), device)
+
+
+def classifier_path(role: str) -> Path:
+    """The file of a shipped classifier."""
+    return Path(__file__).parent.parent / "checkpoints" / f"classifier_{role}.safetensors"
 
 
 def read_classifier(
@@ -263,8 +267,10 @@ def read_noisy_classifier(
     """The classifier of noisy pictures at `path`, for a world of classes.
 
     Raises SettingError for any other file, and for a classifier of other classes than the world's
-    or of pictures of another size.
+    or of pictures of another size. One of clusters knows no classes.
     """
+    shipped = classifier_path(str(path))
+    path = shipped if shipped.is_file() and not Path(path).is_file() else path
     written = "a file that lab/train_classifier.py wrote"
     try:
         net = read_classifier(path, device)
@@ -272,9 +278,11 @@ def read_noisy_classifier(
         reject("classifier", str(path), f"{written} ({error})")
     if not isinstance(net, NoisyClassifier):
         reject("classifier", str(path), f"{written} with --noisy or --frames")
-    data = read_metadata(path).get("data")
+    metadata = read_metadata(path)
+    data = metadata.get("data")
     names = list(map(str, range(net.classes))) if data is None else data["class_names"]
-    if names != list(world.class_names):
+    net.of_clusters = metadata["settings"].get("clusters") is not None
+    if not net.of_clusters and names != list(world.class_names):
         known, needed = (
             textwrap.shorten(", ".join(each), 80) for each in (names, world.class_names)
         )

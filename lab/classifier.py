@@ -110,7 +110,10 @@ class NoisyClassifier(nn.Module):
 
     Attributes:
         pool: (h, w) of the rectangles over which an image is averaged, px
+        of_clusters: whether its classes are clusters, found without labels
     """
+
+    of_clusters = False
 
     def __init__(
         self,

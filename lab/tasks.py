@@ -14,7 +14,7 @@ one of the answers between which a world chooses, such as a direction or a digit
 from __future__ import annotations
 
 from functools import cached_property, partial
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from diverse_sampling.guidance import joint_weights
 from diverse_sampling.method import Classes
 from diverse_sampling.noise import set_generator
 from lab import checkpoint
-from lab.classifier import judged
+from lab.classifier import NoisyClassifier, judged
 from lab.judge import Judge
 from lab.metrics import (
     answer_metrics,
@@ -258,12 +258,12 @@ class ClassTask(_DigitTask):
         known: (M, H, W) or (M, 3, H, W) in [0, 1], the right answers of all sets
         known_labels: (M,) int64, their classes
         log_prior: (G, M), how likely they are in each set; None: all are equally likely
-        recognise: log p(class | x, sigma) of noisy pictures x (N, C, H, W), (N, k)
+        recognise: tells the classes, or clusters, of noisy pictures
     """
 
     world: Any  # Centered, or what a subclass says
     has_classes = True
-    recognise: Callable[[Tensor, Tensor], Tensor]
+    recognise: NoisyClassifier
     log_prior: Tensor | None = None
 
     def __init__(self, world: Centered, num_sets: int, seed: int):
@@ -302,6 +302,12 @@ class ClassTask(_DigitTask):
         return self.bank(sets, device).denoiser(weights)
 
     def classes(self, sets, device):
+        if self.recognise.of_clusters:
+            names = [f"cluster {i}" for i in range(self.recognise.classes)]
+            return Classes(
+                names,
+                lambda x, sigma: self.recognise(x.flatten(0, 1), sigma).unflatten(0, x.shape[:2]),
+            )
         shares = self.class_priors.mean(0)
         ratio = torch.where(shares > 0, self.class_priors[sets] / shares, 0.0)
         given = ratio.log().float().to(device)

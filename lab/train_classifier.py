@@ -4,6 +4,7 @@
     python -m lab.train_classifier --seed 2 --epochs 8 \\
         --out checkpoints/classifier_guide.safetensors
     python -m lab.train_classifier --noisy --out checkpoints/classifier_noisy.safetensors
+    python -m lab.train_classifier --clusters 10 --out checkpoints/classifier_clusters.safetensors
     python -m lab.train_classifier --frames DATA --out FILE
 
 The first two are trained independently, with different initial weights, orders and distortions: one
@@ -47,6 +48,8 @@ LN_SIGMA = (math.log(2.0), 1.3)  # mean and standard deviation; 87% of the level
 LEVELS = (0.1, 0.3, 1.0, 3.0, 10.0)  # noise levels at which a classifier of noisy images is tested
 TRAINING = dict(channels=(32, 64, 128), epochs=14, batch_size=128)
 NOISY_TRAINING = dict(epochs=60, batch_size=512)  # a digit is never seen twice with the same noise
+CLUSTER_AXES = 5  # dimensions in which clusters are found
+CLUSTER_FITS = 8  # mixtures of Gaussians, of which the likeliest is taken
 OWN_UPDATES = 3000  # of a classifier of own pictures, which may be few
 
 
@@ -64,6 +67,9 @@ class ClassifierSettings:
     value_range: Optional[list[float]] = None
     """with frames: the numbers that are black and white, as for train.py (null: by the type of the
     files' numbers)"""
+    clusters: Optional[Count] = None
+    """without labels: tell so many clusters of the pictures apart instead of their classes (implies
+    noisy)"""
     channels: Optional[Sequence[Count]] = None
     """width at each resolution, finest first (null: 32, 64, 128; noisy has no resolutions)"""
     epochs: Optional[Count] = None
@@ -87,8 +93,11 @@ class ClassifierSettings:
     """where to run; auto: on a GPU if there is one"""
 
     def __post_init__(self):
-        if self.frames is not None:
+        if self.frames is not None or self.clusters is not None:
             object.__setattr__(self, "noisy", True)  # while it is built; it is frozen after that
+        if self.clusters == 1:
+            reject("clusters", 1, "2 or more")
+        if self.frames is not None:
             for key in ("image_size", "digit_size"):
                 if getattr(self, key) != getattr(type(self), key):
                     reject(key, getattr(self, key), "only for digits; frames have a size")
@@ -380,6 +389,35 @@ def of_pictures(settings: ClassifierSettings) -> Banks:
     )
 
 
+def in_clusters(banks: Banks, clusters: int, seed: int) -> Banks:
+    """The same pictures, with the clusters that they lie in for classes: without labels.
+
+    UMAP (McInnes et al. 2018, arXiv 1802.03426) brings pictures that are alike together, in
+    CLUSTER_AXES dimensions. A mixture of Gaussians makes clusters of them, the likeliest of
+    CLUSTER_FITS fits. Raises SettingError for fewer pictures than UMAP needs.
+    """
+    import warnings
+
+    import torch
+    from sklearn.mixture import GaussianMixture
+    from umap import UMAP
+
+    (images, _), (test, _) = banks.train, banks.test
+    if len(images) < 10 * clusters:
+        reject("clusters", clusters, f"at most a tenth of the {len(images)} training pictures")
+    reducer = UMAP(n_neighbors=15, min_dist=0.0, n_components=CLUSTER_AXES, random_state=seed)
+    mixture = GaussianMixture(clusters, n_init=CLUSTER_FITS, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a seed costs it the second processor
+        labels = mixture.fit_predict(reducer.fit_transform(images.flatten(1).numpy()))
+        of_test = mixture.predict(reducer.transform(test.flatten(1).numpy()))
+    return banks._replace(
+        train=(images, torch.as_tensor(labels).long()),
+        test=(test, torch.as_tensor(of_test).long()),
+        classes=clusters,
+    )
+
+
 def main(argv: list[str] | None = None) -> None:
     """Train a classifier and write it to --out; a mistake ends with one line and exit code 2."""
     parser = make_parser(ClassifierSettings, DigitSettings, description=__doc__.split("\n")[0])
@@ -392,12 +430,14 @@ def main(argv: list[str] | None = None) -> None:
 
         device = pick_device(settings.device)
         banks = of_digits(settings, source) if settings.frames is None else of_pictures(settings)
+        start = time.perf_counter()
+        if settings.clusters is not None:
+            banks = in_clusters(banks, settings.clusters, settings.seed)
     except (SettingError, FileNotFoundError, ValueError) as error:
         fail(str(error))
     for notice in banks.notices:
         print(f"train_classifier.py: {notice}", file=sys.stderr)
     metadata: dict[str, Any]
-    start = time.perf_counter()
     if settings.noisy:
         net = train_noisy(settings, *banks.train, banks.classes, device, banks.margin)
     else:

@@ -196,8 +196,9 @@ class Options:
     class_factor: float = FACTOR
     """classes: strength; 1 is right for an exact classifier and many steps"""
     classifier: Optional[str] = None
-    """classes: the classifier of noisy pictures, a file that lab/train_classifier.py wrote (null:
-    the one for digits; where a world's rule tells the classes, none is needed)"""
+    """classes: the classifier of noisy pictures, a file that lab/train_classifier.py wrote, or the
+    name of an included one: noisy, which knows digits, or clusters, which has seen no labels (null:
+    noisy; if a world's rule tells the classes, none is needed)"""
 
     def __post_init__(self):
         if not 0 <= self.class_factor < math.inf:
