@@ -41,21 +41,25 @@ PICTURES = {
     "mixture": ["--config", str(ROOT / "configs" / "mixture.yaml"), "--num_sets", "5"],
 }
 # Rows of the README's first table: what is asked, the experiment whose recipe says what the thesis
-# found (None: nothing), and the names of two rows of benchmarks/figures.py: independent (`{}` stands
-# for it) and guided (for `guided`, unless a fourth entry names it).
-QUESTIONS = [
-    ("directions of a jumping digit, plain U-Net", "e5", "plain U-Net, {}"),
-    ("the same for 21 network calls", None, "plain U-Net, {}, 21 calls"),
-    ("the same for 9 network calls", None, "plain U-Net, {}, 9 calls"),
-    ("directions, a network that copies the digit's pixels", None, "network that copies, {}"),
+# found (None: nothing), and the names of two rows of benchmarks/figures.py, independent and guided.
+QUESTIONS: list[tuple[str, str | None, str, str]] = [
+    *(
+        (question, experiment, name.format("independent"), name.format("guided"))
+        for question, experiment, name in (
+            ("directions of a jumping digit, plain U-Net", "e5", "plain U-Net, {}"),
+            ("the same for 21 network calls", None, "plain U-Net, {}, 21 calls"),
+            ("the same for 9 network calls", None, "plain U-Net, {}, 9 calls"),
+            ("directions, a network that copies pixels", None, "network that copies, {}"),
+            ("Gaussians on a circle in the plane", None, "mixture, {}"),
+            ("masks with four answers each (synthetic)", None, "masks, trained, {}"),
+        )
+    ),
     (
         "unconditional digits, by ten clusters (no labels)",
         "e1",
-        "unconditional digits, {}",
+        "unconditional digits, independent",
         "unconditional digits, by clusters (no labels)",
     ),
-    ("Gaussians on a circle in the plane", None, "mixture, {}"),
-    ("masks with four answers each (synthetic)", None, "masks, trained, {}"),
 ]
 # Tables of docs/classes.md: the first column's heading, the keys of metrics.json, and rows: a name,
 # what the guide knows beside the denoiser, and the name of a row of benchmarks/figures.py.
@@ -242,10 +246,9 @@ def answers_table(figures: list[dict]) -> str:
     """The README's first table: the thesis's results beside independent and guided sets."""
     measured = {row["name"]: row for row in figures}
     rows = []
-    for question, experiment, name, *by in QUESTIONS:
+    for question, experiment, *names in QUESTIONS:
         thesis = experiments.load(experiment)["reference"] if experiment else "–"
-        names = [name.format("independent"), *(by or [name.format("guided")])]
-        both = [measured[each] for each in names]
+        both = [measured[name] for name in names]
         results = ["<br>".join(row["measured"]) for row in both]
         rows.append([question, thesis, both[0]["expected_iid"] or "–", *results])
     header = "task | thesis, guided | independent, theory | independent"
