@@ -432,7 +432,9 @@ def checkpoint_table() -> str:
         settings = meta["settings"]
         if "accuracy_at" in meta:
             updates = f"{settings['epochs']} epochs"
-            command = "-m lab.train_classifier --noisy --digits mnist"
+            clusters = settings.get("clusters")
+            kind = f"--clusters {clusters}" if clusters else "--noisy"
+            command = f"-m lab.train_classifier {kind} --digits mnist"
         elif path.stem.startswith("classifier"):
             right = f"{100 * meta['accuracy']:.2f}% of the test digits correct"
             updates = f"{settings['epochs']} epochs; {right}"
