@@ -24,7 +24,7 @@ from figures import charts, report, sheets
 from figures.drawing import Figure, Picture
 from figures.traces import trace
 from lab import assemble, checkpoint
-from lab.metrics import recognise, without_background
+from lab.metrics import without_background
 from lab.names import named
 from lab.records import experiment_of, finished, is_experiment, label, result_of
 from worlds.own_data import OwnFrames
@@ -219,7 +219,7 @@ def mean(rows: Rows, title: str, num_each: int = 3) -> Figure:
 
 
 def umap(rows: Rows, title: str) -> Figure:
-    """The first set of every cell on a map of what the judging classifier sees in real digits (e1).
+    """The first set of every cell on a map of what a network that judges sees in real digits (e1).
 
     Raises SettingError if umap-learn is not installed.
     """
@@ -233,9 +233,12 @@ def umap(rows: Rows, title: str) -> Figure:
     modes = []
     for row in tqdm(rows, unit="cell", desc="sets", disable=None):
         evaluation = sampled_again(row["result"])
-        samples = without_background(evaluation.sampler.sample(torch.tensor([0])))  # (1, B, H, W)
-        sets.append(samples[0])
-        modes.append(recognise(samples, judge)[0][0])
+        first = torch.tensor([0])
+        samples = evaluation.sampler.sample(first)  # (1, B, H, W)
+        sets.append(without_background(samples)[0])
+        counted = evaluation.task.modes(samples, first)  # as the table counts them
+        assert counted is not None  # digits are classes
+        modes.append(counted[0])
     digits = evaluation.task.world.digits
     order = torch.randperm(len(digits.labels), generator=torch.Generator().manual_seed(0))
     chosen = order[:UMAP_DIGITS]

@@ -23,6 +23,7 @@ from worlds.channels import foreground
 RESAMPLES = 2000  # bootstrap samples of the sets behind each interval
 BATCH = 2**22  # numbers of these that are held in memory at a time
 PART = 2**20  # numbers of images, or of their pairs, that are compared at a time: they fit a cache
+LEAST = 0.05  # the probability of the classes that a diverse set has to show
 # A backward pass to the input in units of a forward pass, median of the included networks on a CPU.
 BACKWARD = 1.3
 
@@ -504,7 +505,7 @@ def mode_metrics(modes: Tensor, probabilities: Tensor) -> dict:
     )
 
 
-def class_coverage(modes: Tensor, probabilities: Tensor, least: float = 0.05) -> dict | None:
+def class_coverage(modes: Tensor, probabilities: Tensor, least: float = LEAST) -> dict | None:
     """How many of the classes that are likely for a set it shows.
 
     Arguments:

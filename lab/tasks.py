@@ -28,6 +28,7 @@ from lab import checkpoint
 from lab.classifier import NoisyClassifier, judged
 from lab.judge import Judge
 from lab.metrics import (
+    LEAST,
     answer_metrics,
     class_coverage,
     combination_metrics,
@@ -55,9 +56,6 @@ from lab.metrics import (
 from worlds.channels import as_images, as_planes, mixed, one_hot
 from worlds.moving_digits import Centered, Halves, Mixture, MovingDigits, Sequences, World
 from worlds.own_data import OwnFrames, OwnPictures
-
-
-LEAST = 0.05  # the probability of the classes that a diverse set has to show
 
 
 class Task:
@@ -330,8 +328,7 @@ class ClassTask(_DigitTask):
         modes = self.modes(samples, torch.arange(len(samples)))
         priors = self.class_priors
         metrics = mode_metrics(modes, priors.mean(0))
-        metrics |= share_metrics(modes, priors)
-        metrics |= class_coverage(modes, priors, LEAST) or {}
+        metrics |= class_coverage(modes, priors) or {}
         nearest = nearest_in_class(
             samples.flatten(0, 1), modes.flatten(), self.known, self.known_labels
         )
@@ -344,6 +341,7 @@ class ClassTask(_DigitTask):
         )
         if self.log_prior is not None:  # classes are not alike in all sets
             weights = self.log_prior.exp()
+            metrics |= share_metrics(modes, priors)
             metrics |= dict(
                 modes_expected_iid=expected_modes_iid(priors, samples.shape[1]),
                 equivalent_draws=None,

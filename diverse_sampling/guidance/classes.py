@@ -32,8 +32,8 @@ from torch import Tensor
 
 from diverse_sampling.decisions import Decisions
 from diverse_sampling.denoiser import Denoiser
-from diverse_sampling.guidance.base import Guided, excess, finite
 from diverse_sampling.errors import reject
+from diverse_sampling.guidance.base import Guided, excess, finite
 from diverse_sampling.guidance.joint import joint_weights
 from diverse_sampling.method import CLASSES, PILOT, Method, Sets
 from diverse_sampling.noise import Stream
