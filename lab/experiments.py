@@ -116,8 +116,8 @@ def cells(recipe: dict[str, Any], preset: str) -> Iterator[tuple[dict[str, Any],
 # ---------------------------------------------------------------- running
 
 
-def run_cell(settings: EvaluationSettings, checkpoint: Path | None, outdir: Path) -> dict[str, Any]:
-    """The record of an evaluation, from outdir/cells if it is there.
+def cell_of(settings: EvaluationSettings, checkpoint: Path | None, outdir: Path) -> Path:
+    """The file that keeps the record of an evaluation.
 
     A cell is known by its settings and, where there are any, by the bytes of its checkpoint and the
     numbers in the user's frames.
@@ -133,7 +133,12 @@ def run_cell(settings: EvaluationSettings, checkpoint: Path | None, outdir: Path
         from worlds.own_data import load_frames
 
         key += load_frames(settings.world, "test").data.sha256.encode()
-    cell = outdir / "cells" / f"{hashlib.sha256(key).hexdigest()[:16]}.json"
+    return outdir / "cells" / f"{hashlib.sha256(key).hexdigest()[:16]}.json"
+
+
+def run_cell(settings: EvaluationSettings, checkpoint: Path | None, outdir: Path) -> dict[str, Any]:
+    """The record of an evaluation, from its file if it is there; arguments as of `cell_of`."""
+    cell = cell_of(settings, checkpoint, outdir)
     if not cell.is_file():
         cell.parent.mkdir(parents=True, exist_ok=True)
         evaluation = assemble.set_up(settings, checkpoint)
