@@ -21,8 +21,7 @@ from typing import Any, Callable, Mapping, Optional, Sequence
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from diverse_sampling.errors import SettingError  # noqa: E402
-from lab.command_line import fail, make_parser  # noqa: E402
+from lab.command_line import make_parser  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 
@@ -166,17 +165,3 @@ def kept(path: Path, measured: Callable[[], Any]) -> Any:
         path.write_text(json.dumps(measured()))
         print(path.stem, file=sys.stderr)
     return json.loads(path.read_text())
-
-
-def experiment(recipe: str, name: str, preset: str, outdir: Path, **shared: Any) -> list[dict]:
-    """Run an experiment and draw outdir/NAME.png, diversity against quality. Returns its rows."""
-    from figures.charts import frontier
-    from figures.drawing import save
-    from lab import experiments
-
-    try:
-        rows = experiments.run(recipe, preset, shared, outdir)
-    except SettingError as error:
-        fail(str(error))
-    save(frontier(rows), outdir / f"{name}.png")
-    return rows
