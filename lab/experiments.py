@@ -9,8 +9,6 @@ Each experiment is one YAML file in configs/experiments, its recipe; add your ow
     settings: flags that all cells share
     grid: the axes; a cell is one point of their product
     except: combinations of points that are left out
-    variants: of points of the axis `method`, what docs/build.py says in place of what their method
-        says of itself: title, needs, frequencies; and brief: false, not in the README
 
 An axis is a list of values of the flag that it is named after, or a mapping from labels to flags.
 In such a mapping a flag with a list of values makes one cell for each. A flag's value, or a whole

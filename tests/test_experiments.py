@@ -171,7 +171,6 @@ def test_experiments_end_with_their_picture(name, picture, finished):
     [
         ("heatmap", "e4", "two axes"),
         ("prior", "e4", "horizontal"),
-        ("frontier", "e4", "axis method"),
         ("scaling", "e4", "axis batch_size"),
         ("umap", "e4", "unconditional"),
         ("mean", "e3", "conditioned"),
