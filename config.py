@@ -501,18 +501,11 @@ class GuidanceSettings:
     """where the potential acts: x, the noisy images; denoised, D(x); jacobian, D(x) with the
     gradient taken through the denoiser; difference, the same by a second call (null: denoised with
     pg, else jacobian)"""
-    pg_features: Optional[Literal["pixels", "classifier"]] = None
-    """what the potential compares: pixels, or features of a digit classifier other than the one
-    that measures the result (null: classifier for unconditional digits, else pixels)"""
-    pg_pool: Count = rare(1)
-    """side of the squares over which images are averaged before they are compared, px (1: no
-    averaging)"""
     pg_strength: Optional[Literal["measured", "joint", "sigma", "constant", "drift"]] = rare(None)
     """unit of pg_factor: measured, a move of D(x) by pg_factor times what is undecided, by a pilot,
     times grad U, bounded; joint, a drift of pg_factor * B * sigma * grad U in sets of B; sigma, a
     drift of pg_factor * sigma * grad U (alpha in the paper); constant, a drift of pg_factor * grad
-    U; drift, relative to the denoiser's drift (null: with pg on denoised measured, or
-    drift for features of a classifier; else joint)"""
+    U; drift, relative to the denoiser's drift (null: measured with pg on denoised, else joint)"""
     pg_bandwidth: Literal["median", "fixed", "sigma"] = rare("median")
     """bandwidth h of the kernel: the median heuristic, a constant, or proportional to sigma"""
     pg_bandwidth_value: Positive = rare(2.0)
@@ -682,11 +675,14 @@ def record(*groups: DataclassInstance) -> dict[str, Any]:
     }
 
 
-# Arguments of classes that were settings. A config.yaml may still hold them at this value.
+# What were settings; most are arguments of classes now. A config.yaml may still hold them at this
+# value.
 FORMER = dict(
     classes=None,
     beta2=0.99,
     s_noise=1.0,
+    pg_features="pixels",
+    pg_pool=1,
     pg_cap=math.inf,
     balanced_sigma=2.0,
     cads_tau1=0.6,

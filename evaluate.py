@@ -114,7 +114,7 @@ def sampled(result: dict[str, Any]) -> str:
         low, high, churn = result["window"]
         text += f", noise levels {high:.3g} to {low:.3g}, each after {churn:.0%} of new noise"
     if settings["guidance"] == "pg" and settings["pg_factor"]:
-        text += f"; guided by {settings['pg_features']}"
+        text += "; guided"
         if "decisions" in result:
             text += " where a pilot found what is undecided"
     return text

@@ -62,7 +62,6 @@ class Methods(Protocol):
     schedule: Schedule
     window: Window | None
     decisions: Decisions | None
-    features: Callable[[Tensor], Tensor] | None
     candidates: int
 
     def guided(self, sets: Sets) -> Denoiser:
@@ -186,7 +185,6 @@ class SetSampler:
                 self.task.exact_denoiser(sets, self.device, joint=True)
             ),
             classes=lambda: self.task.classes(sets, self.device),
-            features=self.methods.features,
             decisions=self.decisions,
             memory=memory,
         )
@@ -240,7 +238,7 @@ class SetSampler:
         with torch.no_grad():
             x = self.methods.start(asked, noise, len(particles))
             level = float(self.schedule.sigmas[0])
-            x = thin(asked.denoise, x, first, level, self.batch_size, asked.features)
+            x = thin(asked.denoise, x, first, level, self.batch_size)
             x = integrate(asked.denoise, x, self.schedule, callback=callback)
         return self.task.to_samples(x)
 

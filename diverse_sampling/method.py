@@ -78,7 +78,6 @@ class Sets:
         bind: conditioning (G, B, Cc, H, W) -> the denoiser with it in place of the sets' own
         joint: -> the denoiser of sets that are as diverse as they can be, where it is known
         classes: -> what the classes of these sets are, and how they are recognised
-        features: what particles are compared by, as in `guidance.ParticleGuidance`
         decisions: where it is decided what a sample shows (`decisions.Decisions`); None if nobody
             needs it
         memory: (G, M, C, H, W) in [-1, 1], images that repel the particles too
@@ -98,7 +97,6 @@ class Sets:
     bind: Callable[[Tensor], Denoiser]
     joint: Callable[[], Denoiser]
     classes: Callable[[], Classes]
-    features: Callable[[Tensor], Tensor] | None = None
     decisions: Any = None
     memory: Tensor | None = None
 

@@ -541,7 +541,6 @@ def repel(
     *,
     particles: int,
     factor: float | None = None,
-    features: Callable[[Tensor], Tensor] | None = None,
     log_posterior: LogPosterior | None = None,
     counts: Tensor | None = None,
     clean: bool = False,
@@ -556,7 +555,6 @@ def repel(
         pipe: the pipeline, with one of SCHEDULERS
         particles: pictures in a set, consecutive in the batch: its `num_images_per_prompt`
         factor: strength; None: 5, or 8 with `log_posterior`. 0 changes nothing
-        features: what pictures are compared by, as in `ParticleGuidance`; None: their latents
         log_posterior: (x (G, B, C, H, W), sigma) -> log p(class | x), (G, B, k), differentiable in
             x, which is noise and latents, in their units. Sets then show every class, or `counts`,
             instead of repelling (`ClassGuidance`)
@@ -575,13 +573,7 @@ def repel(
         decisions = pilot(denoiser_of(pipe, **call), particles=particles)
     window = guided_window(decisions)
     guide = measured_guide(
-        decisions,
-        window,
-        factor=factor,
-        features=features,
-        log_posterior=log_posterior,
-        counts=counts,
-        clean=clean,
+        decisions, window, factor=factor, log_posterior=log_posterior, counts=counts, clean=clean
     )
     renewed = None if factor == 0 else window
     with repelling(pipe.scheduler, guide, particles=particles, window=renewed, generator=generator):

@@ -6,8 +6,6 @@ thin        the same in the middle of sampling, as soon as modes are decided
 
 from __future__ import annotations
 
-from typing import Callable
-
 import torch
 from torch import Tensor
 
@@ -40,14 +38,7 @@ def kmedoids(samples: Tensor, keep: int) -> Tensor:
 
 
 @torch.no_grad()
-def thin(
-    denoise: Denoiser,
-    x: Tensor,
-    sigma_max: float,
-    sigma: float,
-    keep: int,
-    features: Callable[[Tensor], Tensor] | None = None,
-) -> Tensor:
+def thin(denoise: Denoiser, x: Tensor, sigma_max: float, sigma: float, keep: int) -> Tensor:
     """A pool of particles, reduced to those that represent it best once modes are decided.
 
     Two of Heun's steps go from sigma_max to sigma, and the medoids of the D there are kept: a
@@ -59,14 +50,10 @@ def thin(
         sigma_max: the largest noise level
         sigma: the level at which particles are compared, such as `Decisions.settled`
         keep: how many particles of each set are kept, at most M
-        features: images (N, C, H, W) -> (N, ...), what is compared; None: the images themselves
 
     Returns the particles that are kept, (G, keep, C, H, W), at noise level sigma.
     """
     sigmas = karras_sigmas(3, sigma, sigma_max)
     x = integrate(denoise, x, edm_schedule(sigmas).part(0, 2))
-    shown = denoise(x, sigmas[2])
-    if features is not None:
-        shown = features(shown.flatten(0, 1)).unflatten(0, x.shape[:2])
-    chosen = kmedoids(shown, keep).to(x.device)
+    chosen = kmedoids(denoise(x, sigmas[2]), keep).to(x.device)
     return x[torch.arange(len(x), device=x.device)[:, None], chosen]

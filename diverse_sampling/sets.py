@@ -29,7 +29,6 @@ def measured_guide(
     *,
     factor: float | None = None,
     potential: Potential = LogDet(),
-    features: Callable[[Tensor], Tensor] | None = None,
     log_posterior: LogPosterior | None = None,
     counts: Tensor | None = None,
     clean: bool = False,
@@ -40,10 +39,9 @@ def measured_guide(
         decisions: where it is decided what a sample shows
         window: inside which noise is added anew
         factor, log_posterior, counts, clean: as in `sample`
-        potential, features: how particles repel, and what they are compared by, as in
-            `ParticleGuidance`; without `log_posterior`
+        potential: how particles repel, as in `ParticleGuidance`; without `log_posterior`
 
-    Raises SettingError for `features` beside `log_posterior`, and for `counts` or `clean` without.
+    Raises SettingError for `counts` or `clean` without `log_posterior`.
     """
     if log_posterior is None:
         for key, value in dict(counts=counts, clean=clean or None).items():
@@ -55,10 +53,7 @@ def measured_guide(
             window=window,
             factor=FACTOR if factor is None else factor,
             potential=potential,
-            features=features,
         )
-    if features is not None:
-        reject("features", features, "without log_posterior, which takes the place of repulsion")
     return functools.partial(
         ClassGuidance,
         log_posterior=log_posterior,

@@ -68,17 +68,12 @@ CLASS_TABLES = {
         ("modes_found", "confidence", "agreement"),
         [
             ("network, independent", NO_LABELS, "unconditional digits, independent"),
-            (
-                "network, particle guidance by pixels",
-                NO_LABELS,
-                "unconditional digits, guided by pixels",
-            ),
+            ("network, particle guidance", NO_LABELS, "unconditional digits, guided"),
             (
                 "network, by clusters",
                 "the number of clusters",
                 "unconditional digits, by clusters (no labels)",
             ),
-            ("network, particle guidance by features", LABELS, "unconditional digits, guided"),
             ("network, by classes", LABELS, "unconditional digits, by classes"),
             ("the same, 21 calls", LABELS, "unconditional digits, by classes, 21 calls"),
             ("the same, 11 calls", LABELS, "unconditional digits, by classes, 11 calls"),
@@ -88,20 +83,11 @@ CLASS_TABLES = {
                 "unconditional digits, a class for each by itself (control)",
             ),
             ("real digits, independent", NO_LABELS, "real digits, exact, independent"),
-            (
-                "real digits, particle guidance by pixels",
-                NO_LABELS,
-                "real digits, exact, guided by pixels",
-            ),
+            ("real digits, particle guidance", NO_LABELS, "real digits, exact, guided"),
             (
                 "real digits, by clusters",
                 "the number of clusters",
                 "real digits, exact, by clusters (no labels)",
-            ),
-            (
-                "real digits, particle guidance by features",
-                LABELS,
-                "real digits, exact, guided by features",
             ),
             ("real digits, by classes", LABELS, "real digits, exact, by classes"),
             ("real digits, the optimum", "the answers", "real digits, exact, the optimum"),

@@ -160,17 +160,13 @@ def draw(pipe: DiffusionPipeline, settings) -> Tensor:
 
 
 def routes(
-    settings,
-    pipe: DiffusionPipeline,
-    features: Callable[[Tensor], Tensor] | None = None,
-    others: dict[str, dict[str, Any]] = {},
+    settings, pipe: DiffusionPipeline, others: dict[str, dict[str, Any]] = {}
 ) -> dict[str, Callable[[], Tensor]]:
     """What draws the sets of every route, (G, B, C, H, W), from the same pipeline, by its name.
 
     Arguments:
         settings: with the fields of `ExampleSettings` from `num_sets` to `seed`
         pipe: without a condition
-        features: what particles are compared by, images (N, C, H, W) -> (N, d); None: their pixels
         others: further ways to guide the pipeline, {name: arguments of `repel`}
     """
     denoise = denoiser_of(pipe)
@@ -187,12 +183,9 @@ def routes(
             return draw(pipe, settings)
 
     def sampler(factor: float) -> Tensor:
-        # Features are decided later than pixels, and a sample that nothing pushes blends images if
-        # it leaves the window half decided.
-        window = decided.window() if factor > 0 and features is None else wide
-        repelled = default_guidance(
-            denoise, decided, factor=factor, window=window, features=features
-        )
+        # A sample that nothing pushes blends images if it leaves the window half decided.
+        window = decided.window() if factor > 0 else wide
+        repelled = default_guidance(denoise, decided, factor=factor, window=window)
         bounds = dict(sigma_min=decided.end, sigma_max=denoise.sigma_max)
         schedule = window_schedule(window, settings.num_steps, **bounds)
         shape = (settings.num_sets, settings.particles, *denoise.shape)
@@ -203,7 +196,7 @@ def routes(
     return {
         "DDIM": partial(draw, pipe, settings),
         "DDIM, new noise": renewed,
-        "DDIM, guided": partial(guided, features=features),
+        "DDIM, guided": guided,
         **{f"DDIM, {name}": partial(guided, **how) for name, how in others.items()},
         "sampler": partial(sampler, 0.0),
         "sampler, guided": partial(sampler, FACTOR),

@@ -13,12 +13,12 @@ module, which has to be importable. Sets of ten digits are then sampled in seven
     DDIM, new noise       the pipeline, with noise added anew in the window
     DDIM, guided          the same, guided at its scheduler
     DDIM, classes         guided towards one of each digit, by a classifier of noisy digits
-    DDIM, classes at D    the same by a classifier of clean digits, which is asked of D(x)
+    DDIM, classes at D    the same, by the same classifier, which is asked of D(x)
     sampler               our sampler, which takes the pipeline as a denoiser
     sampler, guided       the same, guided
 
-What repels is the features of the classifier of clean digits. Another one is `confidence`, and a
-judge of another kind, by edges (`lab/judge.py`), says which digits a set shows.
+A network that never guides gives the `confidence`, and a judge of another kind, by edges
+(`lab/judge.py`), says which digits a set shows.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ from lab.command_line import make_parser, run_folder  # noqa: E402
 from lab.experiments import interval  # noqa: E402
 from lab.judge import Judge  # noqa: E402
 from lab.metrics import mean_interval, mode_metrics, recognise  # noqa: E402
+
+CLEAN = 0.1  # noise level at which a classifier of noisy digits is asked of clean ones
 
 
 @dataclass
@@ -121,23 +123,22 @@ def convert(name: str = "centered") -> DDIMPipeline:
 
 
 def routes(settings: DigitsSettings, pipe):
-    """What draws the sets of every route, (G, B, 1, H, W), by its name; digits are compared by the
-    features of a classifier."""
-    classifier, noisy = checkpoint.load_classifier("guide"), checkpoint.load_classifier("noisy")
-    features = lambda images: classifier.features(to_unit_range(images[:, 0]))
+    """What draws the sets of every route, (G, B, 1, H, W), by its name."""
+    noisy = checkpoint.load_classifier("noisy")
 
     def of_noisy(x: Tensor, sigma: Tensor) -> Tensor:
         """log p(digit | x), (G, B, 1, H, W) -> (G, B, 10)."""
         return noisy(x.flatten(0, 1), sigma).unflatten(0, x.shape[:2])
 
     def of_clean(x: Tensor, sigma: Tensor) -> Tensor:
-        return classifier(to_unit_range(x.flatten(0, 2))).log_softmax(-1).unflatten(0, x.shape[:2])
+        """The same of x as images that have hardly any noise."""
+        return of_noisy(x, torch.tensor(CLEAN))
 
     classes = {
         "classes": dict(log_posterior=of_noisy),
         "classes at D": dict(log_posterior=of_clean, clean=True),
     }
-    return routes_of_pipeline(settings, pipe, features, classes)
+    return routes_of_pipeline(settings, pipe, classes)
 
 
 def figures(sets: Tensor) -> dict[str, dict]:

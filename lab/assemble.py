@@ -161,17 +161,12 @@ def resolve(values: Mapping[str, Any], facts: Facts) -> tuple[EvaluationSettings
 
     task = asked.evaluate.task or offered
     s, g = asked.sampler, asked.guidance
-    digits = asked.world.dataset == "centered" and g.guidance != "classes"
     exact = asked.evaluate.denoiser == "exact"
-    features = g.pg_features or ("classifier" if digits else "pixels")
     space = g.pg_space or ("denoised" if g.guidance in ("pg", "classes") else "jacobian")
-    unit = "joint"
-    if g.guidance == "pg" and space == "denoised":
-        unit = "measured" if features == "pixels" else "drift"
+    unit = "measured" if g.guidance == "pg" and space == "denoised" else "joint"
     settings = replace(
         asked.changed(
             task=task,
-            pg_features=features,
             pg_space=space,
             pg_strength=g.pg_strength or unit,
             sampler=methods.sampler_of(asked),
@@ -297,8 +292,6 @@ def _check(settings: EvaluationSettings, offered: str, trained: Mapping[str, Any
             )
     if exact and world.answers == "none":
         reject("answers", "none", "given with --denoiser exact, which knows the answers")
-    if world.dataset == "frames" and guidance.pg_features == "classifier":
-        reject("pg_features", "classifier", "pixels with frames; the classifier knows digits only")
     for key in ("dataset", "image_size", "num_cond_frames", "num_digits"):
         if trained and trained[key] != getattr(world, key):
             reject(
@@ -525,15 +518,13 @@ def set_up(
     autocast = use_bfloat16(settings.run.precision, device)
     world: Any = load_world(settings.world, settings.digits, split)
     kind = tasks.kind_of(world)
-    network = classifier = None
+    network = None
     trained: dict[str, Any] = dict(settings={})
     if path is not None:
         network, trained = checkpoint.load_denoiser(path, device)
         network.autocast = autocast
         if settings.run.compile:
             network.compile_for_any_size()
-    if settings.guidance.pg_features == "classifier" and settings.world.dataset != "mixture":
-        classifier = checkpoint.load_classifier("guide", device)
     notices: list[str] = []
     digits = classes = None
     if settings.world.dataset == "frames":
@@ -562,7 +553,7 @@ def set_up(
     if guidance is not None and method.CLASSES in guidance.needs:
         _check_classes(task, settings, device)
     curve, pilot_calls = pilot.decisions_of(settings, kind, world, network, path, device)
-    chosen = methods.Methods(settings, curve, classifier)
+    chosen = methods.Methods(settings, curve)
     sampler = SetSampler(task, settings, device, chosen, network)
     return Evaluation(settings, task, sampler, path, pilot_calls, notices)
 

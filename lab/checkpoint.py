@@ -222,18 +222,16 @@ def load_classifier(
 
 
 @overload
-def load_classifier(
-    role: Literal["judge", "guide"], device: torch.device | str = "cpu"
-) -> Classifier: ...
+def load_classifier(role: Literal["judge"], device: torch.device | str = "cpu") -> Classifier: ...
 
 
 def load_classifier(
-    role: Literal["judge", "guide", "noisy"], device: torch.device | str = "cpu"
+    role: Literal["judge", "noisy"], device: torch.device | str = "cpu"
 ) -> Classifier | NoisyClassifier:
     """A shipped classifier, in float32 and in evaluation mode.
 
-    `role` is "judge" for the one that measures samples, "guide" for the one whose features guide,
-    "noisy" for the one of noisy images. Raises SettingError if it is missing or damaged.
+    `role` is "judge" for the one that measures samples, "noisy" for the one of noisy images.
+    Raises SettingError if it is missing or damaged.
     """
     return read_classifier(classifier_path(role), device)
 

@@ -1,7 +1,7 @@
 """The networks that recognise classes, of clean frames and of noisy ones.
 
-`Classifier` judges samples, and its features may guide them. `NoisyClassifier` says how likely each
-class is while a sample is still noise. `lab/train_classifier.py` trains both;
+`Classifier` judges samples. `NoisyClassifier` says how likely each class is while a sample is still
+noise. `lab/train_classifier.py` trains both;
 `checkpoint.load_classifier` loads those that are shipped.
 """
 

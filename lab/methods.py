@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields, replace
-from functools import partial
 from typing import Any, Callable, Literal, Mapping
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from config import EvaluationSettings, GuidanceSettings, SamplerSettings, build, record
 from diverse_sampling.decisions import EARLY, LATE, WIDE, Decisions, Shares
-from diverse_sampling.denoiser import Denoiser, to_unit_range
+from diverse_sampling.denoiser import Denoiser
 from diverse_sampling.errors import reject
 from diverse_sampling.guidance.pg import default_levels
 from diverse_sampling.method import (
@@ -31,7 +30,6 @@ from diverse_sampling.method import (
 )
 from diverse_sampling.selection import THINNING
 from diverse_sampling.steps import Schedule, Window, edm_schedule, karras_sigmas, window_schedule
-from lab.classifier import Classifier
 from lab.metrics import BACKWARD
 
 
@@ -140,21 +138,14 @@ class Methods:
     Arguments:
         settings: of the evaluation
         decisions: where it is decided what a sample shows; None if nobody asks (`needs_pilot`)
-        classifier: the one whose features are compared, None for pixels
 
     Attributes:
         schedule: the steps of the sampler
         window: between which noise levels it adds noise back; None with EDM's
-        features: what particles are compared by, as `Sets` has it
         candidates: how many starting noises are drawn for each particle
     """
 
-    def __init__(
-        self,
-        settings: EvaluationSettings,
-        decisions: Decisions | None = None,
-        classifier: Classifier | None = None,
-    ):
+    def __init__(self, settings: EvaluationSettings, decisions: Decisions | None = None):
         guidance = settings.guidance
         self.settings = settings
         self.decisions = decisions
@@ -162,7 +153,6 @@ class Methods:
         self.churned = find("noise", guidance.churn_noise)
         self.window = window(settings, decisions)
         self.schedule = make_schedule(settings, decisions)
-        self.features = features(guidance.pg_pool, classifier)
         self.candidates = math.prod(each.candidates(guidance) for each in self.named.values())
 
     def guided(self, sets: Sets) -> Denoiser:
@@ -283,19 +273,3 @@ def window(settings: EvaluationSettings, decisions: Decisions | None) -> Window 
         low = min(low or measured.low, 0.99 * high)
     # Steps go down to where new noise is added from, and on to the end.
     return Window(low, high, min(churn, max(low / (1.01 * end(s, decisions)) - 1, 0.0)))
-
-
-def features(pool: int, classifier: Classifier | None) -> Callable[[Tensor], Tensor] | None:
-    """What particles are compared by: images (N, C, H, W) in [-1, 1] -> (N, ...).
-
-    None stands for the pixels themselves.
-
-    Arguments:
-        pool: side of the squares over which images are averaged, px
-        classifier: whose features are compared; None for pixels
-    """
-    if classifier is not None:
-        return lambda images: classifier.features(to_unit_range(images[:, 0]))
-    if pool > 1:
-        return partial(torch.nn.functional.avg_pool2d, kernel_size=pool)
-    return None

@@ -1,16 +1,14 @@
-"""Classifiers: which digit or class a picture shows, how readable it is, and features to repel in.
+"""Classifiers: which digit or class a picture shows, and how readable it is.
 
     python -m lab.train_classifier --seed 1 --out checkpoints/classifier_judge.safetensors
-    python -m lab.train_classifier --seed 2 --epochs 8 \\
-        --out checkpoints/classifier_guide.safetensors
     python -m lab.train_classifier --noisy --out checkpoints/classifier_noisy.safetensors
     python -m lab.train_classifier --clusters 10 --out checkpoints/classifier_clusters.safetensors
     python -m lab.train_classifier --frames DATA --out FILE
 
-The first two are trained independently, with different initial weights, orders and distortions: one
-judges samples, the other one's features may guide them. A guide that judged its own samples would
-find what it pushed for. The third says how likely each class is at every noise level; the fourth
-does so for own pictures in classes (docs/own-data.md), for `evaluate.py --guidance classes`.
+The first judges samples, and never guides them: a guide that judged its own samples would find what
+it pushed for. The others say how likely each class is at every noise level, for `evaluate.py
+--guidance classes`: of digits, of clusters that were found without labels, and of own pictures in
+classes (docs/own-data.md).
 """
 
 from __future__ import annotations

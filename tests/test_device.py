@@ -151,7 +151,7 @@ DRAWS = {
     "x, inverse": GUIDED | dict(pg_space="x", pg_kernel="inverse"),
     "rbf_unsquared, sigma": GUIDED
     | dict(pg_kernel="rbf_unsquared", pg_bandwidth="sigma", pg_strength="sigma"),
-    "annealed, pooled": GUIDED | dict(pg_anneal="both", pg_pool=2),
+    "annealed": GUIDED | dict(pg_anneal="both"),
     "drift": GUIDED | dict(pg_strength="drift"),
     "measured window": dict(EXACT, pg_factor=1.0),
     "cads": dict(guidance="cads"),
@@ -166,7 +166,7 @@ DRAWS = {
     "simplex churn": dict(churn_noise="simplex", s_churn=1.0),
     "medoids": dict(medoids_of=2),
     "pool": dict(group_of=2),
-    "classifier features": dict(GUIDED, dataset="centered", task="unconditional"),
+    "unconditional": dict(GUIDED, dataset="centered", task="unconditional"),
     "labels": dict(GUIDED, dataset="horizontal"),
     "free": dict(dataset="free"),
     "own frames": dict(GUIDED, frames=BLOBS[1]),

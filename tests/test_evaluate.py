@@ -271,17 +271,17 @@ def test_the_window_is_for_particles_that_repel(flags, sampler):
 
 
 @pytest.mark.parametrize(
-    "flags, features",
+    "flags",
     [
-        (["--digits", "embedded", "--task", "unconditional"], "classifier"),
-        (["--digits", "embedded", "--task", "unconditional", "--pg_features", "pixels"], "pixels"),
-        (["--digits", "embedded"], "pixels"),
-        (["--dataset", "mixture", "--denoiser", "exact"], "pixels"),
+        "",
+        "--task unconditional",
+        "--dataset mixture --denoiser exact",
+        "--frames examples/blobs.npz --denoiser exact",
     ],
-    ids=str,
 )
-def test_digits_without_a_condition_are_compared_by_a_classifier(flags, features):
-    assert assemble.parse(flags)[0].record()["pg_features"] == features
+def test_guidance_has_one_unit_in_every_world(flags):
+    settings = assemble.parse(["--digits", "embedded", *flags.split()])[0].record()
+    assert (settings["pg_space"], settings["pg_strength"]) == ("denoised", "measured")
 
 
 def test_stratified_noise_is_diverse_and_calibrated():
@@ -475,14 +475,14 @@ def test_results_are_written_before_anything_is_drawn(tmp_path, monkeypatch):
         (
             "--pg_factor 5",
             "particle guidance, factor 5",
-            "sampler window, noise levels 20.9 to 5.76, each after 119% of new noise; guided by "
-            "pixels where a pilot found what is undecided",
+            "sampler window, noise levels 20.9 to 5.76, each after 119% of new noise; guided "
+            "where a pilot found what is undecided",
         ),
         (
             "--pg_factor 3 --pg_space jacobian --pg_sigma_min 1 --pg_sigma_max 9 --window_min 2 "
             "--window_max 5 --window_churn 0.5",
             "particle guidance, factor 3, through the Jacobian",
-            "sampler window, noise levels 5 to 2, each after 50% of new noise; guided by pixels",
+            "sampler window, noise levels 5 to 2, each after 50% of new noise; guided",
         ),
         ("--guidance spell --noise simplex", "SPELL, radius 10, simplex noise", "sampler edm"),
     ],
@@ -547,7 +547,7 @@ def test_shipped_checkpoint_finds_nearly_all_directions(digits, request):
 
 
 @pytest.mark.slow
-def test_features_of_a_classifier_find_more_digits_than_independent_draws():
+def test_guided_digits_are_more_than_independent_ones():
     flags = "--task unconditional --batch_size 10 --num_sets 4 --num_steps 16"
     plain, guided = shipped(flags), shipped(f"{flags} --pg_factor 5")
     # 9.25 and 6.25 over 20 sets with 20 redraws (README)

@@ -174,8 +174,6 @@ def test_conflicting_settings_are_refused(refused, tmp_path):
         (f"--frames {BLOBS} --channels [8,8,8,8] --patch_size 8", "frames"),
     ]:
         assert f"{key}: " in refused(train.main, [*flags.split(), *run])
-    argv = ["--frames", str(BLOBS), *EXACT, "--pg_features", "classifier"]
-    assert "pg_features: " in refused(evaluate.main, argv)
 
 
 def test_metrics_of_given_answers_are_exact_on_constructed_sets():

@@ -287,22 +287,6 @@ def test_no_strength_changes_no_bit():
         assert torch.equal(draw(schedule, sets=1, steps=15), plain)
 
 
-@pytest.mark.parametrize("scale", [0.01, 100.0])
-def test_the_scale_of_features_changes_nothing(scale):
-    """Nor does guidance by features leave D as it is."""
-    weights, x = normal(SIDE * SIDE, 5), BLOBS[None] + 3 * normal(1, 8, 1, SIDE, SIDE, seed=1)
-    sigma = torch.tensor(3.0, dtype=torch.float64)
-
-    def guided(scale):
-        features = lambda images: scale * (images.flatten(1) @ weights).tanh()
-        decisions = benchmark.exact_decisions()
-        guide = measured_guide(decisions, guided_window(decisions), features=features)
-        return guide(exact)(x, sigma)
-
-    torch.testing.assert_close(guided(scale), guided(1.0), rtol=1e-3, atol=1e-3)
-    assert not torch.allclose(guided(1.0), exact(x, sigma), atol=0.1)
-
-
 # ---------------------------------------------------------------- classes
 
 
@@ -377,7 +361,6 @@ def test_classes_at_no_strength_change_no_bit(clean):
             r"shape of counts: got \[5\]; accepted: \[8\] or \[1, 8\], k = 8 cl",
         ),
         (dict(counts=2 * SOME), r"counts: got \[16\] in all; accepted: 8, one per particle"),
-        (dict(features=torch.flatten), "features: got .*; accepted: without log_posterior"),
         (dict(log_posterior=None, counts=SOME), "counts: got .*; accepted: with log_posterior"),
         (dict(log_posterior=None, clean=True), "clean: got True; accepted: with log_posterior"),
     ],

@@ -38,18 +38,12 @@ def test_distortion_moves_little_and_keeps_the_range(digits):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("role", ["judge", "guide"])
-def test_shipped_classifiers_reach_their_figure(role, mnist_root):
+def test_the_shipped_judge_reaches_its_figure(mnist_root):
     """On all 10,000 test digits, 16 px in frames of 32."""
     test = load_digits("mnist", "test", size=16, data_root=mnist_root)
-    classifier = checkpoint.load_classifier(role).fused()  # quicker, and it says the same
+    classifier = checkpoint.load_classifier("judge").fused()  # quicker, and it says the same
     images = test.centred(32)[:, None]
     assert train_classifier.accuracy(classifier, images, test.labels, "cpu") >= 0.995
-
-
-def test_shipped_classifiers_are_two_different_ones():
-    judge, guide = (checkpoint.load_classifier(role).state_dict() for role in ("judge", "guide"))
-    assert not torch.allclose(judge["out.weight"], guide["out.weight"], atol=0.01)
 
 
 def test_background_goes_and_the_digit_stays(digits):
@@ -74,10 +68,9 @@ def test_recognise_returns_what_the_classifier_says():
     torch.testing.assert_close(confidence, torch.full((2, 3), expected))
 
 
-@pytest.mark.parametrize("judge", ["judge", "guide"])
-def test_a_judge_says_what_its_classifier_says(judge):
+def test_a_judge_says_what_its_classifier_says():
     """With normalisations folded in, and a few frames at a time."""
-    classifier = checkpoint.load_classifier(judge)
+    classifier = checkpoint.load_classifier("judge")
     frames = torch.rand(300, 32, 32, generator=torch.Generator().manual_seed(0))
     fused = classifier.fused()
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fused.modules())

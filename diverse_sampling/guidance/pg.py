@@ -146,7 +146,8 @@ class ParticleGuidance(Guided):
         anneal: whether the strength falls from all of it at sigma_max to none at sigma_min, as a
             half cosine in ln s
         features: phi: images (N, C, H, W) -> (N, ...); U acts on phi of what `space` names, and its
-            gradient is taken through phi. None: on the images themselves
+            gradient is taken through phi. How large that is says nothing about images, so that
+            the strength "drift" suits them. None: on the images themselves
         memory: (G, M, C, H, W) images that repel and do not move, such as samples made before
     """
 
@@ -264,12 +265,9 @@ def default_guidance(
         window: of the `window_schedule` that samples. Guidance then acts inside it; its last call
             is not guided, since new noise no longer covers what a push does there. None, for any
             other schedule: from the window's largest noise level down to where pushes come too late
-        others: as in `ParticleGuidance`. With `features` the push has the size of the drift that
-            denoises, `by_drift`, instead of the one that was measured
+        others: as in `ParticleGuidance`
     """
-    # How large a gradient is that runs through features says nothing about images.
-    strength = "measured" if others.get("features") is None else "drift"
-    given: dict[str, Any] = dict(space="denoised", strength=strength, decisions=decisions)
+    given: dict[str, Any] = dict(space="denoised", strength="measured", decisions=decisions)
     given |= default_levels(decisions, window)
     return ParticleGuidance(denoise, potential, factor=factor, **given | others)
 
@@ -298,7 +296,6 @@ def asked_for(
         strength=g.pg_strength,
         **sets.levels,
         anneal=g.pg_anneal in ("strength", "both"),
-        features=sets.features,
         memory=sets.memory,
     )
 

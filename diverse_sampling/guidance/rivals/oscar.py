@@ -4,14 +4,14 @@
 
 F (B, d) the particles' features, centred in the set and scaled to unit length. Most of the part of
 f along the drift d_i = (x_i - D(x_i)) / s, 95%, is removed, and the push on each particle is at
-most 0.3 of its drift. It guides by `ParticleGuidance`, whose spaces, features and interval of
-noise levels it has, at the same cost. Marginals shift.
+most 0.3 of its drift. It guides by `ParticleGuidance`, whose spaces and interval of noise
+levels it has, at the same cost. Marginals shift.
 
 Source: arXiv 2510.09060.
 
-Uncertain: the published features are those of an image encoder, here pixels or `pg_features`. It
-acts early only and with a strength that follows the time of a flow; here `pg_sigma_min` and
-`pg_sigma_max` say where. It also adds noise across the drift, which is left to the sampler's churn.
+Uncertain: the published features are those of an image encoder, here pixels. It acts early only
+and with a strength that follows the time of a flow; here `pg_sigma_min` and `pg_sigma_max` say
+where. It also adds noise across the drift, which is left to the sampler's churn.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Variance guidance: the density of a set tilted by how much its samples vary.
 
-    h = E[(1/B) sum_i |L (y_i - mean y)|^2 | x_1..x_B]
-      = (1/B) sum_i |L (D_i - mean D)|^2 + (B - 1) / B^2 sum_i tr(L S_i L^T),
+    h = E[(1/B) sum_i |y_i - mean y|^2 | x_1..x_B]
+      = (1/B) sum_i |D_i - mean D|^2 + (B - 1) / B^2 sum_i tr S_i,
     D_i' = D_i + s^2 factor grad_i log h,
 
-with linear features L and the posterior covariance S_i = s^2 dD_i/dx_i. For factor 1 this is no
+with the posterior covariance S_i = s^2 dD_i/dx_i. For factor 1 this is no
 approximation: h is E[Phi | x] of Phi = the variance of the set, so that an exact denoiser samples
 p(x_1) ... p(x_B) Phi. The trace is estimated along one random direction v per particle,
 
-    tr(L S L^T) = E <L v, L S v>,   S v = s^2 (D(x + e v) - D(x)) / e,
+    tr S = E <v, S v>,   S v = s^2 (D(x + e v) - D(x)) / e,
 
 so that it costs twice the calls of particle guidance through the Jacobian. Marginals shift as the
 tilt says.
@@ -39,7 +39,6 @@ class Variance(Pushed):
     Arguments:
         denoise, factor, levels: as in `Pushed`; the factor is the exponent of h
         directions: draws v (G, B or more, C, H, W), entries of mean 0 and variance 1
-        features: L, a linear map of images (N, C, H, W) -> (N, ...); None: the images themselves
     """
 
     def __init__(
@@ -48,12 +47,10 @@ class Variance(Pushed):
         *,
         factor: float,
         directions: Callable[[], Tensor],
-        features: Callable[[Tensor], Tensor] | None = None,
         **levels: float | None,
     ):
         super().__init__(denoise, factor=factor, **levels)
         self.directions = directions
-        self.features = features
 
     def denoised_and_push(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """D(x) and grad log h, both like x."""
@@ -71,19 +68,12 @@ class Variance(Pushed):
     ) -> Tensor:
         """h (G,) of D(x) and D(x + e v), both (G, B, C, H, W)."""
         B = denoised.shape[1]
-        at = self._featured(denoised)  # (G, B, d)
-        change = (self._featured(beside) - at) * (sigma / STEP)  # L S v
-        posterior = (self._featured(v) * change).sum((1, 2))
-        spread = (at - at.mean(1, keepdim=True)).square().sum((1, 2))
+        change = (beside - denoised) * (sigma / STEP)  # S v
+        posterior = (v * change).sum((1, 2, 3, 4))
+        spread = (denoised - denoised.mean(1, keepdim=True)).square().sum((1, 2, 3, 4))
         h = spread / B + (B - 1) / B**2 * posterior
         # One direction may find less than no variance where the denoiser is not exact.
         return h.clamp_min(torch.finfo(h.dtype).tiny ** 0.5)
-
-    def _featured(self, images: Tensor) -> Tensor:
-        """L of images (G, B, C, H, W) -> (G, B, d)."""
-        if self.features is None:
-            return images.flatten(2)
-        return self.features(images.flatten(0, 1)).flatten(1).unflatten(0, images.shape[:2])
 
 
 def _make(sets: Sets) -> Variance:
@@ -91,7 +81,6 @@ def _make(sets: Sets) -> Variance:
         sets.denoise,
         factor=sets.settings.pg_factor,
         directions=sets.noise(Stream.PROBES, None),
-        features=sets.features,
         **sets.levels,
     )
 
