@@ -258,7 +258,7 @@ def brief(result: Any) -> Any:
 
 def shown_metrics(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What a table shows of an evaluation: {heading: {mean, ci95, ...}}."""
-    keys = ["modes_found", "quality", "hm_iou", "confidence"]
+    keys = ["modes_found", "modes_shown", "quality", "hm_iou", "confidence"]
     values = {key: result.get(key) for key in keys}
     if result["dataset"] == "horizontal" and result["modes_total"]:
         values = dict(p_right=result["mode_frequencies"][0], quality=result["quality"])
@@ -287,13 +287,16 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def audit_entry(result: dict[str, Any], key: str) -> str:
-    """A number of the audit in a table; frequencies with what chance gives, `0.012 (0.020)`."""
+    """A number of the audit in a table; frequencies with what chance gives, `0.012 (0.020)`, and
+    what is a lower bound as `> 36.7`."""
     value = result.get(key)
     if value is None:
         return ""
+    more = ""
     if isinstance(value, dict):
+        more = "> " if value.get("at_least") else ""
         value = value["mean"]
-    text = f"{value:.{METRICS[key].decimals}f}"
+    text = f"{more}{value:.{METRICS[key].decimals}f}"
     if key == "frequency_tv":
         text += f" ({result['frequency_tv_iid']:.{METRICS[key].decimals}f})"
     return text
