@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.num_sets is not None:
         shared["num_sets"] = args.num_sets
     rows = measure.experiment("e10", "guidance", args.preset, args.outdir, **shared)
-    measure.save(args.outdir, "guidance", markdown(rows), experiments.brief(rows))
+    measure.save(args.outdir, "guidance", markdown(rows), dict(rows=experiments.brief(rows)))
 
 
 if __name__ == "__main__":

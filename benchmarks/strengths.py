@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
     args = measure.arguments(BenchmarkSettings, argv)
     shared = dict(data_root=args.data_root)
     rows = measure.experiment("e13", "strengths", args.preset, args.outdir, **shared)
-    measure.save(args.outdir, "strengths", markdown(rows), choices(rows))
+    measure.save(args.outdir, "strengths", markdown(rows), dict(methods=choices(rows)))
 
 
 if __name__ == "__main__":
