@@ -35,7 +35,13 @@ SEARCH_SEED = 10
 # Sets of each seed, and of each cell of the search, by whether the denoiser is exact.
 SETS = {True: 67, False: 34}
 SEARCH_SETS = {True: 60, False: 12}
-POOLED = ("modes_found", "modes_shown", "quality", "hm_iou")
+# Metrics whose sets are put together, with the arguments that `mean_interval` has for k modes.
+POOLED: dict[str, Any] = dict(
+    modes_found=lambda k: ((0, k), 1),
+    modes_shown=lambda k: ((0, k), 1),
+    quality=lambda k: (),
+    hm_iou=lambda k: ((0, 1),),
+)
 AVERAGED = ("price", "backward_calls", "equivalent_draws", "frequency_tv", "count_dispersion")
 SHARED = ("frequency_tv_iid", "modes_expected_iid", "modes_total")
 
@@ -155,8 +161,7 @@ def pooled(results: list[dict]) -> dict[str, Any]:
     together: dict[str, Any] = {}
     for key in POOLED:
         per_set = np.concatenate([result[key]["per_set"] for result in results])
-        highest = results[0]["modes_total"] if key.startswith("modes") else None
-        together[key] = mean_interval(per_set, highest=highest)
+        together[key] = mean_interval(per_set, *POOLED[key](results[0]["modes_total"]))
         del together[key]["per_set"]
     for key in AVERAGED:
         together[key] = float(np.mean([result[key] for result in results]))

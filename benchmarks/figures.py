@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> None:
         lines.append([name, "<br>".join(measured), expected, f"`{flags}`"])
         print(f"{name:45} {', '.join(measured)}", flush=True)
     header = "what | measured | independent draws, theory | `python evaluate.py ...`"
-    measure.save(args.outdir, "figures", measure.table(header, lines) + "\n", rows)
+    measure.save(args.outdir, "figures", measure.table(header, lines) + "\n", dict(rows=rows))
 
 
 if __name__ == "__main__":

@@ -31,10 +31,12 @@ from typing import Any, Iterator, Sequence
 import yaml
 
 from config import EvaluationSettings
+from diverse_sampling.defaults import SAMPLES_VERSION
 from diverse_sampling.errors import SettingError, reject
 from lab import assemble
 from lab.command_line import as_flags, this_process
 from lab.names import METRICS
+from lab.records import made_by
 
 # What every table has beside the metrics of its world: is it as diverse, and as often right, as
 # independent draws, and at what cost?
@@ -117,14 +119,15 @@ def cells(recipe: dict[str, Any], preset: str) -> Iterator[tuple[dict[str, Any],
 def cell_of(settings: EvaluationSettings, checkpoint: Path | None, outdir: Path) -> Path:
     """The file that keeps the record of an evaluation.
 
-    A cell is known by its settings and, where there are any, by the bytes of its checkpoint and the
-    numbers in the user's frames.
+    A cell is known by its settings, the version of what moves samples and, if there are any, the
+    bytes of its checkpoint and the numbers in the user's frames.
 
     Arguments:
         settings, checkpoint: as `assemble.complete` returns them
         outdir: folder of the experiment
     """
-    key = json.dumps(settings.record(), sort_keys=True).encode()
+    known = settings.record() | dict(version=SAMPLES_VERSION)
+    key = json.dumps(known, sort_keys=True).encode()
     if checkpoint is not None:
         key += checkpoint.read_bytes()
     if settings.world.dataset == "frames":
@@ -224,7 +227,7 @@ def run(
             title=recipe.get("title"),
             reference=recipe.get("reference"),
             figure=recipe.get("figure"),
-            command=command,
+            **made_by() | dict(command=command),
             rows=rows,
         )
         results.write_text(json.dumps(record))
