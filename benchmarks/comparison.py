@@ -117,7 +117,7 @@ class Cells:
         return values | dict(price=price, data_root=self.args.data_root)
 
     def result(self, values: dict, run: bool) -> dict | None:
-        """The record of a cell; None if its price is too low, or if it is not there and not run."""
+        """The record of a cell, {} if its price is too low; None if it is not there and not run."""
         try:
             settings, checkpoint = assemble.complete(values)
             if run or cell_of(settings, checkpoint, self.args.outdir).is_file():
@@ -125,28 +125,39 @@ class Cells:
         except SettingError as error:
             if not str(error).startswith("price:"):
                 raise SettingError(f"{error} (in the cell {' '.join(as_flags(values))})") from None
+            return {}
         return None
 
     def searched(self, row: Row, run: bool) -> dict[str, Any] | None:
         """{the chosen strength, what each model showed with every one}; None if not finished.
 
-        A strength that the middle price does not reach for is out.
+        A strength that the middle price does not reach for is out. One that cannot win any more,
+        whatever the second model shows with it, is not tried on that one.
         """
         if row.tried is None:
             return dict(chosen=None, shown={})
-        shown: dict[str, dict[str, float]] = {}
-        for strength, (name, model) in itertools.product(
-            row.tried[1], self.searched_on(row).items()
-        ):
-            values = self.settings(row, model, PLAN["searched_at"], strength)
-            values |= dict(seed=SEARCH_SEED, num_sets=SEARCH_SETS[is_exact(model)])
-            result = self.result(values, run)
-            if result is None and not run:
-                return None
-            if result is not None:
-                shown.setdefault(strength, {})[name] = result["modes_shown"]["mean"]
-        best = max(shown, key=lambda strength: (sum(shown[strength].values()), -strength))
-        return dict(chosen=best, shown=shown)
+        models = self.searched_on(row)
+        most = PLAN["settings"]["batch_size"]
+        shown: dict[float, dict[str, float]] = {strength: {} for strength in row.tried[1]}
+        best = 0.0  # of those that were tried on all models
+        for n, (name, model) in enumerate(models.items()):
+            for strength in sorted(shown, key=lambda strength: -sum(shown[strength].values())):
+                if sum(shown[strength].values()) + most * (len(models) - n) < best:
+                    continue
+                values = self.settings(row, model, PLAN["searched_at"], strength)
+                values |= dict(seed=SEARCH_SEED, num_sets=SEARCH_SETS[is_exact(model)])
+                result = self.result(values, run)
+                if result is None:
+                    return None
+                if not result:
+                    del shown[strength]
+                    continue
+                shown[strength][name] = result["modes_shown"]["mean"]
+                if n == len(models) - 1:
+                    best = max(best, sum(shown[strength].values()))
+        finished = [strength for strength in shown if len(shown[strength]) == len(models)]
+        best_of = max(finished, key=lambda strength: (sum(shown[strength].values()), -strength))
+        return dict(chosen=best_of, shown=shown)
 
     def reported(self, row: Row, name: str, price: float, strength: Any, seed: int, run: bool):
         """The record of a row on a model with one seed, as `result`, and its flags."""
@@ -187,7 +198,7 @@ def gathered(cells: Cells) -> tuple[list[dict], list[dict]]:
                 cells.reported(row, name, price, searched["chosen"], seed, run=False)
                 for seed in SEEDS
             ]
-            done = [result for result, _ in each if result is not None]
+            done = [result for result, _ in each if result]
             if done:
                 flags = each[0][1]
                 cell = at | dict(model=name, budget=price, strength=searched["chosen"], flags=flags)
