@@ -143,7 +143,7 @@ FIGURES = [
     ("horizontal, guided", f"{HORIZONTAL} {GUIDED}", SHARES),
     ("horizontal, simplex noise", f"{HORIZONTAL} --noise simplex", SHARES),
     ("horizontal, stratified noise", f"{HORIZONTAL} --noise stratified --sigma_max 300", SHARES),
-    ("masks of four experts, exact, independent", f"{BLOBS} --denoiser exact", MASKS),
+    ("masks, exact, independent", f"{BLOBS} --denoiser exact", MASKS),
     ("masks, exact, guided", f"{BLOBS} --denoiser exact {GUIDED}", MASKS),
     ("masks, trained, independent", f"{BLOBS} --checkpoint blobs", MASKS),
     ("masks, trained, guided", f"{BLOBS} --checkpoint blobs {GUIDED} --price 37", MASKS),
