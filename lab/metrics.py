@@ -13,7 +13,7 @@ from typing import Any, Callable, Iterator
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special, stats
 from scipy.optimize import brentq, linear_sum_assignment
 from torch import Tensor
 
@@ -291,19 +291,20 @@ def _share_ends(values: np.ndarray) -> np.ndarray:
     """The interval's ends (2,) of the mean of values (G,) in [0, 1] that are not all equal."""
     sets = len(values)
     mean = values.mean().clip(0, 1)
-    student = stats.t.ppf(0.975, sets - 1)
+    student = special.stdtrit(sets - 1, 0.975)
     trials = mean * (1 - mean) / (values.var(ddof=1) / sets)
-    trials *= (stats.norm.ppf(0.975) / student) ** 2
+    trials *= (special.ndtri(0.975) / student) ** 2
     if trials > 1e8:  # normal, and too many for the quantiles of the beta distribution
         return mean + student * values.std(ddof=1) / math.sqrt(sets) * np.array([-1, 1])
-    return stats.beta.ppf([0.025, 0.975], trials * mean + 0.5, trials * (1 - mean) + 0.5)
+    levels = np.array([0.025, 0.975])
+    return special.betaincinv(trials * mean + 0.5, trials * (1 - mean) + 0.5, levels)
 
 
 def _skewed_ends(values: np.ndarray) -> np.ndarray:
     """The interval's ends (2,) of the mean of values (G,), from 0 to 1, without other bounds."""
     sets = len(values)
-    t = stats.t.ppf(0.975, sets - 1) * np.array([1, -1]) / math.sqrt(sets)
-    skewness = stats.skew(values)
+    t = special.stdtrit(sets - 1, 0.975) * np.array([1, -1]) / math.sqrt(sets)
+    skewness = ((values - values.mean()) ** 3).mean() / values.std() ** 3
     if abs(skewness) > 1e-6:  # below, it changes nothing
         t = 3 / skewness * (np.cbrt(1 + skewness * (t - skewness / (6 * sets))) - 1)
     return values.mean() - values.std(ddof=1) * t
