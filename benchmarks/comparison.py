@@ -87,7 +87,10 @@ def rows() -> Iterator[Row]:
         for method, described in PLAN[kind].items():
             own = dict(described)
             models = tuple(own.pop("models", PLAN["models"]))
-            samplers = PLAN["samplers"] if own.pop("samplers", kind == "coupled") else {"": {}}
+            named = own.pop("samplers", kind == "coupled")
+            samplers = PLAN["samplers"] if named else {"": {}}
+            if isinstance(named, list):
+                samplers = {name: samplers[name] for name in named}
             tried = next(((k, v) for k, v in own.items() if isinstance(v, list)), None)
             if tried is not None:
                 del own[tried[0]]
