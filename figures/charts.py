@@ -64,7 +64,7 @@ def error_bars(metrics: Sequence[dict]) -> tuple[list[float], list[float]] | Non
     above = []
     for metric in metrics:
         low, high = metric.get("ci95") or (math.nan, math.nan)
-        # Wilson's interval and rounding may leave a mean just outside of its own interval.
+        # Jeffreys' interval and rounding may leave a mean just outside of its own interval.
         below.append(max(metric["mean"] - low, 0) if low == low else math.nan)
         above.append(max(high - metric["mean"], 0) if high == high else math.nan)
     return below, above
@@ -198,7 +198,7 @@ def heatmap(rows: Sequence[dict], title: str = "", value: str = "modes_found") -
 def prior(rows: Sequence[dict], title: str = "") -> Figure:
     """Share of samples that go right against the prior of the training, a series per sampler.
 
-    The intervals are Wilson's.
+    The intervals are those over sets.
     """
     figure = new_figure(5.6, 3.8)
     axis = figure.subplots()

@@ -195,3 +195,9 @@ def test_any_metric_of_a_grid_can_be_drawn_and_no_other(finished, refused, capsy
     capsys.readouterr()
     line = refused(visualize.main, ["figure", str(folder), "--value", "confidence"])
     assert "value: got 'confidence'" in line
+
+
+def test_a_number_that_is_a_lower_bound_is_written_so():
+    bound, number = (dict(equivalent_draws=dict(mean=36.66, at_least=x)) for x in (True, False))
+    assert experiments.audit_entry(bound, "equivalent_draws") == "> 36.7"
+    assert experiments.audit_entry(number, "equivalent_draws") == "36.7"
