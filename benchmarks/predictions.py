@@ -200,7 +200,9 @@ def judge(results: dict[str, list[dict]]) -> list[dict]:
             difference = mean_interval(apart)
             del difference["per_set"]
             values = [dict(mean=value["mean"], ci95=value["ci95"]) for value in values]
-        means = [value["mean"] if isinstance(value, dict) else value for value in values]
+        independent, guided = (
+            value["mean"] if isinstance(value, dict) else value for value in values
+        )
         low, high = difference["ci95"] if difference else (np.nan, np.nan)
         rows.append(
             dict(
@@ -210,7 +212,7 @@ def judge(results: dict[str, list[dict]]) -> list[dict]:
                 independent=values[0],
                 guided=values[1],
                 difference=difference,
-                met=bool(met(Compared(*means, low, high))),
+                met=bool(met(Compared(independent, guided, low, high))),
             )
         )
     return rows

@@ -428,7 +428,8 @@ class Halves(Centered):
         """
         rows, columns = self._placed
         seen = cond[:, rows, columns].flatten(1)
-        known = self.training.images[(slice(None), *self.seen)].flatten(1)
+        rows, columns = self.seen
+        known = self.training.images[:, rows, columns].flatten(1)
         return -torch.cdist(seen, known).square() / (2 * self.NOISE**2)
 
 
