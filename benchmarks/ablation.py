@@ -89,8 +89,8 @@ ON_UNET = [
     "the noisy particles",
     "four times",
 ]
-# Pairs: {name: (rows {label: flags}, columns {label: flags})}, with the strength of the default or of
-# the space.
+# Pairs: {name: (rows {label: flags}, columns {label: flags})}, with the strength of the default or
+# of the space.
 KERNELS = ("logdet", "rbf", "inverse")
 PAIRS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     "noise and calls": (

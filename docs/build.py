@@ -1,6 +1,6 @@
 """Write the tables and pictures of the documentation from measured results.
 
-    for b in figures comparison eddy lidc pipelines; do python benchmarks/$b.py; done
+    for b in figures comparison ablation predictions eddy lidc pipelines; do python benchmarks/$b.py; done
     for b in pixels sampling network potentials worlds training grid
     do python benchmarks/$b.py; done
     for e in $(seq 14); do python evaluate.py --experiment e$e; done
@@ -547,8 +547,9 @@ def main(argv: list[str] | None = None) -> None:
         draw_decisions(args.data_root)
     (ROOT / "docs" / "results.md").write_text(experiment_page(Path(args.runs)))
     figures = json.loads((RESULTS / "figures.json").read_text())
-    pipelines = json.loads((RESULTS / "pipelines.json").read_text())
-    tables |= {f"pipelines: {name}": text for name, text in pipelines["tables"].items()}
+    for name in ("pipelines", "ablation"):
+        parts = json.loads((RESULTS / f"{name}.json").read_text())["tables"]
+        tables |= {f"{name}: {part}": text for part, text in parts.items()}
     tables["answers"] = answers_table(figures)
     tables |= class_tables(figures)
     tables["rivals"] = rivals_table(compared)
