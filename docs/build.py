@@ -238,13 +238,18 @@ def answers_table(figures: list[dict]) -> str:
 
 
 def class_tables(figures: list[dict]) -> dict[str, str]:
-    """The tables of docs/classes.md, by the names of their places."""
+    """The tables of docs/classes.md, by the names of their places.
+
+    A row that was not measured yet is left out.
+    """
     measured = {row["name"]: row for row in figures}
     tables = {}
     for name, (keys, rows) in CLASS_TABLES.items():
         lines = []
         for title, knows, figure in rows:
-            row = measured[figure]
+            row = measured.get(figure)
+            if row is None:
+                continue
             values = [text.partition(": ")[2] for text in row["measured"]]
             lines.append([title, knows, *values, f"{row['price']:g}"])
         titles = " | ".join(METRICS[key].label for key in keys)
