@@ -536,7 +536,8 @@ def experiment_page(runs: Path) -> str:
         "Written by `python docs/build.py` from the result files. Brackets are 95% intervals. "
         "`--preset full` uses more sets per cell. *Reference* is what the thesis reports "
         "([coming from the thesis](from-the-thesis.md)) unless another source is named. "
-        "All samples are of one version of the code ([when samples change](CONTRIBUTING.md#when-samples-change)).",
+        "All samples are of one version of the code "
+        "([when samples change](CONTRIBUTING.md#when-samples-change)).",
     ]
     recipes = experiments.RECIPES.glob("*.yaml")
     for path in sorted(recipes, key=lambda path: int(path.stem[1:])):
