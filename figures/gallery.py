@@ -148,9 +148,10 @@ def decision_curve(run: str) -> charts.DecisionCurve:
         )
     s = build(SamplerSettings, result["settings"])
     window = None
-    if s.sampler == "window":
+    if "window" in result:
         between = Window(*result["window"])
         window = between.low, between.high
+    if s.sampler == "window":
         calls = round(result["network_calls"] / result["settings"]["medoids_of"])
         schedule = window_schedule(
             between, calls, sigma_min=result["sigma_min"], sigma_max=s.sigma_max
