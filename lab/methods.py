@@ -274,7 +274,9 @@ def end(s: SamplerSettings, decisions: Decisions | None) -> float:
 
 
 def window(settings: EvaluationSettings, decisions: Decisions | None) -> Window | None:
-    """Between which noise levels the sampler adds noise back: given, or measured; None of EDM's own."""
+    """Between which noise levels the sampler adds noise back: given or measured.
+
+    None of EDM's sampler."""
     s = settings.sampler
     if s.sampler == "edm":
         return None
