@@ -1,6 +1,6 @@
 """Write the tables and pictures of the documentation from measured results.
 
-    for b in figures comparison eddy lidc pipelines; do python benchmarks/$b.py; done
+    for b in figures comparison ablation predictions eddy lidc pipelines; do python benchmarks/$b.py; done
     for b in pixels sampling network potentials worlds training grid
     do python benchmarks/$b.py; done
     for e in $(seq 14); do python evaluate.py --experiment e$e; done
@@ -586,8 +586,9 @@ def build(argv: list[str] | None) -> None:
         animate(args.data_root)
         draw_decisions(args.data_root)
     (ROOT / "docs" / "results.md").write_text(experiment_page(Path(args.runs)))
-    if pipelines := held("pipelines"):
-        tables |= {f"pipelines: {name}": text for name, text in pipelines["tables"].items()}
+    for name in ("pipelines", "ablation"):
+        if record := held(name):
+            tables |= {f"{name}: {part}": text for part, text in record["tables"].items()}
     if figures := held("figures"):
         tables["answers"] = answers_table(figures["rows"])
         tables |= class_tables(figures["rows"])
