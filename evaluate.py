@@ -58,6 +58,7 @@ def table(result: dict[str, Any]) -> str:
     lines += _row("modes_found", result["modes_found"], f", of {result['modes_total']}")
     if result["modes_total"]:
         lines.append(f"  {'  independent draws':<28}{result['modes_expected_iid']:8.2f}   expected")
+    lines += _row("modes_shown", result.get("modes_shown"))
     if result["dataset"] == "horizontal" and result["modes_total"]:
         lines += _row("p_right", result["mode_frequencies"][0])
     conditional = result["task"] == "conditional"

@@ -130,7 +130,8 @@ def main(argv: list[str] | None = None) -> None:
     counts = {row["world"]: row["alone"]["num_sets"] for row in rows}
     sets = ", ".join(f"{count} in each cell of {world}" for world, count in counts.items())
     note = f"Sets: {sets}. Brackets are 95% intervals; a gain is of pairs with the same noise."
-    measure.write(args.outdir, "eddy", f"{table(rows)}\n\n{note}", rows=experiments.brief(rows))
+    text = f"{table(rows)}\n\n{note}"
+    measure.write(args.outdir, "eddy", text, samples=True, rows=experiments.brief(rows))
     draw(rows, args.outdir / "eddy.png")
 
 

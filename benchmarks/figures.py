@@ -143,7 +143,7 @@ FIGURES = [
     ("horizontal, guided", f"{HORIZONTAL} {GUIDED}", SHARES),
     ("horizontal, simplex noise", f"{HORIZONTAL} --noise simplex", SHARES),
     ("horizontal, stratified noise", f"{HORIZONTAL} --noise stratified --sigma_max 300", SHARES),
-    ("masks of four experts, exact, independent", f"{BLOBS} --denoiser exact", MASKS),
+    ("masks, exact, independent", f"{BLOBS} --denoiser exact", MASKS),
     ("masks, exact, guided", f"{BLOBS} --denoiser exact {GUIDED}", MASKS),
     ("masks, trained, independent", f"{BLOBS} --checkpoint blobs", MASKS),
     ("masks, trained, guided", f"{BLOBS} --checkpoint blobs {GUIDED} --price 37", MASKS),
@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> None:
         lines.append([name, "<br>".join(measured), expected, f"`{flags}`"])
         print(f"{name:45} {', '.join(measured)}", flush=True)
     header = "what | measured | independent draws, theory | `python evaluate.py ...`"
-    measure.save(args.outdir, "figures", measure.table(header, lines) + "\n", rows)
+    measure.save(args.outdir, "figures", measure.table(header, lines) + "\n", dict(rows=rows))
 
 
 if __name__ == "__main__":

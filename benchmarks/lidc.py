@@ -112,7 +112,8 @@ def main(argv: list[str] | None = None) -> None:
     titles = " | ".join(METRICS[key].title for key in KEYS)
     table = measure.table(f"set of {READERS} | {titles}", lines)
     text = f"{said_of_data(args.frames, args.num_sets)}\n\n{table}\n"
-    measure.save(args.outdir, "lidc", f"{text}\n    python evaluate.py {flags}\n", rows)
+    text_and_flags = f"{text}\n    python evaluate.py {flags}\n"
+    measure.save(args.outdir, "lidc", text_and_flags, dict(rows=rows))
     print(text)
     figure, _ = outlines([str(args.outdir / name) for name in COLUMNS], list(DRAWN))
     assert isinstance(figure, Figure)

@@ -21,8 +21,9 @@ from typing import Any, Callable, Mapping, Optional, Sequence
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from diverse_sampling.errors import SettingError  # noqa: E402
-from lab.command_line import fail, make_parser  # noqa: E402
+from diverse_sampling.defaults import SAMPLES_VERSION  # noqa: E402
+from lab.command_line import make_parser  # noqa: E402
+from lab.records import made_by  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 
@@ -132,11 +133,23 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     )
 
 
-def write(outdir: Path, name: str, text: str, device: str = "cpu", **results: Any) -> None:
-    """Print the tables; write them to outdir/NAME.md, and everything to outdir/NAME.json."""
+def write(
+    outdir: Path,
+    name: str,
+    text: str,
+    device: str = "cpu",
+    *,
+    samples: bool = False,
+    **results: Any,
+) -> None:
+    """Print the tables; write them to outdir/NAME.md, and everything to outdir/NAME.json.
+
+    `samples` is as in `save`.
+    """
     where = machine(device)
     on = ", ".join(str(v) if key == "device" else f"{key} {v}" for key, v in where.items())
-    save(outdir, name, f"{text}\n\nMeasured on {on}.\n", dict(machine=where, **results))
+    text_on = f"{text}\n\nMeasured on {on}.\n"
+    save(outdir, name, text_on, dict(machine=where, **results), samples=samples)
     print(f"{text}\n\nMeasured on {on}")
 
 
@@ -152,31 +165,25 @@ def write_parts(
     write(outdir, name, "\n\n".join(text for text, _ in parts.values()), device, **about, **results)
 
 
-def save(outdir: Path, name: str, text: str, results: Any) -> None:
-    """Write outdir/NAME.md and outdir/NAME.json."""
+def save(
+    outdir: Path, name: str, text: str, results: dict[str, Any], *, samples: bool = True
+) -> None:
+    """Write outdir/NAME.md, and outdir/NAME.json: the results, and what made them.
+
+    If they say nothing of `samples`, only of time, their version is null: they stay true when
+    samples change.
+    """
+    made = made_by() if samples else made_by() | dict(version=None)
     (outdir / f"{name}.md").write_text(text)
-    (outdir / f"{name}.json").write_text(json.dumps(results, indent=1))
+    (outdir / f"{name}.json").write_text(json.dumps(made | results, indent=1))
     print(f"written to {outdir}")
 
 
 def kept(path: Path, measured: Callable[[], Any]) -> Any:
-    """What `measured` returns, from a file if it was measured before."""
+    """What `measured` returns, from a file if this version of samples was measured before."""
+    path = path.with_stem(f"{path.stem}-version{SAMPLES_VERSION}")
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(measured()))
         print(path.stem, file=sys.stderr)
     return json.loads(path.read_text())
-
-
-def experiment(recipe: str, name: str, preset: str, outdir: Path, **shared: Any) -> list[dict]:
-    """Run an experiment and draw outdir/NAME.png, diversity against quality. Returns its rows."""
-    from figures.charts import frontier
-    from figures.drawing import save
-    from lab import experiments
-
-    try:
-        rows = experiments.run(recipe, preset, shared, outdir)
-    except SettingError as error:
-        fail(str(error))
-    save(frontier(rows), outdir / f"{name}.png")
-    return rows

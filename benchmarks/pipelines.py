@@ -488,7 +488,7 @@ def main(argv: list[str] | None = None) -> None:
         cost=cost_table(results["cost"]),
     )
     text = "\n\n".join(tables.values())
-    measure.write(args.outdir, "pipelines", text, tables=tables, **results)
+    measure.write(args.outdir, "pipelines", text, samples=True, tables=tables, **results)
 
 
 if __name__ == "__main__":

@@ -11,3 +11,7 @@ SIGMA_MAX = 80.0
 RHO = 7.0
 PILOT_LEVELS = 15  # noise levels at which a pilot calls the denoiser, once at each
 FACTOR = 5.0  # strength of guidance
+
+# Every record of samples holds it. It is raised whenever the same settings give other samples;
+# tests/test_version.py holds samples against it.
+SAMPLES_VERSION = 3

@@ -1,6 +1,6 @@
 """Write the tables and pictures of the documentation from measured results.
 
-    for b in figures guidance strengths eddy lidc pipelines; do python benchmarks/$b.py; done
+    for b in figures comparison eddy lidc pipelines; do python benchmarks/$b.py; done
     for b in pixels sampling network potentials worlds training grid
     do python benchmarks/$b.py; done
     for e in $(seq 14); do python evaluate.py --experiment e$e; done
@@ -12,24 +12,23 @@ here. A result that was not measured again stays as it was. `--pictures false` w
 
 from __future__ import annotations
 
-import functools
 import json
 import re
+import shlex
 import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import table  # noqa: E402
-from diverse_sampling.method import KEPT, STRENGTH, find  # noqa: E402
+from diverse_sampling.method import find, names  # noqa: E402
 from lab import experiments  # noqa: E402
 from lab.command_line import make_parser  # noqa: E402
-from lab.names import INDEPENDENT, METRICS  # noqa: E402
+from lab.names import METRICS  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results"
 # Name of a picture, and the flags of evaluate.py that make its sets.
@@ -158,7 +157,7 @@ def draw_sheet(name: str, flags: list[str], data_root: str) -> None:
         save(figure(run)[0], ROOT / "docs" / "pictures" / f"{name}.png", dpi=80)
 
 
-def draw_methods(data_root: str) -> None:
+def draw_methods(rows: list[dict], data_root: str) -> None:
     """Draw one set of the plain U-Net by every method of the comparison, of the same noise."""
     import torch
 
@@ -167,20 +166,17 @@ def draw_methods(data_root: str) -> None:
     from figures.sheets import note, notes_title, sample_sheet
     from lab.records import finished
 
-    rows: dict[str, tuple[dict, dict]] = {}
-    for labels, flags in experiments.cells(experiments.load("e10"), "quick"):
-        name = compared()[labels["method"]].title
-        if labels["denoiser"] != "trained" or name in rows:
-            continue
+    sets: dict[str, tuple[dict, dict]] = {}
+    for row in best_samplers(rows, UNET, middle_of(rows)).values():
         with tempfile.TemporaryDirectory() as run:
             one = ["--num_sets", "1", "--seed", "2", "--data_root", data_root, "--outdir", run]
-            evaluate.main([*flags, *one])
-            rows[name] = finished(run)
-    results = [result for _, result in rows.values()]
+            evaluate.main([*shlex.split(row["flags"]), *one])
+            sets[title_of(row)] = finished(run)
+    results = [result for _, result in sets.values()]
     sheet = sample_sheet(
-        *(torch.cat([arrays[key] for arrays, _ in rows.values()]) for key in ("cond", "samples")),
-        modes=torch.cat([arrays["modes"] for arrays, _ in rows.values()]),
-        labels=list(rows),
+        *(torch.cat([arrays[key] for arrays, _ in sets.values()]) for key in ("cond", "samples")),
+        modes=torch.cat([arrays["modes"] for arrays, _ in sets.values()]),
+        labels=list(sets),
         notes=[note(result, 0) for result in results],
         notes_title=notes_title(results[0]),
     )
@@ -232,9 +228,9 @@ def answers_table(figures: list[dict]) -> str:
     """The README's first table: the thesis's results beside independent and guided sets."""
     measured = {row["name"]: row for row in figures}
     rows = []
-    for question, experiment, *names in QUESTIONS:
+    for question, experiment, *both_names in QUESTIONS:
         thesis = experiments.load(experiment)["reference"] if experiment else "–"
-        both = [measured[name] for name in names]
+        both = [measured[name] for name in both_names]
         results = ["<br>".join(row["measured"]) for row in both]
         rows.append([question, thesis, both[0]["expected_iid"] or "–", *results])
     header = "task | thesis, guided | independent, theory | independent"
@@ -261,155 +257,115 @@ def class_tables(figures: list[dict]) -> dict[str, str]:
     return tables
 
 
-@dataclass(frozen=True)
-class Compared:
-    """What is said of a point of the axis `method` of e10.
+# ---------------------------------------------------------------- the comparison
 
-    Arguments:
-        title: its name in tables
-        needs: what it needs beside a denoiser
-        frequencies: what becomes of them
-        brief: whether it is one of those that the README compares
-    """
-
-    title: str = INDEPENDENT
-    needs: str = "nothing"
-    frequencies: str = KEPT
-    brief: bool = True
+OURS = "particle guidance"  # what the default is called there
+UNET = "plain U-Net"
+MODELS = ("exact", "exact, p = 0.5", UNET)
 
 
-@functools.cache
-def compared() -> dict[str, Compared]:
-    """{point: what is said of it} of e10, as its method and the recipe's `variants` say."""
-    recipe = experiments.load("e10")
-    said = {}
-    for point, settings in recipe["grid"]["method"].items():
-        about: dict[str, Any] = {}
-        name = settings.get("guidance", "pg" if "pg_factor" in settings else "none")
-        method = find("guidance", name) or find("noise", settings.get("noise", "iid"))
-        if method is not None:
-            needs = [each for each in method.needs if each != STRENGTH]
-            about = dict(title=method.title, frequencies=method.frequencies)
-            about["needs"] = ", ".join(needs) or "nothing"
-        said[point] = Compared(**about | recipe["variants"].get(point, {}))
-    return said
-
-
-def first_of_each_method(rows: list[dict], denoiser: str) -> dict[str, dict]:
-    """{method: result at its first strength} of the cells of e10 with this denoiser."""
-    first: dict[str, dict] = {}
+def best_samplers(rows: list[dict], model: str, price: float) -> dict[str, dict]:
+    """{method: its row in the sampler in which it shows most modes} on a model at a price."""
+    best: dict[str, dict] = {}
     for row in rows:
-        if row["cell"]["denoiser"] == denoiser:
-            first.setdefault(row["cell"]["method"], row["result"])
-    return first
+        if (row["model"], row["budget"]) == (model, price):
+            held = best.setdefault(row["method"], row)
+            if row["modes_shown"]["mean"] > held["modes_shown"]["mean"]:
+                best[row["method"]] = row
+    return best
+
+
+def middle_of(rows: list[dict]) -> float:
+    """The price of independent samples, the middle one of the comparison."""
+    prices = sorted({row["budget"] for row in rows})
+    return prices[len(prices) // 2]
+
+
+def title_of(row: dict) -> str:
+    """A row of the comparison in words: method, sampler, strength."""
+    strength = "" if row["strength"] is None else f"{row['strength']:g}"
+    return ", ".join(filter(None, (row["method"], row["sampler"], strength)))
+
+
+def audited(row: dict) -> list[str]:
+    """What tables show of a row of the comparison."""
+    numbers = [
+        experiments.interval(row[key])
+        for key in ("modes_found", "modes_shown", "quality", "hm_iou")
+    ]
+    return numbers + [f"{row['price']:.1f} + {row['pilot']:.1f}"]
+
+
+AUDITED = "modes found | modes shown | quality | HM IoU* | price + pilot"
 
 
 def rivals_table(rows: list[dict]) -> str:
-    """The README's second table: every method at its first strength, with the trained network."""
-    first = first_of_each_method(rows, "trained")
-    header = (
-        "method | directions of 8 | quality (L2, less is better) | HM IoU* | equivalent draws"
-        " | frequencies off by (chance) | dispersion | price"
-    )
-    audit = ("equivalent_draws", "frequency_tv", "count_dispersion", "price")
+    """The README's second table: at each price the default, the best rival, and the controls."""
+    lines = []
+    for price in sorted({row["budget"] for row in rows}):
+        best = best_samplers(rows, UNET, price)
+        rivals = [row for method, row in best.items() if row["kind"] == "coupled"]
+        rivals = [row for row in rivals if not row["method"].startswith(OURS)]
+        first = max(rivals, key=lambda row: row["modes_shown"]["mean"])
+        for what, row in (
+            ("", best["independent"]),
+            ("", best[OURS]),
+            ("best rival: ", first),
+            ("", best["pool"]),
+            ("", best["twice the samples, medoids"]),
+        ):
+            lines.append([f"{price:g}", what + title_of(row), *audited(row)])
+    return f"{table(f'price | method, sampler, strength | {AUDITED}', lines)}\n\n{sets_of(rows)}"
+
+
+def which_table(rows: list[dict], model: str) -> str:
+    """Every method of the comparison at the middle price, in the sampler that suits it best."""
+    audit = ("frequency_tv", "count_dispersion", "equivalent_draws")
+    lines = [
+        [title_of(row), *audited(row), *(experiments.audit_entry(row, key) for key in audit)]
+        for row in best_samplers(rows, model, middle_of(rows)).values()
+    ]
+    lines.sort(key=lambda line: line[2], reverse=True)
+    names = " | ".join(METRICS[key].title for key in audit)
+    return f"{table(f'method, sampler, strength | {AUDITED} | {names}', lines)}\n\n{sets_of(rows)}"
+
+
+def needs_table() -> str:
+    """What every method needs beside a denoiser, and what becomes of frequencies."""
     lines = [
         [
-            compared()[method].title,
-            *(experiments.interval(result[key]) for key in ("modes_found", "quality", "hm_iou")),
-            *(experiments.audit_entry(result, key) for key in audit),
+            f"`--{flag} {name}`",
+            method.title,
+            ", ".join(method.needs) or "nothing",
+            method.frequencies,
         ]
-        for method, result in first.items()
-        if compared()[method].brief
+        for flag in ("guidance", "noise")
+        for name in names(flag)
+        if (method := find(flag, name)) is not None
     ]
-    sets = sets_of(first["independent"]).removesuffix(".") + smaller_rows(first) + "."
-    return f"{table(header, lines)}\n\n{sets}"
-
-
-def which_table(rows: list[dict]) -> str:
-    """The answer to "which should I use?": every method at its first strength, on two models."""
-    exact, plain = (first_of_each_method(rows, name) for name in ("exact", "trained"))
-    header = "method | exact | plain U-Net | its quality | frequencies | price"
-    lines = []
-    for method, about in compared().items():
-        each = [results.get(method) for results in (exact, plain)]
-        measured = next(result for result in reversed(each) if result)
-        lines.append(
-            [
-                about.title,
-                *(experiments.interval(result and result["modes_found"]) for result in each),
-                experiments.interval(each[-1] and each[-1]["quality"]),
-                about.frequencies,
-                experiments.audit_entry(measured, "price"),
-                about.needs,
-            ]
-        )
-    return f"{table(f'{header} | needs', lines)}\n\n{sets_of_models(exact, plain)}"
-
-
-def unequal_table(rows: list[dict]) -> str:
-    """Every method where one answer is as likely as all others: directions and frequencies."""
-    results = first_of_each_method(rows, "exact, p = 0.5")
-    header = "method | directions | frequencies off by (chance) | dispersion of counts"
-    lines = []
-    for method, about in compared().items():
-        if method in results:
-            line = [about.title, experiments.interval(results[method]["modes_found"])]
-            for key in ("frequency_tv", "count_dispersion"):
-                line.append(experiments.audit_entry(results[method], key))
-            lines.append(line)
-    return f"{table(header, lines)}\n\n{sets_of_models(results)}"
+    return table("flag | method | needs | frequencies", lines)
 
 
 def thesis_table(rows: list[dict]) -> str:
-    """Directions found by independent sets and by the thesis's form, per strength and denoiser."""
-    found: dict[str, dict[str, str]] = {}
-    for row in rows:
-        cell = row["cell"]
-        if cell["denoiser"] not in ("exact", "trained"):
-            continue
-        if cell["method"] != "independent" and "thesis" not in cell["method"]:
-            continue
-        what = compared()[cell["method"]].title
-        if "pg_factor" in cell:
-            what += f", factor {cell['pg_factor']:g}"
-        directions = experiments.interval(row["result"]["modes_found"])
-        found.setdefault(what, {})[cell["denoiser"]] = directions
-    denoisers = list(next(iter(found.values())))
-    lines = [[what, *(each.get(name, "") for name in denoisers)] for what, each in found.items()]
-    header = " | ".join(f"{name} denoiser" for name in denoisers)
-    independent = [first_of_each_method(rows, name)["independent"] for name in denoisers]
-    sizes = ", ".join(f"{each['num_sets']} {name}" for each, name in zip(independent, denoisers))
-    return f"{table(f' | {header}', lines)}\n\nOf the sets: {sizes}. {sets_of(independent[-1])}"
+    """Directions found by independent sets and by the thesis's form, on two denoisers."""
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        if method == "independent" or "thesis's form" in method:
+            both = [
+                best_samplers(rows, model, middle_of(rows)).get(method) for model in ("exact", UNET)
+            ]
+            lines.append(
+                [method, *(experiments.interval(row and row["modes_found"]) for row in both)]
+            )
+    return f"{table(f' | exact denoiser | {UNET}', lines)}\n\n{sets_of(rows)}"
 
 
-def sets_of_models(*models: dict[str, dict]) -> str:
-    """A line about the sets of several columns, each the results of a model by method."""
-    counts = [each["independent"]["num_sets"] for each in models]
-    sets = f"{counts[0]}" if len(set(counts)) == 1 else ", ".join(map(str, counts))
-    expected = models[0]["independent"]["modes_expected_iid"]
-    return (
-        f"Directions of 8 found by sets of 8; independent draws find {expected:.2f} in theory. "
-        f"Number of sets, in the order of the columns: {sets}{smaller_rows(*models)}."
-    )
-
-
-def smaller_rows(*models: dict[str, dict]) -> str:
-    """The methods that have fewer sets than the others of a model, `; NAME: COUNT`."""
-    fewer = {
-        method: result["num_sets"]
-        for results in models
-        for method, result in results.items()
-        if result["num_sets"] < results["independent"]["num_sets"]
-    }
-    return "".join(f"; {compared()[name].title}: {count}" for name, count in fewer.items())
-
-
-def sets_of(result: dict) -> str:
-    """A line about the sets of a table: how many, of what, and what is expected of them."""
-    return (
-        "{num_sets} sets of {batch_size} with test digits of {digits_source}; independent samples "
-        "find {modes_expected_iid:.2f} directions in theory.".format(**result)
-    )
+def sets_of(rows: list[dict]) -> str:
+    """A line about the sets of the comparison."""
+    middle = [row for row in rows if row["budget"] == middle_of(rows)]
+    counts = {row["model"]: (row["num_sets"], len(row["seeds"])) for row in middle}
+    sets = "; ".join(f"{name}: {sets} sets of 8, {n} seeds" for name, (sets, n) in counts.items())
+    return f"{sets}. Independent samples find {middle[0]['modes_expected_iid']:.2f} in theory."
 
 
 def checkpoint_table() -> str:
@@ -579,12 +535,6 @@ def main(argv: list[str] | None = None) -> None:
     args = make_parser(BuildSettings, description=__doc__.split("\n")[0]).parse_args(argv)
     for folder in ("pictures", "results"):
         (ROOT / "docs" / folder).mkdir(exist_ok=True)
-    if args.pictures:
-        for name, flags in PICTURES.items():
-            draw_sheet(name, flags, args.data_root)
-        draw_methods(args.data_root)
-        animate(args.data_root)
-        draw_decisions(args.data_root)
     tables = dict(checkpoint=checkpoint_table(), noisy=noisy_table(), scale=scale_table())
     for run in Path(args.runs).glob("benchmark-*"):
         name = run.name.removeprefix("benchmark-")
@@ -593,17 +543,23 @@ def main(argv: list[str] | None = None) -> None:
                 tables[name] = written.read_text()
             else:
                 shutil.copy(written, RESULTS)
+    compared = json.loads((RESULTS / "comparison.json").read_text())["rows"]
+    if args.pictures:
+        for name, flags in PICTURES.items():
+            draw_sheet(name, flags, args.data_root)
+        draw_methods(compared, args.data_root)
+        animate(args.data_root)
+        draw_decisions(args.data_root)
     (ROOT / "docs" / "results.md").write_text(experiment_page(Path(args.runs)))
     figures = json.loads((RESULTS / "figures.json").read_text())
-    methods = json.loads((RESULTS / "guidance.json").read_text())
     pipelines = json.loads((RESULTS / "pipelines.json").read_text())
     tables |= {f"pipelines: {name}": text for name, text in pipelines["tables"].items()}
     tables["answers"] = answers_table(figures)
     tables |= class_tables(figures)
-    tables["rivals"] = rivals_table(methods)
-    tables["which"] = which_table(methods)
-    tables["unequal"] = unequal_table(methods)
-    tables["thesis"] = thesis_table(methods)
+    tables["rivals"] = rivals_table(compared)
+    tables |= {f"which: {model}": which_table(compared, model) for model in MODELS}
+    tables["needs"] = needs_table()
+    tables["thesis"] = thesis_table(compared)
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for name, text in tables.items():
             fill(page, name, text)

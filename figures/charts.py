@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Callable, Sequence
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor
@@ -38,8 +38,8 @@ NO_INTERVAL = "no interval: a single set, or values that are not finite"
 LINES = (BLUE, VERMILION, GREEN, ORANGE, SKY, *COLOURS[6:])  # of lines beside each other
 MARKERS = "osD^vP<>X"  # with COLOURS, different for thirty methods
 QUALITY_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 2, 3, 5, 7, 10, 20)
-COST_TICKS = (10, 20, 40, 80, 160, 320)
-PRICE_TICKS = (3, 5, 9, 15, 21, 43, 85, 171)
+PRICE_TICKS = (10, 21, 43, 86, 172)
+NAMED = 8  # methods of the comparison that its figure names
 
 
 def axis_name(key: str) -> str:
@@ -64,7 +64,7 @@ def error_bars(metrics: Sequence[dict]) -> tuple[list[float], list[float]] | Non
     above = []
     for metric in metrics:
         low, high = metric.get("ci95") or (math.nan, math.nan)
-        # Wilson's interval and rounding may leave a mean just outside of its own interval.
+        # Jeffreys' interval and rounding may leave a mean just outside of its own interval.
         below.append(max(metric["mean"] - low, 0) if low == low else math.nan)
         above.append(max(high - metric["mean"], 0) if high == high else math.nan)
     return below, above
@@ -198,7 +198,7 @@ def heatmap(rows: Sequence[dict], title: str = "", value: str = "modes_found") -
 def prior(rows: Sequence[dict], title: str = "") -> Figure:
     """Share of samples that go right against the prior of the training, a series per sampler.
 
-    The intervals are Wilson's.
+    The intervals are those over sets.
     """
     figure = new_figure(5.6, 3.8)
     axis = figure.subplots()
@@ -244,123 +244,68 @@ def prior(rows: Sequence[dict], title: str = "") -> Figure:
     return figure
 
 
-def frontier(rows: Sequence[dict], title: str = "") -> Figure:
-    """Modes found against quality and against cost on the trained denoiser, a curve per method.
+def comparison(rows: Sequence[dict], prices: Sequence[float], model: str) -> Figure:
+    """Methods of the comparison: modes against quality at the middle price, and over the prices.
 
-    A third panel has modes against how far frequencies are off, on the exact denoiser of a world
-    with unequal priors, if rows hold one. The cost of a particle is in forward passes of the
-    network, as `metrics.cost_metrics` counts.
+    Each method is in the sampler in which it shows most modes; those that show most are named, the
+    others are grey.
+
+    Arguments:
+        rows: {method, sampler, model, budget, modes_found, modes_shown, quality, ...}, one for each
+            method, sampler, model and price
+        prices: at which they were run
+        model: the one that is drawn
     """
-    trained = [row for row in rows if row["cell"].get("denoiser", "trained") == "trained"]
-    unequal = [row for row in rows if row["cell"].get("denoiser") == "exact, p = 0.5"]
-
-    panels: list[tuple[str, list[dict], Callable[[dict], float]]] = [
-        ("quality score (L2, less is better)", trained, lambda result: result["quality"]["mean"]),
-        ("price, network calls per sample", trained, lambda result: result["price"]),
-    ]
-    if unequal:
-        across = "frequencies off by (total variation)"
-        panels.append((across, unequal, lambda result: result["frequency_tv"]))
-    figure, (axes,) = grid_of_axes(
-        1, len(panels), 3.9 * len(panels), 4.6, sharey=True, gridspec_kw=dict(wspace=0.06)
-    )
-    methods = different(row["cell"]["method"] for _, in_panel, _ in panels for row in in_panel)
-    handles = {}
-    for axis, (across, in_panel, value) in zip(axes, panels):
-        for index, method in enumerate(methods):
-            cells = [row for row in in_panel if row["cell"]["method"] == method]
-            if not cells:
-                continue
-            results = [row["result"] for row in sorted(cells, key=_numbers)]
-            handles[method] = curve(
-                axis,
-                [value(result) for result in results],
-                [result["modes_found"] for result in results],
-                marker=MARKERS[(index // 10 * 3 + index % 3) % len(MARKERS)],
-                ms=5,
-                lw=1.3,
-                elinewidth=0.8,
-                color=COLOURS[index % len(COLOURS)],
-            )
-        first = in_panel[0]
-        expected = first["result"]["modes_expected_iid"]
-        axis.axhline(expected, color=GREY, ls=":", lw=1)
-        axis.annotate(
-            "independent draws, theory",
-            (0.99, expected),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="top",
-            fontsize=8,
-            color="#666666",
+    middle = sorted(prices)[len(prices) // 2]
+    here = [row for row in rows if row["model"] == model]
+    best: dict[str, dict] = {}  # by method, at the middle price
+    for row in here:
+        if row["budget"] != middle:
+            continue
+        held = best.get(row["method"])
+        if held is None or row["modes_shown"]["mean"] > held["modes_shown"]["mean"]:
+            best[row["method"]] = row
+    ranked = sorted(best, key=lambda method: -best[method]["modes_shown"]["mean"])
+    named = ["independent", *[method for method in ranked if method != "independent"][:NAMED]]
+    figure, axes = grid_of_axes(1, 2, 10.5, 4.4, gridspec_kw=dict(wspace=0.08), sharey=True)
+    left, right = axes[0]
+    for method in reversed([*named, *(method for method in ranked if method not in named)]):
+        index = named.index(method) if method in named else None
+        style: dict[str, Any] = dict(color=GREY, marker=".", ms=5, alpha=0.6, lw=0.8, zorder=1)
+        if index is not None:
+            colour = "black" if index == 0 else LINES[(index - 1) % len(LINES)]
+            style = dict(color=colour, marker=MARKERS[index % len(MARKERS)], ms=6, lw=1.4, zorder=3)
+        row = best[method]
+        name = f"{method}, {row['sampler']}" if row["sampler"] else method
+        label = dict(label=name) if index is not None else {}
+        curve(left, [row["quality"]["mean"]], [row["modes_found"]], **style | label)
+        over = [
+            each for each in here if (each["method"], each["sampler"]) == (method, row["sampler"])
+        ]
+        over.sort(key=lambda each: each["price"])
+        curve(
+            right, [each["price"] for each in over], [each["modes_found"] for each in over], **style
         )
-        axis.set_title(f"denoiser: {first['cell'].get('denoiser', 'trained')}", fontsize=9)
-        axis.set_xlabel(across)
+    left.set_xlabel("quality score (L2, less is better)")
+    right.set_xlabel("price, network calls per sample")
+    _set_logarithmic(left, QUALITY_TICKS)
+    _set_logarithmic(right, PRICE_TICKS)
+    left.set_ylabel(f"modes found, of {here[0]['modes_total']}")
+    left.set_title(f"{model}, price {middle:g}", fontsize=10)
+    right.set_title("over the price", fontsize=10)
+    for axis in (left, right):
         axis.grid(alpha=0.3)
-    _set_logarithmic(axes[0], QUALITY_TICKS)
-    _set_logarithmic(axes[1], COST_TICKS)
-    axes[0].set_ylabel(f"modes found, of {trained[0]['result']['modes_total']}")
-    axes[-1].legend(
-        [handles[method] for method in methods],
-        methods,
-        fontsize=7,
+        axis.axhline(here[0]["modes_expected_iid"], color=GREY, ls=":", lw=1.2)
+    handles, labels = left.get_legend_handles_labels()
+    right.legend(
+        handles[::-1],
+        labels[::-1],
+        fontsize=8,
         frameon=False,
         loc="center left",
         bbox_to_anchor=(1, 0.5),
     )
-    add_title_with_note(figure, title, [row["result"]["modes_found"] for row in rows])
     return figure
-
-
-def prices(rows: Sequence[dict], title: str = "") -> Figure:
-    """Modes found against the price of a sample, a panel per denoiser and a curve per method.
-
-    The last panel has the quality of the trained denoiser. The price is in calls of the network, as
-    `metrics.cost_metrics` counts. Dotted: what independent draws find in theory.
-    """
-    denoisers = different(row["cell"]["denoiser"] for row in rows)
-    panels = [(name, "modes_found") for name in denoisers] + [("trained", "quality")]
-    figure, (axes,) = grid_of_axes(
-        1, len(panels), 3.4 * len(panels), 3.6, gridspec_kw=dict(wspace=0.3)
-    )
-    methods = different(row["cell"]["method"] for row in rows)
-    for axis, (denoiser, key) in zip(axes, panels):
-        in_panel = [row for row in rows if row["cell"]["denoiser"] == denoiser]
-        for index, method in enumerate(methods):
-            results = [row["result"] for row in in_panel if row["cell"]["method"] == method]
-            results.sort(key=lambda result: result["price"])
-            _line(
-                axis,
-                [result["price"] for result in results],
-                [result[key] for result in results],
-                index,
-                method,
-            )
-        axis.set_title(f"denoiser: {denoiser}", fontsize=9.5)
-        axis.set_xlabel("price, network calls per sample")
-        _set_logarithmic(axis, PRICE_TICKS)
-        axis.grid(alpha=0.3)
-        if key == "quality":
-            axis.set_ylabel("quality score (L2, less is better)")
-            axis.set_yscale("log")
-            ticks = (0.3, 0.5, 1, 2, 5)
-            axis.set_yticks(ticks, map(str, ticks))
-            axis.minorticks_off()
-            continue
-        total = in_panel[0]["result"]["modes_total"]
-        expected = in_panel[0]["result"]["modes_expected_iid"]
-        axis.axhline(expected, color=GREY, ls=":", lw=1.2)
-        axis.axhline(total, color=GREY, ls="--", lw=1)
-        axis.set(ylim=(min(3.5, expected - 1), total + 0.2))
-        axis.set_ylabel(f"modes found, of {total}")
-    axes[0].legend(frameon=False, fontsize=8, loc="lower right")
-    add_title_with_note(figure, title, [row["result"]["modes_found"] for row in rows])
-    return figure
-
-
-def _numbers(row: dict) -> list[float]:
-    """Where a row stands on the axes of its experiment that hold numbers, such as the strength."""
-    return [number for number in row["cell"].values() if isinstance(number, (int, float))]
 
 
 def _set_logarithmic(axis: Axes, marks: Sequence[float]) -> None:

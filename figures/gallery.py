@@ -286,16 +286,6 @@ FIGURES = dict(
         lambda row: row["result"]["dataset"] == "horizontal" and "sampler" in row["cell"],
         "the dataset horizontal and an axis sampler, such as e8",
     ),
-    frontier=ExperimentFigure(
-        charts.frontier,
-        lambda row: row["result"]["quality"] and "method" in row["cell"],
-        "an axis method and a quality, such as e10",
-    ),
-    prices=ExperimentFigure(
-        charts.prices,
-        lambda row: row["result"]["modes_found"] and {"denoiser", "method"} <= set(row["cell"]),
-        "axes denoiser and method, and counted modes, such as e15",
-    ),
     scaling=ExperimentFigure(
         charts.scaling,
         lambda row: row["result"]["modes_found"] and "batch_size" in row["cell"],

@@ -9,8 +9,6 @@ Each experiment is one YAML file in configs/experiments, its recipe; add your ow
     settings: flags that all cells share
     grid: the axes; a cell is one point of their product
     except: combinations of points that are left out
-    variants: of points of the axis `method`, what docs/build.py says in place of what their method
-        says of itself: title, needs, frequencies; and brief: false, not in the README
 
 An axis is a list of values of the flag that it is named after, or a mapping from labels to flags.
 In such a mapping a flag with a list of values makes one cell for each. A flag's value, or a whole
@@ -33,10 +31,12 @@ from typing import Any, Iterator, Sequence
 import yaml
 
 from config import EvaluationSettings
+from diverse_sampling.defaults import SAMPLES_VERSION
 from diverse_sampling.errors import SettingError, reject
 from lab import assemble
 from lab.command_line import as_flags, this_process
 from lab.names import METRICS
+from lab.records import made_by
 
 # What every table has beside the metrics of its world: is it as diverse, and as often right, as
 # independent draws, and at what cost?
@@ -116,24 +116,30 @@ def cells(recipe: dict[str, Any], preset: str) -> Iterator[tuple[dict[str, Any],
 # ---------------------------------------------------------------- running
 
 
-def run_cell(settings: EvaluationSettings, checkpoint: Path | None, outdir: Path) -> dict[str, Any]:
-    """The record of an evaluation, from outdir/cells if it is there.
+def cell_of(settings: EvaluationSettings, checkpoint: Path | None, outdir: Path) -> Path:
+    """The file that keeps the record of an evaluation.
 
-    A cell is known by its settings and, where there are any, by the bytes of its checkpoint and the
-    numbers in the user's frames.
+    A cell is known by its settings, the version of what moves samples and, if there are any, the
+    bytes of its checkpoint and the numbers in the user's frames.
 
     Arguments:
         settings, checkpoint: as `assemble.complete` returns them
         outdir: folder of the experiment
     """
-    key = json.dumps(settings.record(), sort_keys=True).encode()
+    known = settings.record() | dict(version=SAMPLES_VERSION)
+    key = json.dumps(known, sort_keys=True).encode()
     if checkpoint is not None:
         key += checkpoint.read_bytes()
     if settings.world.dataset == "frames":
         from worlds.own_data import load_frames
 
         key += load_frames(settings.world, "test").data.sha256.encode()
-    cell = outdir / "cells" / f"{hashlib.sha256(key).hexdigest()[:16]}.json"
+    return outdir / "cells" / f"{hashlib.sha256(key).hexdigest()[:16]}.json"
+
+
+def run_cell(settings: EvaluationSettings, checkpoint: Path | None, outdir: Path) -> dict[str, Any]:
+    """The record of an evaluation, from its file if it is there; arguments as of `cell_of`."""
+    cell = cell_of(settings, checkpoint, outdir)
     if not cell.is_file():
         cell.parent.mkdir(parents=True, exist_ok=True)
         evaluation = assemble.set_up(settings, checkpoint)
@@ -221,7 +227,7 @@ def run(
             title=recipe.get("title"),
             reference=recipe.get("reference"),
             figure=recipe.get("figure"),
-            command=command,
+            **made_by() | dict(command=command),
             rows=rows,
         )
         results.write_text(json.dumps(record))
@@ -255,7 +261,7 @@ def brief(result: Any) -> Any:
 
 def shown_metrics(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What a table shows of an evaluation: {heading: {mean, ci95, ...}}."""
-    keys = ["modes_found", "quality", "hm_iou", "confidence"]
+    keys = ["modes_found", "modes_shown", "quality", "hm_iou", "confidence"]
     values = {key: result.get(key) for key in keys}
     if result["dataset"] == "horizontal" and result["modes_total"]:
         values = dict(p_right=result["mode_frequencies"][0], quality=result["quality"])
@@ -284,13 +290,16 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def audit_entry(result: dict[str, Any], key: str) -> str:
-    """A number of the audit in a table; frequencies with what chance gives, `0.012 (0.020)`."""
+    """A number of the audit in a table; frequencies with what chance gives, `0.012 (0.020)`, and
+    what is a lower bound as `> 36.7`."""
     value = result.get(key)
     if value is None:
         return ""
+    more = ""
     if isinstance(value, dict):
+        more = "> " if value.get("at_least") else ""
         value = value["mean"]
-    text = f"{value:.{METRICS[key].decimals}f}"
+    text = f"{more}{value:.{METRICS[key].decimals}f}"
     if key == "frequency_tv":
         text += f" ({result['frequency_tv_iid']:.{METRICS[key].decimals}f})"
     return text

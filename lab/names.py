@@ -41,6 +41,7 @@ class Metric:
 # first of `mode_frequencies` in a world whose first direction is right.
 METRICS: dict[str, Metric] = dict(
     modes_found=Metric("modes found", "mean over sets", 2, False),
+    modes_shown=Metric("modes shown", "with an image that is their answer, IoU > 0.5", 2, False),
     p_right=Metric("p(right)", "share of all particles", 3),
     quality=Metric("quality", "L2, less is better", 2, True),
     confidence=Metric("confidence", "of a network that judges", 3, False),
@@ -74,7 +75,9 @@ METRICS: dict[str, Metric] = dict(
     rke=Metric("RKE", "the same, of order 2", 2),
     equivalent_draws=Metric("equivalent draws", "independent ones that find as many modes", 1),
     frequency_tv=Metric("frequencies off by", "total variation from the prior", 3, True),
-    frequency_tv_iid=Metric("by chance", "total variation of as many independent draws", 3),
+    frequency_tv_iid=Metric(
+        "by chance", "total variation of right frequencies, if sets vary so", 3
+    ),
     count_dispersion=Metric("dispersion of counts", "1 for independent draws", 3),
     count_variance_ratio=Metric("variance of counts over binomial", "1 for independent draws", 3),
     modes_expected_iid=Metric("independent draws", "expected modes", 2, False),

@@ -14,7 +14,9 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import shlex
 import subprocess
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Mapping
@@ -22,7 +24,9 @@ from typing import TYPE_CHECKING, Any, Mapping
 import yaml
 
 from config import as_yaml
+from diverse_sampling.defaults import SAMPLES_VERSION
 from diverse_sampling.errors import reject
+from lab.command_line import without_flags
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,17 +136,30 @@ def write_predictions(
 
 
 def provenance(checkpoint: Path | None) -> dict[str, Any]:
-    """What made a result: versions, the commit of this code, the hash of the checkpoint."""
+    """What made a result: `made_by`, the libraries' versions, the hash of the checkpoint."""
     import numpy
     import torch
 
     return dict(
+        **made_by(),
         versions=dict(
             python=platform.python_version(), torch=torch.__version__, numpy=numpy.__version__
         ),
-        commit=commit_of_the_code(),
         checkpoint_sha256=checkpoint and sha256_of(checkpoint),
     )
+
+
+def made_by() -> dict[str, Any]:
+    """What every record says of its making: {version: of samples, commit, command}.
+
+    The command is the one that was typed, without the folder that it writes to.
+    """
+    program = Path(sys.argv[0]).resolve()
+    root = Path(__file__).resolve().parent.parent
+    name = program.relative_to(root) if program.is_relative_to(root) else program.name
+    flags = without_flags(sys.argv[1:], "--outdir")
+    command = shlex.join(["python", str(name), *flags])
+    return dict(version=SAMPLES_VERSION, commit=commit_of_the_code(), command=command)
 
 
 def sha256_of(path: Path) -> str:

@@ -13,6 +13,7 @@ one of the answers between which a world chooses, such as a direction or a digit
 
 from __future__ import annotations
 
+import math
 from functools import cached_property, partial
 from typing import Any
 
@@ -334,9 +335,9 @@ class ClassTask(_DigitTask):
         )
         metrics |= dict(
             quality=None,
-            nearest_in_class=mean_interval(nearest.view(modes.shape).mean(1)),
-            iou_distance=mean_interval(iou_distance(samples)),
-            pairwise_l2=mean_interval(pairwise_l2(samples)),
+            nearest_in_class=mean_interval(nearest.view(modes.shape).mean(1), (0, math.inf)),
+            iou_distance=mean_interval(iou_distance(samples), (0, 1)),
+            pairwise_l2=mean_interval(pairwise_l2(samples), (0, math.inf)),
             **self._second_judge(samples, modes),
         )
         if self.log_prior is not None:  # classes are not alike in all sets
@@ -347,7 +348,7 @@ class ClassTask(_DigitTask):
                 equivalent_draws=None,
                 count_dispersion=None,
                 count_variance_ratio=None,
-                ged=mean_interval(drawn_answers_ged(samples, self.known, weights)),
+                ged=mean_interval(drawn_answers_ged(samples, self.known, weights), (0, 2)),
                 energy_score=mean_interval(energy_score(samples, self.known, weights)),
             )
         return metrics, modes
@@ -362,9 +363,10 @@ class ClassTask(_DigitTask):
             return judged(network.out, seen[-1], self.device)
 
         classes, confidence = recognise(samples, classifier)
+        agree = (classes == modes).double()
         return dict(
-            confidence=mean_interval(confidence.mean(1)),
-            agreement=mean_interval((classes == modes).double().mean(1)),
+            confidence=mean_interval(confidence.mean(1), (0, 1)),
+            agreement=mean_interval(agree.mean(1), (0, 1), step=1 / agree.shape[1]),
             **diversity_metrics(cosine_kernel(seen[0].view(*samples.shape[:2], -1))),
         )
 
@@ -403,7 +405,7 @@ class PicturesTask(ClassTask):
         images, labels = self.world.bank
         nearest = nearest_in_class(images, labels, self.known, self.known_labels)
         right = int((self.judge(images) == labels).sum())
-        of_test = mean_interval(nearest)
+        of_test = mean_interval(nearest, (0, math.inf))
         metrics |= dict(
             test_nearest_in_class={key: of_test[key] for key in ("mean", "ci95")},
             judge_accuracy=dict(mean=right / len(labels), ci95=wilson_interval(right, len(labels))),

@@ -255,8 +255,8 @@ def numbers(result: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
     A mean with its interval becomes NAME, NAME low and NAME high; one without becomes NAME.
     """
-    if "ci95" in result:
-        if result["ci95"] is None:
+    if "mean" in result:
+        if result.get("ci95") is None:
             return {prefix: result["mean"]}
         low, high = result["ci95"]
         return {prefix: result["mean"], f"{prefix} low": low, f"{prefix} high": high}

@@ -12,7 +12,6 @@ import yaml
 from conftest import ROOT
 
 import train
-from lab import experiments
 
 
 def load(name: str):
@@ -138,28 +137,46 @@ def test_every_benchmark_of_speed_measures(name, tmp_path, monkeypatch, tiny_mod
 
 
 @pytest.mark.slow
-def test_guidance_benchmark_keeps_finished_cells(tmp_path, monkeypatch):
-    guidance = load("guidance")
-    recipe = experiments.load("e10")
-    recipe["settings"] |= dict(checkpoint="circle_jumping", num_steps=4)
-    methods = {
-        "independent": {},
-        "particle guidance": dict(pg_factor=[3.0, 1.0]),
-        "CADS": dict(guidance="cads"),
-    }
-    recipe["grid"] = dict(denoiser=["exact", "trained"], method=methods)
-    monkeypatch.setattr(experiments, "load", lambda name: recipe)
-    argv = ["--num_sets", "1", "--data_root", str(ROOT / "data"), "--outdir", str(tmp_path)]
-    guidance.main(argv)
-    rows = json.loads((tmp_path / "guidance.json").read_text())
-    exact = ["independent"] + 2 * ["particle guidance"]
-    assert [row["cell"]["method"] for row in rows] == exact + exact + ["CADS"]
-    assert "| particle guidance | 3.0 |" in (tmp_path / "guidance.md").read_text()
+def test_the_comparison_searches_strengths_and_keeps_finished_cells(tmp_path, monkeypatch):
+    comparison = load("comparison")
+    plan = comparison.PLAN | dict(
+        prices=[5, 9, 15],
+        searched_at=9,
+        controls={"independent": {}, "the optimum": dict(guidance="joint", models=["exact"])},
+        coupled={
+            "particle guidance": dict(pg_factor=[0.01, 5.0]),
+            "CADS": dict(guidance="cads", cads_scale=[0.1, 1.0], models=["plain U-Net"]),
+        },
+    )
+    plan["samplers"] = {name: plan["samplers"][name] for name in ("EDM's", "the window")}
+    monkeypatch.setattr(comparison, "PLAN", plan)
+    monkeypatch.setattr(comparison, "SEEDS", (0, 1))
+    monkeypatch.setattr(comparison, "SETS", {True: 6, False: 1})
+    monkeypatch.setattr(comparison, "SEARCH_SETS", {True: 6, False: 1})
+    network = str(ROOT / "checkpoints" / "circle_jumping_unet.safetensors")
+    argv = ["--search_checkpoint", network, "--outdir", str(tmp_path)]
+    argv += ["--data_root", str(ROOT / "data")]
+    comparison.main(argv)
+    record = json.loads((tmp_path / "comparison.json").read_text())
+    found = {(each["method"], each["sampler"]): each for each in record["search"]}
+    for (method, _), each in found.items():
+        if method in plan["coupled"]:
+            totals = {float(key): sum(shown.values()) for key, shown in each["shown"].items()}
+            assert totals[each["chosen"]] == max(totals.values())
+    assert set(found["CADS", "EDM's"]["shown"]["0.1"]) == {"plain U-Net of another seed"}
+    assert found["particle guidance", "the window"]["chosen"] == 5.0
+    rows = record["rows"]
+    assert {row["model"] for row in rows if row["method"] == "CADS"} == {"plain U-Net"}
+    assert all(row["price"] <= row["budget"] for row in rows)
+    exact = [row for row in rows if row["model"] == "exact"]
+    assert len(exact) == 3 * (2 + 2) and all(row["num_sets"] == 12 for row in exact)
+    text = (tmp_path / "comparison.md").read_text()
+    assert "**exact, 9 calls a sample** (12 sets" in text and "| particle guidance |" in text
+    assert (tmp_path / "comparison.png").stat().st_size > 5000
     cells = sorted((tmp_path / "cells").iterdir())
     before = [cell.stat().st_mtime_ns for cell in cells]
-    assert len(cells) == 7
     cells[0].unlink()
-    guidance.main(argv)
+    comparison.main(argv)
     after = [cell.stat().st_mtime_ns for cell in cells]
     assert after[1:] == before[1:] and after[0] != before[0]
 
@@ -187,21 +204,6 @@ def test_the_benchmark_of_outlines_measures_bounds_and_methods(tmp_path, monkeyp
     before = Path("out/guided/metrics.json").stat().st_mtime_ns
     load("lidc").main(flags)  # what is finished is kept
     assert Path("out/guided/metrics.json").stat().st_mtime_ns == before
-
-
-def test_the_chosen_strength_finds_most_at_no_worse_quality():
-    strengths = load("strengths")
-
-    def on_both(found, quality):
-        result = dict(modes_found=dict(mean=found), quality=dict(mean=quality))
-        return dict(exact=result, trained=result)
-
-    independent = on_both(5.2, 0.5)
-    tried = {0.1: on_both(6.0, 0.4), 1.0: on_both(7.0, 0.52), 10.0: on_both(7.9, 0.8)}
-    assert strengths.chosen(tried, independent) == 1.0
-    equal = tried | {0.3: on_both(7.0, 0.4)}
-    assert strengths.chosen(equal, independent) == 0.3  # of equals the weakest
-    assert strengths.chosen({10.0: tried[10.0]}, independent) is None
 
 
 @pytest.mark.slow

@@ -494,7 +494,7 @@ def test_what_is_printed_names_the_method_and_says_where_there_is_no_interval(
     one = evaluate.table(result_of("--num_sets", 1, *few)).splitlines()
     assert f"1 set of 2, {method}, embedded digits (test split), exact denoiser" in one[0]
     assert one[1].strip() == chosen
-    assert sum("one set, no interval" in line for line in one) == 3
+    assert sum("one set, no interval" in line for line in one) == 4
     three = evaluate.table(result_of("--num_sets", 3, *few)).splitlines()
     assert not any("no interval" in line for line in three)
     names = [line[2:30].strip() for line in three[3:]]

@@ -171,7 +171,6 @@ def test_experiments_end_with_their_picture(name, picture, finished):
     [
         ("heatmap", "e4", "two axes"),
         ("prior", "e4", "horizontal"),
-        ("frontier", "e4", "axis method"),
         ("scaling", "e4", "axis batch_size"),
         ("umap", "e4", "unconditional"),
         ("mean", "e3", "conditioned"),
@@ -196,3 +195,9 @@ def test_any_metric_of_a_grid_can_be_drawn_and_no_other(finished, refused, capsy
     capsys.readouterr()
     line = refused(visualize.main, ["figure", str(folder), "--value", "confidence"])
     assert "value: got 'confidence'" in line
+
+
+def test_a_number_that_is_a_lower_bound_is_written_so():
+    bound, number = (dict(equivalent_draws=dict(mean=36.66, at_least=x)) for x in (True, False))
+    assert experiments.audit_entry(bound, "equivalent_draws") == "> 36.7"
+    assert experiments.audit_entry(number, "equivalent_draws") == "36.7"

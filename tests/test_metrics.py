@@ -7,12 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from lab import metrics
 from lab.metrics import (
     BACKWARD,
     centroid,
     class_coverage,
+    combination_metrics,
     composition_met,
     cosine_kernel,
     cost_metrics,
@@ -30,6 +32,7 @@ from lab.metrics import (
     mean_interval,
     mixture_modes,
     mode_metrics,
+    modes_shown,
     motion_metrics,
     nearest_direction,
     nearest_in_class,
@@ -156,49 +159,135 @@ def test_iid_expectation_agrees_with_simulation(probabilities, generator):
     assert expected_modes_iid(p, 8) == pytest.approx(found.mean(), abs=4 * error)
 
 
-@pytest.mark.parametrize("sets, within", [(8, 0.05), (32, 0.035)])
-@pytest.mark.parametrize(
-    "draw, mean",
-    [
-        (lambda rng, n: rng.normal(2.0, 1.0, n), 2.0),
-        (lambda rng, n: rng.choice([5, 6, 7, 8], n, p=[0.05, 0.1, 0.25, 0.6]), 7.4),
-        (lambda rng, n: rng.beta(9, 1, n), 0.9),
-    ],
-    ids=["normal", "mode counts", "near a bound"],
-)
-def test_interval_of_a_mean_covers_it_95_times_in_100(draw, mean, sets, within):
+def covered(draw, mean: float, sets: int, repeats: int, **about) -> float:
+    """The share of `repeats` simulations whose interval holds the mean that is known."""
     rng = np.random.default_rng(0)
-    intervals = [mean_interval(draw(rng, sets))["ci95"] for _ in range(300)]
-    covered = np.mean([low <= mean <= high for low, high in intervals])
-    assert covered == pytest.approx(0.95, abs=within)
+    ends = [mean_interval(draw(rng, sets), **about)["ci95"] for _ in range(repeats)]
+    return np.mean([low - 1e-9 <= mean <= high + 1e-9 for low, high in ends])
+
+
+def found_of(p: list[float], B: int):
+    """How many modes sets of B independent draws find, and how to tell `mean_interval`."""
+
+    def draw(rng, sets):
+        counts = rng.multinomial(B, p, sets)
+        return (counts > 0).sum(1)
+
+    mean = expected_modes_iid(torch.tensor(p, dtype=torch.float64), B)
+    return draw, mean, dict(bounds=(1, min(B, len(p))), step=1)
+
+
+def missed_by(q: float):
+    """Modes found by sets of which a share q misses one of 8."""
+    return lambda rng, sets: 8 - rng.binomial(1, q, sets), 8 - q, dict(bounds=(1, 8), step=1)
+
+
+POSITIVE = dict(bounds=(0, math.inf))
+LIKE_QUALITY = (lambda rng, n: rng.lognormal(1, 0.3, n), math.exp(1.045), POSITIVE)
+# A draw of values, their mean, what mean_interval is told, and from how many sets on it holds.
+SIMULATED = dict(
+    normal=(lambda rng, n: rng.normal(2.0, 1.0, n), 2.0, {}, 4),
+    quality=(*LIKE_QUALITY, 12),
+    skewed=(lambda rng, n: 2.5 + rng.exponential(0.4, n), 2.9, POSITIVE, 60),
+    near_one=(lambda rng, n: rng.beta(9, 1, n), 0.9, dict(bounds=(0, 1)), 60),
+    modes_8_of_8=(*found_of([1 / 8] * 8, 8), 12),
+    modes_24_of_8=(*found_of([1 / 8] * 8, 24), 60),
+    modes_half=(*found_of([0.5] + [0.5 / 7] * 7, 8), 12),
+    modes_two=(*found_of([0.9, 0.1], 8), 60),
+    missed_5=(*missed_by(0.05), 200),
+    missed_10=(*missed_by(0.1), 60),
+)
+
+
+@pytest.mark.parametrize("name", SIMULATED)
+def test_interval_of_a_mean_covers_it_95_times_in_100(name):
+    draw, mean, about, sets = SIMULATED[name]
+    share = covered(draw, mean, max(sets, 12), 400, **about)
+    assert share == pytest.approx(0.95, abs=0.02 + 2 * math.sqrt(0.95 * 0.05 / 400))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sets", [4, 12, 60, 200])
+@pytest.mark.parametrize("name", SIMULATED)
+def test_interval_of_a_mean_covers_it_in_many_simulations(name, sets):
+    """Of few sets that rarely differ, more of the simulations than 97 in 100 cannot be avoided:
+    all of those without a miss, or none, hold the mean."""
+    draw, mean, about, least = SIMULATED[name]
+    share = covered(draw, mean, sets, 4000, **about)
+    assert share >= (0.925 if sets >= least else 0.88)
+    assert share <= 0.98 or sets < least
+
+
+@pytest.mark.parametrize("sets", [4, 12, 60, 200])
+@pytest.mark.parametrize("q", [0.01, 0.02, 0.05])
+def test_interval_of_sets_that_hardly_miss_covers_exactly_often_enough(q, sets):
+    """The coverage, summed over how many sets miss: by a lattice at least 93 in 100, and never as
+    much more as the interval of a mean that is certain."""
+    values = np.full(sets, 8)
+    coverage = 0.0
+    for missing in range(min(sets, 40) + 1):
+        values[:missing] = 7
+        low, high = mean_interval(values, (1, 8), 1)["ci95"]
+        coverage += (low <= 8 - q <= high) * stats.binom.pmf(missing, sets, q)
+    assert coverage >= 0.93
+    assert coverage <= 0.985 or q * sets < 2
+
+
+@pytest.mark.parametrize("sets, low", [(4, 7.398), (12, 7.735), (60, 7.940), (200, 7.982)])
+def test_a_mean_at_its_bound_gets_the_end_that_its_sets_allow(sets, low):
+    at_most = mean_interval([8] * sets, (1, 8), 1)["ci95"]
+    assert at_most == [pytest.approx(low, abs=2e-3), 8]
+    # If sets miss one as often as that, all of them hold all modes in 2.5 of 100 runs.
+    assert (1 - (8 - at_most[0])) ** sets == pytest.approx(0.025)
+    assert mean_interval([0] * sets, (0, 8), 1)["ci95"] == [0, pytest.approx(8 - low, abs=2e-3)]
+    share = mean_interval([1.0] * sets, (0, 1), 1 / 8)["ci95"]
+    assert share == [pytest.approx(1 - (8 - low) / 8, abs=1e-3), 1]
+    one_missed = mean_interval([8] * (sets - 1) + [7], (1, 8), 1)["ci95"]
+    assert one_missed[0] < at_most[0] and one_missed[1] < 8
+    inside = mean_interval([7] * sets, (1, 8), 1)["ci95"]
+    assert inside == [pytest.approx(low - 1, abs=2e-3), pytest.approx(15 - low, abs=2e-3)]
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     values=st.lists(st.floats(0, 1) | st.sampled_from([0.0, 0.1, 1.0]), min_size=2, max_size=40),
     scale=st.sampled_from([1.0, 8.0, 1e-30, 1e8]),
+    bounded=st.booleans(),
 )
-def test_an_interval_never_leaves_the_range_of_its_values(values, scale):
+def test_an_interval_never_leaves_the_bounds_of_its_values(values, scale, bounded):
     values = scale * np.asarray(values)
-    result = mean_interval(values)
+    most = scale if bounded else math.inf
+    result = mean_interval(values, (0, most))
     low, high = result["ci95"]
-    assert values.min() <= low <= high <= values.max()
-    assert low - 1e-9 * scale <= result["mean"] <= high + 1e-9 * scale
+    assert 0 <= low <= high <= most
+    assert low - 1e-6 * scale <= result["mean"] <= high + 1e-6 * scale
 
 
-def test_the_interval_of_many_values_is_narrow_and_always_the_same():
+def test_values_outside_their_bounds_are_refused():
+    with pytest.raises(ValueError, match="values: got 1 to 9; accepted: 1 to 8"):
+        mean_interval([1, 9], (1, 8))
+
+
+def test_the_interval_of_many_values_is_narrow_and_scales_with_them():
     values = np.random.default_rng(3).normal(size=1000)
-    first = mean_interval(values)
-    low, high = first["ci95"]
+    low, high = mean_interval(values)["ci95"]
     assert high - low == pytest.approx(2 * 1.96 / math.sqrt(1000), rel=0.1)
-    np.random.seed(1)
-    assert mean_interval(torch.as_tensor(values)) == first
+    assert mean_interval(torch.as_tensor(values)) == mean_interval(values)
+    assert mean_interval(5 - 1e3 * values)["ci95"] == pytest.approx([5 - 1e3 * high, 5 - 1e3 * low])
+    # A share's interval is the same from above and from below, and Student's if it is in no way
+    # near a bound.
+    share = values.clip(-4, 4) / 1e5 + 0.5
+    low, high = mean_interval(share, (0, 1))["ci95"]
+    assert mean_interval(1 - share, (0, 1))["ci95"] == pytest.approx([1 - high, 1 - low])
+    half = stats.t.ppf(0.975, 999) * share.std(ddof=1) / math.sqrt(1000)
+    assert [low, high] == pytest.approx([share.mean() - half, share.mean() + half], abs=half / 50)
 
 
 def test_interval_of_constants_and_of_one_value():
     assert mean_interval([3, 3, 3])["ci95"] == [3, 3]
     assert mean_interval([0.1] * 7)["ci95"] == [0.1, 0.1]
     assert mean_interval([5.0]) == dict(mean=5.0, ci95=None, per_set=[5.0])
+    assert mean_interval([8], (1, 8), 1)["ci95"] is None
     for other in (math.inf, math.nan):
         assert mean_interval([1.0, other])["ci95"] is None
 
@@ -215,18 +304,64 @@ def measured_answers(circle, sets: int, generator):
 
 def test_a_run_of_one_set_says_that_it_has_no_intervals(world, generator):
     result, _ = measured_answers(world(), 1, generator)
-    means = {key: each for key, each in result.items() if isinstance(each, dict)}
-    assert {"modes_found", "quality", "hm_iou", "ged"} <= means.keys()
+    means = {key: each for key, each in result.items() if "per_set" in str(each)}
+    assert {"modes_found", "modes_shown", "quality", "hm_iou", "ged"} <= means.keys()
     assert all(each["ci95"] is None for each in means.values())
-    # Shares of particles have one: particles are many, even in one set.
-    assert all(each["ci95"] is not None for each in result["mode_frequencies"])
+    # Nor have shares of particles, which are not independent in a set.
+    assert all(each["ci95"] is None for each in result["mode_frequencies"])
 
 
-def test_proportion_knows_its_prior():
-    fair, unfair = proportion(50, 100, 0.5), proportion(80, 100, 0.5)
-    assert fair["p_value"] == pytest.approx(1) and unfair["p_value"] < 1e-6
-    lo, hi = unfair["ci95"]
-    assert lo < 0.8 < hi
+def independent_sets(rng, p, sets: int, B: int) -> np.ndarray:
+    """Counts (sets, k) of independent draws."""
+    return rng.multinomial(B, p, sets)
+
+
+def spread_sets(rng, p, sets: int, B: int) -> np.ndarray:
+    """Counts (sets, k) of particles at equal distances on the line of shares: each mode as often as
+    it should be, in each set but for less than one particle."""
+    at = (rng.random((sets, 1)) + np.arange(B)) / B
+    which = np.searchsorted(np.cumsum(p)[:-1], at, side="right")
+    return (which[..., None] == np.arange(len(p))).sum(1)
+
+
+def torn_sets(rng, p, sets: int, B: int) -> np.ndarray:
+    """Counts (sets, k) of sets each with shares of its own, as of a network that is unsure."""
+    return rng.multinomial(B, rng.dirichlet(4 * np.asarray(p), sets))
+
+
+UNEQUAL = ([0.5] + [0.5 / 7] * 7, [0.9, 0.1])
+
+
+@pytest.mark.parametrize("p", UNEQUAL, ids=["half", "nine tenths"])
+@pytest.mark.parametrize("draw", [independent_sets, spread_sets, torn_sets])
+@pytest.mark.parametrize("repeats", [400, pytest.param(4000, marks=pytest.mark.slow)])
+def test_interval_of_a_share_is_of_sets_however_they_depend(draw, p, repeats):
+    rng = np.random.default_rng(1)
+    sets, B = 60, 12
+    inside = []
+    for _ in range(repeats):
+        low, high = proportion(torch.from_numpy(draw(rng, p, sets, B)[:, 0]), B, p[0])["ci95"]
+        inside.append(low - 1e-9 <= p[0] <= high + 1e-9)
+    every_set_alike = draw is spread_sets and p[0] == 0.5  # 6 of 12 in each: nothing to estimate
+    expected = 1 if every_set_alike else 0.95
+    noise = 2 * math.sqrt(0.95 * 0.05 / repeats)
+    assert np.mean(inside) == pytest.approx(expected, abs=0.02 + noise)
+
+
+@pytest.mark.parametrize("p", UNEQUAL, ids=["half", "nine tenths"])
+@pytest.mark.parametrize("draw", [independent_sets, spread_sets, torn_sets])
+def test_what_chance_gives_for_frequencies_is_that_of_sets_that_vary_so(draw, p):
+    rng = np.random.default_rng(2)
+    probabilities = torch.tensor(p, dtype=torch.float64)
+    found, chance = [], []
+    for _ in range(100):
+        counts = draw(rng, p, 60, 12)
+        modes = np.stack([np.repeat(np.arange(len(p)), row) for row in counts])
+        result = share_metrics(torch.from_numpy(modes), probabilities)
+        found.append(result["frequency_tv"])
+        chance.append(result["frequency_tv_iid"])
+    error = np.std(found) / math.sqrt(len(found))
+    assert np.mean(chance) == pytest.approx(np.mean(found), abs=0.03 * np.mean(found) + 3 * error)
 
 
 def test_pairwise_distance_of_copies_and_of_one_particle():
@@ -295,10 +430,45 @@ def test_dispersion_of_counts_is_one_for_independent_draws(generator):
 def test_the_audit_of_sets_that_hold_all_modes_is_finite():
     sets = torch.arange(4).repeat(10, 1)
     metrics = mode_metrics(sets, torch.full((4,), 0.25))
+    lower_end = equivalent_draws(metrics["modes_found"]["ci95"][0], torch.full((4,), 0.25))
+    assert metrics["equivalent_draws"] == dict(mean=pytest.approx(lower_end), at_least=True)
+    assert metrics["frequency_tv"] == 0 == metrics["frequency_tv_iid"]  # all sets are alike
+    sets[3, 0] = 1
+    metrics = mode_metrics(sets, torch.full((4,), 0.25))
     one_missed = equivalent_draws(4 - 1 / 10, torch.full((4,), 0.25))
-    assert metrics["equivalent_draws"] == pytest.approx(one_missed)
-    assert metrics["frequency_tv"] == 0 < metrics["frequency_tv_iid"]
-    assert math.isfinite(metrics["equivalent_draws"])
+    assert metrics["equivalent_draws"] == dict(mean=pytest.approx(one_missed), at_least=False)
+    alone = mode_metrics(torch.arange(4)[None], torch.full((4,), 0.25))["equivalent_draws"]
+    assert alone["at_least"] and math.isfinite(alone["mean"])
+    # A mode that cannot be found is none that a set misses.
+    certain = mode_metrics(torch.zeros(10, 4).long(), torch.tensor([1.0, 0.0]))
+    assert certain["equivalent_draws"]["at_least"]
+
+
+def test_a_mode_is_shown_by_an_image_of_it_alone(world, generator):
+    """Noise has a centroid, and with it a direction, but no image; an answer that is hardly spoiled
+    counts, a blank image does not."""
+    circle = world()
+    batch = circle.windows(12, generator, at_choice=True)
+    cond, _ = batch.split(1)
+    answers = circle.futures(batch)
+    known = dict(offsets=circle.offsets, probabilities=circle.mode_probabilities, answers=answers)
+    known |= dict(undetermined=torch.ones(12, dtype=torch.bool))
+    noise = torch.rand(answers.shape, generator=generator)
+    for junk in (noise, 3 * noise - 1, (noise > 0.98).float()):
+        result, _ = motion_metrics(junk, cond, **known)
+        assert result["modes_shown"]["mean"] == 0
+    assert result["modes_found"]["mean"] > 4
+    result, _ = motion_metrics(torch.zeros_like(answers), cond, **known)
+    assert result["modes_shown"]["mean"] == 0
+    spoiled = answers + 0.1 * torch.randn(answers.shape, generator=generator)
+    spoiled[:, 3] = noise[:, 3]
+    _, modes = motion_metrics(answers, cond, **known)
+    assert modes_shown(answers, answers, modes)["per_set"] == [8] * 12
+    assert modes_shown(spoiled, answers, modes)["per_set"] == [7] * 12
+    assert modes_shown(answers, answers, modes.roll(1, 1))["mean"] < 4  # images of other modes
+    result, _ = combination_metrics(spoiled, answers, circle.mode_probabilities)
+    assert result["modes_shown"]["per_set"] == [7] * 12
+    assert modes_shown(answers, answers, torch.full_like(modes, -1))["mean"] == 0
 
 
 def test_vendi_and_rke_agree_with_another_implementation():
@@ -367,10 +537,16 @@ def test_coverage_of_independent_draws_is_as_expected():
 
 def test_shares_are_compared_with_the_mean_posterior():
     """The expectation is that of draws, and of equal posteriors the binomial's closed form."""
-    modes = drawn_classes(4000, 2).view(4000, 3, 2)
-    distances = [share_metrics(each, POSTERIORS)["frequency_tv"] for each in modes]
-    expected = share_metrics(modes[0], POSTERIORS)["frequency_tv_iid"]
+    modes = drawn_classes(4000, 2)
+    frequencies = torch.stack([(modes == k).double().view(4000, 6).mean(1) for k in range(4)], 1)
+    distances = [frequency_distance(each, POSTERIORS.mean(0)) for each in frequencies]
+    expected = expected_frequency_distance(POSTERIORS, 2)
     assert np.mean(distances) == pytest.approx(expected, abs=0.01)
+    of_many = [share_metrics(each, POSTERIORS.repeat(20, 1)) for each in modes.view(200, 60, 2)]
+    distance, chance = (
+        np.mean([each[key] for each in of_many]) for key in ("frequency_tv", "frequency_tv_iid")
+    )
+    assert distance == pytest.approx(chance, rel=0.1)
     p = POSTERIORS[0]
     equal = expected_frequency_distance(p.expand(40, -1), 10)
     assert equal == pytest.approx(expected_frequency_distance(p, 400), rel=1e-9)

@@ -149,11 +149,6 @@ def test_a_method_says_what_it_does(settings, name):
     assert method_of(settings) == name
 
 
-def test_variants_are_points_of_the_experiment_that_compares_methods():
-    recipe = yaml.safe_load((ROOT / "configs" / "experiments" / "e10.yaml").read_text())
-    assert set(recipe["variants"]) <= set(recipe["grid"]["method"])
-
-
 def test_sources():
     assert source_of(dict(dataset="free", digits_source="mnist")) == "mnist digits (test split)"
     assert source_of(dict(dataset="frames", digits_source="a.npz")) == "a.npz (test split)"
