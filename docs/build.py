@@ -1,7 +1,8 @@
 """Write the tables and pictures of the documentation from measured results.
 
-    for b in figures comparison ablation predictions eddy lidc pipelines; do python benchmarks/$b.py; done
-    for b in pixels sampling network potentials worlds training grid
+    for b in figures comparison ablation predictions eddy lidc pipelines pixels
+    do python benchmarks/$b.py; done
+    for b in sampling network potentials worlds training grid
     do python benchmarks/$b.py; done
     for e in $(seq 14); do python evaluate.py --experiment e$e; done
     python docs/build.py
@@ -544,9 +545,9 @@ def experiment_page(runs: Path) -> str:
         "`--preset full` uses more sets per cell. *Reference* is what the thesis reports "
         "([coming from the thesis](from-the-thesis.md)) unless another source is named; *Size* "
         "compares an experiment with the thesis's. "
-        "*Modes found*, where a digit jumps on the circle, is the number of different directions in a "
-        "set, which the thesis calls *directional accuracy*; of unconditional digits it is the number "
-        "of different classes. "
+        "*Modes found*, if a digit jumps on the circle, is the number of different directions in a "
+        "set, called *directional accuracy* in the thesis; of unconditional digits it is the number of "
+        "different classes. "
         "All samples are of one version of the code "
         "([when samples change](CONTRIBUTING.md#when-samples-change)).",
     ]
