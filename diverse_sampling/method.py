@@ -121,6 +121,10 @@ class Method:
         options: a dataclass of its own settings, whose name in the file is `Options`
         start: options -> the factor on the starting noise
         candidates: settings that methods share -> how many starting noises it draws for a particle
+        extra: guidance: settings that methods share -> what a call at which it acts costs beside
+            its own, for each particle: (calls of the denoiser, backward passes to its input)
+        first: noise: (settings that methods share, particles of a set) -> what a set costs before
+            the first step, the same pair for all its particles together
     """
 
     title: str
@@ -132,6 +136,8 @@ class Method:
     options: type | None = None
     start: Callable[[Any], float] = lambda options: 1.0
     candidates: Callable[[Any], int] = lambda settings: 1
+    extra: Callable[[Any], tuple[int, int]] = lambda settings: (0, 0)
+    first: Callable[[Any, int], tuple[int, int]] = lambda settings, particles: (0, 0)
 
 
 @functools.cache

@@ -33,10 +33,6 @@ from diverse_sampling.steps import Schedule, Window, edm_schedule, karras_sigmas
 from lab.metrics import BACKWARD
 
 
-# What guidance costs beside the call of the denoiser, in calls, by where it acts.
-DEARER = dict(jacobian=BACKWARD, difference=1.0)
-
-
 def named(settings: Mapping[str, Any]) -> dict[str, Method]:
     """{flag: method} of the flat settings of an evaluation, those that name none left out."""
     found = {flag: find(flag, settings[flag]) for flag in FOLDERS}
@@ -61,11 +57,6 @@ def check(settings: EvaluationSettings) -> None:
             settings.guidance.churn_noise,
             "iid, or a sampler that adds noise back: --s_churn or --sampler window",
         )
-    if settings.sampler.price is not None:
-        for key, free in (("guidance", ("pg", "classes", "none")), ("noise", ("iid",))):
-            value = getattr(settings.guidance, key)
-            if value not in free:
-                reject(key, value, f"{', '.join(free)} with price; else --num_steps")
     alone = settings.guidance.guidance in ("pg", "none") and settings.guidance.pg_factor == 0
     if settings.guidance.pool > 1 and not (
         alone and settings.sampler.sampler == "edm" and settings.sampler.s_churn == 0
@@ -236,19 +227,35 @@ def _schedule(
 def price(settings: EvaluationSettings, decisions: Decisions | None, schedule: Schedule) -> float:
     """Calls of the denoiser for each sample that is kept, a backward pass as BACKWARD of them."""
     g = settings.guidance
-    calls = schedule.calls * g.medoids_of + THINNING * (g.pool if g.pool > 1 else 0)
-    if g.guidance != "pg" or not measures(g) or g.pg_space not in DEARER:
-        return calls
+    kept = settings.evaluate.batch_size
+    drawn = kept * max(g.medoids_of, g.pool)  # particles of a set at first
+    forward = float(schedule.calls * g.medoids_of + THINNING * (g.pool if g.pool > 1 else 0))
+    backward = 0.0
+    noise = find("noise", g.noise)
+    if noise is not None and drawn > 1:
+        calls, passes = noise.first(g, drawn)
+        forward, backward = forward + calls / kept, backward + passes / kept
+    guidance = find("guidance", g.guidance)
+    if guidance is not None and guidance.extra(g) != (0, 0):
+        # A particle alone is not guided: without those of earlier turns there is none to repel it.
+        turns = g.sequential - (drawn == 1)
+        guided = _acting(settings, decisions, schedule) * g.medoids_of * turns / g.sequential
+        calls, passes = guidance.extra(g)
+        forward, backward = forward + calls * guided, backward + passes * guided
+    return forward + BACKWARD * backward
+
+
+def _acting(settings: EvaluationSettings, decisions: Decisions | None, schedule: Schedule) -> int:
+    """How many calls of a schedule are at noise levels at which guidance acts."""
+    g = settings.guidance
     low, high = g.pg_sigma_min, g.pg_sigma_max
-    if low is None or high is None:
-        assert decisions is not None  # needs_pilot says so
+    if measures(g) and decisions is not None:  # as particle guidance takes what is not given
         measured = default_levels(decisions, window(settings, decisions))
         low, high = low or measured["sigma_min"], high or measured["sigma_max"]
     called = torch.cat(
         [schedule.sigmas[:-1] * (1 + schedule.churn), schedule.sigmas[1:][schedule.corrected]]
     )
-    acting = int(((low <= called) & (called <= high)).sum())
-    return calls + DEARER[g.pg_space] * acting * g.medoids_of
+    return int((((low or 0.0) <= called) & (called <= (high or math.inf))).sum())
 
 
 def end(s: SamplerSettings, decisions: Decisions | None) -> float:

@@ -300,6 +300,11 @@ def asked_for(
     )
 
 
+def extra_of_space(settings: Any) -> tuple[int, int]:
+    """What a call of `ParticleGuidance` costs by the space that settings name, `Method.extra`."""
+    return dict(jacobian=(0, 1), difference=(1, 0)).get(settings.pg_space, (0, 0))
+
+
 def _make(sets: Sets) -> Denoiser:
     g = sets.settings
     if g.pg_factor == 0:
@@ -317,4 +322,5 @@ METHOD = Method(
     _make,
     needs=(PILOT,),
     shown=dict(pg_factor=", factor {:g}"),
+    extra=lambda settings: extra_of_space(settings) if settings.pg_factor > 0 else (0, 0),
 )

@@ -12,6 +12,8 @@ from diverse_sampling.denoiser import Denoiser
 from diverse_sampling.errors import reject
 from diverse_sampling.method import Method
 
+STEPS = 3  # of Adam
+
 
 @dataclass(frozen=True)
 class Options:
@@ -31,7 +33,7 @@ def contrastive(
     sigma: Tensor,
     *,
     rate: float,
-    steps: int = 3,
+    steps: int = STEPS,
     temperature: float = 0.1,
 ) -> Tensor:
     """Starting noise moved by a few steps of Adam to where the first D(x) of a set differ (CNO).
@@ -82,6 +84,7 @@ METHOD = Method(
     lambda sets, noise: contrastive(
         sets.denoise, noise(), sets.sigma_max, rate=sets.options.contrastive_rate
     ),
-    needs=("3 backward passes",),
+    needs=(f"{STEPS} backward passes",),
     options=Options,
+    first=lambda settings, particles: ((STEPS + 1) * particles, STEPS * particles),
 )

@@ -26,6 +26,7 @@ from diverse_sampling.guidance.pg import (
     Push,
     Strength,
     asked_for,
+    extra_of_space,
     tiny_of,
 )
 from diverse_sampling.method import BACKWARD, STRENGTH, Method, Sets
@@ -95,4 +96,5 @@ METHOD = Method(
     _make,
     needs=(STRENGTH, BACKWARD, "three particles"),
     shown=dict(pg_factor=", factor {:g}"),
+    extra=extra_of_space,
 )

@@ -92,4 +92,5 @@ METHOD = Method(
     frequencies="tilted, known",
     shown=dict(pg_factor=", factor {:g}"),
     only=dict(sequential=1),
+    extra=lambda settings: (1, 2),  # D(x + e v), and back through both
 )
