@@ -321,6 +321,37 @@ def _set_logarithmic(axis: Axes, marks: Sequence[float]) -> None:
     axis.minorticks_off()
 
 
+def strengths(worlds: Sequence[dict]) -> Figure:
+    """What sets show over the strength (left scale), and how good samples are (right), by world.
+
+    Dotted: independent sets. `worlds` are {world, keys: of two metrics, cells: {strength: {key: a
+    metric {mean, ci95} or a number}}}, strength 0 for independent sets.
+    """
+    columns = 4
+    rows = math.ceil(len(worlds) / columns)
+    figure, axes = grid_of_axes(
+        rows, columns, 3.6 * columns, 2.7 * rows, gridspec_kw=dict(wspace=0.62, hspace=0.5)
+    )
+    for axis in axes.flat[len(worlds) :]:
+        axis.set_axis_off()
+    for left, world in zip(axes.flat, worlds):
+        factors = [float(factor) for factor in world["cells"] if factor != "0"]
+        for axis, key, colour in zip((left, left.twinx()), world["keys"], (BLUE, VERMILION)):
+            metrics = [
+                value if isinstance(value, dict) else dict(mean=value, ci95=None)
+                for value in (cell[key] for cell in world["cells"].values())
+            ]
+            curve(axis, factors, metrics[1:], color=colour, marker="o", ms=4, lw=1.4)
+            axis.axhline(metrics[0]["mean"], color=colour, ls=":", lw=1.2)
+            axis.set_ylabel(METRICS[key].title, color=colour, fontsize=8.5)
+            axis.tick_params(labelsize=8, axis="y", colors=colour)
+        _set_logarithmic(left, factors)
+        left.set_title(world["world"], fontsize=9.5)
+        left.set_xlabel(world["strength"], fontsize=8.5)
+        left.grid(alpha=0.3)
+    return figure
+
+
 def scaling(rows: Sequence[dict], title: str = "") -> Figure:
     """Modes found against the particles of a set, a panel per number of modes k.
 
@@ -428,9 +459,11 @@ def norms(traces: dict[str, dict[str, Tensor]], title: str = "") -> Figure:
     """Norms over the steps of the sampler, a column per trace.
 
     Above, the Frobenius norm of the matrix of distances inside the set; below, the norms of the two
-    parts of the drift of each particle, the denoiser's and the guidance's, on common axes.
+    parts of the drift of each particle, the denoiser's and the guidance's, on common axes, and of
+    the gradient of the potential if a trace has it.
 
-    traces: name -> {sigmas (N,), distances (N, B, B), ode (N, B), guidance (N, B)}.
+    traces: name -> {sigmas (N,), distances (N, B, B), ode (N, B), guidance (N, B)} and perhaps
+    gradient (N, B).
     """
     figure, axes = grid_of_axes(
         2,
@@ -444,6 +477,7 @@ def norms(traces: dict[str, dict[str, Tensor]], title: str = "") -> Figure:
     drifts = (
         ("ode", GREY, r"denoiser, $(x - D) / \sigma$"),
         ("guidance", VERMILION, "guidance"),
+        ("gradient", GREEN, r"gradient of the potential, unscaled"),
     )
     for (top, below), (name, trace) in zip(axes.T, traces.items()):
         sigmas = trace["sigmas"]
@@ -451,6 +485,8 @@ def norms(traces: dict[str, dict[str, Tensor]], title: str = "") -> Figure:
         top.set_title(name, fontsize=9)
         top.grid(alpha=0.3)
         for key, colour, label in drifts:
+            if key not in trace:
+                continue
             acts = trace[key].sum(1) > 0  # (N,): a logarithmic axis has no place for 0
             lines = below.loglog(sigmas[acts], trace[key][acts], ".-", color=colour, lw=0.8, ms=3)
             lines[0].set_label(label)

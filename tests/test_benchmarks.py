@@ -6,12 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+from unittest.mock import patch
+
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import ROOT
 
+import data_loader
 import train
+from lab import assemble
 
 
 def load(name: str):
@@ -182,6 +187,96 @@ def test_the_comparison_searches_strengths_and_keeps_finished_cells(tmp_path, mo
 
 
 @pytest.mark.slow
+def test_the_ablation_changes_one_choice_at_a_time_and_keeps_finished_cells(tmp_path, monkeypatch):
+    ablation = load("ablation")
+    few = f"--denoiser exact --num_sets 4 --digits mnist {ablation.SEED}"
+    names = ("", "none", "0.02 in place of 0.002")
+    choices = [choice for choice in ablation.CHOICES if choice[1] in names]
+    for name, value in dict(
+        EXACT=few,
+        UNET=f"{few} --p 0.5",  # in place of a network
+        CHOICES=choices,
+        PAIRS={name: ablation.PAIRS[name] for name in ("window and noise", "kernel and space")},
+        FACTORS=(1, 5),
+        WORLDS={"circle": (few, "pg_factor", ("modes_found", "hm_iou"))},
+    ).items():
+        monkeypatch.setattr(ablation, name, value)
+    argv = ["--data_root", str(ROOT / "data"), "--outdir", str(tmp_path)]
+    ablation.main(argv)
+    record = json.loads((tmp_path / "ablation.json").read_text())
+    assert [row["instead"] for row in record["choices"]] == [choice[1] for choice in choices]
+    assert all(len(row["exact"]) == len(ablation.TRIED) for row in record["choices"])
+    default = record["choices"][0]
+    assert default["exact"]["5"] == record["worlds"][0]["cells"]["5"] | default["exact"]["5"]
+    window = {(cell["row"], cell["column"]): cell for cell in record["pairs"]["window and noise"]}
+    assert window["with noise", "window"]["modes_found"] == default["exact"]["5"]["modes_found"]
+    edm = window["without noise", "edm"]["modes_found"]
+    assert edm["mean"] < window["with noise", "window"]["modes_found"]["mean"]
+    assert (tmp_path / "ablation.png").stat().st_size > 5000
+    kept = {cell: cell.stat().st_mtime_ns for cell in (tmp_path / "cells").iterdir()}
+    ablation.main(argv)
+    assert kept == {cell: cell.stat().st_mtime_ns for cell in (tmp_path / "cells").iterdir()}
+
+
+def test_predictions_are_judged_by_their_rules():
+    predictions = load("predictions")
+    rules = {number: met for number, _, _, met in predictions.RULES}
+    page = (ROOT / "docs" / "predictions.md").read_text()
+    assert sorted(rules) == list(range(1, 11)) and all(f"\n| {n} | " in page for n in rules)
+    gain = predictions.Compared(0.9, 0.99, 0.05, 0.13)
+    assert rules[1](gain) and rules[4](gain) and rules[8](gain) and rules[9](gain)
+    assert not rules[1](predictions.Compared(0.9, 0.99, -0.01, 0.19))
+    assert not rules[8](predictions.Compared(0.9, 0.97, 0.05, 0.13))
+    assert rules[6](predictions.Compared(1.0, 0.95, -0.08, -0.02))
+    assert not rules[6](predictions.Compared(1.0, 0.85, -0.18, -0.12))  # more than can be
+
+
+def test_new_blobs_have_three_masks_that_differ_and_share_the_core():
+    predictions = load("predictions")
+    shown, masks = predictions.new_blob(np.random.default_rng(1), 32)
+    areas = masks.sum((1, 2))
+    core = masks[areas.argmin()]
+    assert masks.shape == (3, 32, 32) and (masks & core).sum((1, 2)).tolist() == [core.sum()] * 3
+    assert len({mask.tobytes() for mask in masks}) == 3
+    assert shown[core].mean() > shown[masks.any(0) & ~core].mean() > 0.2
+
+
+def test_futures_of_a_random_choice_leave_the_wall_as_the_world_says():
+    predictions = load("predictions")
+    flags = "--dataset free --num_sets 40 --digits embedded --seed 3"
+    task = assemble.evaluation(flags.split()).task
+    chosen = task.sequences.choices[:, -1].nonzero()[:, 0].tolist()
+    assert chosen
+    for which in chosen:
+        futures = predictions.futures(task, which)
+        assert futures.shape == (predictions.DRAWN, *task.world.frame_shape)
+        # What did follow is one of them, but in a corner that the digit reached without hitting it.
+        truth = task.sequences.frames[which, -1]
+        at = task.sequences.positions[which, -2, 0]
+        corner = bool(((at == 0) | (at == task.world.room)).all())
+        assert corner or (futures - truth).flatten(1).norm(dim=1).min() < 1e-5
+
+
+def test_the_left_half_is_seen_through_noise_and_known_exactly():
+    predictions = load("predictions")
+    with patch.dict(data_loader.CLASS_WORLDS, halves=predictions.LeftHalves):
+        flags = "--dataset halves --denoiser exact --digits embedded --num_sets 3 --batch_size 2"
+        task = assemble.evaluation(flags.split()).task
+    world, seen = task.world, task.cond[:, 0]
+    middle, end = world.centre + world.digit_size // 2, world.centre + world.digit_size
+    lit = seen.abs().sum(0) > 0
+    assert (
+        lit[world.centre : end, world.centre : middle].all()
+        and lit.sum() == world.digit_size**2 / 2
+    )
+    known = world.training.images[:, :, : world.digit_size // 2]
+    drawn = seen[:, world.centre : end, world.centre : middle]
+    apart = (known[None] - drawn[:, None]).square().sum((2, 3))
+    ratios = world.log_likelihood(seen).diff(dim=1)
+    assert torch.allclose(ratios, -apart.diff(dim=1) / (2 * world.NOISE**2), atol=1e-2)
+
+
+@pytest.mark.slow
 def test_the_benchmark_of_outlines_measures_bounds_and_methods(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     answers = np.zeros((20, 4, 8, 8), dtype=np.uint8)
@@ -193,7 +288,9 @@ def test_the_benchmark_of_outlines_measures_bounds_and_methods(tmp_path, monkeyp
     train.main([*small.split(), *"--frames lidc.npz --iterations 2 --outdir net".split()])
     flags = "--checkpoint net/model.safetensors --num_sets 4 --outdir out".split()
     load("lidc").main(flags)
-    rows = {row["name"]: row["metrics"] for row in json.loads(Path("out/lidc.json").read_text())}
+    rows = {
+        row["name"]: row["metrics"] for row in json.loads(Path("out/lidc.json").read_text())["rows"]
+    }
     assert rows["the four"]["hm_iou"]["mean"] == 1
     assert rows["the four"]["ged"]["mean"] == pytest.approx(0, abs=1e-6)
     assert rows["the network's mean, copied"]["iou_distance"]["mean"] == 0

@@ -212,6 +212,41 @@ def test_the_price_of_every_method_is_known_before_it_runs(flags):
     assert more.run(progress=False)[2]["price"] > 43
 
 
+SAMPLERS = ("edm", "edm_noised", "window", "window --window_churn 0")
+COUPLED = (
+    "--pg_factor 1",
+    "--pg_factor 1 --pg_kernel iou",
+    "--pg_factor 1 --pg_kernel rbf_unsquared",
+    "--pg_factor 1 --pg_space jacobian",
+    "--guidance spell",
+    "--guidance classes",
+    *(f"--guidance {name} --pg_factor 1" for name in ("diverseflow", "oscar", "rke")),
+    "--guidance sriw --pg_factor 1",
+    "--guidance variance --pg_factor 30",  # a weak push changes no mode, and the exact D forgets it
+)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("flags", COUPLED)
+def test_every_coupled_method_acts_in_every_sampler(flags, sampler):
+    few = f"--num_sets 2 --price 43 --sampler {sampler}".split()
+    evaluation = exact(*few, *flags.split())
+    said = methods.price(
+        evaluation.settings, evaluation.sampler.decisions, evaluation.sampler.schedule
+    )
+    samples, _, result = evaluation.run(progress=False)
+    assert result["price"] == pytest.approx(said, rel=1e-12) and said <= 43
+    noised = bool((evaluation.sampler.schedule.churn > 0).any())
+    assert noised == (sampler in ("edm_noised", "window"))
+    steps = (evaluation.sampler.schedule.calls + 1) // 2
+    free = ["--guidance", "none", "--num_sets", 2, "--num_steps", steps]
+    if evaluation.sampler.methods.window is not None:  # which depends on the guidance
+        low, high, churn = evaluation.sampler.methods.window
+        free += ["--window_min", low, "--window_max", high, "--window_churn", churn]
+    unguided = exact(*free, "--sampler", sampler.split()[0]).run(progress=False)[0]
+    assert not torch.allclose(samples, unguided, atol=0.01)
+
+
 def test_differences_take_the_place_of_backward_passes():
     flags = ["--num_sets", 2, "--num_steps", 6, "--pg_factor", 3, "--pg_space"]
     through, by = (exact(*flags, space).run() for space in ("jacobian", "difference"))

@@ -389,10 +389,15 @@ class Halves(Centered):
     NOISE = 0.5  # standard deviation, of pixels in [0, 1]
 
     @property
-    def upper(self) -> tuple[slice, slice]:
-        """The rows and the columns of the upper half, in a frame."""
-        end = self.centre + self.digit_size
-        return slice(self.centre, self.centre + self.digit_size // 2), slice(self.centre, end)
+    def seen(self) -> tuple[slice, slice]:
+        """The rows and the columns of a digit that are seen."""
+        return slice(self.digit_size // 2), slice(self.digit_size)
+
+    @property
+    def _placed(self) -> tuple[slice, slice]:
+        """The same in a frame, in whose middle the digit stands."""
+        rows, columns = (slice(self.centre, self.centre + part.stop) for part in self.seen)
+        return rows, columns
 
     def windows(
         self,
@@ -404,7 +409,7 @@ class Halves(Centered):
     ) -> Sequences:
         """Draw n windows of two frames; the noise in the first one leaves [0, 1]."""
         batch = super().windows(n, generator, which=which, at_choice=at_choice)
-        rows, columns = self.upper
+        rows, columns = self._placed
         half = batch.frames[:, 0, rows, columns]
         noise = torch.randn(half.shape, generator=generator, device=generator.device)
         frames = batch.frames.clone()
@@ -421,10 +426,11 @@ class Halves(Centered):
 
         cond (G, H, W), the first frames of windows -> (G, M).
         """
-        rows, columns = self.upper
+        rows, columns = self._placed
         seen = cond[:, rows, columns].flatten(1)
-        upper = self.training.images[:, : self.digit_size // 2].flatten(1)
-        return -torch.cdist(seen, upper).square() / (2 * self.NOISE**2)
+        rows, columns = self.seen
+        known = self.training.images[:, rows, columns].flatten(1)
+        return -torch.cdist(seen, known).square() / (2 * self.NOISE**2)
 
 
 class Directed(MovingDigits):

@@ -12,7 +12,7 @@ from diverse_sampling.denoiser import Denoiser
 from diverse_sampling.method import KEPT, Method, Sets
 from diverse_sampling.noise import Stream
 
-ITERATIONS = 2  # of the power iteration; each calls the denoiser and goes back, once a direction
+ITERATIONS = 2  # of the power iteration
 
 
 def stratified(noise: Tensor, directions: Tensor, generators: list[torch.Generator]) -> Tensor:
@@ -108,5 +108,5 @@ METHOD = Method(
     _make,
     needs=("backward passes at first", "no churn"),
     frequencies=KEPT,
-    first=lambda settings, particles: (ITERATIONS * settings.stratified_rank,) * 2,
+    before=lambda settings, particles: 2 * (ITERATIONS * settings.stratified_rank / particles,),
 )

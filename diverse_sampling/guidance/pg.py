@@ -47,7 +47,7 @@ from diverse_sampling.guidance.base import (
     per_particle,
     tiny_of,
 )
-from diverse_sampling.method import PILOT, Method, Sets
+from diverse_sampling.method import PILOT, ROUNDING, Method, Sets
 from diverse_sampling.potentials import POTENTIALS, Bandwidth, LogDet, Potential, cosine_share
 from diverse_sampling.steps import Window
 
@@ -240,10 +240,6 @@ def _per_pixel(drift: Tensor) -> Tensor:
 # ---------------------------------------------------------------- as it is used
 
 
-# So that rounding moves no noise level across a bound.
-ROUNDING = 1e-6
-
-
 def default_guidance(
     denoise: Denoiser,
     decisions: Decisions,
@@ -279,6 +275,11 @@ def default_levels(decisions: Decisions, window: Window | None) -> dict[str, flo
     return dict(sigma_min=low, sigma_max=high)
 
 
+def beside(settings: Any) -> tuple[float, float]:
+    """What a guided call costs beside it, (forward, backward), by the space in which U acts."""
+    return dict(jacobian=(0, 1), difference=(1, 0)).get(settings.pg_space, (0, 0))
+
+
 def asked_for(
     sets: Sets, potential: Callable[[Bandwidth], Potential] | None = None
 ) -> dict[str, Any]:
@@ -300,11 +301,6 @@ def asked_for(
     )
 
 
-def extra_of_space(settings: Any) -> tuple[int, int]:
-    """What a call of `ParticleGuidance` costs by the space that settings name, `Method.extra`."""
-    return dict(jacobian=(0, 1), difference=(1, 0)).get(settings.pg_space, (0, 0))
-
-
 def _make(sets: Sets) -> Denoiser:
     g = sets.settings
     if g.pg_factor == 0:
@@ -321,6 +317,6 @@ METHOD = Method(
     "particle guidance",
     _make,
     needs=(PILOT,),
+    beside=beside,
     shown=dict(pg_factor=", factor {:g}"),
-    extra=lambda settings: extra_of_space(settings) if settings.pg_factor > 0 else (0, 0),
 )

@@ -12,6 +12,7 @@ from diverse_sampling.denoiser import Denoiser
 from diverse_sampling.errors import reject
 from diverse_sampling.method import Method
 
+
 STEPS = 3  # of Adam
 
 
@@ -84,7 +85,7 @@ METHOD = Method(
     lambda sets, noise: contrastive(
         sets.denoise, noise(), sets.sigma_max, rate=sets.options.contrastive_rate
     ),
-    needs=(f"{STEPS} backward passes",),
+    needs=("3 backward passes",),
+    before=lambda settings, particles: (STEPS + 1, STEPS),
     options=Options,
-    first=lambda settings, particles: ((STEPS + 1) * particles, STEPS * particles),
 )

@@ -26,7 +26,7 @@ from diverse_sampling.guidance.pg import (
     Push,
     Strength,
     asked_for,
-    extra_of_space,
+    beside,
     tiny_of,
 )
 from diverse_sampling.method import BACKWARD, STRENGTH, Method, Sets
@@ -95,6 +95,6 @@ METHOD = Method(
     "OSCAR",
     _make,
     needs=(STRENGTH, BACKWARD, "three particles"),
+    beside=beside,
     shown=dict(pg_factor=", factor {:g}"),
-    extra=extra_of_space,
 )
