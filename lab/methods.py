@@ -246,7 +246,9 @@ def price(settings: EvaluationSettings, decisions: Decisions | None, schedule: S
     cost = float(schedule.calls)
     guidance = chosen.get("guidance")
     dearer = _calls(*guidance.beside(g)) if guidance is not None else 0.0
-    if dearer and g.pg_factor > 0 and particles * g.sequential > 1:
+    # A particle alone is not guided before it has those of an earlier turn beside it.
+    turns = (g.sequential - (particles == 1)) / g.sequential
+    if dearer and g.pg_factor > 0 and turns > 0:
         between = window(settings, decisions) if settings.sampler.sampler == "window" else None
         levels = acting(g, between)
         if g.guidance == "pg" and None in levels.values():
@@ -256,7 +258,7 @@ def price(settings: EvaluationSettings, decisions: Decisions | None, schedule: S
         low, high = levels["sigma_min"] or 0.0, levels["sigma_max"] or math.inf
         noised = schedule.sigmas[:-1] * (1 + schedule.churn)
         called = torch.cat([noised, schedule.sigmas[1:][schedule.corrected]])
-        cost += dearer * int(((low <= called) & (called <= high)).sum())
+        cost += turns * dearer * int(((low <= called) & (called <= high)).sum())
     return start * drawn + cost * g.medoids_of + THINNING * (g.pool if g.pool > 1 else 0)
 
 
