@@ -155,7 +155,7 @@ def test_the_comparison_searches_strengths_and_keeps_finished_cells(tmp_path, mo
     )
     plan["samplers"] = {name: plan["samplers"][name] for name in ("EDM's", "the window")}
     monkeypatch.setattr(comparison, "PLAN", plan)
-    monkeypatch.setattr(comparison, "SEEDS", (0, 1))
+    monkeypatch.setattr(comparison, "SEEDS", {True: range(2), False: range(1)})
     monkeypatch.setattr(comparison, "SETS", {True: 6, False: 1})
     monkeypatch.setattr(comparison, "SEARCH_SETS", {True: 6, False: 1})
     network = str(ROOT / "checkpoints" / "circle_jumping_unet.safetensors")
