@@ -545,10 +545,9 @@ def experiment_page(runs: Path) -> str:
         "Written by `python docs/build.py` from the result files. Brackets are 95% intervals. "
         "`--preset full` uses more sets per cell. *Reference* is what the thesis reports "
         "([coming from the thesis](from-the-thesis.md)) unless another source is named; *Size* "
-        "compares an experiment with the thesis's. "
-        "*Modes found*, where a digit jumps on the circle, is the number of different directions in "
-        "a set, which the thesis calls *directional accuracy*; of unconditional digits it is the "
-        "number of different classes. "
+        "compares an experiment with the thesis's. *Modes found*, where a digit jumps on the "
+        "circle, is the number of different directions in a set, which the thesis calls "
+        "*directional accuracy*; of unconditional digits it is the number of different classes. "
         "All samples are of one version of the code "
         "([when samples change](CONTRIBUTING.md#when-samples-change)).",
     ]
