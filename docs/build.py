@@ -525,9 +525,12 @@ def experiment_section(name: str) -> str:
     results = held(name)
     if results is None:
         return ""
+    size = recipe.get("size")
+    if size and results["preset"] == "quick":
+        size = f"smaller than `--preset full`, which would be: {size}"
     parts = [
         f"## {name.upper()}: {recipe['title']}",
-        *([f"Size: {recipe['size']}."] if results["preset"] == "full" and "size" in recipe else []),
+        *([f"Size: {size}."] if size else []),
         f"    {results['command']}",
         f"Reference: {recipe['reference']}.",
         experiments.summary(results["rows"]),

@@ -495,7 +495,8 @@ def norms(traces: dict[str, dict[str, Tensor]], title: str = "") -> Figure:
     axes[0, 0].invert_xaxis()
     axes[0, 0].set_ylabel("norm of distances")
     axes[1, 0].set_ylabel("norm of drift, per particle")
-    axes[1, -1].legend(frameon=False, fontsize=8)
+    most = max(axes[1], key=lambda axis: len(axis.get_legend_handles_labels()[1]))
+    most.legend(frameon=False, fontsize=8, loc="lower left")
     add_title(figure, title)
     return figure
 

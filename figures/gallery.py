@@ -196,7 +196,7 @@ def trajectories(rows: Rows, title: str) -> Figure:
         label(row): trace(sampled_again(row["result"]), 0)
         for row in tqdm(ends(rows), unit="cell", disable=None)
     }
-    return sheets.trajectories(traces, title)
+    return sheets.trajectories(traces, f"{title}\nthe first particle of the first sets")
 
 
 def strip(rows: Rows, title: str) -> Figure:
