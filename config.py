@@ -415,10 +415,11 @@ class TaskSettings:
 class SamplerSettings:
     """Sampler"""
 
-    sampler: Optional[Literal["edm", "window"]] = None
+    sampler: Optional[Literal["edm", "edm_noised", "window"]] = None
     """edm: EDM's noise levels and steps (its algorithm 2); window: most calls between the noise
-    levels at which it is decided what a sample shows, noise added back before each of them (null:
-    window where particle guidance acts and s_churn is 0, else edm)"""
+    levels at which it is decided what a sample shows, noise added back before each of them;
+    edm_noised: edm with the noise of window (null: window where particle guidance acts and s_churn
+    is 0, else edm)"""
     num_steps: Count = 22
     """steps of edm from sigma_max to 0; window makes as many network calls, 2 num_steps - 1"""
     price: Optional[Positive] = None
@@ -466,8 +467,8 @@ class SamplerSettings:
                 high,
                 f"between sigma_min = {lowest} and sigma_max = {self.sigma_max}",
             )
-        if self.sampler == "window" and self.s_churn != 0:
-            reject("s_churn", self.s_churn, "0.0 with sampler window, or sampler edm")
+        if self.sampler not in (None, "edm") and self.s_churn != 0:
+            reject("s_churn", self.s_churn, f"0.0 with sampler {self.sampler}, or sampler edm")
 
 
 @dataclass(frozen=True)

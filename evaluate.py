@@ -253,7 +253,7 @@ def run_experiment(values: dict[str, Any], flags: list[str]) -> None:
             if this_process()[0] > 0:
                 return
             from figures.drawing import save
-            from figures.gallery import figure
+            from figures.gallery import figures
 
             text = experiments.table(rows)
             numbers = [
@@ -261,10 +261,10 @@ def run_experiment(values: dict[str, Any], flags: list[str]) -> None:
             ]
             tracker.table(numbers, text)
             print(text)
-            picture, path = figure(str(outdir))
-            save(picture, path)
-            tracker.picture(path)
-            print(f"written to {path}")
+            for picture, path in figures(str(outdir)):
+                save(picture, path)
+                tracker.picture(path)
+                print(f"written to {path}")
     except (SettingError, FileNotFoundError, ValueError) as error:
         fail(str(error))
 

@@ -172,7 +172,7 @@ class SetSampler:
             settings=self.settings.guidance,
             options=None,
             sigma_max=torch.tensor(self.settings.sampler.sigma_max, dtype=torch.float64),
-            window=self.methods.window,
+            window=self.methods.window if self.settings.sampler.sampler == "window" else None,
             position=self.methods.position,
             noise=partial(self.noise, sets, particles),
             generators=lambda stream: [

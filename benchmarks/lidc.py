@@ -9,6 +9,7 @@ lidc.png there.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 
 import evaluate
 from config import Count, WorldSettings
+from diverse_sampling.defaults import SAMPLES_VERSION
 from diverse_sampling.denoiser import to_model_range, to_unit_range
 from diverse_sampling.errors import SettingError
 from examples.lidc import READERS, bounds
@@ -71,8 +73,9 @@ def mean_of_network(path: Path, frames: str, num_sets: int) -> dict[str, Any]:
 
 
 def run(flags: str, outdir: Path) -> dict[str, Any]:
-    """The metrics.json of an evaluation, which is run unless it is finished."""
-    if not (outdir / "metrics.json").is_file():
+    """The metrics.json of an evaluation, which is run unless it is finished, in this version."""
+    path = outdir / "metrics.json"
+    if not path.is_file() or json.loads(path.read_text()).get("version") != SAMPLES_VERSION:
         evaluate.main([*flags.split(), "--outdir", str(outdir)])
     return finished(str(outdir))[1]
 

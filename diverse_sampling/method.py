@@ -37,6 +37,10 @@ ANSWERS = "the answers"
 CLASSES = "a classifier"
 NO_CHURN = "a sampler without churn"
 
+# So that rounding moves no noise level across a bound. The last noised call of a window is not
+# guided, since new noise no longer covers what a push does there.
+ROUNDING = 1e-6
+
 KEPT = "kept"
 SHIFTED = "shifted"
 
@@ -68,7 +72,7 @@ class Sets:
         settings: those of guidance that methods share (`config.GuidanceSettings`)
         options: the method's own, its `Method.options`
         sigma_max: the largest noise level, a float64 scalar tensor
-        window: the noise levels between which the sampler adds noise back at each call; None for
+        window: the noise levels between which the window adds noise back at each call; None for
             other samplers
         position: noise level -> its place in the schedule, from 0 at the smallest to 1
         noise: (stream, shape of a particle's noise or None for that of a particle) -> a source of
@@ -102,8 +106,20 @@ class Sets:
 
     @property
     def levels(self) -> dict[str, float | None]:
-        """The smallest and the largest noise level at which guidance acts; None: all."""
-        return dict(sigma_min=self.settings.pg_sigma_min, sigma_max=self.settings.pg_sigma_max)
+        """The smallest and the largest noise level at which guidance acts; None: all.
+
+        In the window guidance acts between its noise levels.
+        """
+        return acting(self.settings, self.window)
+
+
+def acting(settings: Any, window: Any) -> dict[str, float | None]:
+    """`Sets.levels` of settings of guidance and of a window, None without one."""
+    low, high = settings.pg_sigma_min, settings.pg_sigma_max
+    if window is not None:
+        low = window.low * (1 + ROUNDING) if low is None else low
+        high = window.high * (1 + ROUNDING) if high is None else high
+    return dict(sigma_min=low, sigma_max=high)
 
 
 @dataclass(frozen=True)
@@ -121,6 +137,10 @@ class Method:
         options: a dataclass of its own settings, whose name in the file is `Options`
         start: options -> the factor on the starting noise
         candidates: settings that methods share -> how many starting noises it draws for a particle
+        beside: of guidance, settings that methods share -> what each call that it guides costs
+            beside the call: (forward, backward) calls of the denoiser for each particle
+        before: of noise, (settings that methods share, B) -> the same for the starting noise of one
+            particle in a set of B
     """
 
     title: str
@@ -132,6 +152,8 @@ class Method:
     options: type | None = None
     start: Callable[[Any], float] = lambda options: 1.0
     candidates: Callable[[Any], int] = lambda settings: 1
+    beside: Callable[[Any], tuple[float, float]] = lambda settings: (0, 0)
+    before: Callable[[Any, int], tuple[float, float]] = lambda settings, particles: (0, 0)
 
 
 @functools.cache

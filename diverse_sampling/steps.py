@@ -8,6 +8,7 @@ called, how much noise is added back at each, and where a step is corrected to s
 
     edm_schedule      EDM's: sigma_i = (sigma_max^(1/rho) + i / (N - 1) (sigma_min^(1/rho) -
                       sigma_max^(1/rho)))^rho, every step corrected
+    noised_schedule   the same, with noise added back at some of the noise levels
     euler_schedule    the ODE, no step corrected
     window_schedule   most calls in a window of noise levels, each right after new noise
 
@@ -114,6 +115,18 @@ def euler_schedule(sigmas: Tensor) -> Schedule:
         torch.zeros(num_steps, dtype=torch.float64),
         torch.zeros(num_steps, dtype=torch.bool),
     )
+
+
+def noised_schedule(sigmas: Tensor, window: Window) -> Schedule:
+    """EDM's steps, with noise added back as a window does: at each step whose first call is in it.
+
+    What `edm_schedule` calls S_churn is spread over all steps, and bounded; here gamma is the
+    window's, whatever it is. sigmas as in `edm_schedule`.
+    """
+    schedule = edm_schedule(sigmas)
+    called = sigmas[:-1] * (1 + window.churn)
+    inside = (window.low <= called) & (called <= window.high)
+    return Schedule(sigmas, inside * window.churn, schedule.corrected)
 
 
 class Window(NamedTuple):

@@ -1,13 +1,15 @@
 """Write the tables and pictures of the documentation from measured results.
 
-    for b in figures comparison ablation predictions eddy lidc pipelines; do python benchmarks/$b.py; done
-    for b in pixels sampling network potentials worlds training grid
+    for b in figures comparison ablation predictions eddy lidc pipelines pixels
+    do python benchmarks/$b.py; done
+    for b in sampling network potentials worlds training grid
     do python benchmarks/$b.py; done
     for e in $(seq 14); do python evaluate.py --experiment e$e; done
     python docs/build.py
 
 Numbers are never typed: the text between `<!-- NAME -->` and `<!-- end -->` in a page is written
-here. A result that was not measured again stays as it was. `--pictures false` writes tables only.
+here. A result that was not measured again stays as it was; `stale.py` says what is refused.
+`--pictures false` writes tables only.
 """
 
 from __future__ import annotations
@@ -20,14 +22,18 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+
+import stale  # noqa: E402
 
 from benchmarks.measure import table  # noqa: E402
+from diverse_sampling.errors import SettingError, reject  # noqa: E402
 from diverse_sampling.method import find, names  # noqa: E402
 from lab import experiments  # noqa: E402
-from lab.command_line import make_parser  # noqa: E402
+from lab.command_line import fail, make_parser  # noqa: E402
 from lab.names import METRICS  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results"
@@ -37,7 +43,7 @@ PICTURES = {
     "classes": ["--task", "unconditional", "--batch_size", "10", "--guidance", "classes"],
     "halves": ["--dataset", "halves", "--batch_size", "10", "--guidance", "classes"],
     "masks": ["--checkpoint", "blobs", "--batch_size", "4", "--pg_factor", "5"],
-    "mixture": ["--config", str(ROOT / "configs" / "mixture.yaml"), "--num_sets", "5"],
+    "mixture": ["--config", "configs/mixture.yaml", "--num_sets", "5"],
 }
 # Rows of the README's first table: what is asked, the experiment whose recipe says what the thesis
 # found (None: nothing), and the names of two rows of benchmarks/figures.py, independent and guided.
@@ -155,6 +161,7 @@ def draw_sheet(name: str, flags: list[str], data_root: str) -> None:
     with tempfile.TemporaryDirectory() as run:
         evaluate.main([*flags, "--data_root", data_root, "--outdir", run])
         save(figure(run)[0], ROOT / "docs" / "pictures" / f"{name}.png", dpi=80)
+    stale.note(ROOT / "docs" / "pictures" / f"{name}.png", PICTURES[name])
 
 
 def draw_methods(rows: list[dict], data_root: str) -> None:
@@ -181,6 +188,7 @@ def draw_methods(rows: list[dict], data_root: str) -> None:
         notes_title=notes_title(results[0]),
     )
     save(sheet, ROOT / "docs" / "pictures" / "methods.png", dpi=80)
+    stale.note(ROOT / "docs" / "pictures" / "methods.png")
 
 
 def animate(data_root: str) -> None:
@@ -198,6 +206,7 @@ def animate(data_root: str) -> None:
         for run, flags in runs.items():
             evaluate.main([*flags, *always, "--outdir", run])
         visualize.main(["animation", *runs, "--set", "2", "--out", gif])
+    stale.note(Path(gif))
 
 
 def draw_decisions(data_root: str) -> None:
@@ -219,6 +228,7 @@ def draw_decisions(data_root: str) -> None:
             evaluate.main([*flags, *always, "--outdir", run])
         picture = str(ROOT / "docs" / "pictures" / "decisions.png")
         visualize.main(["decisions", *runs, "--out", picture])
+    stale.note(Path(picture))
 
 
 # ---------------------------------------------------------------- tables
@@ -238,13 +248,18 @@ def answers_table(figures: list[dict]) -> str:
 
 
 def class_tables(figures: list[dict]) -> dict[str, str]:
-    """The tables of docs/classes.md, by the names of their places."""
+    """The tables of docs/classes.md, by the names of their places.
+
+    A row that was not measured yet is left out.
+    """
     measured = {row["name"]: row for row in figures}
     tables = {}
     for name, (keys, rows) in CLASS_TABLES.items():
         lines = []
         for title, knows, figure in rows:
-            row = measured[figure]
+            row = measured.get(figure)
+            if row is None:
+                continue
             values = [text.partition(": ")[2] for text in row["measured"]]
             lines.append([title, knows, *values, f"{row['price']:g}"])
         titles = " | ".join(METRICS[key].label for key in keys)
@@ -301,12 +316,13 @@ def rivals_table(rows: list[dict]) -> str:
         best = best_samplers(rows, UNET, price)
         rivals = [row for method, row in best.items() if row["kind"] == "coupled"]
         rivals = [row for row in rivals if not row["method"].startswith(OURS)]
+        pools = [row for method, row in best.items() if method.startswith("pool")]
         first = max(rivals, key=lambda row: row["modes_shown"]["mean"])
         for what, row in (
             ("", best["independent"]),
             ("", best[OURS]),
             ("best rival: ", first),
-            ("", best["pool"]),
+            ("", max(pools, key=lambda row: row["modes_shown"]["mean"])),
             ("", best["twice the samples, medoids"]),
         ):
             lines.append([f"{price:g}", what + title_of(row), *audited(row)])
@@ -482,25 +498,39 @@ def fill(page: Path, name: str, text: str) -> None:
     )
 
 
+def held(name: str) -> dict[str, Any] | None:
+    """The record of that name in docs/results; None if there is none."""
+    path = RESULTS / f"{name}.json"
+    return stale.record_of(path) if path.is_file() else None
+
+
 def keep_results(name: str, runs: Path) -> None:
     """Copy an experiment's results and pictures to docs/results: those of `full` if it was run."""
     for preset in ("full", "quick"):
         folder = runs / f"{name}-{preset}"
         results = folder / "results.json"
         if results.is_file():
-            brief = experiments.brief(json.loads(results.read_text()))
+            brief = experiments.brief(stale.record_of(results))
             (RESULTS / f"{name}.json").write_text(json.dumps(brief))
             for picture in folder.glob("*.png"):
-                shutil.copy(picture, RESULTS / f"{name}-{picture.name}")
+                if picture.stat().st_mtime < results.stat().st_mtime:
+                    reject("picture", str(picture), "one that is not older than its record")
+                stale.note(Path(shutil.copy(picture, RESULTS / f"{name}-{picture.name}")))
             return
 
 
 def experiment_section(name: str) -> str:
     """The part of docs/results.md about one experiment, from its recipe and docs/results."""
     recipe = experiments.load(name)
-    results = json.loads((RESULTS / f"{name}.json").read_text())
+    results = held(name)
+    if results is None:
+        return ""
+    size = recipe.get("size")
+    if size and results["preset"] == "quick":
+        size = f"smaller than `--preset full`, which would be: {size}"
     parts = [
         f"## {name.upper()}: {recipe['title']}",
+        *([f"Size: {size}."] if size else []),
         f"    {results['command']}",
         f"Reference: {recipe['reference']}.",
         experiments.summary(results["rows"]),
@@ -516,46 +546,66 @@ def experiment_page(runs: Path) -> str:
         "# Results of the experiments",
         "Written by `python docs/build.py` from the result files. Brackets are 95% intervals. "
         "`--preset full` uses more sets per cell. *Reference* is what the thesis reports "
-        "([coming from the thesis](from-the-thesis.md)) unless another source is named.",
+        "([coming from the thesis](from-the-thesis.md)) unless another source is named; *Size* "
+        "compares an experiment with the thesis's. "
+        "*Modes found*, if a digit jumps on the circle, is the number of different directions in "
+        "a set, called *directional accuracy* in the thesis; of unconditional digits the number of "
+        "different classes. "
+        "All samples are of one version of the code "
+        "([when samples change](CONTRIBUTING.md#when-samples-change)).",
     ]
     recipes = experiments.RECIPES.glob("*.yaml")
     for path in sorted(recipes, key=lambda path: int(path.stem[1:])):
         keep_results(path.stem, runs)
         parts.append(experiment_section(path.stem))
+    parts = [part for part in parts if part]
     return "\n\n".join(parts) + "\n"
 
 
 def main(argv: list[str] | None = None) -> None:
     """Write docs/results.md and the tables of all pages, and draw the pictures."""
+    try:
+        build(argv)
+        stale.check(ROOT, PICTURES)
+    except SettingError as error:
+        fail(str(error))
+
+
+def build(argv: list[str] | None) -> None:
+    """All of it but the check. Raises SettingError for a record of other samples than today's."""
     args = make_parser(BuildSettings, description=__doc__.split("\n")[0]).parse_args(argv)
     for folder in ("pictures", "results"):
         (ROOT / "docs" / folder).mkdir(exist_ok=True)
     tables = dict(checkpoint=checkpoint_table(), noisy=noisy_table(), scale=scale_table())
     for run in Path(args.runs).glob("benchmark-*"):
         name = run.name.removeprefix("benchmark-")
-        for written in run.glob(f"{name}.*"):
-            if written.suffix == ".md":
-                tables[name] = written.read_text()
-            else:
-                shutil.copy(written, RESULTS)
-    compared = json.loads((RESULTS / "comparison.json").read_text())["rows"]
+        if (run / f"{name}.json").is_file():
+            stale.record_of(run / f"{name}.json")
+            tables[name] = (run / f"{name}.md").read_text()
+            shutil.copy(run / f"{name}.json", RESULTS)
+        if (run / f"{name}.png").is_file():
+            stale.note(Path(shutil.copy(run / f"{name}.png", RESULTS)))
+    comparison = held("comparison")
+    compared = comparison["rows"] if comparison else []
     if args.pictures:
         for name, flags in PICTURES.items():
             draw_sheet(name, flags, args.data_root)
-        draw_methods(compared, args.data_root)
+        if compared:
+            draw_methods(compared, args.data_root)
         animate(args.data_root)
         draw_decisions(args.data_root)
     (ROOT / "docs" / "results.md").write_text(experiment_page(Path(args.runs)))
-    figures = json.loads((RESULTS / "figures.json").read_text())
     for name in ("pipelines", "ablation"):
-        parts = json.loads((RESULTS / f"{name}.json").read_text())["tables"]
-        tables |= {f"{name}: {part}": text for part, text in parts.items()}
-    tables["answers"] = answers_table(figures)
-    tables |= class_tables(figures)
-    tables["rivals"] = rivals_table(compared)
-    tables |= {f"which: {model}": which_table(compared, model) for model in MODELS}
+        if record := held(name):
+            tables |= {f"{name}: {part}": text for part, text in record["tables"].items()}
+    if figures := held("figures"):
+        tables["answers"] = answers_table(figures["rows"])
+        tables |= class_tables(figures["rows"])
+    if compared:
+        tables["rivals"] = rivals_table(compared)
+        tables |= {f"which: {model}": which_table(compared, model) for model in MODELS}
+        tables["thesis"] = thesis_table(compared)
     tables["needs"] = needs_table()
-    tables["thesis"] = thesis_table(compared)
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for name, text in tables.items():
             fill(page, name, text)

@@ -24,7 +24,9 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+
+import stale  # noqa: E402
 
 from lab.command_line import Parser  # noqa: E402
 
@@ -152,6 +154,7 @@ def main(argv: list[str] | None = None) -> None:
     for path, picture in pictures.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.quantize(64).save(path, optimize=True)
+        stale.note(path)
         if path.stat().st_size > LARGEST:
             raise RuntimeError(f"{path.name}: {path.stat().st_size} bytes; accepted: {LARGEST}")
 

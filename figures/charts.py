@@ -459,9 +459,11 @@ def norms(traces: dict[str, dict[str, Tensor]], title: str = "") -> Figure:
     """Norms over the steps of the sampler, a column per trace.
 
     Above, the Frobenius norm of the matrix of distances inside the set; below, the norms of the two
-    parts of the drift of each particle, the denoiser's and the guidance's, on common axes.
+    parts of the drift of each particle, the denoiser's and the guidance's, on common axes, and of
+    the gradient of the potential if a trace has it.
 
-    traces: name -> {sigmas (N,), distances (N, B, B), ode (N, B), guidance (N, B)}.
+    traces: name -> {sigmas (N,), distances (N, B, B), ode (N, B), guidance (N, B)} and perhaps
+    gradient (N, B).
     """
     figure, axes = grid_of_axes(
         2,
@@ -475,6 +477,7 @@ def norms(traces: dict[str, dict[str, Tensor]], title: str = "") -> Figure:
     drifts = (
         ("ode", GREY, r"denoiser, $(x - D) / \sigma$"),
         ("guidance", VERMILION, "guidance"),
+        ("gradient", GREEN, r"gradient of the potential, unscaled"),
     )
     for (top, below), (name, trace) in zip(axes.T, traces.items()):
         sigmas = trace["sigmas"]
@@ -482,6 +485,8 @@ def norms(traces: dict[str, dict[str, Tensor]], title: str = "") -> Figure:
         top.set_title(name, fontsize=9)
         top.grid(alpha=0.3)
         for key, colour, label in drifts:
+            if key not in trace:
+                continue
             acts = trace[key].sum(1) > 0  # (N,): a logarithmic axis has no place for 0
             lines = below.loglog(sigmas[acts], trace[key][acts], ".-", color=colour, lw=0.8, ms=3)
             lines[0].set_label(label)
@@ -490,7 +495,8 @@ def norms(traces: dict[str, dict[str, Tensor]], title: str = "") -> Figure:
     axes[0, 0].invert_xaxis()
     axes[0, 0].set_ylabel("norm of distances")
     axes[1, 0].set_ylabel("norm of drift, per particle")
-    axes[1, -1].legend(frameon=False, fontsize=8)
+    most = max(axes[1], key=lambda axis: len(axis.get_legend_handles_labels()[1]))
+    most.legend(frameon=False, fontsize=8, loc="lower left")
     add_title(figure, title)
     return figure
 

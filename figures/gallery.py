@@ -7,9 +7,10 @@ settings that its result records. They raise SettingError for a folder that they
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -148,9 +149,10 @@ def decision_curve(run: str) -> charts.DecisionCurve:
         )
     s = build(SamplerSettings, result["settings"])
     window = None
-    if s.sampler == "window":
+    if "window" in result:
         between = Window(*result["window"])
         window = between.low, between.high
+    if s.sampler == "window":
         calls = round(result["network_calls"] / result["settings"]["medoids_of"])
         schedule = window_schedule(
             between, calls, sigma_min=result["sigma_min"], sigma_max=s.sigma_max
@@ -165,12 +167,36 @@ def decision_curve(run: str) -> charts.DecisionCurve:
 # ---------------------------------------------------------------- figures of experiments
 
 
+def ends(rows: Rows) -> Rows:
+    """The cells at the first and at the last value of an experiment's last axis."""
+    *_, last = rows[0]["cell"]
+    values = charts.different(row["cell"].get(last) for row in rows)
+    return [row for row in rows if row["cell"].get(last) in (values[0], values[-1])]
+
+
 def norms(rows: Rows, title: str) -> Figure:
-    """Distances inside the first set of each cell, and its drifts per step (e3)."""
+    """Distances inside the first set of each cell, and its drifts per step, at the ends of the last
+    axis (e3, e6).
+
+    With guidance of pg_factor * sigma * grad U, the gradient too.
+    """
     traces = {}
-    for row in tqdm(rows, unit="cell", disable=None):
-        traces[label(row)] = trace(sampled_again(row["result"]), 0)
+    for row in tqdm(ends(rows), unit="cell", disable=None):
+        evaluation = sampled_again(row["result"])
+        steps = traces[label(row)] = trace(evaluation, 0)
+        guidance = evaluation.settings.guidance
+        if guidance.pg_strength == "sigma" and guidance.pg_factor:
+            steps["gradient"] = steps["guidance"] / (guidance.pg_factor * steps["sigmas"][:, None])
     return charts.norms(traces, title)
+
+
+def trajectories(rows: Rows, title: str) -> Figure:
+    """x_n and D(x_n) of the first particle of cells at the ends of the last axis (e6)."""
+    traces = {
+        label(row): trace(sampled_again(row["result"]), 0)
+        for row in tqdm(ends(rows), unit="cell", disable=None)
+    }
+    return sheets.trajectories(traces, f"{title}\nthe first particle of the first sets")
 
 
 def strip(rows: Rows, title: str) -> Figure:
@@ -291,7 +317,15 @@ FIGURES = dict(
         lambda row: row["result"]["modes_found"] and "batch_size" in row["cell"],
         "an axis batch_size and counted modes, such as e12",
     ),
+    quality=ExperimentFigure(
+        functools.partial(charts.heatmap, value="quality"),
+        lambda row: len(row["cell"]) >= 2 and row["result"].get("quality"),
+        "two axes or more, and quality",
+    ),
     norms=ExperimentFigure(norms, lambda row: True, "any"),
+    trajectories=ExperimentFigure(
+        trajectories, lambda row: row["result"]["dataset"] != "mixture", "a world of frames"
+    ),
     strip=ExperimentFigure(
         strip, lambda row: row["result"]["dataset"] != "mixture", "a world of frames"
     ),
@@ -307,10 +341,13 @@ FIGURES = dict(
     ),
 )
 
+# Names of files that `figure --value` gives the same picture.
+FILES = dict(heatmap="heatmap-modes_found", quality="heatmap-quality")
+
 
 def figure(run: str, value: str | None = None) -> tuple[Picture, Path]:
-    """What a run is for: of an evaluation its sheet of samples, of an experiment the figure that
-    its recipe names.
+    """What a run is for: of an evaluation its sheet of samples, of an experiment the first figure
+    that its recipe names.
 
     Arguments:
         run: the folder
@@ -320,19 +357,32 @@ def figure(run: str, value: str | None = None) -> tuple[Picture, Path]:
         arrays, result = finished(run)
         return sheets.result_sheet(arrays, result), Path(run) / "samples.png"
     results = experiment_of(run)
+    if value is None:
+        return next(figures(run))
     rows = results["rows"]
-    name = results["figure"] if value is None else "heatmap"
+    _refuse_other("heatmap", rows)
+    if not all(row["result"].get(value) for row in rows):
+        reject("value", value, "a metric that every cell of this experiment has")
+    return charts.heatmap(rows, results["title"], value), Path(run) / f"heatmap-{value}.png"
+
+
+def figures(run: str) -> Iterator[tuple[Picture, Path]]:
+    """The figures that the recipe of an experiment names, one or a list."""
+    results = experiment_of(run)
+    names = results["figure"] if isinstance(results["figure"], list) else [results["figure"]]
+    for name in names:
+        _refuse_other(name, results["rows"])
+        picture = FIGURES[name].draw(results["rows"], results["title"])
+        yield picture, Path(run) / f"{FILES.get(name, name)}.png"
+
+
+def _refuse_other(name: Any, rows: Rows) -> None:
+    """Raises SettingError for a figure that is none, or not of these cells."""
     if name not in FIGURES:
         reject("figure", name, ", ".join(FIGURES))
     kind = FIGURES[name]
     if not all(kind.accepts(row) for row in rows):
         reject("figure", name, f"another of this experiment; {name} needs {kind.accepted}")
-    if name != "heatmap":
-        return kind.draw(rows, results["title"]), Path(run) / f"{name}.png"
-    value = value or "modes_found"
-    if not all(row["result"].get(value) for row in rows):
-        reject("value", value, "a metric that every cell of this experiment has")
-    return charts.heatmap(rows, results["title"], value), Path(run) / f"heatmap-{value}.png"
 
 
 # ---------------------------------------------------------------- worlds

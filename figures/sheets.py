@@ -252,6 +252,28 @@ def trajectory(trace: dict[str, Tensor], title: str = "") -> Figure:
     return figure
 
 
+def trajectories(traces: dict[str, dict[str, Tensor]], title: str = "") -> Figure:
+    """What samplers do to a set's first particle: a row of x_n above a row of D(x_n) for each, at
+    up to eleven of the steps.
+
+    `traces`: name -> as `traces.trace` returns it.
+    """
+    rows = []
+    left = []
+    right = []
+    for name, trace in traces.items():
+        count = len(trace["sigmas"])
+        steps = torch.linspace(0, count - 1, min(11, count)).round().long().tolist()
+        rows.append([noisy_image(trace, n)[0] for n in steps])
+        rows.append([to_unit_range(trace["denoised"][n, 0]) for n in steps])
+        left += ["$x_n$", "$D(x_n)$"]
+        low, high = (f"{float(trace['sigmas'][n]):.3g}" for n in (-1, 0))
+        right += [name, rf"$\sigma_n$ {high} to {low}"]
+    figure, _ = frame_grid(rows, {}, left=left, right=right)
+    add_title(figure, title)
+    return figure
+
+
 def noisy_image(trace: dict[str, Tensor], n: int) -> Tensor:
     """x_n of all particles of a trace, scaled to unit variance of the noise, in [0, 1] up to noise:
     (B, H, W) or (B, 3, H, W)."""

@@ -375,7 +375,7 @@ class Evaluation:
     def _decided(self) -> dict[str, Any]:
         """The window and the curve that it was measured from, for metrics.json."""
         held: dict[str, Any] = dict(sigma_min=float(self.sampler.schedule.sigmas[-2]))
-        if self.settings.sampler.sampler == "window":
+        if self.sampler.methods.window is not None:
             held["window"] = self.sampler.methods.window
         if self.sampler.decisions is not None:
             held["decisions"] = asdict(self.sampler.decisions)

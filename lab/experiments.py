@@ -5,7 +5,9 @@ Each experiment is one YAML file in configs/experiments, its recipe; add your ow
     title: the question that it asks
     reference: what the thesis found
     meaning: what the result says, for docs/results.md
-    figure: what `visualize.py figure` draws of it, one of gallery.FIGURES
+    size: "as in the thesis", or what is smaller there than in the thesis, with --preset full
+    figure: what is drawn of it, one or several of gallery.FIGURES; `visualize.py figure` draws the
+        first
     settings: flags that all cells share
     grid: the axes; a cell is one point of their product
     except: combinations of points that are left out

@@ -26,15 +26,19 @@ from diverse_sampling.method import (
     STRENGTH,
     Method,
     Sets,
+    acting,
     find,
 )
 from diverse_sampling.selection import THINNING
-from diverse_sampling.steps import Schedule, Window, edm_schedule, karras_sigmas, window_schedule
+from diverse_sampling.steps import (
+    Schedule,
+    Window,
+    edm_schedule,
+    karras_sigmas,
+    noised_schedule,
+    window_schedule,
+)
 from lab.metrics import BACKWARD
-
-
-# What guidance costs beside the call of the denoiser, in calls, by where it acts.
-DEARER = dict(jacobian=BACKWARD, difference=1.0)
 
 
 def named(settings: Mapping[str, Any]) -> dict[str, Method]:
@@ -61,11 +65,6 @@ def check(settings: EvaluationSettings) -> None:
             settings.guidance.churn_noise,
             "iid, or a sampler that adds noise back: --s_churn or --sampler window",
         )
-    if settings.sampler.price is not None:
-        for key, free in (("guidance", ("pg", "classes", "none")), ("noise", ("iid",))):
-            value = getattr(settings.guidance, key)
-            if value not in free:
-                reject(key, value, f"{', '.join(free)} with price; else --num_steps")
     alone = settings.guidance.guidance in ("pg", "none") and settings.guidance.pg_factor == 0
     if settings.guidance.pool > 1 and not (
         alone and settings.sampler.sampler == "edm" and settings.sampler.s_churn == 0
@@ -117,13 +116,13 @@ def shares_of(guidance: GuidanceSettings) -> Shares:
 def needs_pilot(settings: EvaluationSettings) -> bool:
     """Whether something is left to a pilot: where it is decided what a sample shows."""
     s, g = settings.sampler, settings.guidance
-    window = s.sampler == "window" and None in (s.window_min, s.window_max, s.window_churn)
+    window = s.sampler != "edm" and None in (s.window_min, s.window_max, s.window_churn)
     guided = None in (g.pg_sigma_min, g.pg_sigma_max) or g.pg_strength == "measured"
     guided = guided and g.guidance == "pg" and measures(g)
     return s.sigma_min is None or g.pool > 1 or window or guided
 
 
-def sampler_of(settings: EvaluationSettings) -> Literal["edm", "window"]:
+def sampler_of(settings: EvaluationSettings) -> Literal["edm", "edm_noised", "window"]:
     """The sampler: the one that was given, else the window if guidance that fades acts on sets."""
     s, g = settings.sampler, settings.guidance
     if s.sampler is not None:
@@ -224,8 +223,10 @@ def _schedule(
     s = settings.sampler
     last = end(s, decisions)
     between = window(settings, decisions)
-    if between is not None:
+    if between is not None and s.sampler == "window":
         return window_schedule(between, 2 * num_steps - 1, sigma_min=last, sigma_max=s.sigma_max)
+    if between is not None:
+        return noised_schedule(karras_sigmas(num_steps, last, s.sigma_max, s.rho), between)
     first = s.sigma_max
     if settings.guidance.pool > 1:
         assert decisions is not None  # needs_pilot says so
@@ -236,19 +237,34 @@ def _schedule(
 def price(settings: EvaluationSettings, decisions: Decisions | None, schedule: Schedule) -> float:
     """Calls of the denoiser for each sample that is kept, a backward pass as BACKWARD of them."""
     g = settings.guidance
-    calls = schedule.calls * g.medoids_of + THINNING * (g.pool if g.pool > 1 else 0)
-    if g.guidance != "pg" or not measures(g) or g.pg_space not in DEARER:
-        return calls
-    low, high = g.pg_sigma_min, g.pg_sigma_max
-    if low is None or high is None:
-        assert decisions is not None  # needs_pilot says so
-        measured = default_levels(decisions, window(settings, decisions))
-        low, high = low or measured["sigma_min"], high or measured["sigma_max"]
-    called = torch.cat(
-        [schedule.sigmas[:-1] * (1 + schedule.churn), schedule.sigmas[1:][schedule.corrected]]
-    )
-    acting = int(((low <= called) & (called <= high)).sum())
-    return calls + DEARER[g.pg_space] * acting * g.medoids_of
+    drawn = g.medoids_of * g.pool
+    particles = settings.evaluate.batch_size * drawn
+    chosen = named(settings.record())
+    start = 0.0
+    if "noise" in chosen and particles > 1:
+        start = _calls(*chosen["noise"].before(g, particles))
+    cost = float(schedule.calls)
+    guidance = chosen.get("guidance")
+    dearer = _calls(*guidance.beside(g)) if guidance is not None else 0.0
+    # A particle alone is not guided before it has those of an earlier turn beside it.
+    turns = (g.sequential - (particles == 1)) / g.sequential
+    if dearer and g.pg_factor > 0 and turns > 0:
+        between = window(settings, decisions) if settings.sampler.sampler == "window" else None
+        levels = acting(g, between)
+        if g.guidance == "pg" and None in levels.values():
+            assert decisions is not None  # needs_pilot says so
+            measured = default_levels(decisions, between)
+            levels = {key: level or measured[key] for key, level in levels.items()}
+        low, high = levels["sigma_min"] or 0.0, levels["sigma_max"] or math.inf
+        noised = schedule.sigmas[:-1] * (1 + schedule.churn)
+        called = torch.cat([noised, schedule.sigmas[1:][schedule.corrected]])
+        cost += turns * dearer * int(((low <= called) & (called <= high)).sum())
+    return start * drawn + cost * g.medoids_of + THINNING * (g.pool if g.pool > 1 else 0)
+
+
+def _calls(forward: float, backward: float) -> float:
+    """The price of calls of both kinds."""
+    return forward + BACKWARD * backward
 
 
 def end(s: SamplerSettings, decisions: Decisions | None) -> float:
@@ -260,9 +276,11 @@ def end(s: SamplerSettings, decisions: Decisions | None) -> float:
 
 
 def window(settings: EvaluationSettings, decisions: Decisions | None) -> Window | None:
-    """Between which noise levels the sampler adds noise back: given, or measured; None of EDM's."""
+    """Between which noise levels the sampler adds noise back: given or measured.
+
+    None of EDM's sampler."""
     s = settings.sampler
-    if s.sampler != "window":
+    if s.sampler == "edm":
         return None
     low, high, churn = s.window_min, s.window_max, s.window_churn
     if low is None or high is None or churn is None:

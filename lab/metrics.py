@@ -255,7 +255,7 @@ def mean_interval(
     if they are 4. Equal values without a step give equal ends.
 
     `ci95` is None for a single set and for values that are not finite. Of fewer than about eight
-    values that are very skewed the interval is too narrow: it covers the mean about 90 times in 100.
+    values that are very skewed the interval is too narrow: it covers it about 90 times in 100.
     Raises ValueError for values outside two finite bounds.
     """
     array = np.asarray(values, dtype=np.float64)

@@ -155,7 +155,7 @@ def test_the_comparison_searches_strengths_and_keeps_finished_cells(tmp_path, mo
     )
     plan["samplers"] = {name: plan["samplers"][name] for name in ("EDM's", "the window")}
     monkeypatch.setattr(comparison, "PLAN", plan)
-    monkeypatch.setattr(comparison, "SEEDS", (0, 1))
+    monkeypatch.setattr(comparison, "SEEDS", {True: range(2), False: range(1)})
     monkeypatch.setattr(comparison, "SETS", {True: 6, False: 1})
     monkeypatch.setattr(comparison, "SEARCH_SETS", {True: 6, False: 1})
     network = str(ROOT / "checkpoints" / "circle_jumping_unet.safetensors")
@@ -288,7 +288,9 @@ def test_the_benchmark_of_outlines_measures_bounds_and_methods(tmp_path, monkeyp
     train.main([*small.split(), *"--frames lidc.npz --iterations 2 --outdir net".split()])
     flags = "--checkpoint net/model.safetensors --num_sets 4 --outdir out".split()
     load("lidc").main(flags)
-    rows = {row["name"]: row["metrics"] for row in json.loads(Path("out/lidc.json").read_text())}
+    rows = {
+        row["name"]: row["metrics"] for row in json.loads(Path("out/lidc.json").read_text())["rows"]
+    }
     assert rows["the four"]["hm_iou"]["mean"] == 1
     assert rows["the four"]["ged"]["mean"] == pytest.approx(0, abs=1e-6)
     assert rows["the network's mean, copied"]["iou_distance"]["mean"] == 0

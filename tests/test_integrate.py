@@ -11,6 +11,7 @@ from diverse_sampling.steps import (
     edm_schedule,
     integrate,
     karras_sigmas,
+    noised_schedule,
     Window,
     window_schedule,
 )
@@ -115,6 +116,21 @@ def test_churn_acts_only_inside_its_window():
     schedule = edm_schedule(sigmas, s_churn=6.0, s_min=0.1, s_max=10.0)
     assert schedule.num_steps == 12 and schedule.calls == 23
     torch.testing.assert_close(schedule.churn, inside * min(6 / 12, math.sqrt(2) - 1))
+
+
+def test_edms_steps_take_the_windows_noise_at_the_windows_levels():
+    """Every noised call is in the window, every other level is EDM's, and the marginal is kept."""
+    sigmas, between = karras_sigmas(60, 0.002, 80.0, 7.0), Window(1.0, 20.0, 0.8)
+    schedule = noised_schedule(sigmas, between)
+    noised = schedule.churn > 0
+    assert noised.sum() > 5 and schedule.churn[noised].tolist() == pytest.approx(
+        [0.8] * noised.sum()
+    )
+    called = sigmas[:-1][noised] * 1.8
+    assert bool(((1 <= called) & (called <= 20)).all())
+    assert schedule.calls == edm_schedule(sigmas).calls
+    noise = ParticleNoise(0, range(4), range(1000), (1, 2, 2))
+    assert_standard(integrate(gaussian_denoiser(0.3, 0.5), 80 * noise(), schedule, noise=noise))
 
 
 def test_churn_without_noise_is_an_error():

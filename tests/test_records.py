@@ -84,7 +84,7 @@ def test_provenance_has_the_hash_of_the_checkpoint(tmp_path):
 # ---------------------------------------------------------------- names
 
 # Numbers in metrics.json that describe the run.
-NO_METRICS = {"modes_total", "num_sets", "batch_size"}
+NO_METRICS = {"modes_total", "num_sets", "batch_size", "version"}
 
 
 def measured(result: dict) -> set[str]:

@@ -1,6 +1,8 @@
 """Samples are those of SAMPLES_VERSION, every way of moving them.
 
-    python tests/test_version.py    # store samples.json, after SAMPLES_VERSION was raised
+    python tests/test_version.py
+
+stores them in samples.json, after SAMPLES_VERSION was raised.
 """
 
 import json

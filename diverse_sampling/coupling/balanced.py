@@ -83,4 +83,5 @@ METHOD = Method(
     frequencies=KEPT,
     shown=dict(balanced_of=" from {} times as many"),
     candidates=lambda settings: settings.balanced_of,
+    before=lambda settings, particles: (PREVIEW_CALLS * settings.balanced_of, 0),
 )

@@ -12,6 +12,8 @@ from diverse_sampling.denoiser import Denoiser
 from diverse_sampling.method import KEPT, Method, Sets
 from diverse_sampling.noise import Stream
 
+ITERATIONS = 2  # of the power iteration
+
 
 def stratified(noise: Tensor, directions: Tensor, generators: list[torch.Generator]) -> Tensor:
     """Noise whose components along a few directions are spread evenly inside each set.
@@ -50,7 +52,7 @@ def leading_directions(
     shape: tuple[int, ...],
     rank: int,
     generators: list[torch.Generator],
-    iterations: int = 2,
+    iterations: int = ITERATIONS,
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """Orthonormal directions along which the posterior at noise level `sigma` varies most.
@@ -106,4 +108,5 @@ METHOD = Method(
     _make,
     needs=("backward passes at first", "no churn"),
     frequencies=KEPT,
+    before=lambda settings, particles: 2 * (ITERATIONS * settings.stratified_rank / particles,),
 )

@@ -47,7 +47,7 @@ from diverse_sampling.guidance.base import (
     per_particle,
     tiny_of,
 )
-from diverse_sampling.method import PILOT, Method, Sets
+from diverse_sampling.method import PILOT, ROUNDING, Method, Sets
 from diverse_sampling.potentials import POTENTIALS, Bandwidth, LogDet, Potential, cosine_share
 from diverse_sampling.steps import Window
 
@@ -240,10 +240,6 @@ def _per_pixel(drift: Tensor) -> Tensor:
 # ---------------------------------------------------------------- as it is used
 
 
-# So that rounding moves no noise level across a bound.
-ROUNDING = 1e-6
-
-
 def default_guidance(
     denoise: Denoiser,
     decisions: Decisions,
@@ -277,6 +273,11 @@ def default_levels(decisions: Decisions, window: Window | None) -> dict[str, flo
     low = decisions.settled if window is None else window.low * (1 + ROUNDING)
     high = (window or decisions.window()).high * (1 + ROUNDING)
     return dict(sigma_min=low, sigma_max=high)
+
+
+def beside(settings: Any) -> tuple[float, float]:
+    """What a guided call costs beside it, (forward, backward), by the space in which U acts."""
+    return dict(jacobian=(0, 1), difference=(1, 0)).get(settings.pg_space, (0, 0))
 
 
 def asked_for(
@@ -316,5 +317,6 @@ METHOD = Method(
     "particle guidance",
     _make,
     needs=(PILOT,),
+    beside=beside,
     shown=dict(pg_factor=", factor {:g}"),
 )

@@ -13,6 +13,9 @@ from diverse_sampling.errors import reject
 from diverse_sampling.method import Method
 
 
+STEPS = 3  # of Adam
+
+
 @dataclass(frozen=True)
 class Options:
     """Contrastive noise"""
@@ -31,7 +34,7 @@ def contrastive(
     sigma: Tensor,
     *,
     rate: float,
-    steps: int = 3,
+    steps: int = STEPS,
     temperature: float = 0.1,
 ) -> Tensor:
     """Starting noise moved by a few steps of Adam to where the first D(x) of a set differ (CNO).
@@ -83,5 +86,6 @@ METHOD = Method(
         sets.denoise, noise(), sets.sigma_max, rate=sets.options.contrastive_rate
     ),
     needs=("3 backward passes",),
+    before=lambda settings, particles: (STEPS + 1, STEPS),
     options=Options,
 )

@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diverse_sampling.guidance.pg import ParticleGuidance, asked_for
+from diverse_sampling.guidance.pg import ParticleGuidance, asked_for, beside
 from diverse_sampling.method import BACKWARD, STRENGTH, Method
 from diverse_sampling.potentials import RBF, Bandwidth, weighted_differences
 
@@ -66,5 +66,6 @@ METHOD = Method(
     "DiverseFlow",
     lambda sets: ParticleGuidance(sets.denoise, **asked_for(sets, DiverseFlow)),
     needs=(STRENGTH, BACKWARD),
+    beside=beside,
     shown=dict(pg_factor=", factor {:g}"),
 )

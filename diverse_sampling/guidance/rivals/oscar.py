@@ -26,6 +26,7 @@ from diverse_sampling.guidance.pg import (
     Push,
     Strength,
     asked_for,
+    beside,
     tiny_of,
 )
 from diverse_sampling.method import BACKWARD, STRENGTH, Method, Sets
@@ -94,5 +95,6 @@ METHOD = Method(
     "OSCAR",
     _make,
     needs=(STRENGTH, BACKWARD, "three particles"),
+    beside=beside,
     shown=dict(pg_factor=", factor {:g}"),
 )

@@ -21,7 +21,7 @@ import math
 
 from torch import Tensor
 
-from diverse_sampling.guidance.pg import ParticleGuidance, asked_for
+from diverse_sampling.guidance.pg import ParticleGuidance, asked_for, beside
 from diverse_sampling.method import BACKWARD, STRENGTH, Method
 from diverse_sampling.potentials import RBF, Bandwidth, weighted_differences
 
@@ -49,5 +49,6 @@ METHOD = Method(
     "RKE guidance",
     lambda sets: ParticleGuidance(sets.denoise, **asked_for(sets, RKE)),
     needs=(STRENGTH, BACKWARD),
+    beside=beside,
     shown=dict(pg_factor=", factor {:g}"),
 )

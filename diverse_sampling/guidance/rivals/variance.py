@@ -90,6 +90,7 @@ METHOD = Method(
     _make,
     needs=(STRENGTH, "twice the calls", BACKWARD),
     frequencies="tilted, known",
+    beside=lambda settings: (1, 2),
     shown=dict(pg_factor=", factor {:g}"),
     only=dict(sequential=1),
 )
