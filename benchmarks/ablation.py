@@ -33,11 +33,11 @@ POTENTIALS.update({f"logdet-{jitter:g}": partial(LogDet, jitter=jitter) for jitt
 # {low} and {high} noise levels and its {noise}, and the strength that is tried between a fifth and
 # five times as much. Where the unit is another, it is the one around which sets do best.
 NO_WINDOW = "--sampler edm"
-EDM_NOISE = "--sampler edm --s_churn 9.1 --s_min {low} --s_max {high}"
+EDM_NOISE = "--sampler edm_noised"
 CHOICES: list[tuple[str, str, str, float]] = [
     ("default", "", "", FACTOR),
     ("window", "EDM's noise levels, without noise", NO_WINDOW, FACTOR),
-    ("window", "EDM's noise levels, as much noise as it can add there", EDM_NOISE, FACTOR),
+    ("window", "EDM's noise levels, with the window's noise", EDM_NOISE, FACTOR),
     ("window", "twice as far up", "--window_max {high_2}", FACTOR),
     ("window", "half as far up", "--window_max {half_high}", FACTOR),
     ("window", "twice as far down", "--window_min {half_low}", FACTOR),
@@ -50,7 +50,7 @@ CHOICES: list[tuple[str, str, str, float]] = [
     ("fade", "the last noised call is guided too", "--pg_sigma_min {below}", FACTOR),
     (
         "fade",
-        "a cosine over the window beside it",
+        "a cosine beside it that ends with the window",
         "--pg_anneal strength --pg_sigma_min {low} --pg_sigma_max {above}",
         FACTOR,
     ),
@@ -61,7 +61,7 @@ CHOICES: list[tuple[str, str, str, float]] = [
     ("kernel", "sum over pairs, of the unsquared distance", "--pg_kernel rbf_unsquared", FACTOR),
     ("kernel", "sum over pairs, inverse distance", "--pg_kernel inverse", FACTOR),
     ("kernel", "sum over pairs, IoU", "--pg_kernel iou", 50.0),
-    ("space", "the noisy particles", "--pg_space x", 30.0),
+    ("space", "the noisy particles", "--pg_space x", 300.0),
     ("space", "through the Jacobian, its window", "--pg_space jacobian", 3.0),
     ("space", "by differences, its window", "--pg_space difference", 3.0),
     ("bandwidth", "a quarter", "--pg_bandwidth_value 0.5", FACTOR),
@@ -78,7 +78,7 @@ TRIED = (0.2, 1.0, 5.0)
 ON_UNET = [
     "",
     "EDM's noise levels, without noise",
-    "EDM's noise levels, as much noise as it can add there",
+    "EDM's noise levels, with the window's noise",
     "half as far down",
     "twice as far down",
     "none",
@@ -111,7 +111,7 @@ PAIRS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         {
             "D(x)": f"--pg_factor {FACTOR:g}",
             "the Jacobian": "--pg_space jacobian --pg_factor 3",
-            "noisy particles": "--pg_space x --pg_factor 30",
+            "noisy particles": "--pg_space x --pg_factor 300",
         },
     ),
 }

@@ -317,7 +317,7 @@ def _set_logarithmic(axis: Axes, marks: Sequence[float]) -> None:
         apart = math.inf if not ticks else math.log(mark / ticks[-1]) / math.log(high / low)
         if low <= mark <= high and apart > 1 / 10:
             ticks.append(mark)
-    axis.set_xticks(ticks, map(str, ticks))
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
 
 
@@ -344,7 +344,8 @@ def strengths(worlds: Sequence[dict]) -> Figure:
             curve(axis, factors, metrics[1:], color=colour, marker="o", ms=4, lw=1.4)
             axis.axhline(metrics[0]["mean"], color=colour, ls=":", lw=1.2)
             axis.set_ylabel(METRICS[key].title, color=colour, fontsize=8.5)
-            axis.tick_params(labelsize=8, axis="y", colors=colour)
+            axis.tick_params(axis="y", colors=colour)
+            axis.tick_params(labelsize=8)
         _set_logarithmic(left, factors)
         left.set_title(world["world"], fontsize=9.5)
         left.set_xlabel(world["strength"], fontsize=8.5)
