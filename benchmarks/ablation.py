@@ -33,11 +33,12 @@ POTENTIALS.update({f"logdet-{jitter:g}": partial(LogDet, jitter=jitter) for jitt
 # {low} and {high} noise levels and its {noise}, and the strength that is tried between a fifth and
 # five times as much. Where the unit is another, it is the one around which sets do best.
 NO_WINDOW = "--sampler edm"
-EDM_NOISE = "--sampler edm_noised"
+EDM_NOISE = "--sampler edm --s_churn 9.1 --s_min {low} --s_max {high}"
 CHOICES: list[tuple[str, str, str, float]] = [
     ("default", "", "", FACTOR),
     ("window", "EDM's noise levels, without noise", NO_WINDOW, FACTOR),
-    ("window", "EDM's noise levels, with the window's noise", EDM_NOISE, FACTOR),
+    ("window", "EDM's noise levels, as much noise as EDM adds at most", EDM_NOISE, FACTOR),
+    ("window", "EDM's noise levels, with the window's noise", "--sampler edm_noised", FACTOR),
     ("window", "twice as far up", "--window_max {high_2}", FACTOR),
     ("window", "half as far up", "--window_max {half_high}", FACTOR),
     ("window", "twice as far down", "--window_min {half_low}", FACTOR),
@@ -78,7 +79,7 @@ TRIED = (0.2, 1.0, 5.0)
 ON_UNET = [
     "",
     "EDM's noise levels, without noise",
-    "EDM's noise levels, with the window's noise",
+    "EDM's noise levels, as much noise as EDM adds at most",
     "half as far down",
     "twice as far down",
     "none",
