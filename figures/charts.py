@@ -483,7 +483,7 @@ def norms(traces: dict[str, dict[str, Tensor]], title: str = "") -> Figure:
     for (top, below), (name, trace) in zip(axes.T, traces.items()):
         sigmas = trace["sigmas"]
         top.loglog(sigmas, trace["distances"].flatten(1).norm(dim=1), "o-", ms=3, color=BLUE)
-        top.set_title(name, fontsize=9)
+        top.set_title(name, fontsize=8)
         top.grid(alpha=0.3)
         for key, colour, label in drifts:
             if key not in trace:
