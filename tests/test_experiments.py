@@ -166,6 +166,12 @@ def test_experiments_end_with_their_picture(name, picture, finished):
     assert (imread(folder / "again.png") == imread(folder / f"{picture}.png")).all()
 
 
+def test_an_experiment_may_have_several_figures(finished):
+    names = experiments.load("e6")["figure"]
+    assert names == ["strip", "trajectories", "norms"]
+    assert all(drawn(finished("e6") / f"{name}.png") > 0.02 for name in names)
+
+
 @pytest.mark.parametrize(
     "figure, name, why",
     [
