@@ -43,7 +43,7 @@ POOLED: dict[str, Any] = dict(
     quality=lambda k: (),
     hm_iou=lambda k: ((0, 1),),
 )
-AVERAGED = ("price", "backward_calls", "equivalent_draws", "frequency_tv", "count_dispersion")
+AVERAGED = ("price", "backward_calls", "frequency_tv", "count_dispersion")
 SHARED = ("frequency_tv_iid", "modes_expected_iid", "modes_total")
 
 
@@ -181,6 +181,11 @@ def pooled(results: list[dict]) -> dict[str, Any]:
     for key in AVERAGED:
         together[key] = float(np.mean([result[key] for result in results]))
     together |= {key: results[0][key] for key in SHARED}
+    draws = [result["equivalent_draws"] for result in results]
+    together["equivalent_draws"] = dict(
+        mean=float(np.mean([each["mean"] for each in draws])),
+        at_least=all(each["at_least"] for each in draws),
+    )
     together["num_sets"] = sum(result["num_sets"] for result in results)
     # One pilot serves all seeds.
     together["pilot"] = results[0]["pilot_calls"] * results[0]["num_sets"] / together["num_sets"]
