@@ -261,15 +261,15 @@ def main(argv: list[str] | None = None) -> None:
     try:
         strengths = [(cells.searched(row, run=True) or {})["chosen"] for row in own]
         rounds = itertools.product(PLAN["prices"], SEEDS[False])
-        # The middle price first, and two seeds of every price before the next two.
+        # Every price with a seed before the next seed, the middle price first.
         for price, seed in sorted(
-            rounds, key=lambda at: (at[1] // 2, abs(at[0] - PLAN["searched_at"]), at[1])
+            rounds, key=lambda at: (at[1], abs(at[0] - PLAN["searched_at"]), at[0])
         ):
             for row, strength in zip(own, strengths):
                 for name in row.models:
                     if seed in SEEDS[is_exact(PLAN["models"][name])]:
                         cells.reported(row, name, price, strength, seed, run=True)
-            if rank == 0:
+            if rank == 0 and price == max(PLAN["prices"]):
                 write(args.outdir, *gathered(cells))
     except (SettingError, FileNotFoundError) as error:
         fail(str(error))
