@@ -194,25 +194,36 @@ def pooled(results: list[dict]) -> dict[str, Any]:
 
 
 def gathered(cells: Cells) -> tuple[list[dict], list[dict]]:
-    """(what the search showed of every row, the results at every price), of what is finished."""
-    found, results = [], []
-    for row in rows():
-        searched = cells.searched(row, run=False)
-        if searched is None:
-            continue
+    """(what the search showed of every row, the results at every price), of what is finished.
+
+    A seed counts at a price if all rows have run with it there.
+    """
+    plan = list(rows())
+    found = [cells.searched(row, run=False) for row in plan]
+    if None in found:
+        return [], []
+    held: dict[tuple, tuple[dict | None, str]] = {}
+    for row, searched in zip(plan, found):
+        for name, price in itertools.product(row.models, PLAN["prices"]):
+            for seed in SEEDS[is_exact(PLAN["models"][name])]:
+                at = row, name, price, seed
+                held[id(row), *at[1:]] = cells.reported(*at[:3], searched["chosen"], seed, False)
+    missing = {at[1:] for at, (result, _) in held.items() if result is None}
+    search, results = [], []
+    for row, searched in zip(plan, found):
         at = dict(kind=row.kind, method=row.method, sampler=row.sampler)
-        found.append(at | searched)
+        search.append(at | searched)
         for name, price in itertools.product(row.models, PLAN["prices"]):
             each = [
-                cells.reported(row, name, price, searched["chosen"], seed, run=False)
+                held[id(row), name, price, seed]
                 for seed in SEEDS[is_exact(PLAN["models"][name])]
+                if (name, price, seed) not in missing
             ]
             done = [result for result, _ in each if result]
             if done:
-                flags = each[0][1]
-                cell = at | dict(model=name, budget=price, strength=searched["chosen"], flags=flags)
-                results.append(cell | pooled(done))
-    return found, results
+                about = dict(model=name, budget=price, strength=searched["chosen"])
+                results.append(at | about | dict(flags=each[0][1]) | pooled(done))
+    return search, results
 
 
 def entry(row: dict) -> str:

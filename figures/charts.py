@@ -273,7 +273,8 @@ def comparison(rows: Sequence[dict], prices: Sequence[float], model: str) -> Fig
         index = named.index(method) if method in named else None
         style: dict[str, Any] = dict(color=GREY, marker=".", ms=5, alpha=0.6, lw=0.8, zorder=1)
         if index is not None:
-            colour = "black" if index == 0 else LINES[(index - 1) % len(LINES)]
+            colours = ["black", *(line for line in LINES if line != GREY)]
+            colour = colours[index % len(colours)]
             style = dict(color=colour, marker=MARKERS[index % len(MARKERS)], ms=6, lw=1.4, zorder=3)
         row = best[method]
         name = f"{method}, {row['sampler']}" if row["sampler"] else method
