@@ -198,31 +198,34 @@ def gathered(cells: Cells) -> tuple[list[dict], list[dict]]:
 
     A seed counts at a price if all rows have run with it there.
     """
-    plan = list(rows())
-    found = [cells.searched(row, run=False) for row in plan]
-    if None in found:
-        return [], []
-    held: dict[tuple, tuple[dict | None, str]] = {}
-    for row, searched in zip(plan, found):
-        for name, price in itertools.product(row.models, PLAN["prices"]):
-            for seed in SEEDS[is_exact(PLAN["models"][name])]:
-                at = row, name, price, seed
-                held[id(row), *at[1:]] = cells.reported(*at[:3], searched["chosen"], seed, False)
-    missing = {at[1:] for at, (result, _) in held.items() if result is None}
-    search, results = [], []
-    for row, searched in zip(plan, found):
+    search: list[dict] = []
+    held: list[tuple[dict, str, float, list]] = []  # a place, its model, price, and all seeds
+    missing = set()
+    for row in rows():
+        searched = cells.searched(row, run=False)
+        if searched is None:
+            return [], []
         at = dict(kind=row.kind, method=row.method, sampler=row.sampler)
         search.append(at | searched)
+        place = at | dict(strength=searched["chosen"])
         for name, price in itertools.product(row.models, PLAN["prices"]):
+            seeds = SEEDS[is_exact(PLAN["models"][name])]
             each = [
-                held[id(row), name, price, seed]
-                for seed in SEEDS[is_exact(PLAN["models"][name])]
-                if (name, price, seed) not in missing
+                (seed, *cells.reported(row, name, price, searched["chosen"], seed, run=False))
+                for seed in seeds
             ]
-            done = [result for result, _ in each if result]
-            if done:
-                about = dict(model=name, budget=price, strength=searched["chosen"])
-                results.append(at | about | dict(flags=each[0][1]) | pooled(done))
+            held.append((place, name, price, each))
+            missing |= {(name, price, seed) for seed, result, _ in each if result is None}
+    results = []
+    for place, name, price, each in held:
+        done = [
+            (result, flags)
+            for seed, result, flags in each
+            if result and (name, price, seed) not in missing
+        ]
+        if done:
+            about = dict(model=name, budget=price, flags=done[0][1])
+            results.append(place | about | pooled([result for result, _ in done]))
     return search, results
 
 
