@@ -124,13 +124,15 @@ class Cells:
         """The record of a cell, {} if its price is too low; None if it is not there and not run."""
         try:
             settings, checkpoint = assemble.complete(values)
-            if run or cell_of(settings, checkpoint, self.args.outdir).is_file():
-                return run_cell(settings, checkpoint, self.args.outdir)
+            cell = cell_of(settings, checkpoint, self.args.outdir)
+            if not run and not cell.is_file():
+                return None
+            return run_cell(settings, checkpoint, self.args.outdir)
         except SettingError as error:
             if not str(error).startswith("price:"):
                 raise SettingError(f"{error} (in the cell {' '.join(as_flags(values))})") from None
+            cell.write_text("{}")
             return {}
-        return None
 
     def searched(self, row: Row, run: bool) -> dict[str, Any] | None:
         """{the chosen strength, what each model showed with every one}; None if not finished.
