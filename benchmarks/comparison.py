@@ -170,7 +170,9 @@ class Cells:
         model = PLAN["models"][name]
         values = self.settings(row, model, price, strength)
         values |= dict(seed=seed, num_sets=SETS[is_exact(model)])
-        return self.result(values, run), " ".join(as_flags(values))
+        result = self.result(values, run)
+        del values["data_root"]  # where the digits lie is nobody else's matter
+        return result, " ".join(as_flags(values))
 
 
 def pooled(results: list[dict]) -> dict[str, Any]:

@@ -361,7 +361,7 @@ def thesis_table(rows: list[dict]) -> str:
     """Directions found by independent sets and by the thesis's form, on two denoisers."""
     lines = []
     for method in dict.fromkeys(row["method"] for row in rows):
-        if method == "independent" or "thesis's form" in method:
+        if method == "independent" or "thesis's" in method and "kernel" not in method:
             both = [
                 best_samplers(rows, model, middle_of(rows)).get(method) for model in ("exact", UNET)
             ]
@@ -375,7 +375,9 @@ def sets_of(rows: list[dict]) -> str:
     """A line about the sets of the comparison."""
     middle = [row for row in rows if row["budget"] == middle_of(rows)]
     counts = {row["model"]: (row["num_sets"], len(row["seeds"])) for row in middle}
-    sets = "; ".join(f"{name}: {sets} sets of 8, {n} seeds" for name, (sets, n) in counts.items())
+    sets = "; ".join(
+        f"{name}: {sets} sets of 8, {n} seed{'s' * (n > 1)}" for name, (sets, n) in counts.items()
+    )
     return f"{sets}. Independent samples find {middle[0]['modes_expected_iid']:.2f} in theory."
 
 
