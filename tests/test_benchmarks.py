@@ -155,8 +155,8 @@ def test_the_comparison_searches_strengths_and_keeps_finished_cells(tmp_path, mo
     )
     plan["samplers"] = {name: plan["samplers"][name] for name in ("EDM's", "the window")}
     monkeypatch.setattr(comparison, "PLAN", plan)
-    monkeypatch.setattr(comparison, "SEEDS", {True: range(2), False: range(1)})
-    monkeypatch.setattr(comparison, "SETS", {True: 6, False: 1})
+    monkeypatch.setattr(comparison, "SEEDS", {True: range(2), False: range(2)})
+    monkeypatch.setattr(comparison, "SETS", {True: 6, False: 2})
     monkeypatch.setattr(comparison, "SEARCH_SETS", {True: 6, False: 1})
     network = str(ROOT / "checkpoints" / "circle_jumping_unet.safetensors")
     argv = ["--search_checkpoint", network, "--outdir", str(tmp_path)]
@@ -209,9 +209,9 @@ def test_the_ablation_changes_one_choice_at_a_time_and_keeps_finished_cells(tmp_
     default = record["choices"][0]
     assert default["exact"]["5"] == record["worlds"][0]["cells"]["5"] | default["exact"]["5"]
     window = {(cell["row"], cell["column"]): cell for cell in record["pairs"]["window and noise"]}
-    assert window["with noise", "window"]["modes_found"] == default["exact"]["5"]["modes_found"]
-    edm = window["without noise", "edm"]["modes_found"]
-    assert edm["mean"] < window["with noise", "window"]["modes_found"]["mean"]
+    assert window["with noise", "the window"]["modes_found"] == default["exact"]["5"]["modes_found"]
+    edm = window["without noise", "EDM's noise levels"]["modes_found"]
+    assert edm["mean"] < window["with noise", "the window"]["modes_found"]["mean"]
     assert (tmp_path / "ablation.png").stat().st_size > 5000
     kept = {cell: cell.stat().st_mtime_ns for cell in (tmp_path / "cells").iterdir()}
     ablation.main(argv)

@@ -120,13 +120,13 @@ def test_churn_acts_only_inside_its_window():
 
 def test_edms_steps_take_the_windows_noise_at_the_windows_levels():
     """Every noised call is in the window, every other level is EDM's, and the marginal is kept."""
-    sigmas, between = karras_sigmas(60, 0.002, 80.0, 7.0), Window(1.0, 20.0, 0.8)
+    sigmas, between = karras_sigmas(60, 0.002, 80.0, 7.0), Window(1.0, 20.0, 0.2)
     schedule = noised_schedule(sigmas, between)
     noised = schedule.churn > 0
     assert noised.sum() > 5 and schedule.churn[noised].tolist() == pytest.approx(
-        [0.8] * noised.sum()
+        [0.2] * noised.sum()
     )
-    called = sigmas[:-1][noised] * 1.8
+    called = sigmas[:-1][noised] * 1.2
     assert bool(((1 <= called) & (called <= 20)).all())
     assert schedule.calls == edm_schedule(sigmas).calls
     noise = ParticleNoise(0, range(4), range(1000), (1, 2, 2))
