@@ -61,6 +61,7 @@ class Methods(Protocol):
 
     schedule: Schedule
     window: Window | None
+    acting_window: Window | None
     decisions: Decisions | None
     candidates: int
 
@@ -172,7 +173,7 @@ class SetSampler:
             settings=self.settings.guidance,
             options=None,
             sigma_max=torch.tensor(self.settings.sampler.sigma_max, dtype=torch.float64),
-            window=self.methods.window if self.settings.sampler.sampler == "window" else None,
+            window=self.methods.acting_window,
             position=self.methods.position,
             noise=partial(self.noise, sets, particles),
             generators=lambda stream: [

@@ -18,8 +18,7 @@ import measure
 
 from diverse_sampling.defaults import FACTOR
 from diverse_sampling.potentials import POTENTIALS, LogDet
-from lab import assemble
-from lab.experiments import interval, run_cell
+from lab import assemble, experiments
 from lab.names import METRICS
 
 SEED = "--seed 60001"
@@ -126,6 +125,7 @@ FACTORS = (0.1, 0.3, 1, 3, 5, 10, 30)
 DIGITS = f"--task unconditional --batch_size 10 --num_sets 16 --digits mnist {SEED}"
 HALVES = f"--dataset halves --batch_size 10 --digits mnist {SEED}"
 BLOBS = f"--dataset frames --frames examples/blobs.npz --batch_size 4 {SEED}"
+MIXTURE = "--denoiser exact --dataset mixture --batch_size 10 --num_sets 200 --num_steps 30"
 CLUSTERS = "--guidance classes --classifier clusters"
 # Every world: its flags, its strength, and two keys of metrics.json: what sets show, and how good
 # their samples are.
@@ -139,13 +139,12 @@ WORLDS: dict[str, tuple[str, str, tuple[str, str]]] = {
         ("modes_found", "quality"),
     ),
     "Gaussians in the plane": (
-        f"--denoiser exact --dataset mixture --batch_size 10 --num_sets 200 --num_steps 30 {SEED}",
+        f"{MIXTURE} {SEED}",
         "pg_factor",
         ("modes_found", "displacement"),
     ),
     "the same, through the Jacobian": (
-        "--denoiser exact --dataset mixture --batch_size 10 --num_sets 200 --num_steps 30 "
-        f"--pg_space jacobian {SEED}",
+        f"{MIXTURE} --pg_space jacobian {SEED}",
         "pg_factor",
         ("modes_found", "displacement"),
     ),
@@ -198,7 +197,7 @@ class Runs:
         """The record of an evaluation by its flags."""
         cell = assemble.parse([*flags.split(), "--data_root", self.args.data_root])
         print(flags, flush=True)
-        return run_cell(*cell, self.args.outdir)
+        return experiments.run_cell(*cell, self.args.outdir)
 
     def levels(self, flags: str) -> dict[str, float]:
         """The names in the flags of CHOICES: multiples of the measured window and noise."""
@@ -211,15 +210,7 @@ class Runs:
 def brief(result: dict, keys: tuple[str, ...]) -> dict[str, Any]:
     """What is kept of a record: some of its numbers, without those of single sets."""
     kept = {key: result[key] for key in keys if result.get(key) is not None}
-    for key, value in kept.items():
-        if isinstance(value, dict):
-            kept[key] = dict(mean=value["mean"], ci95=value["ci95"])
-    return kept | dict(price=result["price"], num_sets=result["num_sets"])
-
-
-def entry(value: Any) -> str:
-    """A number in a table, with its interval if it has one."""
-    return interval(value) if isinstance(value, dict) or value is None else f"{value:.3f}"
+    return experiments.brief(kept) | dict(price=result["price"], num_sets=result["num_sets"])
 
 
 KEYS = ("modes_found", "modes_shown", "quality", "hm_iou")
@@ -284,9 +275,15 @@ def choices_table(rows: list[dict]) -> str:
             f"{cell['modes_found']['mean']:.2f} ({factor})" for factor, cell in row["exact"].items()
         ]
         unet = row.get("unet", {})
-        quality = entry(unet.get("quality"))
+        quality = measure.number(unet.get("quality"))
         lines.append(
-            [row["choice"], row["instead"], *exact, entry(unet.get("modes_found")), quality]
+            [
+                row["choice"],
+                row["instead"],
+                *exact,
+                measure.number(unet.get("modes_found")),
+                quality,
+            ]
         )
     header = "choice | instead | exact, a fifth | exact, its strength | exact, five times"
     return measure.table(f"{header} | plain U-Net | its quality", lines)
@@ -296,7 +293,7 @@ def pair_table(cells: list[dict]) -> str:
     """Modes found by rows and columns."""
     columns = list(dict.fromkeys(cell["column"] for cell in cells))
     lines = [
-        [row, *(entry(cell["modes_found"]) for cell in cells if cell["row"] == row)]
+        [row, *(measure.number(cell["modes_found"]) for cell in cells if cell["row"] == row)]
         for row in dict.fromkeys(cell["row"] for cell in cells)
     ]
     return measure.table(f" | {' | '.join(columns)}", lines)

@@ -7,9 +7,9 @@ The rows are those of comparison.yaml. The strength of a row (a method in a samp
 seven with which sets show most modes, in the mean of two search models: the exact denoiser of an
 unequal world, and the plain U-Net that the first command trains; of equals the weakest. The search
 has sets of another seed and the middle price, and the reported U-Net has no part in it. Every row
-is then run at every price, with three seeds. A finished cell stays in --outdir; processes of
-torchrun share the rows. Writes comparison.json, comparison.md and comparison.png there, of what is
-finished, whenever all rows have a price or a seed more.
+is then run at every price, with several seeds. A finished cell stays in --outdir; processes of
+torchrun share the rows. Writes comparison.json, comparison.md and comparison.png there, of what all
+rows have, after each seed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import yaml
 from diverse_sampling.errors import SettingError
 from lab import assemble
 from lab.command_line import as_flags, fail, this_process
-from lab.experiments import cell_of, interval, run_cell
+from lab.experiments import brief, cell_of, interval, run_cell
 from lab.metrics import mean_interval
 
 PLAN = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
@@ -43,8 +43,8 @@ POOLED: dict[str, Any] = dict(
     quality=lambda k: (),
     hm_iou=lambda k: ((0, 1),),
 )
-AVERAGED = ("price", "backward_calls", "frequency_tv", "count_dispersion")
-SHARED = ("frequency_tv_iid", "modes_expected_iid", "modes_total")
+AVERAGED = ("price", "backward_calls", "frequency_tv", "frequency_tv_iid", "count_dispersion")
+SHARED = ("modes_expected_iid", "modes_total")
 
 
 @dataclass
@@ -122,6 +122,7 @@ class Cells:
 
     def result(self, values: dict, run: bool) -> dict | None:
         """The record of a cell, {} if its price is too low; None if it is not there and not run."""
+        cell = None
         try:
             settings, checkpoint = assemble.complete(values)
             cell = cell_of(settings, checkpoint, self.args.outdir)
@@ -129,7 +130,7 @@ class Cells:
                 return None
             return run_cell(settings, checkpoint, self.args.outdir)
         except SettingError as error:
-            if not str(error).startswith("price:"):
+            if cell is None or not str(error).startswith("price:"):
                 raise SettingError(f"{error} (in the cell {' '.join(as_flags(values))})") from None
             cell.write_text("{}")
             return {}
@@ -180,8 +181,7 @@ def pooled(results: list[dict]) -> dict[str, Any]:
     together: dict[str, Any] = {}
     for key in POOLED:
         per_set = np.concatenate([result[key]["per_set"] for result in results])
-        together[key] = mean_interval(per_set, *POOLED[key](results[0]["modes_total"]))
-        del together[key]["per_set"]
+        together[key] = brief(mean_interval(per_set, *POOLED[key](results[0]["modes_total"])))
     for key in AVERAGED:
         together[key] = float(np.mean([result[key] for result in results]))
     together |= {key: results[0][key] for key in SHARED}
@@ -268,7 +268,7 @@ def write(outdir: Path, found: list[dict], results: list[dict]) -> None:
     from figures.drawing import save
 
     measure.save(outdir, "comparison", markdown(results), dict(search=found, rows=results))
-    save(comparison(results, PLAN["prices"], REPORTED), outdir / "comparison.png")
+    save(comparison(results, REPORTED), outdir / "comparison.png")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -277,7 +277,11 @@ def main(argv: list[str] | None = None) -> None:
     cells = Cells(args)
     own = list(rows())[rank::ranks]
     try:
-        strengths = [(cells.searched(row, run=True) or {})["chosen"] for row in own]
+        strengths = []
+        for row in own:
+            searched = cells.searched(row, run=True)
+            assert searched is not None  # all of its cells were run
+            strengths.append(searched["chosen"])
         rounds = itertools.product(PLAN["prices"], SEEDS[False])
         # Every price with a seed before the next seed, the middle price first.
         for price, seed in sorted(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import measure
 
 from lab import assemble
-from lab.experiments import interval, run_cell
+from lab.experiments import run_cell
 from lab.names import METRICS
 
 CIRCLE = "--num_sets 200 --digits mnist"
@@ -162,7 +162,7 @@ def show(key: str, result: dict) -> str:
     """One number with its interval."""
     value = result["mode_frequencies"][0] if key == "p_right" else result[key]
     name = METRICS[key].title + (f" of {result['modes_total']}" if key == "modes_found" else "")
-    return f"{name}: {interval(value) if isinstance(value, dict) else format(value, '.3f')}"
+    return f"{name}: {measure.number(value)}"
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from diverse_sampling.defaults import SAMPLES_VERSION  # noqa: E402
 from lab.command_line import make_parser  # noqa: E402
+from lab.experiments import interval  # noqa: E402
 from lab.records import made_by  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -101,6 +102,11 @@ def shown(value: Mapping[str, float], digits: int = 2) -> str:
     """A median and its range."""
     numbers = (f"{value[key]:,.{digits}f}" for key in ("median", "lowest", "highest"))
     return "{} ({} to {})".format(*numbers)
+
+
+def number(value: Any) -> str:
+    """A number in a table, with its interval if it has one; nothing for None."""
+    return interval(value) if isinstance(value, dict) or value is None else f"{value:.3f}"
 
 
 def table(header: str, rows: Sequence[Sequence[Any]]) -> str:

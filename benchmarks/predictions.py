@@ -21,7 +21,7 @@ from torch import Tensor
 import data_loader
 from examples.blobs import ellipse
 from lab import assemble
-from lab.experiments import interval
+from lab.experiments import brief
 from lab.metrics import energy_score, mean_interval
 from lab.names import METRICS
 from lab.tasks import Task
@@ -197,9 +197,8 @@ def judge(results: dict[str, list[dict]]) -> list[dict]:
         difference = None
         if isinstance(values[0], dict):
             apart = np.subtract(values[1]["per_set"], values[0]["per_set"])
-            difference = mean_interval(apart)
-            del difference["per_set"]
-            values = [dict(mean=value["mean"], ci95=value["ci95"]) for value in values]
+            difference = brief(mean_interval(apart))
+            values = brief(values)
         independent, guided = (
             value["mean"] if isinstance(value, dict) else value for value in values
         )
@@ -218,11 +217,6 @@ def judge(results: dict[str, list[dict]]) -> list[dict]:
     return rows
 
 
-def entry(value: Any) -> str:
-    """A number in a table, with its interval if it has one."""
-    return interval(value) if isinstance(value, dict) or value is None else f"{value:.3f}"
-
-
 def main(argv: list[str] | None = None) -> None:
     args = measure.arguments(PredictionSettings, argv)
     rows = judge(measured(args))
@@ -231,7 +225,7 @@ def main(argv: list[str] | None = None) -> None:
             row["number"],
             row["task"],
             METRICS[row["metric"]].label,
-            *(entry(row[key]) for key in ("independent", "guided", "difference")),
+            *(measure.number(row[key]) for key in ("independent", "guided", "difference")),
             "yes" if row["met"] else "**no**",
         ]
         for row in rows

@@ -37,8 +37,7 @@ ANSWERS = "the answers"
 CLASSES = "a classifier"
 NO_CHURN = "a sampler without churn"
 
-# So that rounding moves no noise level across a bound. The last noised call of a window is not
-# guided, since new noise no longer covers what a push does there.
+# So that rounding moves no noise level across a bound.
 ROUNDING = 1e-6
 
 KEPT = "kept"
@@ -113,13 +112,19 @@ class Sets:
         return acting(self.settings, self.window)
 
 
+def inside(window: Any) -> dict[str, float]:
+    """The smallest and the largest noise level at which guidance acts in a window.
+
+    The last noised call is not guided, since new noise no longer covers what a push does there.
+    """
+    return dict(sigma_min=window.low * (1 + ROUNDING), sigma_max=window.high * (1 + ROUNDING))
+
+
 def acting(settings: Any, window: Any) -> dict[str, float | None]:
     """`Sets.levels` of settings of guidance and of a window, None without one."""
-    low, high = settings.pg_sigma_min, settings.pg_sigma_max
-    if window is not None:
-        low = window.low * (1 + ROUNDING) if low is None else low
-        high = window.high * (1 + ROUNDING) if high is None else high
-    return dict(sigma_min=low, sigma_max=high)
+    given = dict(sigma_min=settings.pg_sigma_min, sigma_max=settings.pg_sigma_max)
+    within = {} if window is None else inside(window)
+    return {key: within.get(key) if level is None else level for key, level in given.items()}
 
 
 @dataclass(frozen=True)

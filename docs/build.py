@@ -32,6 +32,7 @@ import stale  # noqa: E402
 from benchmarks.measure import table  # noqa: E402
 from diverse_sampling.errors import SettingError, reject  # noqa: E402
 from diverse_sampling.method import find, names  # noqa: E402
+from figures.charts import best_samplers, middle_price  # noqa: E402
 from lab import experiments  # noqa: E402
 from lab.command_line import fail, make_parser  # noqa: E402
 from lab.names import METRICS  # noqa: E402
@@ -174,7 +175,7 @@ def draw_methods(rows: list[dict], data_root: str) -> None:
     from lab.records import finished
 
     sets: dict[str, tuple[dict, dict]] = {}
-    for row in best_samplers(rows, UNET, middle_of(rows)).values():
+    for row in best_samplers(rows, UNET, middle_price(rows)).values():
         with tempfile.TemporaryDirectory() as run:
             one = ["--num_sets", "1", "--seed", "2", "--data_root", data_root, "--outdir", run]
             evaluate.main([*shlex.split(row["flags"]), *one])
@@ -274,23 +275,6 @@ UNET = "plain U-Net"
 MODELS = ("exact", "exact, p = 0.5", UNET)
 
 
-def best_samplers(rows: list[dict], model: str, price: float) -> dict[str, dict]:
-    """{method: its row in the sampler in which it shows most modes} on a model at a price."""
-    best: dict[str, dict] = {}
-    for row in rows:
-        if (row["model"], row["budget"]) == (model, price):
-            held = best.setdefault(row["method"], row)
-            if row["modes_shown"]["mean"] > held["modes_shown"]["mean"]:
-                best[row["method"]] = row
-    return best
-
-
-def middle_of(rows: list[dict]) -> float:
-    """The price of independent samples, the middle one of the comparison."""
-    prices = sorted({row["budget"] for row in rows})
-    return prices[len(prices) // 2]
-
-
 def title_of(row: dict) -> str:
     """A row of the comparison in words: method, sampler, strength."""
     strength = "" if row["strength"] is None else f"{row['strength']:g}"
@@ -334,7 +318,7 @@ def which_table(rows: list[dict], model: str) -> str:
     audit = ("frequency_tv", "count_dispersion", "equivalent_draws")
     lines = [
         [title_of(row), *audited(row), *(experiments.audit_entry(row, key) for key in audit)]
-        for row in best_samplers(rows, model, middle_of(rows)).values()
+        for row in best_samplers(rows, model, middle_price(rows)).values()
     ]
     lines.sort(key=lambda line: line[2], reverse=True)
     names = " | ".join(METRICS[key].title for key in audit)
@@ -363,7 +347,8 @@ def thesis_table(rows: list[dict]) -> str:
     for method in dict.fromkeys(row["method"] for row in rows):
         if method == "independent" or "thesis's" in method and "kernel" not in method:
             both = [
-                best_samplers(rows, model, middle_of(rows)).get(method) for model in ("exact", UNET)
+                best_samplers(rows, model, middle_price(rows)).get(method)
+                for model in ("exact", UNET)
             ]
             lines.append(
                 [method, *(experiments.interval(row and row["modes_found"]) for row in both)]
@@ -373,7 +358,7 @@ def thesis_table(rows: list[dict]) -> str:
 
 def sets_of(rows: list[dict]) -> str:
     """A line about the sets of the comparison."""
-    middle = [row for row in rows if row["budget"] == middle_of(rows)]
+    middle = [row for row in rows if row["budget"] == middle_price(rows)]
     counts = {row["model"]: (row["num_sets"], len(row["seeds"])) for row in middle}
     sets = "; ".join(
         f"{name}: {sets} sets of 8, {n} seed{'s' * (n > 1)}" for name, (sets, n) in counts.items()

@@ -244,7 +244,30 @@ def prior(rows: Sequence[dict], title: str = "") -> Figure:
     return figure
 
 
-def comparison(rows: Sequence[dict], prices: Sequence[float], model: str) -> Figure:
+def best_samplers(rows: Sequence[dict], model: str, price: float) -> dict[str, dict]:
+    """{method: its row in the sampler in which it shows most modes} on a model at a price.
+
+    Arguments:
+        rows: of the comparison, {method, sampler, model, budget, modes_shown, ...}
+        model: the one that counts
+        price: the budget that counts
+    """
+    best: dict[str, dict] = {}
+    for row in rows:
+        if (row["model"], row["budget"]) == (model, price):
+            held = best.setdefault(row["method"], row)
+            if row["modes_shown"]["mean"] > held["modes_shown"]["mean"]:
+                best[row["method"]] = row
+    return best
+
+
+def middle_price(rows: Sequence[dict]) -> float:
+    """The price of independent samples, the middle one of the comparison."""
+    prices = sorted({row["budget"] for row in rows})
+    return prices[len(prices) // 2]
+
+
+def comparison(rows: Sequence[dict], model: str) -> Figure:
     """Methods of the comparison: modes against quality at the middle price, and over the prices.
 
     Each method is in the sampler in which it shows most modes; those that show most are named, the
@@ -253,18 +276,11 @@ def comparison(rows: Sequence[dict], prices: Sequence[float], model: str) -> Fig
     Arguments:
         rows: {method, sampler, model, budget, modes_found, modes_shown, quality, ...}, one for each
             method, sampler, model and price
-        prices: at which they were run
         model: the one that is drawn
     """
-    middle = sorted(prices)[len(prices) // 2]
+    middle = middle_price(rows)
     here = [row for row in rows if row["model"] == model]
-    best: dict[str, dict] = {}  # by method, at the middle price
-    for row in here:
-        if row["budget"] != middle:
-            continue
-        held = best.get(row["method"])
-        if held is None or row["modes_shown"]["mean"] > held["modes_shown"]["mean"]:
-            best[row["method"]] = row
+    best = best_samplers(rows, model, middle)
     ranked = sorted(best, key=lambda method: -best[method]["modes_shown"]["mean"])
     named = ["independent", *[method for method in ranked if method != "independent"][:NAMED]]
     figure, axes = grid_of_axes(1, 2, 10.5, 4.4, gridspec_kw=dict(wspace=0.08), sharey=True)
@@ -273,8 +289,8 @@ def comparison(rows: Sequence[dict], prices: Sequence[float], model: str) -> Fig
         index = named.index(method) if method in named else None
         style: dict[str, Any] = dict(color=GREY, marker=".", ms=5, alpha=0.6, lw=0.8, zorder=1)
         if index is not None:
-            colours = ["black", *(line for line in LINES if line != GREY)]
-            colour = colours[index % len(colours)]
+            colours = ["black", *LINES[:6], *COLOURS[8:]]  # none that is taken for grey
+            colour = colours[index]
             style = dict(color=colour, marker=MARKERS[index % len(MARKERS)], ms=6, lw=1.4, zorder=3)
         row = best[method]
         name = f"{method}, {row['sampler']}" if row["sampler"] else method

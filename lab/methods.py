@@ -141,6 +141,7 @@ class Methods:
     Attributes:
         schedule: the steps of the sampler
         window: between which noise levels it adds noise back; None with EDM's
+        acting_window: the same if guidance acts between these; None with other samplers
         candidates: how many starting noises are drawn for each particle
     """
 
@@ -151,6 +152,7 @@ class Methods:
         self.named = named(settings.record())
         self.churned = find("noise", guidance.churn_noise)
         self.window = window(settings, decisions)
+        self.acting_window = acting_window(settings, decisions)
         self.schedule = make_schedule(settings, decisions)
         self.candidates = math.prod(each.candidates(guidance) for each in self.named.values())
 
@@ -249,11 +251,10 @@ def price(settings: EvaluationSettings, decisions: Decisions | None, schedule: S
     # A particle alone is not guided before it has those of an earlier turn beside it.
     turns = (g.sequential - (particles == 1)) / g.sequential
     if dearer and g.pg_factor > 0 and turns > 0:
-        between = window(settings, decisions) if settings.sampler.sampler == "window" else None
-        levels = acting(g, between)
+        levels = acting(g, acting_window(settings, decisions))
         if g.guidance == "pg" and None in levels.values():
             assert decisions is not None  # needs_pilot says so
-            measured = default_levels(decisions, between)
+            measured = default_levels(decisions, None)
             levels = {key: level or measured[key] for key, level in levels.items()}
         low, high = levels["sigma_min"] or 0.0, levels["sigma_max"] or math.inf
         noised = schedule.sigmas[:-1] * (1 + schedule.churn)
@@ -278,7 +279,8 @@ def end(s: SamplerSettings, decisions: Decisions | None) -> float:
 def window(settings: EvaluationSettings, decisions: Decisions | None) -> Window | None:
     """Between which noise levels the sampler adds noise back: given or measured.
 
-    None of EDM's sampler."""
+    None of EDM's sampler.
+    """
     s = settings.sampler
     if s.sampler == "edm":
         return None
@@ -291,3 +293,8 @@ def window(settings: EvaluationSettings, decisions: Decisions | None) -> Window 
         low = min(low or measured.low, 0.99 * high)
     # Steps go down to where new noise is added from, and on to the end.
     return Window(low, high, min(churn, max(low / (1.01 * end(s, decisions)) - 1, 0.0)))
+
+
+def acting_window(settings: EvaluationSettings, decisions: Decisions | None) -> Window | None:
+    """The window between whose noise levels guidance acts, that of the sampler of this name."""
+    return window(settings, decisions) if settings.sampler.sampler == "window" else None

@@ -51,7 +51,7 @@ CHARTS = dict(
     heatmap=lambda: charts.heatmap(published("e5")),
     quality=lambda: charts.heatmap(published("e5"), value="quality"),
     prior=lambda: charts.prior(published("e8")),
-    comparison=lambda: charts.comparison(published("comparison"), [21, 43, 86], "plain U-Net"),
+    comparison=lambda: charts.comparison(published("comparison"), "plain U-Net"),
     schedules=lambda: charts.schedules([SamplerSettings(num_steps=2)], [0.0], 1.0),
     norms=lambda: charts.norms(dict(one=trace(), two=trace())),
     umap=umap_map,

@@ -47,7 +47,7 @@ from diverse_sampling.guidance.base import (
     per_particle,
     tiny_of,
 )
-from diverse_sampling.method import PILOT, ROUNDING, Method, Sets
+from diverse_sampling.method import PILOT, ROUNDING, Method, Sets, inside
 from diverse_sampling.potentials import POTENTIALS, Bandwidth, LogDet, Potential, cosine_share
 from diverse_sampling.steps import Window
 
@@ -270,9 +270,9 @@ def default_guidance(
 
 def default_levels(decisions: Decisions, window: Window | None) -> dict[str, float]:
     """The smallest and the largest noise level of `default_guidance`, with its arguments."""
-    low = decisions.settled if window is None else window.low * (1 + ROUNDING)
-    high = (window or decisions.window()).high * (1 + ROUNDING)
-    return dict(sigma_min=low, sigma_max=high)
+    if window is not None:
+        return inside(window)
+    return dict(sigma_min=decisions.settled, sigma_max=decisions.window().high * (1 + ROUNDING))
 
 
 def beside(settings: Any) -> tuple[float, float]:
