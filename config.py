@@ -216,17 +216,12 @@ class WorldSettings:
     frames: Optional[str] = None
     """dataset frames: an .npz or .npy file, or a directory of pictures or videos (worlds/files.py
     describes the layouts)"""
+    data: Optional[str] = None
+    """dataset frames: what is to be said of them, over the data.yaml beside them, such as
+    "range: [-1000, 400], answers_are: mask" (worlds/description.py has all keys; null: nothing)"""
     answers: Literal["given", "none"] = "given"
     """dataset frames: given, train on and compare with the answers in the files, or with the next
     frame where there are none; none, sample what follows on the last frames, whatever it is"""
-    value_range: Optional[list[float]] = None
-    """dataset frames: the numbers that are black and white, such as 0,4095 (null: by the type of
-    the files' numbers; answers of few different values are labels)"""
-    answer_classes: Optional[list[float]] = rare(None)
-    """dataset frames: the values of the answers that stand for classes (null: recognised)"""
-    frame_axes: Optional[Literal["nt", "tn"]] = rare(None)
-    """dataset frames: order of the first axes of an array without answers; nt, sequences first; tn,
-    time first (null: recognised)"""
     seq_len: Optional[Count] = None
     """frames in a sequence of moving digits (null: 1 for centered, 2 for halves and circle_jumping,
     else 16)"""
@@ -263,16 +258,10 @@ class WorldSettings:
             reject("seq_len", self.seq_len, f"more than num_cond_frames = {self.num_cond_frames}")
         if (name == "frames") != (self.frames is not None):
             reject("frames", self.frames, "a path with dataset frames, and only there")
-        if name == "frames" and self.num_cond_frames == 0:
-            for key, only in dict(answers="given", answer_classes=None, frame_axes=None).items():
-                if getattr(self, key) != only:
-                    reject(key, getattr(self, key), f"{only} for pictures without a condition")
-        span = self.value_range
-        if span is not None and (len(span) != 2 or not span[0] < span[1]):
-            reject("value_range", span, "two numbers, black before white")
-        labels = self.answer_classes
-        if labels is not None and (len(labels) < 3 or sorted(set(labels)) != list(labels)):
-            reject("answer_classes", labels, "three values or more, ascending; two are a mask")
+        if name == "frames" and self.num_cond_frames == 0 and self.answers != "given":
+            reject("answers", self.answers, "given for pictures without a condition")
+        if name != "frames" and self.data is not None:
+            reject("data", self.data, "null in worlds other than frames")
         if self.digit_size > self.image_size - (8 if name == "circle_jumping" else 0):
             reject(
                 "digit_size",
@@ -680,6 +669,9 @@ def record(*groups: DataclassInstance) -> dict[str, Any]:
 # value.
 FORMER = dict(
     classes=None,
+    value_range=None,
+    answer_classes=None,
+    frame_axes=None,
     beta2=0.99,
     s_noise=1.0,
     pg_features="pixels",

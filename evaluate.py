@@ -29,6 +29,7 @@ from lab.command_line import (
     without_flags,
 )
 from lab.names import INDEPENDENT, METRICS, method_of, source_of
+from worlds.description import text_of
 
 # ---------------------------------------------------------------- what is printed
 
@@ -75,7 +76,7 @@ def table(result: dict[str, Any]) -> str:
         for key in FRAMES_ROWS:
             lines += _row(key, result.get(key))
         for c, metric in enumerate(result.get("class_iou", []), start=1):
-            lines += _row("class_iou", metric, f" {result['settings']['answer_classes'][c]:g}")
+            lines += _row("class_iou", metric, f" {text_of(result['label_values'][c])}")
     for kind in ("unimode", "multimode"):
         for key in ("centroid_spread", "pairwise_l2"):
             lines += _row(key, result.get(kind, {}).get(key), before=f"{kind} ")
@@ -197,6 +198,7 @@ def evaluate(values: dict[str, Any]) -> None:
                 )
             if rollout is not None:
                 save(rollout_sheet(task.cond, rollout), outdir / "rollout.png")
+            (outdir / "data.yaml").write_text(settings.world.data or "")
             save(examples_sheet(task.world), outdir / "examples.png")
         draw_samples(arrays, result, outdir / "samples.png")
         tracker.picture(outdir / "samples.png")

@@ -26,6 +26,7 @@ from diverse_sampling import method
 from diverse_sampling.defaults import SIGMA_MIN
 from diverse_sampling.errors import reject
 from lab.command_line import Parser, asks_for_config, make_parser, print_config, this_process
+from worlds.description import Description
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,14 +122,14 @@ class Facts:
     Arguments:
         trained: the settings of the checkpoint's training, empty with the exact denoiser
         digits: the source of digits that was found; None before, and in worlds without digits
-        answer_classes: the values of the classes of own answers; None before, and without classes
+        data: what was understood of own frames; None before, and in other worlds
         most_sets: how many test conditions there are; None before, and for points in the plane
         spread: how far the network's samples were apart on sequences held out from its training
     """
 
     trained: Mapping[str, Any] = field(default_factory=dict)
     digits: str | None = None
-    answer_classes: Sequence[float] | None = None
+    data: str | None = None
     most_sets: int | None = None
     spread: Mapping[str, Any] | None = None
 
@@ -153,7 +154,9 @@ def resolve(values: Mapping[str, Any], facts: Facts) -> tuple[EvaluationSettings
 
     Raises SettingError.
     """
-    asked = EvaluationSettings.from_values({**implied(values, facts), **values})
+    below = implied(values, facts)
+    data = below.get("data", values.get("data"))
+    asked = EvaluationSettings.from_values({**below, **values, "data": data})
     offered = "conditional" if asked.world.num_cond_frames else "unconditional"
     _check(asked, offered, facts.trained)
 
@@ -188,8 +191,8 @@ def resolve(values: Mapping[str, Any], facts: Facts) -> tuple[EvaluationSettings
             )
     if facts.digits is not None:
         found["digits"] = facts.digits  # what was used, so that config.yaml repeats it
-    if facts.answer_classes is not None:
-        found["answer_classes"] = list(facts.answer_classes)
+    if facts.data is not None:
+        found["data"] = facts.data
     notices += _other_law(settings.world, facts.trained)
     excess = _excess(facts.spread) if methods.measures(settings.guidance) else None
     if excess and not settings.guidance.pg_only_if_needed:
@@ -218,8 +221,12 @@ def implied(values: Mapping[str, Any], facts: Facts = Facts()) -> dict[str, Any]
         below["num_sets"] = None
     known = record(WorldSettings())
     below |= {key: value for key, value in facts.trained.items() if key in known}
-    if values.get("frames") is not None and facts.trained:
-        below["frame_axes"] = None  # of other files
+    if facts.trained.get("data") is not None:
+        # Other frames are read by the numbers of the training, and by what is said of them.
+        trained = Description.of(facts.trained["data"], "the checkpoint")
+        if values.get("frames") not in (None, facts.trained["frames"]):
+            trained = trained.of_numbers()
+        below["data"] = Description.of(values.get("data")).over(trained).as_yaml() or None
     return below
 
 
@@ -408,8 +415,9 @@ class Evaluation:
         levels = self.task.world.answer_levels
         return dict(
             data=self.data(),
-            label_classes=self.task.world.label_classes,
-            draws_masks=len(levels.values) == 2,
+            label_classes=levels.label_classes,
+            label_values=levels.values,
+            draws_masks=levels.kind == "mask",
         )
 
     def data(self) -> dict[str, Any] | None:
@@ -504,10 +512,13 @@ def set_up(
 
     Raises SettingError or FileNotFoundError.
     """
+    import torch
+
     from data_loader import load_world
     from diverse_sampling.devices import pick_device, set_precision, set_reproducible, use_bfloat16
     from diverse_sampling.potentials import POTENTIALS
     from lab import checkpoint, methods, pilot, tasks
+    from lab.records import as_written
     from sampler import SetSampler
 
     if settings.guidance.pg_kernel not in POTENTIALS:
@@ -526,20 +537,21 @@ def set_up(
         if settings.run.compile:
             network.compile_for_any_size()
     notices: list[str] = []
-    digits = classes = None
+    digits = understood = None
     if settings.world.dataset == "frames":
         if path is None and not world.num_cond_frames and not world.class_names:
             reject("denoiser", "exact", "trained for pictures without classes")
         notices += [world.data.describe(), *world.data.notices]
+        understood = world.data.description.as_yaml()
         if network is not None:
             if world.unlabelled:
                 world.answer_levels = _levels_drawn(settings.world, network, trained)
-            classes = world.answer_levels.values if world.label_classes else None
+                as_written(torch.zeros(0, 1, 1, dtype=torch.uint8), world.answer_levels.values)
             notices += _check_frames(world, settings, network, trained)
     elif settings.world.dataset != "mixture":
         digits = world.source
     most = kind.most_sets(world)
-    facts = Facts(trained["settings"], digits, classes, most, trained.get("spread"))
+    facts = Facts(trained["settings"], digits, understood, most, trained.get("spread"))
     settings, more = resolve(settings.record(), facts)
     notices += more
     if settings.evaluate.num_sets is None:
@@ -634,9 +646,12 @@ def _levels_drawn(
     """
     from worlds.levels import Levels
 
-    masks = str((trained.get("data") or {}).get("answers")).startswith("mask")
-    labels = settings.answer_classes or ([0, 1] if masks else [])
-    return Levels(0, 1, tuple(labels), colours=3 if network.unet.out_channels == 3 else 1)
+    said = Description.of(settings.data)
+    if said.classes is not None:
+        return Levels("classes", values=tuple(said.classes.values()))
+    if str((trained.get("data") or {}).get("answers")).startswith("mask"):
+        return Levels("mask", values=(0, 1))
+    return Levels("colours" if network.unet.out_channels == 3 else "grey")
 
 
 def _check_frames(

@@ -188,7 +188,20 @@ def denoiser_metadata(path: Path | str) -> dict[str, Any]:
         )
     if "sigma_data" not in metadata:
         raise SettingError(f"checkpoint: {path} is not a denoiser; accepted: {WRITTEN}")
+    metadata["settings"].setdefault("data", _said_before(metadata["settings"]))
     return metadata
+
+
+def _said_before(settings: dict[str, Any]) -> str | None:
+    """The setting `data` of a training by an earlier version, which had a setting for each key."""
+    values = settings.get("answer_classes")
+    said = dict(
+        order=settings.get("frame_axes"),
+        range=settings.get("value_range"),
+        classes=values and {f"{value:g}": value for value in values},
+    )
+    text = json.dumps({key: value for key, value in said.items() if value})
+    return None if text == "{}" else text
 
 
 def model_settings(metadata: dict[str, Any]) -> ModelSettings:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Mapping
+from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
 import yaml
 
@@ -114,12 +114,11 @@ def write_predictions(
     import numpy as np
     from PIL import Image
 
-    values = result["settings"]["answer_classes"]
+    values = result["label_values"]
     for particles, name in zip(samples, names):
         for b, sample in enumerate(particles):
             if result["label_classes"]:
-                pixels = np.asarray(values)[sample.numpy()]
-                pixels = pixels.astype(np.uint8 if pixels.max() < 256 else np.uint16)
+                pixels = as_written(sample, values)
             else:
                 levels = sample.clamp(0, 1)
                 levels = (levels > 0.5).float() if result["draws_masks"] else levels
@@ -133,6 +132,23 @@ def write_predictions(
                 path.parent.mkdir(parents=True, exist_ok=True)
                 colours_last = np.moveaxis(picture, 0, -1) if picture.ndim == 3 else picture
                 Image.fromarray(colours_last).save(path)
+
+
+def as_written(labels: Tensor, values: Sequence[Any]) -> Any:
+    """Class labels (..., H, W) as the values that the training's answers had, in an array that a
+    picture can hold: colours (..., 3, H, W) uint8, or (..., H, W) uint8, uint16 or int32.
+
+    Raises SettingError if none can.
+    """
+    import numpy as np
+
+    table = np.array(values, np.float64)
+    types = [np.uint8] if table.ndim == 2 else [np.uint8, np.uint16, np.int32]
+    for each in types:
+        if (table == table.astype(each)).all():
+            pixels = table.astype(each)[labels.numpy()]
+            return np.moveaxis(pixels, -1, -3) if table.ndim == 2 else pixels
+    reject("classes", list(values), "values that a PNG or TIFF holds, whole and below 2^31")
 
 
 def provenance(checkpoint: Path | None) -> dict[str, Any]:

@@ -62,9 +62,8 @@ class ClassifierSettings:
     frames: Optional[str] = None
     """own pictures in classes, a file or a directory as for train.py --num_cond_frames 0: their
     classifier of noisy images (null: of digits)"""
-    value_range: Optional[list[float]] = None
-    """with frames: the numbers that are black and white, as for train.py (null: by the type of the
-    files' numbers)"""
+    data: Optional[str] = None
+    """with frames: what is to be said of them, as for train.py (null: nothing)"""
     clusters: Optional[Count] = None
     """without labels: tell so many clusters of the pictures apart instead of their classes (implies
     noisy)"""
@@ -99,8 +98,8 @@ class ClassifierSettings:
             for key in ("image_size", "digit_size"):
                 if getattr(self, key) != getattr(type(self), key):
                     reject(key, getattr(self, key), "only for digits; frames have a size")
-        elif self.value_range is not None:
-            reject("value_range", self.value_range, "only with frames")
+        elif self.data is not None:
+            reject("data", self.data, "only with frames")
         if self.noisy and self.channels is not None:
             reject("channels", self.channels, "null for a classifier of noisy images")
         for key, implied in (NOISY_TRAINING if self.noisy else TRAINING).items():
@@ -363,7 +362,7 @@ def of_pictures(settings: ClassifierSettings) -> Banks:
     world = WorldSettings(
         dataset="frames",
         frames=settings.frames,
-        value_range=settings.value_range,
+        data=settings.data,
         num_cond_frames=0,
     )
     train, test = load_frames(world, "train"), load_frames(world, "test")

@@ -126,7 +126,7 @@ def test_more_sets_than_test_conditions_are_not_repeated(frames_file, tmp_path, 
         evaluate.main([*argv, "--num_sets", str(most + 7), "--outdir", str(outdir)])
         *understood, line = capsys.readouterr().err.strip().splitlines()
         assert f"num_sets: {most + 7} are more than the {most} test conditions" in line
-        assert len(understood) == ("--frames" in flags)  # what the frames are
+        assert bool(understood) == ("--frames" in flags)  # what the frames are
         arrays, result = evaluate.records.finished(str(outdir))
         config = yaml.safe_load((outdir / "config.yaml").read_text())
         assert result["num_sets"] == config["num_sets"] == len(arrays["samples"]) == most

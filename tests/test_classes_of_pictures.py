@@ -167,7 +167,7 @@ def test_what_a_classifier_does_not_know_is_refused(
     [
         ("--frames {} --image_size 16", "image_size: got 16; accepted: only for digits"),
         ("--frames {} --channels 8,16", "channels: got [8, 16]; accepted: null"),
-        ("--value_range 0,1", "value_range: got [0.0, 1.0]; accepted: only with frames"),
+        ("--data order:nt", "data: got 'order:nt'; accepted: only with frames"),
         ("--frames {}/none", "frames: got "),
     ],
 )

@@ -66,10 +66,10 @@ def test_answers_are_drawn_alike_and_belong_to_their_picture(generator):
 
 
 FRAMES, ANSWERS = np.zeros((6, 2, 8, 8), np.uint8), np.zeros((6, 3, 8, 8), np.uint8)
-FRAMES[0, 0, 0, 0] = ANSWERS[0, 0, 0, 0] = 255
+FRAMES[::2, 0, 0, 0] = ANSWERS[0, 0, 0, 0] = 255
 ARRAYS = [
     (dict(images=FRAMES), "`frames` (N, T, H, W); the arrays found are `images`"),
-    (dict(frames=FRAMES[0, 0]), "shape (N, ., H, W)"),
+    (dict(frames=FRAMES[0, 0]), "`frames` of shape (N, T, H, W)"),
     (dict(frames=FRAMES[:4]), "5 sequences or more; found 4"),
     (dict(frames=FRAMES, answers=ANSWERS[..., :4]), "one size; found 8 x 4 and 8 x 8 px"),
     (dict(frames=FRAMES, answers=ANSWERS[:2]), "N = 6"),
@@ -115,16 +115,21 @@ FILES = [
     ("x.npz", flipped(), "can be read"),
     ("x.npz", huge(), "can be read ("),
     ("x.npy", b"\x93NUMPY and no more", "can be read"),
-    ("d.h5", b"\x89HDF\r\n\x1a\n", ".h5 files are not read, np.savez writes an .npz"),
-    ("d.png", PNG, "put the .png files into a directory"),
-    ("empty", {}, "found an empty directory"),
-    ("d", {f"{i}.dcm": b"DICM" for i in range(12)}, "found 12 files (.dcm)"),
+    (
+        "d.h5",
+        b"\x89HDF\r\n\x1a\n",
+        "arrays in .npz and .npy, pictures in a directory; np.savez writes",
+    ),
+    ("d.png", PNG, "pictures in a directory"),
+    ("empty", {}, "an empty directory"),
+    ("d", {f"{i}.dcm": b"DICM" for i in range(12)}, "d/0.dcm'; accepted: pictures (PNG"),
     ("d", {f"{i}/a.png": b"no picture" for i in range(5)}, "a PNG that can be read"),
     ("d", CASES | {"3/a.png": as_bytes(PICTURE.save, "jpeg")}, "3/a.png'; accepted: a PNG that"),
-    ("d", CASES | {"3/a.tif": STACK}, "it holds 3 pictures; a video stands by itself"),
+    ("d", CASES | {"3/a.tif": STACK}, "other names than 3/a.png, which is there too"),
+    ("d", {f"{i}/a.tif": STACK for i in range(5)}, "one picture a file; it holds 3"),
     (
         "d",
-        CASES | {"4/b.png": as_bytes(Image.fromarray(FRAMES[0, 0, :4]).save, "png")},
+        CASES | {"4/a.png": as_bytes(Image.fromarray(FRAMES[0, 0, :4]).save, "png")},
         "pictures of one size; found 8 x 8 and 4 x 8 px",
     ),
 ]

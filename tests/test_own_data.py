@@ -3,7 +3,6 @@
 import io
 import json
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from diverse_sampling.errors import SettingError
 from lab import assemble
 from lab.metrics import answer_metrics
 from lab.training import Training
-from worlds.decoders import natural
+from worlds.files import natural
 from worlds.own_data import load_frames
 
 SIDE = 8
@@ -123,9 +122,9 @@ def classes(i: int) -> np.ndarray:
 COLOURS = [(0, 0, 0), (0, 200, 0), (200, 0, 0)]
 CLASSES = {
     "0, 1, 2": (classes, (0, 1, 2)),
-    "0, 127, 255": (lambda i: np.array([0, 127, 255], np.uint8)[classes(i)], (0, 127, 255)),
-    "palette": (lambda i: palette_image(classes(i), COLOURS), (0, 1, 2)),
-    "colours": (lambda i: np.array(COLOURS, np.uint8)[classes(i)], (0, 200 << 16, 200 << 32)),
+    "5, 6, 7000": (lambda i: np.array([5, 6, 7000], np.uint16)[classes(i)], (5, 6, 7000)),
+    "palette": (lambda i: palette_image(classes(i), COLOURS), tuple(COLOURS)),
+    "colours": (lambda i: np.array(COLOURS, np.uint8)[classes(i)], tuple(COLOURS)),
 }
 
 
@@ -139,17 +138,19 @@ def test_few_values_are_classes_with_a_channel_each(kind, tmp_path):
     assert "3 classes" in world.data.describe()
 
 
-def test_a_range_that_is_given_makes_them_grey_levels(tmp_path):
-    world = understood(folders(tmp_path, classes), value_range=[0, 255])
+def test_answers_that_are_said_to_be_grey_are_and_a_range_is_not_theirs(tmp_path):
+    path = folders(tmp_path, classes)
+    world = understood(path, data="answers_are: grey, range: [0, 510]")
     assert world.label_classes == 0
-    np.testing.assert_allclose(right(world)[0, 0, 0], classes(0) / 255, rtol=1e-6)
+    np.testing.assert_allclose(right(world)[0, 0, 0], classes(0) / 510, rtol=1e-6)
+    assert understood(path, data="range: [0, 510]").label_classes == 3
 
 
 def test_known_classes_hold_for_data_that_lacks_one_and_others_are_refused(tmp_path):
     path = folders(tmp_path, lambda i: np.minimum(classes(i), 1))
-    assert understood(path, answer_classes=[0, 1, 2]).label_classes == 3
-    with pytest.raises(SettingError, match="which also hold 1"):
-        understood(path, answer_classes=[0, 2, 3])
+    assert understood(path, data="classes: {a: 0, b: 1, c: 2}").label_classes == 3
+    with pytest.raises(SettingError, match="only 0, 2, 3, which are known.* 0, 1"):
+        understood(path, data="classes: {a: 0, b: 2, c: 3}")
 
 
 # ---------------------------------------------------------------- frames
@@ -168,8 +169,8 @@ RANGES = {
     "8 bits": (np.rint(UNIT * 255).astype(np.uint8), {}),
     "8 bits in 64": (np.rint(UNIT * 255).astype(np.int64), {}),
     "16 bits": (np.rint(UNIT * 65535).astype(np.uint16), {}),
-    "12 bits, said": (np.rint(UNIT * 4095).astype(np.uint16), dict(value_range=[0, 4095])),
-    "Hounsfield, said": (UNIT * 1400 - 1000, dict(value_range=[-1000, 400])),
+    "12 bits, said": (np.rint(UNIT * 4095).astype(np.uint16), dict(data="range: [0, 4095]")),
+    "Hounsfield, said": (UNIT * 1400 - 1000, dict(data="range: [-1000, 400]")),
     "half": (UNIT.astype(np.float16), {}),
     "channel last": (np.rint(UNIT * 255).astype(np.uint8)[..., None], {}),
     "channel third": (np.rint(UNIT * 255).astype(np.uint8)[:, :, None], {}),
@@ -185,23 +186,23 @@ def test_the_type_says_what_is_white(kind, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "frames, value_range, why",
+    "frames, said, why",
     [
-        (UNIT * 300, None, r"got None; accepted: \[black, white\], because frames in"),
+        (UNIT * 300, None, r"null'; accepted: \[black, white\], because frames in"),
         (UNIT * 1400 - 1000, None, ".*float64 from -1000 to 400"),
         (np.rint(UNIT * 65535).astype(np.int64), None, ".*int64 from 0 to 65535"),
-        (np.rint(UNIT * 4).astype(np.uint8), None, ".*which look like class labels"),
-        (UNIT * 300, [0, 255], "got .*a range that holds all values"),
+        (np.rint(UNIT * 4).astype(np.uint8), None, ".*they look like class labels"),
+        (UNIT * 300, "range: [0, 255]", ".*a range that holds all values"),
     ],
 )
-def test_numbers_without_a_range_that_holds_them_are_refused(frames, value_range, why, tmp_path):
-    with pytest.raises(SettingError, match=f"^value_range: {why}"):
-        understood(frames_npz(tmp_path, frames), value_range=value_range)
+def test_numbers_without_a_range_that_holds_them_are_refused(frames, said, why, tmp_path):
+    with pytest.raises(SettingError, match=f"^data: got 'range: {why}"):
+        understood(frames_npz(tmp_path, frames), data=said)
 
 
 def test_twelve_bits_in_sixteen_are_warned_of(tmp_path):
     world = understood(frames_npz(tmp_path, np.rint(UNIT * 4095).astype(np.uint16)))
-    assert any("--value_range 0,4095" in notice for notice in world.data.notices)
+    assert any("range: [0, 4095]" in notice for notice in world.data.notices)
 
 
 def moving(number: int, length: int) -> np.ndarray:
@@ -215,24 +216,23 @@ def moving(number: int, length: int) -> np.ndarray:
     return videos
 
 
-def test_time_first_is_recognised_and_said(tmp_path):
-    videos = moving(40, 12)
+@pytest.mark.parametrize("number, length", [(40, 12), (12, 40)])
+def test_time_first_is_asked_about_and_believed(number, length, tmp_path):
+    videos = moving(number, length)
     for array, name in ((videos, "mine.npy"), (videos.swapaxes(0, 1), "mnist_test_seq.npy")):
         np.save(tmp_path / name, array)
-        world = understood(tmp_path / name, num_cond_frames=2)
-        assert len(world.data.splits) == 40
+        said = None
+        if name == "mnist_test_seq.npy":
+            with pytest.raises(SettingError, match=r"'order: null'; accepted: nt or tn"):
+                understood(tmp_path / name, num_cond_frames=2)
+            said = "order: tn"
+        world = understood(tmp_path / name, num_cond_frames=2, data=said)
+        assert len(world.data.splits) == number
         given = world.given(torch.arange(3)).numpy()
         np.testing.assert_array_equal(given, [videos[0, t : t + 2] / 255 for t in range(3)])
-        said = any("time comes first" in notice for notice in world.data.notices)
-        assert said == (name == "mnist_test_seq.npy")
-    forced = understood(tmp_path / "mnist_test_seq.npy", num_cond_frames=2, frame_axes="nt")
-    assert len(forced.data.splits) == 12
-
-
-def test_an_array_that_may_be_either_is_asked_about(tmp_path):
-    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(256, size=(5, 60, 8, 8)) % 251)
-    with pytest.raises(SettingError, match="frame_axes: got None; accepted: nt or tn"):
-        understood(tmp_path / "x.npy")
+    (tmp_path / "mnist_test_seq.yaml").write_text("order: tn\n")
+    world = understood(tmp_path / "mnist_test_seq.npy", num_cond_frames=2)
+    assert len(world.data.splits) == number and "order: tn" in world.data.describe()
 
 
 # ---------------------------------------------------------------- names, folders
@@ -258,7 +258,9 @@ def test_pictures_of_other_sizes_are_refused(colours, tmp_path):
     for i, width in enumerate((8, 8, 8, 9, 8)):
         picture = np.random.default_rng(i).integers(0, 256, (8, width, colours), dtype=np.uint8)
         save(picture.squeeze(), tmp_path / f"s{i}" / "0.png")
-    with pytest.raises(SettingError, match="s3'; accepted: pictures of one size; found 8 x 8 and"):
+    with pytest.raises(
+        SettingError, match="s3/0.png'; accepted: pictures of one size; found 8 x 8 and"
+    ):
         understood(tmp_path)
 
 
@@ -270,7 +272,7 @@ def test_folders_of_answers_have_several_names(name, tmp_path):
 
 def test_pictures_in_a_folder_of_another_name_are_refused_by_name(tmp_path):
     path = folders(tmp_path, lambda i: MASK, answers="solutions")
-    with pytest.raises(SettingError, match="s0/solutions'; accepted: answers, masks, labels"):
+    with pytest.raises(SettingError, match="s0/solutions/a.png is neither frame nor answer"):
         understood(path)
 
 
@@ -286,12 +288,16 @@ def test_answers_that_are_photographs_are_read(tmp_path):
 def test_what_is_not_used_what_is_empty_and_what_is_missing_is_named(tmp_path):
     path = folders(tmp_path, lambda i: MASK * np.uint8(0 if i == 1 else 255))
     (path / "notes.txt").write_text("x")
-    save(grey(0), path / "s0" / "0.tga")
     notices = " ".join(understood(path).data.notices)
-    assert "notes.txt" in notices and "0.tga" in notices
+    assert "not read: notes.txt" in notices
     assert "1 of 6 cases have only empty answers" in notices
+    save(grey(0), path / "s0" / "0.tga")
+    with pytest.raises(SettingError, match=r"s0/0.tga'; accepted: pictures \(PNG"):
+        understood(path)
+    assert "0.tga" in " ".join(understood(path, data="ignore: '*/*.tga'").data.notices)
+    (path / "s0" / "0.tga").unlink()
     (path / "s3" / "answers" / "a.png").unlink()
-    with pytest.raises(SettingError, match="1 of 6 have none, such as s3"):
+    with pytest.raises(SettingError, match="1 of 6 have no answer, such as s3"):
         understood(path)
 
 
@@ -307,7 +313,8 @@ def test_images_and_masks_in_two_folders(several, tmp_path):
     assert world.data.cases.names[0] == "case_0"
     np.testing.assert_array_equal(right(world)[1, 1, 0], np.roll(MASK, 1, 1))
     save(MASK, tmp_path / "masks_0" / "case_9.png")
-    with pytest.raises(SettingError, match="case_9.png'; accepted: answers to pictures in"):
+    why = "an answer to no frame" if several == "folders" else "neither frame nor answer"
+    with pytest.raises(SettingError, match=f"masks_0/case_9.png is {why}"):
         understood(tmp_path)
 
 
@@ -318,7 +325,9 @@ def test_files_of_animations_and_stacks_are_sequences(tmp_path):
         first, *others = [Image.fromarray(frame) for frame in video]
         place = tmp_path / f"{n}.{'gif' if n % 2 else 'tif'}"
         first.save(place, save_all=True, append_images=others)
-    world = understood(tmp_path, num_cond_frames=4)
+    with pytest.raises(SettingError, match="0.tif is no video"):
+        understood(tmp_path, num_cond_frames=4)
+    world = understood(tmp_path, num_cond_frames=4, data="frames: '{sequence}.*'")
     each = {world.names[i]: world.given(torch.tensor([i]))[0] for i in range(len(world))}
     for name, given in each.items():
         np.testing.assert_allclose(given, videos[int(name), :4] / 255)
@@ -364,7 +373,7 @@ def test_colour_has_three_channels(tmp_path):
 def test_natural_order():
     names = ["f10b", "f2", "f1", "F3", "a", "10", "9"]
     in_order = ["9", "10", "a", "f1", "f2", "F3", "f10b"]
-    assert [p.name for p in sorted(map(Path, names), key=natural)] == in_order
+    assert sorted(names, key=natural) == in_order
 
 
 # ---------------------------------------------------------------- splits
@@ -448,7 +457,7 @@ def test_frames_of_another_size_or_kind_than_the_training_are_refused(
     rng = np.random.default_rng(0)
     for shape, why in [
         ((10, 2, 16, 16), "8 x 8 px, which the checkpoint was trained with; these have 16 x 16"),
-        ((10, 2, 8, 8, 3), "frames of 1 channels and answers of 1"),
+        ((10, 2, 8, 8, 3), "frames in grey, as data.yaml or the training"),
     ]:
         np.savez(tmp_path / "o.npz", frames=rng.integers(256, size=shape, dtype=np.uint8))
         assert why in refused(evaluate.main, [*argv, "--frames", str(tmp_path / "o.npz")])
@@ -578,7 +587,7 @@ def test_a_folder_of_pictures_is_a_class(tmp_path):
     # Every fifth picture of each class is for testing, every tenth of the others for validation.
     numbers = [torch.bincount(world.labels, minlength=3).tolist() for world in worlds]
     assert numbers == [[22, 4, 9], [2, 0, 1], [6, 1, 2]]
-    assert worlds[2].names[-3:] == ["cat/4.png", "dog/4.png", "dog/9.png"]
+    assert worlds[2].names[-3:] == ["cat/4", "dog/4", "dog/9"]
     torch.testing.assert_close(
         worlds[2].mode_probabilities, torch.tensor([6, 1, 2], dtype=torch.float64) / 9
     )
@@ -696,11 +705,11 @@ def one_class(folder):
     ("spoil", "why"),
     [
         (few, "class cat has 4, none for test"),
-        (loose, "all pictures in directories of their classes, or none"),
-        (deeper, "masks'; accepted: pictures in .*cat itself"),
+        (loose, "bird/0.png is neither frame nor answer"),
+        (deeper, "cat/masks/0.png is neither frame nor answer"),
         (larger, "pictures of one size; found 8 x 8 and 8 x 9 px"),
-        (masks, "images, masks hold pictures and answers"),
-        (one_class, "two classes or more, or the pictures alone, .*cat"),
+        (masks, "images is no name of a class"),
+        (one_class, "two classes or more, or pictures alone; cat is the only one"),
     ],
 )
 def test_folders_that_are_no_classes_are_refused(spoil, why, tmp_path):
@@ -719,11 +728,11 @@ def test_folders_that_are_no_classes_are_refused(spoil, why, tmp_path):
     [
         (dict(frames=np.zeros((47, 2, SIDE, SIDE))), r"it has shape \(47, 2, 8, 8\)"),
         (dict(labels=np.zeros((47, 3), int)), r"`labels` of shape \(47,\)"),
-        (dict(labels=np.full(47, 0.5)), "whole numbers or texts in `labels`"),
-        (dict(labels=np.zeros(47, int)), "two classes or more in `labels`"),
+        (dict(labels=np.full(47, 0.5)), "`labels` of shape .47,., whole numbers or texts"),
+        (dict(labels=np.zeros(47, int)), "two classes or more, or pictures alone; 0"),
         (dict(classes=np.zeros(47, int)), "found both"),
-        (dict(answers=np.zeros((47, SIDE, SIDE))), "no array `answers`"),
-        (dict(groups=np.arange(47)), "no array `groups`"),
+        (dict(answers=np.zeros((47, SIDE, SIDE))), "`answers` .47, 8, 8. is not"),
+        (dict(groups=np.arange(47)), "`groups` .47,. is not"),
     ],
 )
 def test_arrays_that_are_no_pictures_in_classes_are_refused(arrays, why, tmp_path):
@@ -735,7 +744,6 @@ def test_settings_of_what_follows_are_refused_without_a_condition(refused, tmp_p
     argv = ["--frames", str(kinds(tmp_path)), "--num_cond_frames", "0"]
     for flags, line in [
         ("--answers none", "answers: got 'none'; accepted: given for pictures"),
-        ("--frame_axes tn", "frame_axes: got 'tn'"),
         ("--target posterior", "target: got 'posterior'"),
         ("--motion 2", "motion: got 2; accepted: 0 without"),
     ]:
@@ -867,13 +875,30 @@ def test_damaged_files_are_one_line_or_right(number, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "key, values",
-    [("value_range", ([1.0], [2.0, 1.0])), ("answer_classes", ([0.0, 1.0], [2.0, 1.0, 0.0]))],
+    "said",
+    [
+        *(
+            "range: [1]",
+            "range: [2, 1]",
+            "range: [0, .inf]",
+            "range: 3",
+            "order: nn",
+            "order: [nt]",
+        ),
+        *("channels: 3", "answers_are: masks", "frames: /etc/*", "answers: ../x", "frames: [a]"),
+        *("classes: {a: 0}", "classes: {a: 0, b: 0}", "classes: {a: 0, b: [1, 2, 3]}"),
+        *("classes: {a: [1, 2], b: [3, 4]}", "classes: [0, 1]", "ignore: [3]", "rangee: [0, 1]"),
+        *("7", "[range]", "range: [0, 1", "frames: '{case'", "frames: '(a'"),
+    ],
 )
-def test_settings_of_own_data_are_checked(key, values):
-    for value in values:
-        with pytest.raises(SettingError, match=f"^{key}: "):
-            WorldSettings(dataset="frames", frames="x", **{key: value})
+def test_what_is_said_of_data_is_checked(said, tmp_path):
+    """In a flag, and in a data.yaml, which the error names."""
+    path = folders(tmp_path, lambda i: MASK)
+    with pytest.raises(SettingError, match="^data: "):
+        understood(path, data=said)
+    (path / "data.yaml").write_text(said)
+    with pytest.raises(SettingError, match="^data: "):
+        understood(path)
 
 
 def test_a_training_needs_answers(refused, tmp_path):

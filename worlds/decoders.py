@@ -1,192 +1,129 @@
-"""Pictures and videos as arrays, in the number type of their files.
+"""One file of pictures as arrays, in the number type of the file.
 
-    read_picture   PNG, JPEG, TIFF, BMP, WebP: (H, W) grey, (H, W, 3) colour
-    read_video     GIF, multi-page TIFF, MP4, AVI, MOV, WebM: (T, H, W) or (T, H, W, 3)
-    Stack          pictures that follow each other in one array, which grows without a second copy
+    read_file    PNG, JPEG, TIFF, BMP, WebP, and videos: GIF, MP4, AVI, MOV, WebM, MKV
+    Stack        pictures that follow each other in one array
 
-8-bit and 1-bit pictures are uint8 from 0 to 255, 16-bit ones uint16 from 0 to 65,535, TIFFs of
-floats float32. Colour whose channels agree is grey. A palette of colours counts as class labels in
-an answer and as colours in a frame. Where the shape is in the alpha channel, the picture is that
-channel; else transparent pixels become black.
+1-bit pictures are bool, 8-bit ones uint8, 16-bit ones uint16, other whole numbers int32, TIFFs of
+floats float32. Colour whose channels agree is grey; a palette is the colours that it names. If
+a shape is in the alpha channel, the picture is that channel; else transparent pixels become black.
+What a decoder would change or guess is refused: a camera's rotation, inverted 16-bit greys, GIFs
+whose frames last differently, because writers merge equal ones.
 
 A file is given only to the decoder of its extension, and nothing is unpickled.
 """
 
 from __future__ import annotations
 
-import re
 import warnings
 from pathlib import Path
-from typing import Any, Iterable, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
 from diverse_sampling.errors import reject
 
-PICTURES = {
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".bmp": "BMP",
-    ".webp": "WEBP",
-}
+PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF"}
+PICTURES |= {".bmp": "BMP", ".webp": "WEBP"}
 FFMPEG_VIDEOS = (".mp4", ".avi", ".mov", ".webm", ".mkv")
 VIDEOS = (".gif", *FFMPEG_VIDEOS)
 LOSSY = (".jpg", ".jpeg", ".webp")  # in which a value of a label does not survive
-
-
-def natural(path: Path) -> list[tuple[int, int, str]]:
-    """A sort key of paths by which frame 2 comes before frame 10."""
-    parts = re.split(r"(\d+)", path.name.lower())
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts if part]
-
-
-def is_hidden(path: Path) -> bool:
-    """Whether a file or folder belongs to a system or an editor, not to the data."""
-    return path.name.startswith((".", "__MACOSX")) or path.name in ("Thumbs.db", "desktop.ini")
-
-
-def files_in(folder: Path, extensions: Iterable[str]) -> list[Path]:
-    """The visible files of a folder with one of some extensions, in natural order."""
-    wanted = tuple(extensions)
-    paths = [p for p in folder.iterdir() if p.suffix.lower() in wanted and not is_hidden(p)]
-    return sorted((p for p in paths if p.is_file()), key=natural)
-
-
-def folders_in(folder: Path) -> list[Path]:
-    """The visible subfolders of a folder, in natural order."""
-    folders = (p for p in folder.iterdir() if p.is_dir() and not is_hidden(p))
-    return sorted(folders, key=natural)
-
-
-# ---------------------------------------------------------------- one file
+ORIENTATION, PHOTOMETRIC, BITS = 274, 262, 258  # tags of EXIF and TIFF
 
 
 def refuse(path: Path, accepted: str) -> NoReturn:
-    """Raise SettingError for a file or folder of a user's frames that is not what is accepted."""
+    """Raise SettingError for a file or folder of a user's data that is not what is accepted."""
     reject("frames", str(path), accepted)
 
 
-def _unreadable(path: Path, what: str, error: object) -> NoReturn:
-    refuse(path, f"{what} that can be read ({' '.join(str(error).split())[:200]})")
+def short(error: object) -> str:
+    """What an exception says, in one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.replace("allow_pickle=False", "nothing is unpickled")[:200]
 
 
-def _opened(path: Path) -> Any:
-    """A file that Pillow has opened, by the decoder of its extension alone."""
-    from PIL import Image
+def read_file(path: Path) -> list[np.ndarray]:
+    """The pictures in a file, each (H, W) or (H, W, 3): one, or the frames of a video or a stack.
 
-    kind = "GIF" if path.suffix.lower() == ".gif" else PICTURES[path.suffix.lower()]
-    return Image.open(path, formats=[kind])
-
-
-def _without_alpha(pixels: np.ndarray) -> np.ndarray:
-    """Pixels (H, W, 2) or (H, W, 4), uint8, without their alpha channel: (H, W) or (H, W, 3)."""
-    colours, alpha = pixels[..., :-1], pixels[..., -1]
-    opaque = alpha == 255
-    if not opaque.all():
-        visible = colours[alpha > 0]
-        if len(visible) == 0 or (visible == visible[0]).all():
-            return alpha  # one colour: the shape is in the alpha channel
-        weight = alpha[..., None].astype(np.uint16)
-        colours = ((colours * weight + 127) // 255).astype(np.uint8)
-    return colours[..., 0] if colours.shape[-1] == 1 else colours
-
-
-def _grey_if_alike(pixels: np.ndarray) -> np.ndarray:
-    """Colours (..., H, W, 3) whose channels agree as (..., H, W)."""
-    if (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all():
-        return np.ascontiguousarray(pixels[..., 0])
-    return pixels
-
-
-def _pixels(image: Any, labels: bool) -> np.ndarray:
-    """The pixels of an open picture: (H, W) or (H, W, 3)."""
-    mode = image.mode
-    if mode in ("P", "PA") and labels:
-        indices = np.asarray(image)
-        palette = np.asarray(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-        used = palette[np.minimum(np.unique(indices), len(palette) - 1)]
-        if (used[:, :1] != used).any():
-            return indices  # colours that stand for classes
-    if mode in ("P", "PA"):
-        transparent = mode == "PA" or "transparency" in image.info
-        image = image.convert("RGBA" if transparent else "RGB")
-    elif mode == "La" or mode == "RGBa":
-        image = image.convert({"La": "LA", "RGBa": "RGBA"}[mode])
-    elif mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-        image = image.convert("RGB")
-    pixels = np.asarray(image)
-    if mode == "1":
-        return pixels.astype(np.uint8) * np.uint8(255)
-    if mode == "I":  # 16-bit greys, in older versions of Pillow
-        if pixels.min() < 0 or pixels.max() > 65535:
-            raise ValueError("32-bit integers, which have no white level")
-        return pixels.astype(np.uint16)
-    if mode.startswith("I;16"):
-        return pixels.astype(np.uint16)
-    if image.mode in ("LA", "RGBA"):
-        pixels = _without_alpha(pixels)
-    if pixels.dtype == np.uint8 and pixels.ndim == 3:
-        pixels = _grey_if_alike(pixels)
-    if pixels.dtype not in (np.uint8, np.float32) or pixels.size == 0:
-        raise ValueError(f"a picture of mode {mode}")
-    return pixels
-
-
-def _decoded(path: Path, labels: bool, several: bool) -> list[np.ndarray]:
-    """All pictures in a file that Pillow reads. Raises SettingError."""
+    Raises SettingError for a file that is damaged, or not what its extension says, and where its
+    decoder is not installed.
+    """
+    if path.suffix.lower() in FFMPEG_VIDEOS:
+        return _read_ffmpeg(path)
     from PIL import Image, ImageSequence
 
+    kind = "GIF" if path.suffix.lower() == ".gif" else PICTURES[path.suffix.lower()]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("error", "Tag data larger|Truncated File")  # of a TIFF
-            with _opened(path) as image:
-                count = getattr(image, "n_frames", 1)
-                if not several:
-                    if count > 1:
-                        raise ValueError(f"it holds {count} pictures; a video stands by itself")
-                    return [_pixels(image, labels)]
-                return [_pixels(each, labels) for each in ImageSequence.Iterator(image)]
+            with Image.open(path, formats=[kind]) as image:
+                if image.mode[0] in "RL" and kind == "PNG" and "16B" in str(image.tile):
+                    return [_read_16_bit_colour(path)]
+                if getattr(image, "n_frames", 1) == 1:
+                    return [_pixels(image)]
+                pictures, durations = [], set()
+                for each in ImageSequence.Iterator(image):
+                    pictures.append(_pixels(each))
+                    durations.add(each.info.get("duration") or 0)
     except Exception as error:  # Pillow's decoders raise of every kind where a file is damaged
-        _unreadable(path, f"a {path.suffix[1:].upper()}", error)
+        refuse(path, f"a {path.suffix[1:].upper()} that can be read ({short(error)})")
+    if kind == "GIF" and len(durations) > 1:
+        refuse(path, f"frames that last equally; they last {sorted(durations)} ms")
+    return pictures
 
 
-def is_stack(path: Path) -> bool:
-    """Whether a file is a TIFF of several pages; False where it cannot be opened."""
-    if PICTURES.get(path.suffix.lower()) != "TIFF":
-        return False
-    try:
-        with _opened(path) as image:
-            return getattr(image, "n_frames", 1) > 1
-    except Exception:  # as in `_decoded`; reading it will say why
-        return False
+def _read_16_bit_colour(path: Path) -> np.ndarray:
+    """A PNG with 16 bits for each of several channels, which Pillow cuts to 8."""
+    from torchvision.io import ImageReadMode, decode_image, read_file
+
+    pixels = decode_image(read_file(str(path)), ImageReadMode.UNCHANGED).numpy()
+    return _in_channels(np.moveaxis(pixels, 0, -1), 65535)
 
 
-def read_picture(path: Path, labels: bool = False) -> np.ndarray:
-    """The picture in a file, (H, W) or (H, W, 3), uint8, uint16 or float32.
+def _in_channels(pixels: np.ndarray, white: int) -> np.ndarray:
+    """Pixels (H, W, 1 to 4) without alpha, and grey if their channels agree."""
+    if pixels.shape[-1] in (2, 4):
+        pixels, alpha = pixels[..., :-1], pixels[..., -1]
+        if (alpha != white).any():
+            visible = pixels[alpha > 0]
+            if len(visible) == 0 or (visible == visible[0]).all():
+                return alpha  # one colour: the shape is in the alpha channel
+            weight = alpha[..., None].astype(np.uint64)
+            pixels = ((pixels * weight + white // 2) // white).astype(alpha.dtype)
+    if all((pixels[..., 0] == pixels[..., c]).all() for c in range(1, pixels.shape[-1])):
+        return np.ascontiguousarray(pixels[..., 0])
+    return pixels
 
-    Arguments:
-        path: of a file with one of the extensions in PICTURES
-        labels: whether a palette of colours stands for class labels
 
-    Raises SettingError for a file that is damaged, or not what its extension says.
-    """
-    return _decoded(path, labels, several=False)[0]
+def _pixels(image: Any) -> np.ndarray:
+    """The pixels of an open picture, (H, W) or (H, W, 3). Raises ValueError for other kinds."""
+    mode = image.mode
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        raise ValueError("it is stored turned, EXIF says how; store it as it is seen")
+    if mode in ("P", "PA"):
+        transparent = mode == "PA" or "transparency" in image.info
+        image = image.convert("RGBA" if transparent else "RGB")
+    elif mode in ("La", "RGBa"):
+        image = image.convert(mode.upper())
+    elif mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        image = image.convert("RGB")
+    pixels = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})
+    if pixels.ndim == 3 and max(tags.get(BITS, (8,))) > 8:
+        raise ValueError("more than 8 bits a colour, which would be cut; store it as PNG")
+    if mode.startswith(("I", "F")):
+        if tags.get(PHOTOMETRIC) == 0:
+            raise ValueError("0 is white in it; store it with 0 as black")
+        if mode == "I" and image.format == "PNG" or mode.startswith("I;16"):
+            return pixels.astype(np.uint16)
+        return pixels
+    if pixels.dtype not in (bool, np.uint8) or pixels.size == 0:
+        raise ValueError(f"a picture of mode {mode}")
+    return _in_channels(pixels, 255) if pixels.ndim == 3 else pixels
 
 
-def read_video(path: Path) -> np.ndarray:
-    """The frames of a video, (T, H, W) or (T, H, W, 3), uint8.
-
-    Raises SettingError for a file that is damaged, and where its decoder is not installed.
-    """
-    if path.suffix.lower() not in FFMPEG_VIDEOS:
-        frames = _decoded(path, False, several=True)
-        if any(frame.ndim != frames[0].ndim for frame in frames):
-            frames = [as_colour(frame) for frame in frames]
-        return np.stack(frames)
+def _read_ffmpeg(path: Path) -> list[np.ndarray]:
+    """The frames of a video, each once."""
     try:
         import imageio_ffmpeg  # noqa: F401
     except ImportError:
@@ -194,61 +131,53 @@ def read_video(path: Path) -> np.ndarray:
     import imageio.v3
 
     try:
-        video = imageio.v3.imread(path, plugin="FFMPEG")
+        video = imageio.v3.imread(path, plugin="FFMPEG", output_params=["-fps_mode", "passthrough"])
     except Exception as error:  # of every kind, from the decoder
-        _unreadable(path, "a video", error)
+        refuse(path, f"a video that can be read ({short(error)})")
     if video.ndim != 4 or len(video) == 0:
-        _unreadable(path, "a video", f"its frames have shape {video.shape}")
+        refuse(path, f"a video that can be read (its frames have shape {video.shape})")
     # Compressed grey comes back as almost equal channels.
     spread = video.max(-1).astype(np.int16) - video.min(-1)
-    return video.mean(-1).round().astype(np.uint8) if spread.max() <= 8 else video
-
-
-# ---------------------------------------------------------------- many files
-
-
-def as_colour(pixels: np.ndarray) -> np.ndarray:
-    """Grey pixels (..., H, W) as (..., H, W, 3)."""
-    return np.repeat(pixels[..., None], 3, -1)
+    return list(video.mean(-1).round().astype(np.uint8) if spread.max() <= 8 else video)
 
 
 class Stack:
-    """Pictures of one size one after the other in one array, `pixels` (n, H, W) or (n, H, W, 3).
+    """Pictures of one size one after the other in one array.
 
-    Each keeps its brightness: where 8-bit and 16-bit pictures meet, all become 16-bit ones, where
-    grey and colour meet, all become colour.
+    Numbers stay as they are; types are widened, and where grey and colour meet, all become colour.
+
+    Arguments:
+        expected: how many there will be, if each file holds one
     """
 
-    def __init__(self) -> None:
-        self.pixels: np.ndarray | None = None
-        self.count = 0
+    def __init__(self, expected: int) -> None:
+        self.expected = expected
+        self.room = np.empty((0, 0, 0), bool)
+        self.types: list[np.dtype] = []  # of each picture's file
 
     def add(self, picture: np.ndarray, path: Path) -> None:
-        """Append a picture (H, W) or (H, W, 3). Raises SettingError where it does not fit."""
-        if self.pixels is None:
-            self.pixels = np.empty((0, *picture.shape), picture.dtype)
-        if picture.shape[:2] != self.pixels.shape[1:3]:
-            sizes = " and ".join(
-                f"{height} x {width}"
-                for height, width in (self.pixels.shape[1:3], picture.shape[:2])
-            )
-            refuse(path, f"pictures of one size; found {sizes} px")
-        picture, pixels = _alike(picture, self.pixels, path)
-        self.pixels = pixels
-        # In place: a larger array beside this one would double the memory.
-        self.pixels.resize((self.count + 1, *pixels.shape[1:]), refcheck=False)
-        self.pixels[self.count] = picture
-        self.count += 1
-
-
-def _alike(a: np.ndarray, b: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """A picture and a stack of them, both grey or colour and of one number type."""
-    if a.ndim < b.ndim - 1:
-        a = as_colour(a)
-    elif a.ndim > b.ndim - 1:
-        b = as_colour(b)
-    if a.dtype != b.dtype:
-        if np.float32 in (a.dtype, b.dtype):
+        """Append a picture (H, W) or (H, W, 3). Raises SettingError if it does not fit."""
+        n, room = len(self.types), self.room
+        if n == 0:
+            room = np.empty((self.expected, *picture.shape), picture.dtype)
+        if picture.shape[:2] != room.shape[1:3]:
+            a, b = (f"{h} x {w}" for h, w in (room.shape[1:3], picture.shape[:2]))
+            refuse(path, f"pictures of one size; found {a} and {b} px")
+        if (picture.dtype.kind == "f") != (room.dtype.kind == "f"):
             refuse(path, "pictures of floats only, or of integers only")
-        a, b = (each if each.dtype == np.uint16 else each * np.uint16(257) for each in (a, b))
-    return a, b
+        if picture.ndim < room.ndim - 1:
+            picture = picture[..., None]
+        elif picture.ndim > room.ndim - 1:
+            room = np.repeat(room[..., None], 3, -1)
+        wide = np.promote_types(room.dtype, picture.dtype)
+        room = room if room.dtype == wide else room.astype(wide)
+        if n == len(room):  # in place: a larger array beside this one would double the memory
+            room.resize((n + n // 8 + 1, *room.shape[1:]), refcheck=False)
+        room[n] = picture
+        self.room = room
+        self.types.append(picture.dtype)
+
+    def pixels(self) -> np.ndarray:
+        """All pictures, (n, H, W) or (n, H, W, 3)."""
+        self.room.resize((len(self.types), *self.room.shape[1:]), refcheck=False)
+        return self.room

@@ -1,13 +1,14 @@
 """What the numbers in a user's pictures mean, and the pictures as a network takes them.
 
     Frames     grey levels or colours. The type of a file's numbers says what white is: 255 (8 bit),
-               65,535 (16 bit), 1 (floats). Floats from -1 to 1, and whole floats up to 255, are
-               taken for what they are; `value_range` says everything else.
-    Answers    the same, or labels: whole numbers of which there are few. Two are a mask, more are
-               classes, as are a few colours. A network draws one channel for each class.
+               65,535 (16 bit), 1 (1 bit and floats). Floats from -1 to 1, and whole floats up to
+               255, are taken for what they are; `range` says everything else.
+    Answers    two different values are a mask, the larger one the object; up to 32 whole numbers or
+               colours are classes, each a channel of a network. Fractions, more than 255 values of
+               8 bits, and JPEGs, are grey: a soft mask. What may be either is asked: `answers_are`.
 
-Numbers stay as they are in the files until they are drawn, so a data set needs the memory of its
-files, once.
+One decision holds for all files of a data set. Numbers stay as they are in the files until they are
+drawn, so a data set needs the memory of its files, once.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterator, Sequence
+from typing import Callable, Iterator, NoReturn
 
 import numpy as np
 import torch
@@ -24,9 +25,12 @@ from torch import Tensor
 from diverse_sampling.errors import reject
 from worlds.channels import one_hot
 from worlds.decoders import refuse
+from worlds.description import MOST_CLASSES, Description, Value, text_of
 
-MOST_CLASSES = 32  # answers with more different values are grey levels
+FEW = 32  # whole values that are classes without a word of the user
+PLACES = (1 << 32, 1 << 16, 1)  # of red, green and blue in the code of a colour
 PART = 2**18  # bytes of a large array that are looked at together
+WHITE = {np.dtype(bool): 1, np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
 
 
 @dataclass(frozen=True)
@@ -34,26 +38,104 @@ class Levels:
     """What the numbers of stored pictures mean.
 
     Arguments:
-        low, high: the numbers that are black and white
-        values: of labels, in the order of their classes; empty for grey levels and colours
-        colours: 3 for colour, else 1
+        kind: grey or colours, for which low is black and high is white; mask or classes
+        low, high: see there
+        values: of a mask (outside, object), or of classes; empty otherwise
     """
 
-    low: float
-    high: float
-    values: tuple[float, ...] = ()
-    colours: int = 1
+    kind: str
+    low: float = 0
+    high: float = 1
+    values: tuple[Value, ...] = ()
+
+    @property
+    def colours(self) -> int:
+        """3 for colours, else 1."""
+        return 3 if self.kind == "colours" else 1
+
+    @property
+    def label_classes(self) -> int:
+        """The number of classes, 0 for all else."""
+        return len(self.values) if self.kind == "classes" else 0
 
     @property
     def channels(self) -> int:
-        """Channels of a picture: its colours, or its classes where they are three or more."""
-        return len(self.values) if len(self.values) > 2 else self.colours
+        """Channels of a picture: its colours, or its classes."""
+        return self.label_classes or self.colours
 
     def __str__(self) -> str:
-        if len(self.values) > 2:
-            return f"{len(self.values)} classes ({', '.join(f'{v:g}' for v in self.values)})"
-        kind = "colour" if self.colours == 3 else "mask" if self.values else "grey"
-        return f"{kind}, {self.low:g} to {self.high:g}"
+        values = ", ".join(map(text_of, self.values))
+        if self.kind in ("mask", "classes"):
+            return (
+                f"{self.label_classes} classes ({values})"
+                if self.label_classes
+                else f"mask, {values}"
+            )
+        return f"{self.kind}, {self.low:g} to {self.high:g}"
+
+
+@dataclass
+class Numbers:
+    """The numbers of many pictures, as they are in files.
+
+    Arguments:
+        pixels: (n, H, W) or (n, H, W, 3)
+        types: of each picture's file, or one for all
+        what: they are, with the path, for messages
+        path: where they come from
+        lossy: whether compression has changed them
+    """
+
+    pixels: np.ndarray
+    types: list[np.dtype]
+    what: str
+    path: Path
+    lossy: bool = False
+
+    def parts(self) -> Iterator[np.ndarray]:
+        """The pixels part by part."""
+        return parts(self.pixels)
+
+    def codes(self) -> Iterator[np.ndarray]:
+        """The pixels part by part, a colour as one whole number."""
+        for part in self.parts():
+            yield part if part.ndim == 3 else part.astype(np.int64) @ PLACES
+
+    def distinct(self) -> dict[np.dtype, list[float] | None]:
+        """The different codes, ascending, of the pictures of each type; None if these are too many
+        for classes."""
+        found: dict[np.dtype, set[float] | None] = {each: set() for each in self.types}
+        of = np.array([list(found).index(each) for each in self.types])
+        done = 0
+        for part in self.codes():
+            types, done = of[done : done + len(part)], done + len(part)
+            for i, (each, numbers) in enumerate(found.items()):
+                some = part if len(found) == 1 else part[types == i]
+                if numbers is None or len(some) == 0:
+                    continue
+                if some.dtype == np.uint8:  # counting is faster than sorting
+                    numbers.update(
+                        np.flatnonzero(np.bincount(some.ravel(), minlength=256)).tolist()
+                    )
+                else:
+                    numbers.update(np.unique(some).tolist())
+                if len(numbers) > MOST_CLASSES:
+                    found[each] = None
+            if not any(numbers is not None for numbers in found.values()):
+                break
+        return {
+            each: sorted(map(float, numbers)) if numbers else None
+            for each, numbers in found.items()
+        }
+
+    def extent(self) -> tuple[float, float]:
+        """The smallest and the largest number. Raises SettingError for NaN and infinity."""
+        low, high = math.inf, -math.inf
+        for part in self.parts():
+            if part.dtype.kind == "f" and not np.isfinite(part).all():
+                refuse(self.path, f"finite numbers in {self.what}; found NaN or infinite values")
+            low, high = min(low, float(part.min())), max(high, float(part.max()))
+        return low, high
 
 
 def parts(array: np.ndarray) -> Iterator[np.ndarray]:
@@ -63,159 +145,151 @@ def parts(array: np.ndarray) -> Iterator[np.ndarray]:
         yield array[start : start + step]
 
 
-def _as_labels(pictures: np.ndarray) -> np.ndarray:
-    """Pictures (n, H, W) as they are, colours (n, H, W, 3) as one whole number a pixel."""
-    if pictures.ndim == 3:
-        return pictures
-    wide = pictures.astype(np.int64)
-    return (wide[..., 0] << 32) | (wide[..., 1] << 16) | wide[..., 2]
+def grey_levels(numbers: Numbers, said: Description, notices: list[str]) -> Levels:
+    """What is black and what is white in frames, or in answers that are pictures like these.
 
-
-def distinct(array: np.ndarray, most: int) -> list[float] | None:
-    """The different numbers in pictures, ascending; None where there are more than `most`."""
-    numbers: set[float] = set()
-    for part in parts(array):
-        if part.dtype == np.uint8 and part.ndim == 3:  # counting is faster than sorting
-            numbers.update(np.flatnonzero(np.bincount(part.ravel(), minlength=256)).tolist())
-        else:
-            numbers.update(np.unique(_as_labels(part)).tolist())
-        if len(numbers) > most:
-            return None
-    return sorted(numbers)
-
-
-def extent(array: np.ndarray, name: str, path: Path) -> tuple[float, float]:
-    """The smallest and the largest number. Raises SettingError for NaN and infinity."""
-    low, high = math.inf, -math.inf
-    for part in parts(array):
-        if part.dtype.kind == "f" and not np.isfinite(part).all():
-            refuse(path, f"finite numbers in {name}; found NaN or infinite values")
-        low, high = min(low, float(part.min())), max(high, float(part.max()))
-    return low, high
-
-
-def _all_whole(array: np.ndarray) -> bool:
-    return all((part == np.rint(part)).all() for part in parts(array))
-
-
-def grey_levels(
-    array: np.ndarray, given: Sequence[float] | None, name: str, path: Path, notices: list[str]
-) -> Levels:
-    """What is black and what is white in frames, or in answers that are no labels.
-
-    Arguments:
-        array: (n, H, W) or (n, H, W, 3)
-        given: the setting value_range
-        name: what the array holds, for messages
-        path: where it comes from
-        notices: is told what looks odd
-
-    Raises SettingError where the type of the numbers does not say it.
+    `notices` is told what looks odd. Raises SettingError if the numbers' type does not say it.
     """
-    colours = 3 if array.ndim == 4 else 1
-    smallest, largest = extent(array, name, path)
-    what = f"{name} in {path} hold {array.dtype} from {smallest:g} to {largest:g}"
-    if given is not None:
-        low, high = map(float, given)
-        if smallest < low or largest > high:
-            reject("value_range", list(given), f"a range that holds all values; {what}")
-        return Levels(low, high, colours=colours)
-    kind = array.dtype.kind
-    if kind == "f":
-        if 0 <= smallest and largest <= 1:
-            return Levels(0, 1, colours=colours)
-        if -1 <= smallest < 0 and largest <= 1:
-            notices.append(f"{what}: -1 is taken for black; --value_range 0,1 says otherwise")
-            return Levels(-1, 1, colours=colours)
-        if 0 <= smallest and largest <= 255 and _all_whole(array):
-            notices.append(f"{what}, all whole: 255 is taken for white")
-            return Levels(0, 255, colours=colours)
-        reject("value_range", None, f"[black, white], because {what}")
+    pixels = numbers.pixels
+    kind = "colours" if pixels.ndim == 4 else "grey"
+    smallest, largest = numbers.extent()
+    what = f"{numbers.what} in {numbers.path} hold {pixels.dtype} from {smallest:g} to {largest:g}"
+
+    def asked(accepted: str) -> NoReturn:
+        value = "null" if said.range is None else list(said.range)
+        reject("data", f"range: {value}", f"{accepted} {what}")
+
+    if len({*numbers.types}) > 1 and (said.range or not {*numbers.types} <= WHITE.keys()):
+        asked("files of one number type;")
+    if said.range is not None:
+        if smallest < said.range[0] or largest > said.range[1]:
+            asked("a range that holds all values;")
+        return Levels(kind, *said.range)
+    whole = pixels.dtype.kind in "bui" or all(
+        (part == np.rint(part)).all() for part in numbers.parts()
+    )
+    if pixels.dtype.kind == "f" and -1 <= smallest < 0 and largest <= 1:
+        notices.append(f"{what}: -1 is taken for black; range: [0, 1] in data.yaml says otherwise")
+        return Levels(kind, -1, 1)
     if smallest < 0:
-        reject("value_range", None, f"[black, white], because {what}")
+        asked("[black, white], because")
     if largest <= 1:
-        return Levels(0, 1, colours=colours)  # a mask; as grey levels it would be black
-    white = {1: 255.0, 2: 65535.0}.get(array.dtype.itemsize, 255.0)
-    if array.dtype.itemsize > 2 and largest > 255:
-        reject("value_range", None, f"[black, white], because {what}")
-    values = distinct(array, MOST_CLASSES) if largest < MOST_CLASSES else None
-    if values is not None and colours == 1:
-        reject(
-            "value_range",
-            None,
-            f"[black, white], such as 0,{largest:g}, because {what}, which look like class labels",
-        )
+        return Levels(kind)  # a mask too; as grey levels it would be black
+    if pixels.dtype.kind == "f" and largest <= 255 and whole:
+        notices.append(f"{what}, all whole: 255 is taken for white")
+        return Levels(kind, 0, 255)
+    white = WHITE.get(pixels.dtype, 255)
+    if largest > white or not whole:
+        asked("[black, white], because")
+    if largest < FEW and kind == "grey" and numbers.what == "frames":
+        asked(f"[black, white], such as [0, {largest:g}], because they look like class labels;")
     if largest < white / 2:
         notices.append(
-            f"WARNING: {what}, though {white:g} is white; --value_range 0,{largest:g} if "
-            f"{largest:g} is"
+            f"WARNING: {what}, though {white:g} is white; if {largest:g} is, --data "
+            f"'range: [0, {largest:g}]' says so"
         )
-    return Levels(0, white, colours=colours)
+    return Levels(kind, 0, white)
 
 
 def answer_levels(
-    array: np.ndarray,
-    given: Sequence[float] | None,
-    known: Sequence[float] | None,
-    lossy: bool,
-    name_of: Callable[[int], str],
-    path: Path,
-    notices: list[str],
+    numbers: Numbers, said: Description, name_of: Callable[[int], str], notices: list[str]
 ) -> Levels:
-    """Whether answers are masks, classes or grey levels, and what their numbers mean.
+    """Whether answers are masks, classes, colours or grey, and what their numbers mean.
 
     Arguments:
-        array: (n, H, W) or (n, H, W, 3)
-        given: the setting value_range, with which they are grey levels
-        known: the values of the classes that a network was trained with
-        lossy: whether compression has changed the numbers, so that they are no labels
+        numbers: of the answers
+        said: by the user, or by what a network was trained with
         name_of: the index of an answer -> what it is called in messages
-        path: where they come from
         notices: is told what looks odd
 
-    Raises SettingError where they are none of these.
+    Raises SettingError if they may be several of these, or none.
     """
-    if given is not None or lossy:
-        return grey_levels(array, given, "answers", path, notices)
-    extent(array, "answers", path)
-    if known is not None:
-        here = distinct(array, 10**5)
-        others = [value for value in here or [] if value not in known]
-        if here is None or others:
-            reject(
-                "answer_classes",
-                list(known),
-                f"all values of the answers in {path}, which also hold "
-                + ", ".join(f"{value:g}" for value in others[:5]),
+    grey = numbers.pixels.ndim == 3
+    path, dtype = numbers.path, numbers.pixels.dtype
+    numbers.extent()
+    if said.answers_are in ("grey", "colours"):
+        return grey_levels(numbers, said, notices)
+    by_type = numbers.distinct()
+    codes: list[float] | None = None
+    if None not in by_type.values():
+        codes = sorted({code for each in by_type.values() for code in each or ()})
+
+    def values(of: list[float]) -> tuple[Value, ...]:
+        return tuple(
+            of if grey else (tuple(c // place % (1 << 16) for place in PLACES) for c in of)
+        )
+
+    def asked(may_be: str) -> NoReturn:
+        many = f"more than {MOST_CLASSES}" if codes is None else len(codes)
+        some = ", ".join(map(text_of, values(codes or [])[:5]))
+        reject(
+            "data",
+            f"answers_are: {said.answers_are or 'null'}",
+            f"{may_be}, because answers in {path} hold {many} values of {dtype} {some}".strip(),
+        )
+
+    if said.classes is not None:
+        known = tuple(said.classes.values())
+        others = [value for value in values(codes or []) if value not in known]
+        if codes is None or others:
+            asked(f"only {', '.join(map(text_of, known))}, which are known")
+        return Levels("mask" if len(known) == 2 else "classes", values=known)
+    whites = [
+        each in (*WHITE,) and {*(part or ())} <= {0, WHITE[each]} for each, part in by_type.items()
+    ]
+    if grey and codes is not None and len(by_type) > 1 and len(codes) > 2:
+        if all(whites):  # 8-bit masks beside 16-bit ones
+            return Levels("mask", values=(0, codes[-1]))
+        if any(whites):
+            asked("files of one number type")
+    if codes is not None and grey and len(codes) == 1:
+        codes = [0.0, codes[0] or 1.0]
+    if codes is not None and len(codes) == 2:
+        return Levels("mask", values=values(codes))
+    if said.answers_are == "mask":
+        soft = grey_levels(numbers, Description(), notices)
+        return Levels("mask", values=((soft.low + soft.high) / 2,)) if grey else asked("classes")
+    whole = dtype.kind in "bui" or all((part == np.rint(part)).all() for part in numbers.parts())
+    if said.answers_are is None and (
+        numbers.lossy or not whole or (codes is None and dtype == np.uint8 and grey)
+    ):
+        if numbers.lossy:
+            notices.append(
+                f"answers in {path} are JPEG or WebP, so soft; answers_are: mask cuts them"
             )
-        return Levels(0, 1, values=tuple(known))
-    values = distinct(array, MOST_CLASSES)
-    if values is None or any(value != round(value) for value in values):
-        return grey_levels(array, None, "answers", path, notices)
-    _refuse_mixed(array, values, name_of, path)
-    if len(values) == 1:
-        white = 1.0 if values[0] in (0, 1) else values[0]
-        return Levels(0, white, values=(0.0, white))
-    return Levels(values[0], values[1], values=tuple(map(float, values)))
+        return grey_levels(numbers, said, notices)
+    if codes is None or not whole:
+        asked("mask, grey" if grey else "colours")
+    if said.answers_are is None:
+        _refuse_mixed(numbers, codes, name_of)
+        ids = [code for code in codes if code not in (255, 65535)]
+        in_order = ids[-1] - ids[0] == len(ids) - 1
+        if (
+            len(codes) > FEW
+            or grey
+            and not in_order
+            and codes[0] == 0
+            and codes[-1] in (255, 65535)
+        ):
+            asked("mask (of soft borders), classes or grey" if grey else "classes or colours")
+    return Levels("classes", values=values(codes))
 
 
-def _refuse_mixed(
-    array: np.ndarray, values: list[float], name_of: Callable[[int], str], path: Path
-) -> None:
-    """Raises SettingError where some masks reach 1 and others 255, so that 1 is white in the ones
-    and nearly black in the others."""
+def _refuse_mixed(numbers: Numbers, values: list[float], name_of: Callable[[int], str]) -> None:
+    """Raises SettingError if some masks reach 1 and others 255, so that 1 is white in the ones and
+    nearly black in the others."""
     largest = values[-1]
-    if array.ndim == 4 or largest not in (255, 65535) or 1 not in values:
+    if numbers.pixels.ndim == 4 or largest not in (255, 65535) or 1 not in values:
         return
-    tops = np.concatenate([part.max((1, 2)) for part in parts(array)])
+    tops = np.concatenate([part.max((1, 2)) for part in numbers.parts()])
     ones = np.flatnonzero(tops == 1)
     full = np.flatnonzero(tops == largest)
     both = any(
-        ((part == 1).any((1, 2)) & (part == largest).any((1, 2))).any() for part in parts(array)
+        ((part == 1).any((1, 2)) & (part == largest).any((1, 2))).any() for part in numbers.parts()
     )
     if len(ones) and len(full) and not both:
         refuse(
-            path,
+            numbers.path,
             f"answers of one scale; {name_of(int(ones[0]))} reaches 1, {name_of(int(full[0]))} "
             f"{largest:g}",
         )
@@ -225,28 +299,36 @@ class Pictures:
     """Pictures as they are stored, and as numbers in [0, 1] when they are drawn.
 
     Arguments:
-        pixels: (n, H, W) or (n, H, W, 3), of the files' type
-        levels: what the numbers mean
+        numbers: of the files
+        levels: what they mean
     """
 
-    def __init__(self, pixels: np.ndarray, levels: Levels):
+    def __init__(self, numbers: Numbers, levels: Levels):
         self.levels = levels
+        self.black, self.white = levels.low, levels.high
+        pixels = numbers.pixels
         if levels.values:
             # Labels of one byte are replaced where they are: a copy would need the memory twice.
             in_place = pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.flags.writeable
             stored = pixels if in_place else np.empty(pixels.shape[:3], np.uint8)
-            values = np.asarray(levels.values)
             done = 0
-            for part in parts(pixels):
-                stored[done : done + len(part)] = np.searchsorted(values, _as_labels(part))
+            for part in numbers.codes():
+                stored[done : done + len(part)] = _indices(part, levels, numbers)
                 done += len(part)
             pixels = stored
-        elif pixels.dtype == np.float64:
-            pixels = pixels.astype(np.float32)
-        elif pixels.dtype.kind in "iu" and pixels.dtype.itemsize > 2:
-            pixels = pixels.astype(np.int32)
-        elif pixels.dtype == np.bool_:
+        elif len({*numbers.types}) > 1:
+            for i, each in enumerate(numbers.types):
+                pixels[i] *= WHITE[pixels.dtype] // WHITE[each]
+        elif pixels.dtype.kind == "b":
             pixels = pixels.view(np.uint8)
+        elif pixels.dtype.kind == "f" and pixels.dtype.itemsize > 4:
+            pixels = pixels.astype(np.float32)
+        elif pixels.dtype.kind in "iu" and pixels.dtype.itemsize > 2:  # more than a float32 holds
+            span = levels.high - levels.low
+            self.black, self.white = 0, 1
+            pixels = np.concatenate(
+                [((part - levels.low) / span).astype(np.float32) for part in parts(pixels)]
+            )
         self.pixels = torch.from_numpy(np.ascontiguousarray(pixels))
         self.elsewhere: dict[torch.device, Tensor] = {}  # the same on other devices
 
@@ -268,10 +350,22 @@ class Pictures:
         for labels."""
         stored = self.on(which.device)[which]
         levels = self.levels
-        if len(levels.values) > 2:
-            return one_hot(stored, len(levels.values))
+        if levels.label_classes:
+            return one_hot(stored, levels.label_classes)
         if levels.values:
             return stored.float()[..., None, :, :]
         # With 32-bit constants, so that whole numbers give the same on every machine.
-        scaled = (stored.float() - levels.low) / np.float32(levels.high - levels.low).item()
+        scaled = (stored.float() - self.black) / np.float32(self.white - self.black).item()
         return scaled.movedim(-1, -3) if levels.colours == 3 else scaled[..., None, :, :]
+
+
+def _indices(part: np.ndarray, levels: Levels, numbers: Numbers) -> np.ndarray:
+    """The class of each pixel, of a mask 0 or 1."""
+    if len(levels.values) == 1:  # the threshold of a soft mask
+        return part > levels.values[0]
+    if levels.kind == "mask" and numbers.pixels.ndim == 3 and levels.values[0] == 0:
+        return part != 0
+    values = np.array(levels.values)
+    codes = values if values.ndim == 1 else values.astype(np.int64) @ PLACES
+    order = np.argsort(codes)
+    return order[np.searchsorted(codes, part, sorter=order)]

@@ -2,7 +2,8 @@
 
 The splits are those that the files give; else every fifth sequence or group is for testing, and
 every tenth of the others for validation; of pictures without a condition, those of each class.
-`files.py` says where frames and answers may lie, `levels.py` what their numbers mean.
+`files.py` says where frames and answers may lie, `levels.py` what their numbers mean, and
+`description.py` what a user can say of both.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from torch import Tensor
 from config import WorldSettings
 from diverse_sampling.errors import reject
 from worlds.channels import as_images, in_colours
-from worlds.decoders import natural, refuse
-from worlds.files import SPLITS, Cases, find, read_cases, read_pictures
-from worlds.levels import Pictures, answer_levels, extent, grey_levels, parts
+from worlds.decoders import refuse
+from worlds.description import Description, described, text_of
+from worlds.files import SPLITS, Cases, find, natural, read_cases, tree
+from worlds.levels import Levels, Numbers, Pictures, answer_levels, grey_levels, parts
 from worlds.moving_digits import Sequences, World
 
 TEST_EVERY = 5  # one sequence or group out of this many is in the test split
 VALIDATION_EVERY = 10  # one out of this many of the others is in the validation split
-MOST_NAMED = 12  # classes whose names and numbers are said in a line
 
 
 # ---------------------------------------------------------------- a data set
@@ -48,6 +49,7 @@ class OwnData:
         path: absolute
         single: whether each picture is a sample of its own, without a condition
         class_names: of these pictures, in natural order; empty without classes
+        description: all that was understood, as data.yaml says it
     """
 
     cases: Cases
@@ -59,25 +61,25 @@ class OwnData:
     path: Path
     single: bool
     class_names: list[str]
+    description: Description
 
     def describe(self) -> str:
-        """What was understood, in one line."""
+        """What was understood: one line, and the lines of data.yaml."""
         n = len(self.cases.lengths)
         height, width = self.frames.pixels.shape[1:3]
-        dtype = str(self.frames.pixels.dtype).removeprefix("torch.")
-        size = f"of {height} x {width} px ({self.frames.levels}; {dtype})"
         texts = [
-            f"{self.path}: {n:,} sequence{'s' * (n != 1)}",
-            f"{len(self.frames):,} frames {size}",
+            f"{self.path}: {n:,} {'picture' if self.single else 'sequence'}{'s' * (n != 1)}",
+            f"{len(self.frames):,} frames of {height} x {width} px ({self.frames.levels})",
         ]
         if self.single:
-            texts = [f"{self.path}: {n:,} pictures {size}", "no condition"]
-            texts.append(self._classes_in_words())
+            counts = Counter(self.cases.classes)
+            named = [f"{name} {counts[name]:,}" for name in self.class_names]
+            number = len(named) or "no"
+            texts += ["no condition", f"{number} classes{': ' * bool(named)}{', '.join(named)}"]
         elif self.answers is None:
             texts.append("no answers, so the next frame is the answer")
         else:
-            counts = sorted(set(self.cases.counts))
-            many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+            many = " to ".join(map(str, sorted({min(self.cases.counts), max(self.cases.counts)})))
             texts.append(f"{many} answers each ({self.answers.levels})")
         if self.cases.groups:
             texts.append(f"{len(set(self.cases.groups)):,} groups")
@@ -85,17 +87,7 @@ class OwnData:
         source = "given" if self.cases.splits else f"every {TEST_EVERY}th{each} is for testing"
         numbers = ", ".join(f"{split} {self.splits.count(split):,}" for split in SPLITS)
         texts.append(f"{numbers} ({source})")
-        return "; ".join(texts)
-
-    def _classes_in_words(self) -> str:
-        """The number of classes, their names, and how many pictures each has."""
-        if not self.class_names:
-            return "no classes"
-        counts = Counter(self.cases.classes)
-        named = [f"{name} {counts[name]:,}" for name in self.class_names[:MOST_NAMED]]
-        more = len(self.class_names) - len(named)
-        others = f" and {more} more" * (more > 0)
-        return f"{len(self.class_names)} classes: {', '.join(named)}{others}"
+        return "\n    ".join(["; ".join(texts), *self.description.as_yaml().splitlines()])
 
     def record(self) -> dict[str, Any]:
         """What checkpoints and results hold of it."""
@@ -136,16 +128,13 @@ def _split(cases: Cases, path: Path) -> list[str]:
     for group, name in dict(zip(groups, cases.classes or [""] * len(groups))).items():
         of_class.setdefault(name, []).append(group)
     if splits:
-        for group in dict.fromkeys(groups):
-            of_group = sorted({split for split, each in zip(splits, groups) if each == group})
-            if len(of_group) > 1:
-                refuse(
-                    path,
-                    f"groups that lie in one split; group {group} is in {' and '.join(of_group)}",
-                )
+        split_of = dict(zip(groups, splits))
+        for group, split in zip(groups, splits):
+            if split != split_of[group]:
+                both = " and ".join(sorted({split, split_of[group]}))
+                refuse(path, f"groups that lie in one split; group {group} is in {both}")
         if "test" not in splits or "train" not in splits:
             refuse(path, f"splits train and test; found {sorted(set(splits))}")
-        split_of = dict(zip(groups, splits))
     else:
         split_of = {
             name: "test" if i % TEST_EVERY == TEST_EVERY - 1 else "train"
@@ -171,21 +160,13 @@ def _split(cases: Cases, path: Path) -> list[str]:
 
 @lru_cache(maxsize=1)  # all splits of one data set
 def _understood(
-    path: Path,
-    state: frozenset[tuple[str, int, int]],
-    axes: str | None,
-    value_range: tuple[float, ...] | None,
-    classes: tuple[float, ...] | None,
-    unlabelled: bool,
-    single: bool,
+    path: Path, state: frozenset, said_text: str, unlabelled: bool, single: bool
 ) -> OwnData:
     """The data set at a path; `state` is what `_state_of` says of it. Raises SettingError."""
-    cases = read_pictures(path) if single else read_cases(path, axes)
+    said = Description.of(said_text)
+    cases = read_cases(path, said, not single, unlabelled)
     notices = cases.notices
-    if unlabelled:
-        cases.answers = None
-        cases.counts = []
-    elif len(set(cases.groups) or cases.lengths) < TEST_EVERY and not cases.splits:
+    if not unlabelled and len(set(cases.groups) or cases.lengths) < TEST_EVERY and not cases.splits:
         what = "groups" if cases.groups else "pictures" if single else "sequences"
         count = len(set(cases.groups)) if cases.groups else len(cases.lengths)
         hint = " (a subdirectory of pictures is a sequence)"
@@ -195,7 +176,14 @@ def _understood(
         a, b = (" x ".join(map(str, each.shape[1:3])) for each in (cases.answers, cases.frames))
         refuse(path, f"frames and answers of one size; found {a} and {b} px")
     sha256 = _hash(cases)
-    frames = Pictures(cases.frames, grey_levels(cases.frames, value_range, "frames", path, notices))
+    if said.channels == "colour" and cases.frames.ndim == 3:
+        cases.frames = np.repeat(cases.frames[..., None], 3, -1)
+    elif said.channels == "grey" and cases.frames.ndim == 4:
+        refuse(
+            path, "frames in grey, as data.yaml or the training of the network says; these are not"
+        )
+    numbers = Numbers(cases.frames, cases.frame_types, "frames", path)
+    frames = Pictures(numbers, grey_levels(numbers, said, notices))
     answers = None
     if cases.answers is not None:
         ends = np.cumsum(cases.counts)
@@ -204,31 +192,47 @@ def _understood(
             case = int(np.searchsorted(ends, index, side="right"))
             return f"answer {index - (int(ends[case]) - cases.counts[case])} of {cases.names[case]}"
 
-        levels = answer_levels(
-            cases.answers, value_range, classes, cases.lossy, name_of, path, notices
-        )
-        answers = Pictures(cases.answers, levels)
+        numbers = Numbers(cases.answers, cases.answer_types, "answers", path, cases.lossy)
+        answers = Pictures(numbers, answer_levels(numbers, said, name_of, notices))
         _note_empty(answers, cases, path, notices)
-    else:
-        low, high = extent(cases.frames, "frames", path)
-        if low == high and not unlabelled:
+    elif not unlabelled:
+        low, high = numbers.extent()
+        if low == high:
             refuse(path, f"frames that differ; every value is {low:g}")
+    description = _in_full(cases, said, frames.levels, None if answers is None else answers.levels)
     splits = ["test"] * len(cases.lengths) if unlabelled else _split(cases, path)
     cases.frames = np.empty(0)  # what was not converted in place is freed
     cases.answers = None
-    names = sorted(sorted(set(cases.classes)), key=lambda name: natural(Path(name)))
-    return OwnData(cases, frames, answers, splits, sha256, notices, path, single, names)
+    names = sorted(set(cases.classes), key=lambda name: (natural(name), name))
+    return OwnData(
+        cases, frames, answers, splits, sha256, notices, path, single, names, description
+    )
+
+
+def _in_full(
+    cases: Cases, said: Description, frames: Levels, answers: Levels | None
+) -> Description:
+    """What was understood, as a description by which other data are read alike."""
+    by_type = said.range is None and all(each.kind in "bu" for each in cases.frame_types)
+    found = replace(
+        cases.description,
+        range=None if by_type else (float(frames.low), float(frames.high)),
+        channels="colour" if frames.colours == 3 else "grey",
+    )
+    if answers is not None:
+        found = replace(found, answers_are=answers.kind)
+    if answers is not None and answers.label_classes and said.classes is None:
+        found = replace(found, classes={text_of(value): value for value in answers.values})
+    return found
 
 
 def _note_empty(answers: Pictures, cases: Cases, path: Path, notices: list[str]) -> None:
     """Note cases whose answers are all empty, and refuse a data set that has only these."""
     if answers.levels.colours == 3:
         return
-    flat = answers.pixels.flatten(1)
-    filled = torch.cat([part.amax(1) > 0 for part in flat.split(4096)])
-    owner = torch.repeat_interleave(torch.arange(len(cases.counts)), torch.tensor(cases.counts))
-    has_any = torch.zeros(len(cases.counts), dtype=torch.bool)
-    has_any[owner[filled]] = True
+    filled = np.concatenate([part.any((1, 2)) for part in parts(answers.pixels.numpy())])
+    owner = np.repeat(np.arange(len(cases.counts)), cases.counts)
+    has_any = np.bincount(owner, filled, len(cases.counts)) > 0
     empty = int((~has_any).sum())
     if empty == len(has_any):
         refuse(path, "answers that hold something; all answers are empty")
@@ -314,8 +318,7 @@ class OwnFrames(World):
     @property
     def label_classes(self) -> int:
         """How many classes the answers are made of; 0 for masks and for grey or colour answers."""
-        values = self.answer_levels.values
-        return len(values) if len(values) > 2 else 0
+        return self.answer_levels.label_classes
 
     @property
     def mode_probabilities(self) -> Tensor | None:
@@ -452,9 +455,8 @@ def _state_of(path: Path) -> frozenset[tuple[str, int, int]]:
 
     Names, times (ns) and sizes: a time alone is too coarse for what follows at once.
     """
-    paths = [path, *(path.rglob("*") if path.is_dir() else ())]
-    seen = ((str(each), each.stat()) for each in paths)
-    return frozenset((name, stat.st_mtime_ns, stat.st_size) for name, stat in seen)
+    states = tree(path) if path.is_dir() else {str(path): path.stat()}
+    return frozenset((name, state.st_mtime_ns, state.st_size) for name, state in states.items())
 
 
 @overload
@@ -471,15 +473,8 @@ def load_frames(settings, split):
     num_cond_frames = settings.num_cond_frames or 0
     path = find(name)
     unlabelled = settings.answers == "none"
-    data = _understood(
-        path,
-        _state_of(path),
-        settings.frame_axes,
-        settings.value_range and tuple(settings.value_range),
-        settings.answer_classes and tuple(settings.answer_classes),
-        unlabelled,
-        single=num_cond_frames == 0,
-    )
+    said = described(path, settings.data).as_yaml()
+    data = _understood(path, _state_of(path), said, unlabelled, single=num_cond_frames == 0)
     if data.single:
         pictures = OwnPictures(data, split, name)
         return pictures if len(pictures) else None
