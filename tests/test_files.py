@@ -69,7 +69,10 @@ FRAMES, ANSWERS = np.zeros((6, 2, 8, 8), np.uint8), np.zeros((6, 3, 8, 8), np.ui
 FRAMES[::2, 0, 0, 0] = ANSWERS[0, 0, 0, 0] = 255
 ARRAYS = [
     (dict(images=FRAMES), "`frames` (N, T, H, W); the arrays found are `images`"),
-    (dict(frames=FRAMES[0, 0]), "`frames` of shape (N, T, H, W)"),
+    (
+        dict(frames=FRAMES[0, 0]),
+        "`frames` (N, T, H, W), or with an axis of 3 colours; it has shape (8, 8)",
+    ),
     (dict(frames=FRAMES[:4]), "5 sequences or more; found 4"),
     (dict(frames=FRAMES, answers=ANSWERS[..., :4]), "one size; found 8 x 4 and 8 x 8 px"),
     (dict(frames=FRAMES, answers=ANSWERS[:2]), "N = 6"),

@@ -726,7 +726,7 @@ def test_folders_that_are_no_classes_are_refused(spoil, why, tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "why"),
     [
-        (dict(frames=np.zeros((47, 2, SIDE, SIDE))), r"it has shape \(47, 2, 8, 8\)"),
+        (dict(frames=np.zeros((47, 2, SIDE, SIDE))), r"array has shape \(47, 2, 8, 8\)"),
         (dict(labels=np.zeros((47, 3), int)), r"`labels` of shape \(47,\)"),
         (dict(labels=np.full(47, 0.5)), "`labels` of shape .47,., whole numbers or texts"),
         (dict(labels=np.zeros(47, int)), "two classes or more, or pictures alone; 0"),

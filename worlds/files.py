@@ -66,6 +66,7 @@ LAYOUTS = {
 # No name of a sequence or class, and no part of the name of a frame, unless the user says so.
 RESERVED = re.compile(f"{IMAGES}|{MASKS}|({'|'.join(SPLIT_NAMES)})", re.IGNORECASE)
 OF_ANSWERS = re.compile(r"mask|label|seg|annot|answer|(?<![a-z])gt(?![a-z])", re.IGNORECASE)
+COLOURED = ("colours", "classes")  # kinds of answers that may have an axis of colours
 READ = "pictures (PNG, JPEG, TIFF, BMP, WebP), videos, or arrays in .npz and .npy"
 # Files that hold no pictures, masks or arrays.
 TEXTS = (*".txt .md .rst .csv .tsv .json .jsonl .yaml .yml .xml .html .pdf .log .py".split(), "")
@@ -143,10 +144,8 @@ def read_cases(path: Path, said: Description, conditional: bool, unlabelled: boo
 
     Raises SettingError for what neither the user nor the head of this module describes.
     """
-    if path.is_dir():
-        cases = _from_folder(path, said, conditional, unlabelled)
-    else:
-        cases = (_sequences if conditional else _pictures)(_Arrays(path, said), unlabelled)
+    read = _from_folder if path.is_dir() else _from_arrays
+    cases = read(path, said, conditional, unlabelled)
     if len(set(cases.groups)) == len(cases.groups):
         cases.groups = []
     unknown = sorted(set(cases.splits) - {*SPLITS})
@@ -416,187 +415,160 @@ def read_npz(path: Path, key: str) -> dict[str, np.ndarray]:
         reject(key, str(path), f"an .npz that can be read ({short(error)}{of})")
 
 
-class _Arrays:
-    """The arrays of a file, each of which is used, ignored or an error.
-
-    Arguments:
-        path: an .npz or .npy file
-        said: by the user
-    """
-
-    def __init__(self, path: Path, said: Description):
-        self.path = path
-        self.said = said
-        self.used: set[str] = set()
-        if path.suffix.lower() == ".npy":
-            self.arrays = {said.frames or "frames": self._read_npy()}
-        elif path.suffix.lower() == ".npz":
-            self.arrays = read_npz(path, "frames")
-        else:
-            refuse(path, f"{READ}, pictures in a directory; np.savez writes an .npz")
-
-    def _read_npy(self) -> np.ndarray:
-        """The array, mapped from the file; nothing is unpickled. Raises SettingError."""
-        try:
-            with open(self.path, "rb") as file:
-                if file.read(6) != b"\x93NUMPY":
-                    raise ValueError("it is no .npy file")
-            # Copy on write: the file stays as it is.
-            return np.load(self.path, allow_pickle=False, mmap_mode="c")
-        except DAMAGED as error:
-            refuse(self.path, f"an .npy that can be read ({short(error)})")
-
-    def pictures(self, name: str, shape: str) -> np.ndarray | None:
-        """An array of pictures with H, W or H, W, 3 last; None if there is none.
-
-        One channel is dropped, wherever it is. Raises SettingError for arrays that are none.
-        """
-        array = self.arrays.get(name)
-        if array is None:
-            return None
-        self.used.add(name)
-        if array.dtype.kind not in "buif":
-            refuse(self.path, f"integers or floats in `{name}`; found values of type {array.dtype}")
-        array = array.astype(array.dtype.newbyteorder("="), copy=False)
-        if array.ndim < 3 or array.ndim > 5 or array.size == 0:
-            refuse(self.path, f"`{name}` of shape {shape}; it has shape {array.shape}")
-        if array.ndim >= 4 and array.shape[-1] == 1:
-            return array[..., 0]
-        if array.ndim == 5 and array.shape[2] in (1, 3):  # channels first
-            return array[:, :, 0] if array.shape[2] == 1 else np.moveaxis(array, 2, -1)
-        if array.ndim == 5 and array.shape[-1] != 3:
-            refuse(
-                self.path,
-                f"`{name}` {shape}, or with an axis of 3 colours; it has shape {array.shape}",
-            )
-        return array
-
-    def frames(self, shape: str) -> np.ndarray:
-        """The array of frames. Raises SettingError if there is none."""
-        frames = self.pictures(self.said.frames or "frames", shape)
-        if frames is None:
-            shapes = ", ".join(f"`{k}` {v.shape}" for k, v in self.arrays.items()) or "none"
-            refuse(self.path, f"an array `frames` {shape}; the arrays found are {shapes}")
-        return frames
-
-    def texts(self, name: str, number: int) -> list[str]:
-        """A text for each sequence, from an array (N,); empty if there is none.
-
-        Raises SettingError.
-        """
-        array = self.arrays.get(name)
-        if array is None:
-            return []
-        self.used.add(name)
-        if array.shape != (number,) or array.dtype.kind not in "buiU":
-            refuse(
-                self.path,
-                f"`{name}` of shape ({number},), whole numbers or texts; it has shape "
-                f"{array.shape} and type {array.dtype}",
-            )
-        return [str(value) for value in array.tolist()]
-
-    def account(self) -> list[str]:
-        """Notices of small arrays that are not used. Raises SettingError for unused pictures."""
-        unused = sorted(set(self.arrays) - self.used - {*self.said.ignore})
-        for name in unused:
-            if self.arrays[name].ndim > 2 or name in ("groups", "split"):
-                refuse(
-                    self.path,
-                    f"arrays that are read here; `{name}` {self.arrays[name].shape} is not (--data "
-                    f"'answers: {name}' or 'ignore: {name}' says what it is)",
-                )
-        return [f"{self.path.name}: not used: {_some(unused)}"] if unused else []
+def _read_npy(path: Path) -> np.ndarray:
+    """The array in an .npy file, mapped from it; nothing is unpickled. Raises SettingError."""
+    try:
+        with open(path, "rb") as file:
+            if file.read(6) != b"\x93NUMPY":
+                raise ValueError("it is no .npy file")
+        # Copy on write: the file stays as it is.
+        return np.load(path, allow_pickle=False, mmap_mode="c")
+    except DAMAGED as error:
+        refuse(path, f"an .npy that can be read ({short(error)})")
 
 
-def _colours(array: np.ndarray) -> int:
-    """1 if the last axis of pictures is that of their colours, else 0."""
-    return int(array.shape[-1] == 3 and array.ndim >= 4)
-
-
-def _sequences(arrays: _Arrays, unlabelled: bool) -> Cases:
-    """Sequences in named arrays. Raises SettingError."""
-    path, said = arrays.path, arrays.said
-    frames = arrays.frames("(N, T, H, W)")
-    answers = arrays.pictures(said.answers or "answers", "(N, A, H, W)")
+def _from_arrays(path: Path, said: Description, conditional: bool, unlabelled: bool) -> Cases:
+    """The cases in named arrays. Raises SettingError."""
+    name, wanted = said.frames or "frames", "(N, T, H, W)" if conditional else "(N, H, W)"
+    if path.suffix.lower() == ".npy":
+        arrays = {name: _read_npy(path)}
+    elif path.suffix.lower() == ".npz":
+        arrays = read_npz(path, "frames")
+    else:
+        refuse(path, f"{READ}, pictures in a directory; np.savez writes an .npz")
+    shapes = ", ".join(f"`{name}` {array.shape}" for name, array in arrays.items()) or "none"
+    frames = _pictures(arrays.pop(name, None), name, wanted, path)
+    if frames is None:
+        refuse(path, f"an array `{name}` {wanted}; the arrays found are {shapes}")
+    name = said.answers or "answers"
+    answers = _pictures(arrays.pop(name, None), name, "(N, A, H, W)", path) if conditional else None
     if said.answers and answers is None:
-        refuse(path, f"an array `{said.answers}`")
-    order = said.order
-    if frames.ndim - _colours(frames) == 3:  # one picture per case
-        if answers is None and not unlabelled and len(frames) > 1:
+        refuse(path, f"an array `{name}`; the arrays found are {shapes}")
+    if conditional:
+        frames, order = _sequences(frames, said.order, answers is None and not unlabelled, path)
+    else:
+        frames, order = _single(frames, path), None
+    number, length = frames.shape[:2]
+    said = replace(said, frames=said.frames or "frames", order=order)
+    cases = Cases(_joined(frames), [length] * number, said, frame_types=[frames.dtype])
+    cases.names = [str(i) for i in range(number)]
+    if answers is not None and not unlabelled:
+        if answers.ndim == 4 and _colours(answers) and said.answers_are not in COLOURED:
+            reject(
+                "data",
+                "answers_are: null",
+                f"colours or classes for `{name}` {answers.shape} in {path}, if the last axis is "
+                "that of colours; several answers are (N, A, H, W)",
+            )
+        if answers.ndim - _colours(answers) == 3:
+            answers = answers[:, None]
+        if len(answers) != number:
+            refuse(path, f"`{name}` of N = {number} sequences; it has shape {answers.shape}")
+        cases.answers, cases.counts = _joined(answers), [answers.shape[1]] * number
+        cases.answer_types = [answers.dtype]
+        cases.description = replace(said, answers=name)
+
+    def texts(name: str) -> list[str]:
+        return _texts(arrays.pop(name, None), name, number, path)
+
+    cases.splits = texts(said.split or "split")
+    if conditional:
+        cases.groups = texts(said.groups or "groups")
+    elif "labels" in arrays and "classes" in arrays:
+        refuse(path, "`labels` or `classes` of pictures; found both")
+    else:
+        cases.classes = texts("labels") or texts("classes")
+    unused = [name for name in arrays if name not in said.ignore]
+    for name in unused:
+        if arrays[name].ndim > 2 or name == "groups":
             refuse(
                 path,
-                f"an array `frames` (N, T, H, W); it has shape {frames.shape}, which may be one "
+                f"arrays that are read here; `{name}` {arrays[name].shape} is not (--data "
+                f"'answers: {name}' or 'ignore: {name}' says what it is)",
+            )
+    if unused:
+        cases.notices.append(f"{path.name}: not read: {_some(unused)}")
+    return cases
+
+
+def _pictures(array: np.ndarray | None, name: str, shape: str, path: Path) -> np.ndarray | None:
+    """An array of pictures with H, W or H, W, 3 last; one channel is dropped, wherever it is.
+
+    Raises SettingError for arrays that are none.
+    """
+    if array is None:
+        return None
+    if array.dtype.kind not in "buif":
+        refuse(path, f"integers or floats in `{name}`; found values of type {array.dtype}")
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if array.ndim == 5 and array.shape[2] in (1, 3) and array.shape[-1] not in (1, 3):
+        array = np.moveaxis(array, 2, -1)  # channels first
+    if array.ndim >= 4 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if not 3 <= array.ndim - _colours(array) <= 4 or array.size == 0:
+        refuse(path, f"`{name}` {shape}, or with an axis of 3 colours; it has shape {array.shape}")
+    return array
+
+
+def _single(frames: np.ndarray, path: Path) -> np.ndarray:
+    """Pictures without a condition, as sequences of one (N, 1, H, W) or (N, 1, H, W, 3).
+
+    Raises SettingError.
+    """
+    if frames.ndim == 4 and frames.shape[1] == 3 and not _colours(frames):
+        frames = np.moveaxis(frames, 1, -1)
+    if frames.ndim - _colours(frames) == 3:
+        frames = frames[:, None]
+    if frames.shape[1] != 1:
+        refuse(
+            path,
+            "pictures without a condition (N, H, W), or with an axis of 3 colours; their "
+            f"array has shape {frames.shape}",
+        )
+    return frames
+
+
+def _sequences(
+    frames: np.ndarray, order: str | None, alone: bool, path: Path
+) -> tuple[np.ndarray, str]:
+    """Frames (N, T, H, W), also in colour, and the order of their axes in the file.
+
+    `alone` is whether there are no answers. Raises SettingError if they may be ordered otherwise.
+    """
+    if frames.ndim - _colours(frames) == 3:  # one picture per case
+        if alone and len(frames) > 1:
+            refuse(
+                path,
+                f"frames (N, T, H, W); their array has shape {frames.shape}, which may be one "
                 "video or N pictures: add an axis, frames[None] or frames[:, None]",
             )
-        frames = frames[:, None]
-    elif order is None and answers is None and _may_be_time_first(frames):
+        return frames[:, None], "nt"
+    if order is None and alone and _may_be_time_first(frames):
         reject(
             "data",
             "order: null",
             f"nt or tn (time first) for {path}, whose frames of shape {frames.shape} follow each "
             "other along the first axis as well",
         )
-    if order == "tn":
-        frames = frames.swapaxes(0, 1)
-    number = len(frames)
-    description = replace(said, order=order or "nt", frames=said.frames or "frames")
-    cases = Cases(_joined(frames), [frames.shape[1]] * number, description)
-    cases.names = [str(i) for i in range(number)]
-    if answers is not None:
-        if (
-            _colours(answers)
-            and answers.ndim == 4
-            and said.answers_are not in ("colours", "classes")
-        ):
-            reject(
-                "data",
-                "answers_are: null",
-                f"colours or classes for `answers` {answers.shape} in {path}, if the last axis is "
-                "that of colours; several answers are (N, A, H, W)",
-            )
-        if answers.ndim - _colours(answers) == 3:
-            answers = answers[:, None]
-        if len(answers) != number:
-            refuse(path, f"`answers` of N = {number} sequences; it has shape {answers.shape}")
-        if not unlabelled:
-            cases.answers, cases.counts = _joined(answers), [answers.shape[1]] * number
-            cases.answer_types = [answers.dtype]
-            cases.description = replace(description, answers=said.answers or "answers")
-    cases.frame_types = [frames.dtype]
-    cases.groups = arrays.texts(said.groups or "groups", number)
-    cases.splits = arrays.texts(said.split or "split", number)
-    cases.notices += arrays.account()
-    return cases
+    return frames.swapaxes(0, 1) if order == "tn" else frames, order or "nt"
 
 
-def _pictures(arrays: _Arrays, unlabelled: bool) -> Cases:
-    """Pictures without a condition in named arrays. Raises SettingError."""
-    path, said = arrays.path, arrays.said
-    frames = arrays.frames("(N, H, W)")
-    if frames.ndim == 4 and frames.shape[1] == 3 and not _colours(frames):
-        frames = np.moveaxis(frames, 1, -1)
-    elif frames.ndim - _colours(frames) == 4 and frames.shape[1] == 1:
-        frames = frames[:, 0]
-    if frames.ndim - _colours(frames) != 3:
+def _texts(array: np.ndarray | None, name: str, number: int, path: Path) -> list[str]:
+    """A text for each sequence, from an array (N,); empty if there is none. Raises SettingError."""
+    if array is None:
+        return []
+    if array.shape != (number,) or array.dtype.kind not in "buiU":
         refuse(
             path,
-            "`frames` (N, H, W), or with an axis of 3 colours, for pictures without a condition; "
-            f"it has shape {frames.shape}",
+            f"`{name}` of shape ({number},), whole numbers or texts; it has shape {array.shape}, "
+            f"type {array.dtype}",
         )
-    names = [name for name in ("labels", "classes") if name in arrays.arrays]
-    if len(names) == 2:
-        refuse(path, "`labels` or `classes` of pictures; found both")
-    description = replace(said, frames=said.frames or "frames")
-    cases = Cases(
-        frames, [1] * len(frames), description, names=[str(i) for i in range(len(frames))]
-    )
-    cases.frame_types = [frames.dtype]
-    if names:
-        cases.classes = arrays.texts(names[0], len(frames))
-    cases.splits = arrays.texts(said.split or "split", len(frames))
-    cases.notices += arrays.account()
-    return cases
+    return [str(value) for value in array.tolist()]
+
+
+def _colours(array: np.ndarray) -> int:
+    """1 if the last axis of pictures is that of their colours, else 0."""
+    return int(array.shape[-1] == 3 and array.ndim >= 4)
 
 
 def _joined(array: np.ndarray) -> np.ndarray:
