@@ -97,8 +97,9 @@ def _in_channels(pixels: np.ndarray, white: int) -> np.ndarray:
 
 def _pixels(image: Any) -> np.ndarray:
     """The pixels of an open picture, (H, W) or (H, W, 3). Raises ValueError for other kinds."""
-    mode = image.mode
-    if image.getexif().get(ORIENTATION, 1) != 1:
+    mode, tags = image.mode, getattr(image, "tag_v2", {})
+    image.load()
+    if ("exif" in image.info or tags) and image.getexif().get(ORIENTATION, 1) != 1:
         raise ValueError("it is stored turned, EXIF says how; store it as it is seen")
     if mode in ("P", "PA"):
         transparent = mode == "PA" or "transparency" in image.info
@@ -108,7 +109,6 @@ def _pixels(image: Any) -> np.ndarray:
     elif mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         image = image.convert("RGB")
     pixels = np.asarray(image)
-    tags = getattr(image, "tag_v2", {})
     if pixels.ndim == 3 and max(tags.get(BITS, (8,))) > 8:
         raise ValueError("more than 8 bits a colour, which would be cut; store it as PNG")
     if mode.startswith(("I", "F")):
