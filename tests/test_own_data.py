@@ -104,9 +104,9 @@ def test_arrays_of_masks_of_any_type(dtype, white, tmp_path):
     np.testing.assert_array_equal(right(world), np.broadcast_to(MASK, (5, 2, 1, SIDE, SIDE)))
 
 
-def test_raters_of_other_scales_are_refused_by_name(tmp_path):
+def test_raters_of_other_scales_are_asked_about(tmp_path):
     path = folders(tmp_path, lambda i: MASK * np.uint8(1 if i == 2 else 255))
-    with pytest.raises(SettingError, match="answer 0 of s2 reaches 1, answer 0 of s0 255"):
+    with pytest.raises(SettingError, match="answers_are: null.* 3 values of uint8 0, 1, 255"):
         understood(path)
 
 
@@ -217,16 +217,16 @@ def moving(number: int, length: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("number, length", [(40, 12), (12, 40)])
-def test_time_first_is_asked_about_and_believed(number, length, tmp_path):
+def test_which_axis_is_time_is_asked_about_and_believed(number, length, tmp_path):
     videos = moving(number, length)
-    for array, name in ((videos, "mine.npy"), (videos.swapaxes(0, 1), "mnist_test_seq.npy")):
+    for array, order, name in (
+        (videos, "nt", "mine.npy"),
+        (videos.swapaxes(0, 1), "tn", "mnist_test_seq.npy"),
+    ):
         np.save(tmp_path / name, array)
-        said = None
-        if name == "mnist_test_seq.npy":
-            with pytest.raises(SettingError, match=r"'order: null'; accepted: nt or tn"):
-                understood(tmp_path / name, num_cond_frames=2)
-            said = "order: tn"
-        world = understood(tmp_path / name, num_cond_frames=2, data=said)
+        with pytest.raises(SettingError, match=r"'order: null'; accepted: nt, or tn"):
+            understood(tmp_path / name, num_cond_frames=2)
+        world = understood(tmp_path / name, num_cond_frames=2, data=f"order: {order}")
         assert len(world.data.splits) == number
         given = world.given(torch.arange(3)).numpy()
         np.testing.assert_array_equal(given, [videos[0, t : t + 2] / 255 for t in range(3)])

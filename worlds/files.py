@@ -11,7 +11,7 @@
     DATA.npz                     arrays `frames` (N, T, H, W), or (N, H, W) with answers; colour in
                                  a last or third axis of 3; `answers` (N, A, H, W) or (N, H, W);
                                  `groups` (N,), `split` (N,)
-    DATA.npy                     frames alone
+    DATA.npy                     frames alone; `order` says which axis is time
 
 Without conditioning frames, each picture is a sample of its own:
 
@@ -543,13 +543,8 @@ def _sequences(
                 "video or N pictures: add an axis, frames[None] or frames[:, None]",
             )
         return frames[:, None], "nt"
-    if order is None and alone and _may_be_time_first(frames):
-        reject(
-            "data",
-            "order: null",
-            f"nt or tn (time first) for {path}, whose frames of shape {frames.shape} follow each "
-            "other along the first axis as well",
-        )
+    if order is None and alone and path.suffix.lower() == ".npy" and 1 not in frames.shape[:2]:
+        reject("data", "order: null", f"nt, or tn (time first), for {path} {frames.shape}")
     return frames.swapaxes(0, 1) if order == "tn" else frames, order or "nt"
 
 
@@ -574,14 +569,3 @@ def _colours(array: np.ndarray) -> int:
 def _joined(array: np.ndarray) -> np.ndarray:
     """(N, T, ...) -> (N T, ...), without a copy if none is needed."""
     return array.reshape(-1, *array.shape[2:])
-
-
-def _may_be_time_first(frames: np.ndarray) -> bool:
-    """Whether pictures (a, b, H, W) that follow each other along the first axis are as alike as
-    along the second, or more."""
-    if min(frames.shape[:2]) < 2:
-        return False
-    start = frames[:20, :20].astype(np.float32)
-    first, second = (np.abs(np.diff(start, axis=axis)).mean() for axis in (0, 1))
-    longer = frames.shape[1] > 5 * frames.shape[0]
-    return bool(first < (1.25 if longer else 0.8) * second)

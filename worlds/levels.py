@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterator, NoReturn
+from typing import Iterator, NoReturn
 
 import numpy as np
 import torch
@@ -64,14 +64,8 @@ class Levels:
         return self.label_classes or self.colours
 
     def __str__(self) -> str:
-        values = ", ".join(map(text_of, self.values))
-        if self.kind in ("mask", "classes"):
-            return (
-                f"{self.label_classes} classes ({values})"
-                if self.label_classes
-                else f"mask, {values}"
-            )
-        return f"{self.kind}, {self.low:g} to {self.high:g}"
+        values = ", ".join(map(text_of, self.values)) or f"{self.low:g} to {self.high:g}"
+        return f"{self.label_classes or ''} {self.kind}, {values}".strip()
 
 
 @dataclass
@@ -92,13 +86,9 @@ class Numbers:
     path: Path
     lossy: bool = False
 
-    def parts(self) -> Iterator[np.ndarray]:
-        """The pixels part by part."""
-        return parts(self.pixels)
-
     def codes(self) -> Iterator[np.ndarray]:
         """The pixels part by part, a colour as one whole number."""
-        for part in self.parts():
+        for part in parts(self.pixels):
             yield part if part.ndim == 3 else part.astype(np.int64) @ PLACES
 
     def distinct(self) -> dict[np.dtype, list[float] | None]:
@@ -131,7 +121,7 @@ class Numbers:
     def extent(self) -> tuple[float, float]:
         """The smallest and the largest number. Raises SettingError for NaN and infinity."""
         low, high = math.inf, -math.inf
-        for part in self.parts():
+        for part in parts(self.pixels):
             if part.dtype.kind == "f" and not np.isfinite(part).all():
                 refuse(self.path, f"finite numbers in {self.what}; found NaN or infinite values")
             low, high = min(low, float(part.min())), max(high, float(part.max()))
@@ -166,7 +156,7 @@ def grey_levels(numbers: Numbers, said: Description, notices: list[str]) -> Leve
             asked("a range that holds all values;")
         return Levels(kind, *said.range)
     whole = pixels.dtype.kind in "bui" or all(
-        (part == np.rint(part)).all() for part in numbers.parts()
+        (part == np.rint(part)).all() for part in parts(pixels)
     )
     if pixels.dtype.kind == "f" and -1 <= smallest < 0 and largest <= 1:
         notices.append(f"{what}: -1 is taken for black; range: [0, 1] in data.yaml says otherwise")
@@ -191,21 +181,18 @@ def grey_levels(numbers: Numbers, said: Description, notices: list[str]) -> Leve
     return Levels(kind, 0, white)
 
 
-def answer_levels(
-    numbers: Numbers, said: Description, name_of: Callable[[int], str], notices: list[str]
-) -> Levels:
+def answer_levels(numbers: Numbers, said: Description, notices: list[str]) -> Levels:
     """Whether answers are masks, classes, colours or grey, and what their numbers mean.
 
     Arguments:
         numbers: of the answers
         said: by the user, or by what a network was trained with
-        name_of: the index of an answer -> what it is called in messages
         notices: is told what looks odd
 
     Raises SettingError if they may be several of these, or none.
     """
-    grey = numbers.pixels.ndim == 3
-    path, dtype = numbers.path, numbers.pixels.dtype
+    pixels, path = numbers.pixels, numbers.path
+    grey, dtype = pixels.ndim == 3, pixels.dtype
     numbers.extent()
     if said.answers_are in ("grey", "colours"):
         return grey_levels(numbers, said, notices)
@@ -234,65 +221,36 @@ def answer_levels(
         if codes is None or others:
             asked(f"only {', '.join(map(text_of, known))}, which are known")
         return Levels("mask" if len(known) == 2 else "classes", values=known)
-    whites = [
-        each in (*WHITE,) and {*(part or ())} <= {0, WHITE[each]} for each, part in by_type.items()
-    ]
     if grey and codes is not None and len(by_type) > 1 and len(codes) > 2:
+        whites = [{*(found or ())} <= {0, WHITE.get(each)} for each, found in by_type.items()]
         if all(whites):  # 8-bit masks beside 16-bit ones
             return Levels("mask", values=(0, codes[-1]))
-        if any(whites):
+        if any(whites) or said.answers_are == "mask":
             asked("files of one number type")
     if codes is not None and grey and len(codes) == 1:
         codes = [0.0, codes[0] or 1.0]
     if codes is not None and len(codes) == 2:
         return Levels("mask", values=values(codes))
-    if said.answers_are == "mask":
+    whole = dtype.kind in "bui" or all((part == np.rint(part)).all() for part in parts(pixels))
+    many = codes is None and grey and dtype == np.uint8
+    if said.answers_are == "mask" and grey:
         soft = grey_levels(numbers, Description(), notices)
-        return Levels("mask", values=((soft.low + soft.high) / 2,)) if grey else asked("classes")
-    whole = dtype.kind in "bui" or all((part == np.rint(part)).all() for part in numbers.parts())
-    if said.answers_are is None and (
-        numbers.lossy or not whole or (codes is None and dtype == np.uint8 and grey)
-    ):
+        return Levels("mask", values=((soft.low + soft.high) / 2,))
+    if said.answers_are is None and (numbers.lossy or not whole or many):
         if numbers.lossy:
-            notices.append(
-                f"answers in {path} are JPEG or WebP, so soft; answers_are: mask cuts them"
-            )
+            notices.append(f"answers in {path} are JPEG or WebP, so soft; answers_are: mask cuts")
         return grey_levels(numbers, said, notices)
     if codes is None or not whole:
-        asked("mask, grey" if grey else "colours")
+        asked("mask or grey" if grey else "colours")
     if said.answers_are is None:
-        _refuse_mixed(numbers, codes, name_of)
         ids = [code for code in codes if code not in (255, 65535)]
-        in_order = ids[-1] - ids[0] == len(ids) - 1
-        if (
-            len(codes) > FEW
-            or grey
-            and not in_order
-            and codes[0] == 0
-            and codes[-1] in (255, 65535)
-        ):
+        labels = len(ids) > 2 and ids[-1] - ids[0] == len(ids) - 1  # 255 may stand for none of them
+        white = codes[0] == 0 and codes[-1] in (255, 65535)
+        if len(codes) > FEW or grey and white and not labels:
             asked("mask (of soft borders), classes or grey" if grey else "classes or colours")
+    elif said.answers_are == "mask":
+        asked("classes or colours")
     return Levels("classes", values=values(codes))
-
-
-def _refuse_mixed(numbers: Numbers, values: list[float], name_of: Callable[[int], str]) -> None:
-    """Raises SettingError if some masks reach 1 and others 255, so that 1 is white in the ones and
-    nearly black in the others."""
-    largest = values[-1]
-    if numbers.pixels.ndim == 4 or largest not in (255, 65535) or 1 not in values:
-        return
-    tops = np.concatenate([part.max((1, 2)) for part in numbers.parts()])
-    ones = np.flatnonzero(tops == 1)
-    full = np.flatnonzero(tops == largest)
-    both = any(
-        ((part == 1).any((1, 2)) & (part == largest).any((1, 2))).any() for part in numbers.parts()
-    )
-    if len(ones) and len(full) and not both:
-        refuse(
-            numbers.path,
-            f"answers of one scale; {name_of(int(ones[0]))} reaches 1, {name_of(int(full[0]))} "
-            f"{largest:g}",
-        )
 
 
 class Pictures:

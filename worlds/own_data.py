@@ -186,14 +186,8 @@ def _understood(
     frames = Pictures(numbers, grey_levels(numbers, said, notices))
     answers = None
     if cases.answers is not None:
-        ends = np.cumsum(cases.counts)
-
-        def name_of(index: int) -> str:
-            case = int(np.searchsorted(ends, index, side="right"))
-            return f"answer {index - (int(ends[case]) - cases.counts[case])} of {cases.names[case]}"
-
         numbers = Numbers(cases.answers, cases.answer_types, "answers", path, cases.lossy)
-        answers = Pictures(numbers, answer_levels(numbers, said, name_of, notices))
+        answers = Pictures(numbers, answer_levels(numbers, said, notices))
         _note_empty(answers, cases, path, notices)
     elif not unlabelled:
         low, high = numbers.extent()
