@@ -106,6 +106,19 @@ def variance(y):
     return guided, diversity
 
 
+def dispersion(y):
+    """-U of features of x, as the first layers of a network make them."""
+    generator = torch.Generator().manual_seed(5)
+    layer = torch.randn(D, 4, generator=generator, dtype=torch.float64)
+    noisy = lambda denoised: denoised * (1 + SIGMA**2)
+    features = lambda x: (x.flatten(2) @ layer).tanh()
+    potential = median_held(POTENTIALS["logdet"], features(noisy(y)))
+    both = lambda x, sigma: (of_a_gaussian(x, sigma), features(x))
+    settings = dict(factor=0.3, strength="drift", features=both)
+    guided = ParticleGuidance(of_a_gaussian, potential, **settings)
+    return guided, lambda moved: -potential.energy(features(noisy(moved)))
+
+
 def log_composition(log_p, makes_it):
     """ln P of all assignments of classes that make the composition, of one set (B, k)."""
     B, k = log_p.shape
@@ -153,6 +166,7 @@ REPELLING = {
     "rke": by_potential(RKE),
     "sriw": by_potential(RBF, space="denoised", strength=never_down),
     "oscar": by_potential(Volume, strength=across("joint")),
+    "dispersion": dispersion,
     "spell": spell,
     "variance": variance,
     "classes": by_classes(),
@@ -291,8 +305,9 @@ def test_sets_of_independent_particles_are_what_is_tested():
     assert min(p_values(drawn(torch.tensor([0.44, 0.33, 0.23])))) < 1e-4
 
 
-# Whose claim is tested with them: an optimum, a condition with noise, and the sign of the thesis.
-ELSEWHERE = {"joint", "cads", "reference", "contrastive"}
+# Whose claim is tested with them: an optimum, a condition with noise, the sign of the thesis, noise
+# across a push, and a choice.
+ELSEWHERE = {"joint", "cads", "reference", "contrastive", "oscar_noise", "group"}
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,26 @@ def test_single_precision_agrees_with_double(settings):
     torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-5)
 
 
+@BOTH_KINDS
+def test_features_come_from_the_call_and_depend_on_the_particle_alone(settings):
+    net = network(**settings)
+    x, sigma, cond = three_frames()
+    denoised, features = net.bind(cond, with_features=True)(x[:, None], sigma[0])
+    torch.testing.assert_close(denoised, net.bind(cond)(x[:, None], sigma[0]))
+    assert features.shape[:2] == (3, 1) and features[0].std() > 0
+    moved = x.clone()
+    moved[1] += 1
+    _, after = net.bind(cond, with_features=True)(moved[:, None], sigma[0])
+    changed = (after - features).abs().amax((1, 2, 3, 4))
+    assert changed[1] > 1e-3 > 1e-5 > changed[[0, 2]].max()
+    # Layers after the bottleneck have no part in them.
+    with torch.no_grad():
+        net.unet.up[0].conv1.weight.add_(1)
+    torch.testing.assert_close(
+        net.bind(cond, with_features=True)(x[:, None], sigma[0])[1], features
+    )
+
+
 def test_untrained_network_is_the_best_guess_without_one():
     """With F = 0, D = c_skip x: the posterior mean of N(0, sigma_data^2) data."""
     net = make_denoiser((1, 1), ModelSettings(channels=[16], attention=[]), 0.4)

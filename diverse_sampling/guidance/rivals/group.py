@@ -72,7 +72,7 @@ METHOD = Method(
     lambda sets: sets.denoise,
     needs=("no churn",),
     shown=dict(group_keep=", {:g} kept at a step"),
-    only=dict(sampler="edm", s_churn=0.0, medoids_of=1, pool=1, sequential=1, rollout=1),
+    only=dict(sampler="edm", s_churn=0.0, medoids_of=1, pool=1, sequential=1),
     options=Options,
     remaining=affordable,
 )
