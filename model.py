@@ -275,7 +275,7 @@ class UNet(nn.Module):
     def forward(
         self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, moved: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """F, its bottleneck and, with motion, how much of a moved frame each pixel takes, and the frame.
+        """F, its bottleneck and, with motion, how much of a moved frame each pixel takes, and it.
 
         Arguments:
             x: (N, in_channels, H, W)

@@ -21,6 +21,7 @@ from diverse_sampling.guidance.classes import ClassGuidance
 from diverse_sampling.guidance.rivals.diverseflow import DiverseFlow
 from diverse_sampling.guidance.rivals.eddy import Eddy
 from diverse_sampling.guidance.rivals.oscar import Volume, across
+from diverse_sampling.guidance.rivals.published import Published
 from diverse_sampling.guidance.rivals.reference import Reference
 from diverse_sampling.guidance.rivals.rke import RKE
 from diverse_sampling.guidance.rivals.variance import Variance
@@ -106,6 +107,20 @@ def variance(y):
     return guided, diversity
 
 
+def published(y):
+    """The kernel of each particle has a bandwidth of its own, from the median of its distances."""
+    B = y.shape[1]
+    others = ~torch.eye(B, dtype=torch.bool)
+    d2 = torch.cdist(y[0], y[0]).square()
+    median = d2[others].view(B, B - 1).median(-1, keepdim=True).values
+    h = median / torch.tensor(max(B - 1.0, 2.0)).log()
+
+    def diversity(moved):
+        return -(-torch.cdist(moved[0], moved[0]).square() / h).exp()[others].sum()[None]
+
+    return Published(of_a_gaussian, factor=0.3), diversity
+
+
 def dispersion(y):
     """-U of features of x, as the first layers of a network make them."""
     generator = torch.Generator().manual_seed(5)
@@ -166,6 +181,7 @@ REPELLING = {
     "rke": by_potential(RKE),
     "sriw": by_potential(RBF, space="denoised", strength=never_down),
     "oscar": by_potential(Volume, strength=across("joint")),
+    "published": published,
     "dispersion": dispersion,
     "spell": spell,
     "variance": variance,

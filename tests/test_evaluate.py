@@ -107,6 +107,7 @@ RIVALS = {
     "--guidance oscar --pg_factor 3": (43, 43),
     "--noise balanced": (43 + 3 * 4, 0),
     "--guidance oscar_noise --pg_factor 3": (43, 43),
+    "--guidance group --group_keep 0.9 --num_steps 21": (40.75, 0),
     "--pool 4": (43 + 4 * 5, 0),
     "--churn_noise simplex --sampler window": (43, 0),
 }
@@ -124,6 +125,7 @@ def test_rivals_beat_independent_draws(flags):
     [
         ("--guidance variance --pg_factor 1", (2 * 43, 2 * 43)),
         ("--guidance eddy --pg_factor 1", (43, 0)),
+        ("--guidance published --pg_factor 100", (43, 0)),
         ("--noise contrastive", (43 + 4, 3)),
     ],
 )
@@ -189,7 +191,7 @@ def test_a_price_is_kept_and_one_step_more_would_not_be(flags, price):
 
 # Methods whose strength has to be given; those left out act as they are.
 NEEDS_STRENGTH = ("pg", "reference", "diverseflow", "dispersion", "eddy", "oscar", "oscar_noise")
-NEEDS_STRENGTH += ("rke", "sriw", "variance")
+NEEDS_STRENGTH += ("published", "rke", "sriw", "variance")
 METHODS = {
     **{f"--guidance {name}": name for name in names("guidance")},
     **{f"--noise {name}": name for name in names("noise")},

@@ -19,6 +19,7 @@ from diverse_sampling.guidance.rivals.cads import Cads
 from diverse_sampling.guidance.rivals.eddy import Eddy
 from diverse_sampling.guidance.rivals.oscar import Volume, across
 from diverse_sampling.guidance.rivals.oscar_noise import with_noise
+from diverse_sampling.guidance.rivals.published import Published
 from diverse_sampling.guidance.rivals.reference import Reference, StageHere
 from diverse_sampling.guidance.rivals.variance import Variance
 from diverse_sampling.noise import ParticleNoise
@@ -312,6 +313,23 @@ def test_oscar_runs_across_the_drift_and_is_capped():
     torch.testing.assert_close(push(1e6).norm(dim=-1), 0.3 * drift.norm(dim=-1))
 
 
+@pytest.mark.parametrize("B", [2, 4, 8])
+def test_the_published_push_is_autograd_of_each_particles_kernel(B):
+    """Of exp(-d^2 / h) with h from the median of a particle's distances, held fixed."""
+    denoise, _ = exact()
+    x = 2 * sets_of(B)
+    moved = x.clone().requires_grad_()
+    energy = 0.0
+    for i in range(B):
+        others = [j for j in range(B) if j != i]
+        at = lambda own: (own[:, i, None] - x[:, others]).square().flatten(2).sum(-1)  # (G, B - 1)
+        h = at(x).median(-1, keepdim=True).values / math.log(max(B - 1, 2))
+        energy = energy + (-at(moved) / h).exp().sum()
+    (force,) = torch.autograd.grad(energy, moved)
+    guided = Published(denoise, factor=0.3)(x, TWO)
+    torch.testing.assert_close(guided, denoise(x, TWO) - TWO**2 * 0.3 * force)
+
+
 def test_oscars_noise_is_across_the_drift_beside_its_push():
     """It is as long as is asked for, and in the mean over draws it leaves the push alone."""
     denoise, _ = exact()
@@ -366,7 +384,9 @@ def test_two_particles_with_two_modes_tilted_by_their_variance_always_differ():
     assert differ(alone) < 0.75 and differ(tilted) == 1
 
 
-@pytest.mark.parametrize("method", [pg, Eddy, partial(Variance, directions=None), Reference])
+@pytest.mark.parametrize(
+    "method", [pg, Eddy, partial(Variance, directions=None), Reference, Published]
+)
 def test_no_strength_and_one_particle_leave_the_denoiser_alone(method):
     denoise, _ = exact()
     x = sets_of(5)
@@ -387,6 +407,7 @@ def test_no_strength_and_one_particle_leave_the_denoiser_alone(method):
             strength=with_noise(across("joint"), lambda: torch.ones(2, 3, 1, 6, 6), 0.3),
         ),
         Eddy,
+        Published,
         partial(Variance, directions=lambda: torch.ones(2, 3, 1, 6, 6)),
         Reference,
         *(
