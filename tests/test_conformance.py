@@ -215,6 +215,16 @@ def test_a_small_step_raises_the_diversity_that_the_method_states(name, B, sets)
         assert raised(REPELLING[name], sets(B)).all()
 
 
+@pytest.mark.parametrize("name", [each for each in REPELLING if each != "variance"])
+def test_particles_have_no_order(name):
+    """Other than what is drawn for each of them, as the directions of variance guidance."""
+    order = torch.tensor([3, 0, 4, 1, 2])
+    for each in random_sets(5, sets=4)[:, None]:
+        guided, _ = REPELLING[name](of_a_gaussian(each, SIGMA).flatten(2))
+        moved = guided(each, SIGMA)
+        torch.testing.assert_close(guided(each[:, order], SIGMA), moved[:, order])
+
+
 def test_the_references_form_draws_near_duplicates_together_without_exception():
     assert not raised(reference, near_duplicates(8)).any()
 
