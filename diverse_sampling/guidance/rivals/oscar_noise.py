@@ -29,7 +29,7 @@ from diverse_sampling.errors import reject
 from diverse_sampling.guidance.base import per_particle, tiny_of
 from diverse_sampling.guidance.pg import ParticleGuidance, Push, Strength, asked_for, beside
 from diverse_sampling.guidance.rivals.oscar import LARGEST_PUSH, Volume, across
-from diverse_sampling.method import BACKWARD, STRENGTH, Method, Sets
+from diverse_sampling.method import BACKWARD, NO_CHURN, STRENGTH, Method, Sets
 from diverse_sampling.noise import Stream
 
 
@@ -77,7 +77,7 @@ def _make(sets: Sets) -> ParticleGuidance:
 METHOD = Method(
     "OSCAR with its noise",
     _make,
-    needs=(STRENGTH, BACKWARD, "a sampler without churn", "three particles"),
+    needs=(STRENGTH, BACKWARD, NO_CHURN, "three particles"),
     beside=beside,
     shown=dict(pg_factor=", factor {:g}"),
     options=Options,
