@@ -23,13 +23,13 @@ black.
 from __future__ import annotations
 
 import math
-from typing import Callable, Sequence
+from typing import Any, Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diverse_sampling.denoiser import Denoiser, to_model_range, to_unit_range
+from diverse_sampling.denoiser import to_model_range, to_unit_range
 
 
 def _zero(layer: nn.Module) -> nn.Module:
@@ -274,8 +274,8 @@ class UNet(nn.Module):
 
     def forward(
         self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, moved: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """F and, with motion, how much of the moved frame to take at each pixel, and that frame.
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """F, its bottleneck and, with motion, how much of a moved frame each pixel takes, and it.
 
         Arguments:
             x: (N, in_channels, H, W)
@@ -283,7 +283,9 @@ class UNet(nn.Module):
             labels: (N,) int64, None for "not given"
             moved: (G, T, D, P) as `Motion.moved` computes it, None to compute it from x
 
-        Returns three tensors (N, out_channels, H, W); the last two are None without motion.
+        Returns four tensors, (N, out_channels, H, W) but for the bottleneck: it is what the block
+        between the ways down and up makes, (N, channels[-1], h, w). The last two are None without
+        motion.
         """
         # ln(s)/4 lies in [-2, 1.1]; times 250 it spans the sinusoids like DDPM's 1000 steps.
         angle = 250 * c_noise[:, None] * self.frequencies
@@ -303,7 +305,7 @@ class UNet(nn.Module):
         for layer in self.down:
             h = layer(h, emb) if isinstance(layer, Block) else layer(h)
             skips.append(h)
-        h = self.mid(h, emb)
+        h = bottleneck = self.mid(h, emb)
         for layer in self.up:
             if isinstance(layer, Block):
                 h = layer(torch.cat([h, skips.pop()], 1), emb)
@@ -312,9 +314,9 @@ class UNet(nn.Module):
         h = _silu(self.norm(h))
         out = F.pixel_shuffle(self.out(h), self.patch_size)
         if self.motion is None:
-            return out, None, None
+            return out, bottleneck, None, None
         drawn, gain = out.chunk(2, 1)
-        return drawn, gain, self.motion(moved, h)
+        return drawn, bottleneck, gain, self.motion(moved, h)
 
 
 def inside(frames: Tensor, box: Sequence[int] | None) -> Tensor:
@@ -362,7 +364,8 @@ class EDMDenoiser(nn.Module):
         cond: Tensor | None = None,
         labels: Tensor | None = None,
         moved: Tensor | None = None,
-    ) -> Tensor:
+        with_features: bool = False,
+    ) -> Any:
         """D(x; s) in the precision of the weights, whatever that of x.
 
         Arguments:
@@ -371,8 +374,9 @@ class EDMDenoiser(nn.Module):
             cond: conditioning frames (N, Cc, H, W) in [-1, 1], or None
             labels: (N,) int64, or None
             moved: `Motion.moved` of the last conditioning frames, None to compute it
+            with_features: whether to return the network's own features as well
 
-        Returns (N, C, H, W).
+        Returns (N, C, H, W); with features a pair of that and the bottleneck of `UNet.forward`.
         """
         H, W = x.shape[2:]
         sd = self.sigma_data
@@ -387,11 +391,12 @@ class EDMDenoiser(nn.Module):
             inputs = torch.cat([inputs, self.inside(cond).to(x)], 1)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            drawn, gain, moved = self.unet(inputs, c_noise, labels, moved)
+            drawn, bottleneck, gain, moved = self.unet(inputs, c_noise, labels, moved)
         skip = c_skip * x
         if gain is not None:
             skip = torch.lerp(skip, moved.to(x), gain.to(x))
-        return self._whole(skip + c_out * drawn.to(x), H, W)
+        denoised = self._whole(skip + c_out * drawn.to(x), H, W)
+        return (denoised, bottleneck) if with_features else denoised
 
     def compile_for_any_size(self, **options: str) -> None:
         """Compile the network once for all numbers of images; call it before the first image.
@@ -405,13 +410,20 @@ class EDMDenoiser(nn.Module):
         shapes.use_duck_shape = False
         self.compile(dynamic=True, **options)
 
-    def bind(self, cond: Tensor | None = None, labels: Tensor | None = None) -> Denoiser:
+    def bind(
+        self,
+        cond: Tensor | None = None,
+        labels: Tensor | None = None,
+        with_features: bool = False,
+    ) -> Callable[[Tensor, Tensor], Any]:
         """A denoiser of sets: denoise(x (G, B, C, H, W), sigma scalar) -> x0, the same shape.
 
         Arguments:
             cond: (G, Cc, H, W), the conditioning of all particles of a set; or (G, B, Cc, H, W),
                 that of each particle; or None
             labels: (G,) int64, the class of all particles of a set, or None
+            with_features: whether it returns a pair, x0 and the bottleneck of `UNet.forward`,
+                (G, B, c, h, w)
         """
         shared = cond is not None and cond.ndim == 4
         moved = None
@@ -420,14 +432,17 @@ class EDMDenoiser(nn.Module):
             last = cond[:, -self.unet.out_channels :]
             moved = self.unet.motion.moved(self.inside(last).to(self.sigma_data))
 
-        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        def denoise(x: Tensor, sigma: Tensor) -> Any:
             B = x.shape[1]
             frames = cond
             if cond is not None:
                 frames = cond.repeat_interleave(B, 0) if shared else cond.flatten(0, 1)
             classes = None if labels is None else labels.repeat_interleave(B, 0)
             images = x.flatten(0, 1)
-            return self(images, sigma.to(x), frames, classes, moved).unflatten(0, (-1, B))
+            if not with_features:
+                return self(images, sigma.to(x), frames, classes, moved).unflatten(0, (-1, B))
+            both = self(images, sigma.to(x), frames, classes, moved, with_features=True)
+            return tuple(each.unflatten(0, (-1, B)) for each in both)
 
         return denoise
 

@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from config import EvaluationSettings
 from diverse_sampling.decisions import Decisions
-from diverse_sampling.denoiser import CallCounter, Denoiser
+from diverse_sampling.denoiser import ENCODER, CallCounter, Denoiser
 from diverse_sampling.devices import free_memory, kept_bytes
 from diverse_sampling.method import Classes, Sets
 from diverse_sampling.noise import ParticleNoise, Stream, evenly, set_generator
-from diverse_sampling.selection import kmedoids, thin
+from diverse_sampling.selection import kmedoids, prune, thin
 from diverse_sampling.steps import Schedule, Window, integrate
 from model import EDMDenoiser
 
@@ -64,6 +64,7 @@ class Methods(Protocol):
     acting_window: Window | None
     decisions: Decisions | None
     candidates: int
+    remaining: list[int]
 
     def guided(self, sets: Sets) -> Denoiser:
         """The denoiser of some sets with guidance."""
@@ -93,6 +94,7 @@ class SetSampler:
         schedule: the steps of the sampler
         decisions: where it is decided what a sample shows; None if the methods do not ask for it
         particle_shape: (C, H, W)
+        pool: how many particles a set starts with, if it is thinned; else how many it keeps
         calls: what sampling has cost so far
     """
 
@@ -113,6 +115,7 @@ class SetSampler:
         self.methods = methods
         self.schedule = methods.schedule
         self.decisions = methods.decisions
+        self.pool = max([self.batch_size * settings.guidance.pool, *methods.remaining])
         self.particle_shape = (task.world.answer_channels, *task.world.frame_shape)
         self.calls = CallCounter()
 
@@ -132,12 +135,15 @@ class SetSampler:
         )
 
     # ------------------------------------------------------------ denoisers
-    def denoiser(self, sets: Tensor, cond: Tensor | None = None) -> Denoiser:
+    def denoiser(
+        self, sets: Tensor, cond: Tensor | None = None, with_features: bool = False
+    ) -> Callable[[Tensor, Tensor], Any]:
         """The unguided denoiser of some sets, not counted.
 
         Arguments:
             sets: (G,) int64, their numbers
             cond: (G, B, Cc, H, W) in [-1, 1], in place of their own conditioning frames
+            with_features: whether a network returns its features as well (`EDMDenoiser.bind`)
         """
         if self.network is None:
             return self.task.exact_denoiser(sets, self.device)
@@ -146,7 +152,7 @@ class SetSampler:
             labels = self.task.labels[sets].to(self.device)
         if cond is None:
             cond = self.task.condition(sets, self.device)
-        return self.network.bind(cond, labels)
+        return self.network.bind(cond, labels, with_features)
 
     def asked(
         self,
@@ -182,6 +188,9 @@ class SetSampler:
             ],
             condition=lambda: self.task.condition(sets, self.device),
             bind=lambda cond: self.calls.counted(self.denoiser(sets, cond)),
+            features=lambda: self.calls.counted(
+                self.denoiser(sets, cond, with_features=True), backward=ENCODER
+            ),
             joint=lambda: self.calls.counted(
                 self.task.exact_denoiser(sets, self.device, joint=True)
             ),
@@ -224,7 +233,8 @@ class SetSampler:
         return self.task.to_samples(x)
 
     def sample_thinned(self, sets: Tensor, callback: Callback | None = None) -> Tensor:
-        """One run that starts with a larger pool and keeps its medoids (`selection.thin`).
+        """One run that starts with a larger pool and keeps its medoids (`selection.thin`), or those
+        that differ most at each of the first steps (`selection.prune`).
 
         Arguments:
             sets: (G,) int64, their numbers
@@ -232,15 +242,21 @@ class SetSampler:
 
         Returns samples (G, B, H, W).
         """
-        particles = range(self.batch_size * self.settings.guidance.pool)
+        particles = range(self.pool)
         asked = self.asked(sets, particles)
         noise = self.noise(sets, particles, Stream.SAMPLING)
         first = float(self.settings.sampler.sigma_max)
+        remaining = self.methods.remaining
         with torch.no_grad():
             x = self.methods.start(asked, noise, len(particles))
-            level = float(self.schedule.sigmas[0])
-            x = thin(asked.denoise, x, first, level, self.batch_size)
-            x = integrate(asked.denoise, x, self.schedule, callback=callback)
+            if remaining:
+                kept = [*remaining[1:], self.batch_size]
+                x = prune(asked.denoise, x, self.schedule, kept)
+            else:
+                level = float(self.schedule.sigmas[0])
+                x = thin(asked.denoise, x, first, level, self.batch_size)
+            rest = self.schedule.part(len(remaining), self.schedule.num_steps)
+            x = integrate(asked.denoise, x, rest, callback=callback)
         return self.task.to_samples(x)
 
     def sample(self, sets: Tensor, callback: Callback | None = None) -> Tensor:
@@ -253,7 +269,7 @@ class SetSampler:
         Returns samples (G, sequential * batch_size, H, W).
         """
         g = self.settings.guidance
-        if g.pool > 1:
+        if self.pool > self.batch_size:
             return self.sample_thinned(sets, callback)
         samples = self.sample_once(sets, self.batch_size * g.medoids_of, callback=callback)
         if g.medoids_of > 1:
@@ -312,10 +328,11 @@ class SetSampler:
         g = self.settings.guidance
         if sets is None:
             sets = torch.arange(self.task.num_sets)
-        pool = self.batch_size * max(g.medoids_of, g.pool) * self.methods.candidates
-        chunks = sets.split(max(1, self.particles_per_call() // pool))
+        drawn = max(self.batch_size * g.medoids_of, self.pool) * self.methods.candidates
+        chunks = sets.split(max(1, self.particles_per_call() // drawn))
+        steps = self.schedule.num_steps - len(self.methods.remaining)
         with tqdm(
-            total=len(chunks) * g.sequential * self.schedule.num_steps,
+            total=len(chunks) * g.sequential * steps,
             unit="step",
             desc=f"{len(sets)} sets of {self.batch_size}",
             disable=None if progress else True,

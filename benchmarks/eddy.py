@@ -61,7 +61,10 @@ def cells(num_sets: int, data_root: str, outdir: Path) -> list[dict[str, Any]]:
                     argv = [*common.split(), "--guidance", *method.split()]
                     row[name] = experiments.run_cell(*assemble.parse(argv), outdir)
                 found = [row[name]["modes_found"]["per_set"] for name in methods]
-                row["gain"] = mean_interval([b - a for a, b in zip(*found)])
+                settings = row["alone"]["settings"]
+                most = min(row["alone"]["modes_total"], settings["batch_size"])
+                gains = [b - a for a, b in zip(*found)]
+                row["gain"] = mean_interval(gains, (-most, most), step=1)
                 rows.append(row)
     return rows
 

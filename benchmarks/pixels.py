@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
             for choose in (determinant, farthest, medoids):
                 chosen = (bank.labels[which][choose(images[which], 10)] for which in picks)
                 counts = [len(set(labels.tolist())) for labels in chosen]
-                found[choose.__name__] = mean_interval(counts)
+                found[choose.__name__] = mean_interval(counts, (1, 10), step=1)
             result.append(dict(pool=pool, pixels=name, found=found))
             rows.append([pool, name, *map(interval, found.values())])
     text = measure.table(

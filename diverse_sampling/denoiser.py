@@ -13,11 +13,15 @@ guidance is a denoiser that wraps another denoiser.
 
 from __future__ import annotations
 
-from typing import Callable
+from typing import Callable, TypeVar
 
 from torch import Tensor
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
+Out = TypeVar("Out")
+
+# Of a backward pass through a U-Net: what one through the layers before its bottleneck takes.
+ENCODER = 0.3
 
 
 class CallCounter:
@@ -25,16 +29,23 @@ class CallCounter:
 
     def __init__(self):
         self.forward = 0
-        self.backward = 0
+        self.backward = 0.0
 
-    def counted(self, denoise: Denoiser) -> Denoiser:
-        """The same denoiser, with its calls counted."""
+    def counted(
+        self, denoise: Callable[[Tensor, Tensor], Out], backward: float = 1.0
+    ) -> Callable[[Tensor, Tensor], Out]:
+        """The same denoiser, with its calls counted.
 
-        def denoise_and_count(x: Tensor, sigma: Tensor) -> Tensor:
+        Arguments:
+            denoise: it may return more than x0
+            backward: which share of a backward pass follows on a call whose x needs a gradient
+        """
+
+        def denoise_and_count(x: Tensor, sigma: Tensor) -> Out:
             particles = x.shape[0] * x.shape[1]
             self.forward += particles
             if x.requires_grad:
-                self.backward += particles
+                self.backward += backward * particles
             return denoise(x, sigma)
 
         return denoise_and_count

@@ -33,6 +33,7 @@ STRENGTH = "a strength"  # a --pg_factor of more than 0
 BACKWARD = "backward passes"
 PILOT = "a pilot"
 CONDITION = "a condition to add noise to"
+NETWORK = "a network with features"
 ANSWERS = "the answers"
 CLASSES = "a classifier"
 NO_CHURN = "a sampler without churn"
@@ -79,6 +80,7 @@ class Sets:
         generators: stream -> a generator for each set
         condition: -> the conditioning frames (G, Cc, H, W) in [-1, 1], None where there are none
         bind: conditioning (G, B, Cc, H, W) -> the denoiser with it in place of the sets' own
+        features: -> the sets' own denoiser, which returns features of x (G, B, ...) beside D(x)
         joint: -> the denoiser of sets that are as diverse as they can be, where it is known
         classes: -> what the classes of these sets are, and how they are recognised
         decisions: where it is decided what a sample shows (`decisions.Decisions`); None if nobody
@@ -98,6 +100,7 @@ class Sets:
     generators: Callable[[int], list[torch.Generator]]
     condition: Callable[[], Tensor | None]
     bind: Callable[[Tensor], Denoiser]
+    features: Callable[[], Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]]
     joint: Callable[[], Denoiser]
     classes: Callable[[], Classes]
     decisions: Any = None
@@ -144,6 +147,8 @@ class Method:
         candidates: settings that methods share -> how many starting noises it draws for a particle
         beside: of guidance, settings that methods share -> what each call that it guides costs
             beside the call: (forward, backward) calls of the denoiser for each particle
+        remaining: (its own settings, B, steps) -> how many candidates of a set each of the first
+            steps takes, if it prunes them; it then samples without guidance, by Euler's steps
         before: of noise, (settings that methods share, B) -> the same for the starting noise of one
             particle in a set of B
     """
@@ -158,6 +163,7 @@ class Method:
     start: Callable[[Any], float] = lambda options: 1.0
     candidates: Callable[[Any], int] = lambda settings: 1
     beside: Callable[[Any], tuple[float, float]] = lambda settings: (0, 0)
+    remaining: Callable[[Any, int, int], Sequence[int]] = lambda options, particles, steps: ()
     before: Callable[[Any, int], tuple[float, float]] = lambda settings, particles: (0, 0)
 
 

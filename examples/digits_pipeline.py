@@ -150,7 +150,7 @@ def figures(sets: Tensor) -> dict[str, dict]:
     _, confidence = recognise(frames, checkpoint.load_classifier("judge"))
     digits = Judge.load()(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
     found = mode_metrics(digits, torch.full((10,), 0.1))["modes_found"]
-    return dict(digits=found, confidence=mean_interval(confidence.mean(1)))
+    return dict(digits=found, confidence=mean_interval(confidence.mean(1), (0, 1)))
 
 
 def main(argv: list[str] | None = None) -> None:

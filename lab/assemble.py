@@ -289,13 +289,14 @@ def _check(settings: EvaluationSettings, offered: str, trained: Mapping[str, Any
         )
     if settings.evaluate.rollout > 1:
         plain = guidance.guidance in ("pg", "none", "spell") and guidance.noise == "iid"
+        whole = guidance.sequential == 1 and guidance.pool == 1
         videos = world.dataset == "frames" and offered == "conditional"
-        if not videos or exact or not plain or guidance.sequential > 1:
+        if not videos or exact or not plain or not whole:
             reject(
                 "rollout",
                 settings.evaluate.rollout,
-                "1, or a trained network of own frames with guidance pg, spell or none, noise iid "
-                "and sequential 1",
+                "1, or a trained network of own frames with guidance pg, spell or none, noise "
+                "iid, sequential 1 and pool 1",
             )
     if exact and world.answers == "none":
         reject("answers", "none", "given with --denoiser exact, which knows the answers")

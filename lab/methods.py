@@ -22,6 +22,7 @@ from diverse_sampling.method import (
     CLASSES,
     CONDITION,
     FOLDERS,
+    NETWORK,
     PILOT,
     STRENGTH,
     Method,
@@ -34,6 +35,7 @@ from diverse_sampling.steps import (
     Schedule,
     Window,
     edm_schedule,
+    euler_schedule,
     karras_sigmas,
     noised_schedule,
     window_schedule,
@@ -88,6 +90,8 @@ def check(settings: EvaluationSettings) -> None:
                 "any other with --denoiser exact or --task unconditional, where there is no "
                 "conditioning to add noise to",
             )
+        if NETWORK in method.needs and exact:
+            reject(flag, name, "any other with --denoiser exact, which has no features")
         if ANSWERS in method.needs and not exact:
             reject(flag, name, "any other, or --denoiser exact, whose modes are known")
 
@@ -140,6 +144,7 @@ class Methods:
 
     Attributes:
         schedule: the steps of the sampler
+        remaining: how many candidates of a set each of its first steps takes, if they are pruned
         window: between which noise levels it adds noise back; None with EDM's
         acting_window: the same if guidance acts between these; None with other samplers
         candidates: how many starting noises are drawn for each particle
@@ -154,6 +159,7 @@ class Methods:
         self.window = window(settings, decisions)
         self.acting_window = acting_window(settings, decisions)
         self.schedule = make_schedule(settings, decisions)
+        self.remaining = remaining(settings, self.schedule.num_steps)
         self.candidates = math.prod(each.candidates(guidance) for each in self.named.values())
 
     def guided(self, sets: Sets) -> Denoiser:
@@ -189,11 +195,15 @@ class Methods:
 
     def _with_options(self, sets: Sets, method: Method) -> Sets:
         """The same with the method's own settings."""
-        if method.options is None:
-            return sets
-        keys = {f.name for f in fields(method.options)} & set(self.settings.options)
-        own = {key: self.settings.options[key] for key in keys}
-        return replace(sets, options=method.options(**own))
+        return replace(sets, options=_options(method, self.settings))
+
+
+def _options(method: Method, settings: EvaluationSettings) -> Any:
+    """A method's own settings, None if it has none."""
+    if method.options is None:
+        return None
+    keys = {f.name for f in fields(method.options)} & set(settings.options)
+    return method.options(**{key: settings.options[key] for key in keys})
 
 
 # ---------------------------------------------------------------- what settings say about steps
@@ -233,7 +243,20 @@ def _schedule(
     if settings.guidance.pool > 1:
         assert decisions is not None  # needs_pilot says so
         first = decisions.settled
-    return edm_schedule(karras_sigmas(num_steps, last, first, s.rho), s.s_churn, s.s_min, s.s_max)
+    sigmas = karras_sigmas(num_steps, last, first, s.rho)
+    if remaining(settings, num_steps):
+        return euler_schedule(sigmas)
+    return edm_schedule(sigmas, s.s_churn, s.s_min, s.s_max)
+
+
+def remaining(settings: EvaluationSettings, num_steps: int) -> list[int]:
+    """How many candidates of a set each of the first steps takes, if they are pruned; else none."""
+    particles = settings.evaluate.batch_size
+    return [
+        size
+        for method in named(settings.record()).values()
+        for size in method.remaining(_options(method, settings), particles, num_steps)
+    ]
 
 
 def price(settings: EvaluationSettings, decisions: Decisions | None, schedule: Schedule) -> float:
@@ -245,7 +268,8 @@ def price(settings: EvaluationSettings, decisions: Decisions | None, schedule: S
     start = 0.0
     if "noise" in chosen and particles > 1:
         start = _calls(*chosen["noise"].before(g, particles))
-    cost = float(schedule.calls)
+    pruned = sum(size - particles for size in remaining(settings, schedule.num_steps))
+    cost = schedule.calls + pruned / particles
     guidance = chosen.get("guidance")
     dearer = _calls(*guidance.beside(g)) if guidance is not None else 0.0
     # A particle alone is not guided before it has those of an earlier turn beside it.

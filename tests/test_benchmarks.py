@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
@@ -184,6 +184,23 @@ def test_the_comparison_searches_strengths_and_keeps_finished_cells(tmp_path, mo
     comparison.main(argv)
     after = [cell.stat().st_mtime_ns for cell in cells]
     assert after[1:] == before[1:] and after[0] != before[0]
+
+
+def test_every_row_of_the_comparison_is_an_evaluation(tmp_path):
+    comparison = load("comparison")
+    network = ROOT / "checkpoints" / "circle_jumping_unet.safetensors"
+    args = SimpleNamespace(search_checkpoint=str(network), data_root="data", outdir=tmp_path)
+    cells = comparison.Cells(args)
+    for row in comparison.rows():
+        assert set(row.models) <= set(comparison.PLAN["models"])
+        strengths = [None] if row.tried is None else row.tried[1]
+        assert len(strengths) in (1, 7) and strengths == sorted(strengths, key=lambda s: s or 0)
+        searched = cells.searched_on(row).values()
+        reported = [comparison.PLAN["models"][name] for name in row.models]
+        for model in [*searched, *reported]:
+            values = cells.settings(row, model, comparison.PLAN["searched_at"], strengths[-1])
+            settings, _ = assemble.complete(values)
+            assert row.tried is None or settings.record()[row.tried[0]] == strengths[-1]
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from diverse_sampling.guidance.classes import ClassGuidance
 from diverse_sampling.guidance.rivals.diverseflow import DiverseFlow
 from diverse_sampling.guidance.rivals.eddy import Eddy
 from diverse_sampling.guidance.rivals.oscar import Volume, across
+from diverse_sampling.guidance.rivals.published import Published
 from diverse_sampling.guidance.rivals.reference import Reference
 from diverse_sampling.guidance.rivals.rke import RKE
 from diverse_sampling.guidance.rivals.variance import Variance
@@ -106,6 +107,33 @@ def variance(y):
     return guided, diversity
 
 
+def published(y):
+    """The kernel of each particle has a bandwidth of its own, from the median of its distances."""
+    B = y.shape[1]
+    others = ~torch.eye(B, dtype=torch.bool)
+    d2 = torch.cdist(y[0], y[0]).square()
+    median = d2[others].view(B, B - 1).median(-1, keepdim=True).values
+    h = median / torch.tensor(max(B - 1.0, 2.0)).log()
+
+    def diversity(moved):
+        return -(-torch.cdist(moved[0], moved[0]).square() / h).exp()[others].sum()[None]
+
+    return Published(of_a_gaussian, factor=0.3), diversity
+
+
+def dispersion(y):
+    """-U of features of x, as the first layers of a network make them."""
+    generator = torch.Generator().manual_seed(5)
+    layer = torch.randn(D, 4, generator=generator, dtype=torch.float64)
+    noisy = lambda denoised: denoised * (1 + SIGMA**2)
+    features = lambda x: (x.flatten(2) @ layer).tanh()
+    potential = median_held(POTENTIALS["logdet"], features(noisy(y)))
+    both = lambda x, sigma: (of_a_gaussian(x, sigma), features(x))
+    settings = dict(factor=0.3, strength="drift", features=both)
+    guided = ParticleGuidance(of_a_gaussian, potential, **settings)
+    return guided, lambda moved: -potential.energy(features(noisy(moved)))
+
+
 def log_composition(log_p, makes_it):
     """ln P of all assignments of classes that make the composition, of one set (B, k)."""
     B, k = log_p.shape
@@ -153,6 +181,8 @@ REPELLING = {
     "rke": by_potential(RKE),
     "sriw": by_potential(RBF, space="denoised", strength=never_down),
     "oscar": by_potential(Volume, strength=across("joint")),
+    "published": published,
+    "dispersion": dispersion,
     "spell": spell,
     "variance": variance,
     "classes": by_classes(),
@@ -183,6 +213,16 @@ def test_a_small_step_raises_the_diversity_that_the_method_states(name, B, sets)
         torch.testing.assert_close(guided(sets(B), SIGMA), of_a_gaussian(sets(B), SIGMA))
     else:
         assert raised(REPELLING[name], sets(B)).all()
+
+
+@pytest.mark.parametrize("name", [each for each in REPELLING if each != "variance"])
+def test_particles_have_no_order(name):
+    """Other than what is drawn for each of them, as the directions of variance guidance."""
+    order = torch.tensor([3, 0, 4, 1, 2])
+    for each in random_sets(5, sets=4)[:, None]:
+        guided, _ = REPELLING[name](of_a_gaussian(each, SIGMA).flatten(2))
+        moved = guided(each, SIGMA)
+        torch.testing.assert_close(guided(each[:, order], SIGMA), moved[:, order])
 
 
 def test_the_references_form_draws_near_duplicates_together_without_exception():
@@ -291,8 +331,9 @@ def test_sets_of_independent_particles_are_what_is_tested():
     assert min(p_values(drawn(torch.tensor([0.44, 0.33, 0.23])))) < 1e-4
 
 
-# Whose claim is tested with them: an optimum, a condition with noise, and the sign of the thesis.
-ELSEWHERE = {"joint", "cads", "reference", "contrastive"}
+# Whose claim is tested with them: an optimum, a condition with noise, the sign of the thesis, noise
+# across a push, and a choice.
+ELSEWHERE = {"joint", "cads", "reference", "contrastive", "oscar_noise", "group"}
 
 
 @pytest.mark.parametrize(

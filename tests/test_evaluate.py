@@ -106,6 +106,8 @@ RIVALS = {
     "--guidance sriw --pg_factor 0.1": (43, 0),
     "--guidance oscar --pg_factor 3": (43, 43),
     "--noise balanced": (43 + 3 * 4, 0),
+    "--guidance oscar_noise --pg_factor 3": (43, 43),
+    "--guidance group --group_keep 0.9 --num_steps 21": (40.75, 0),
     "--pool 4": (43 + 4 * 5, 0),
     "--churn_noise simplex --sampler window": (43, 0),
 }
@@ -123,6 +125,7 @@ def test_rivals_beat_independent_draws(flags):
     [
         ("--guidance variance --pg_factor 1", (2 * 43, 2 * 43)),
         ("--guidance eddy --pg_factor 1", (43, 0)),
+        ("--guidance published --pg_factor 100", (43, 0)),
         ("--noise contrastive", (43 + 4, 3)),
     ],
 )
@@ -142,6 +145,14 @@ def test_some_rivals_find_about_as_many_as_independent_draws(flags, calls):
         ("--pool 2 --medoids_of 2", "medoids_of: got 2; accepted: 1 with pool"),
         ("--pool 2 --sequential 2", "sequential: got 2; accepted: 1 with pool"),
         ("--pool 2 --pg_factor 5", "pool: got 2; accepted: 1 with guidance"),
+        ("--guidance group --s_churn 1", "s_churn: got 1.0; accepted: 0.0 with guidance group"),
+        ("--guidance group --sampler window", "sampler: got 'window'; accepted: edm with"),
+        ("--guidance group --group_keep 1", "group_keep: got 1.0; accepted: a number between"),
+        ("--guidance dispersion --pg_factor 1", "guidance: got 'dispersion'; accepted: any other"),
+        (
+            "--guidance oscar_noise --pg_factor 1 --oscar_noise -1",
+            "oscar_noise: got -1.0; accepted",
+        ),
         ("--pool 2 --s_churn 1", "pool: got 2; accepted: 1 with guidance"),
         ("--pool 5 --price 20", "price: got 20.0; accepted: 28 or more"),
         ("--pg_factor 5 --price 2.5", "price: got 2.5; accepted: 3 or more"),
@@ -179,7 +190,8 @@ def test_a_price_is_kept_and_one_step_more_would_not_be(flags, price):
 
 
 # Methods whose strength has to be given; those left out act as they are.
-NEEDS_STRENGTH = ("pg", "reference", "diverseflow", "eddy", "oscar", "rke", "sriw", "variance")
+NEEDS_STRENGTH = ("pg", "reference", "diverseflow", "dispersion", "eddy", "oscar", "oscar_noise")
+NEEDS_STRENGTH += ("published", "rke", "sriw", "variance")
 METHODS = {
     **{f"--guidance {name}": name for name in names("guidance")},
     **{f"--noise {name}": name for name in names("noise")},
@@ -191,6 +203,8 @@ METHODS = {
     "--noise stratified --medoids_of 2": "stratified",
     "--noise contrastive --pool 2": "contrastive",
     "--noise balanced --guidance oscar --pg_factor 1": "balanced",
+    "--guidance group --group_keep 0.9": "group",
+    "--guidance dispersion --sampler window": "dispersion",
 }
 
 
@@ -208,6 +222,8 @@ def test_the_price_of_every_method_is_known_before_it_runs(flags):
     result = evaluation.run(progress=False)[2]
     assert result["price"] == pytest.approx(said, rel=1e-12) and said <= 43
     steps = (evaluation.sampler.schedule.calls + 1) // 2 + 1
+    if name == "group":  # whose steps are Euler's
+        steps = evaluation.sampler.schedule.calls + 1
     more = assemble.evaluation([*few, "--num_steps", str(steps)])
     assert more.run(progress=False)[2]["price"] > 43
 

@@ -18,6 +18,8 @@ from diverse_sampling.guidance import (
 from diverse_sampling.guidance.rivals.cads import Cads
 from diverse_sampling.guidance.rivals.eddy import Eddy
 from diverse_sampling.guidance.rivals.oscar import Volume, across
+from diverse_sampling.guidance.rivals.oscar_noise import with_noise
+from diverse_sampling.guidance.rivals.published import Published
 from diverse_sampling.guidance.rivals.reference import Reference, StageHere
 from diverse_sampling.guidance.rivals.variance import Variance
 from diverse_sampling.noise import ParticleNoise
@@ -184,19 +186,25 @@ def test_memory_repels_like_particles_that_do_not_move():
     assert not torch.allclose(one, denoise(x[:, :1], THREE))
 
 
-@pytest.mark.parametrize("space", ["denoised", "jacobian"])
-def test_features_are_differentiated(space):
+def test_features_are_differentiated_and_come_with_the_denoised_images():
     denoise, _ = exact()
     x = (3 * sets_of(3)).requires_grad_()
     torch.manual_seed(0)
-    layers = torch.nn.Conv2d(1, 4, 3), torch.nn.Tanh(), torch.nn.Flatten()
-    net = torch.nn.Sequential(*layers).double()
-    energy = lambda images: RBF().energy(net(images.flatten(0, 1)).unflatten(0, (2, 3))).sum()
-    denoised = denoise(x, THREE)
-    at = denoised if space == "denoised" else x
-    (force,) = torch.autograd.grad(energy(denoised), at)
-    guided = pg(denoise, space=space, features=net)(x.detach(), THREE)
-    torch.testing.assert_close(guided, (denoised - THREE**2 * force).detach())
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Tanh()).double()
+    called = []
+
+    def with_features(x, sigma):
+        called.append(x.requires_grad)
+        return denoise(x, sigma), net(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+    (force,) = torch.autograd.grad(RBF().energy(with_features(x, THREE)[1].flatten(2)).sum(), x)
+    called.clear()
+    guided = ParticleGuidance(
+        None, RBF(), factor=0.5, strength="sigma", features=with_features, sigma_min=1.0
+    )
+    expected = denoise(x, THREE) - THREE**2 * 0.5 * force
+    torch.testing.assert_close(guided(x.detach(), THREE), expected.detach())
+    assert called == [True]
 
 
 # ---------------------------------------------------------------- other methods
@@ -305,6 +313,43 @@ def test_oscar_runs_across_the_drift_and_is_capped():
     torch.testing.assert_close(push(1e6).norm(dim=-1), 0.3 * drift.norm(dim=-1))
 
 
+@pytest.mark.parametrize("B", [2, 4, 8])
+def test_the_published_push_is_autograd_of_each_particles_kernel(B):
+    """Of exp(-d^2 / h) with h from the median of a particle's distances, held fixed."""
+    denoise, _ = exact()
+    x = 2 * sets_of(B)
+    moved = x.clone().requires_grad_()
+    energy = 0.0
+    for i in range(B):
+        others = [j for j in range(B) if j != i]
+        at = lambda own: (own[:, i, None] - x[:, others]).square().flatten(2).sum(-1)  # (G, B - 1)
+        h = at(x).median(-1, keepdim=True).values / math.log(max(B - 1, 2))
+        energy = energy + (-at(moved) / h).exp().sum()
+    (force,) = torch.autograd.grad(energy, moved)
+    guided = Published(denoise, factor=0.3)(x, TWO)
+    torch.testing.assert_close(guided, denoise(x, TWO) - TWO**2 * 0.3 * force)
+
+
+def test_oscars_noise_is_across_the_drift_beside_its_push():
+    """It is as long as is asked for, and in the mean over draws it leaves the push alone."""
+    denoise, _ = exact()
+    x = 2 * sets_of(4)
+    G, B = x.shape[:2]
+    noise = ParticleNoise(0, range(G), range(B), x.shape[2:])
+    guided = lambda strength: ParticleGuidance(
+        denoise, Volume(), factor=1.0, space="denoised", strength=strength
+    )
+    pushed = guided(across("sigma"))(x, TWO)
+    noised = guided(with_noise(across("sigma"), noise, 0.2))
+    drift = (x - denoise(x, TWO)).flatten(2)  # of a step of length 1 in units of the noise level
+    moves = torch.stack([(pushed - noised(x, TWO)).flatten(2) for _ in range(2000)])
+    along = (moves * torch.nn.functional.normalize(drift, dim=-1)).sum(-1)
+    torch.testing.assert_close(along, torch.zeros_like(along))
+    lengths = moves.norm(dim=-1)
+    torch.testing.assert_close(lengths, (0.2 * drift.norm(dim=-1)).expand_as(lengths))
+    assert (moves.mean(0).norm(dim=-1) < 0.05 * lengths[0]).all()
+
+
 def test_variance_expects_that_of_the_posterior():
     """h is, on average over directions, the mean variance of sets drawn from the posterior."""
     denoise, images = exact(4, d=2)
@@ -339,7 +384,9 @@ def test_two_particles_with_two_modes_tilted_by_their_variance_always_differ():
     assert differ(alone) < 0.75 and differ(tilted) == 1
 
 
-@pytest.mark.parametrize("method", [pg, Eddy, partial(Variance, directions=None), Reference])
+@pytest.mark.parametrize(
+    "method", [pg, Eddy, partial(Variance, directions=None), Reference, Published]
+)
 def test_no_strength_and_one_particle_leave_the_denoiser_alone(method):
     denoise, _ = exact()
     x = sets_of(5)
@@ -354,7 +401,13 @@ def test_no_strength_and_one_particle_leave_the_denoiser_alone(method):
     [
         partial(ParticleGuidance, potential=RBF(), space="denoised", strength=never_down),
         partial(ParticleGuidance, potential=Volume(), strength=across("joint")),
+        partial(
+            ParticleGuidance,
+            potential=Volume(),
+            strength=with_noise(across("joint"), lambda: torch.ones(2, 3, 1, 6, 6), 0.3),
+        ),
         Eddy,
+        Published,
         partial(Variance, directions=lambda: torch.ones(2, 3, 1, 6, 6)),
         Reference,
         *(

@@ -57,8 +57,8 @@ def test_networks_of_any_widths_can_be_trained(channels, head_channels):
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
     with torch.no_grad():
         inputs = torch.cat([x, cond], 1)
-        low, _, _ = net.unet(inputs, torch.full((2,), -1.0), labels)
-        high, _, _ = net.unet(inputs, torch.full((2,), 1.0), labels)
+        low, *_ = net.unet(inputs, torch.full((2,), -1.0), labels)
+        high, *_ = net.unet(inputs, torch.full((2,), 1.0), labels)
         assert not torch.allclose(low, high)
 
 
@@ -134,6 +134,26 @@ def test_single_precision_agrees_with_double(settings):
     double = net.double()(x, sigma, cond)
     assert double.dtype == torch.float64 and double.shape == x.shape
     torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-5)
+
+
+@BOTH_KINDS
+def test_features_come_from_the_call_and_depend_on_the_particle_alone(settings):
+    net = network(**settings)
+    x, sigma, cond = three_frames()
+    denoised, features = net.bind(cond, with_features=True)(x[:, None], sigma[0])
+    torch.testing.assert_close(denoised, net.bind(cond)(x[:, None], sigma[0]))
+    assert features.shape[:2] == (3, 1) and features[0].std() > 0
+    moved = x.clone()
+    moved[1] += 1
+    _, after = net.bind(cond, with_features=True)(moved[:, None], sigma[0])
+    changed = (after - features).abs().amax((1, 2, 3, 4))
+    assert changed[1] > 1e-3 > 1e-5 > changed[[0, 2]].max()
+    # Layers after the bottleneck have no part in them.
+    with torch.no_grad():
+        net.unet.up[0].conv1.weight.add_(1)
+    torch.testing.assert_close(
+        net.bind(cond, with_features=True)(x[:, None], sigma[0])[1], features
+    )
 
 
 def test_untrained_network_is_the_best_guess_without_one():

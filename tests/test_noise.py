@@ -1,3 +1,6 @@
+import itertools
+import math
+
 import numpy
 import pytest
 import torch
@@ -8,8 +11,10 @@ from diverse_sampling.coupling.balanced import balanced_draw
 from diverse_sampling.coupling.simplex import simplex
 from diverse_sampling.coupling.stratified import leading_directions, stratified
 from diverse_sampling.exact import posterior_mean
+from diverse_sampling.guidance.rivals.group import Options, affordable, remaining
 from diverse_sampling.noise import ParticleNoise, Stream, set_generator
-from diverse_sampling.selection import THINNING, kmedoids, thin
+from diverse_sampling.selection import THINNING, farthest, kmedoids, prune, thin
+from diverse_sampling.steps import euler_schedule, integrate, karras_sigmas
 
 
 @pytest.mark.parametrize(
@@ -174,6 +179,60 @@ def test_a_pool_that_is_thinned_has_every_answer():
     assert called[0][0] == pytest.approx(80) and called[-1][0] == pytest.approx(0.2)
     shown = denoise(kept, torch.tensor(0.2)).round().flatten(2)
     assert all(len(each.unique(dim=0)) == 4 for each in shown)
+
+
+def test_the_farthest_samples_are_those_of_all_subsets_in_any_order():
+    """Up to exchanges: never better than the best subset, which they nearly always are."""
+    x = torch.rand(40, 9, 1, 3, generator=torch.Generator().manual_seed(0)).double() * 2 - 1
+    unit = torch.nn.functional.normalize((x[:, :, 0] + 1) / 2, dim=-1)
+    apart = 1 - unit @ unit.transpose(1, 2)
+
+    def total(sets):  # (G, keep) -> (G,)
+        G = torch.arange(len(apart))[:, None, None]
+        return apart[G, sets[:, :, None], sets[:, None]].sum((1, 2)) / 2
+
+    for keep in (1, 2, 4, 9):
+        chosen = farthest(x, keep)
+        subsets = torch.tensor(list(itertools.combinations(range(9), keep)))
+        best = torch.stack([total(each.expand(40, -1)) for each in subsets]).amax(0)
+        reached = total(chosen) >= best - 1e-9
+        assert (total(chosen) <= best + 1e-9).all() and reached.double().mean() > 0.9
+        order = torch.randperm(9, generator=torch.Generator().manual_seed(keep))
+        torch.testing.assert_close(total(order[farthest(x[:, order], keep)]), total(chosen))
+
+
+@pytest.mark.parametrize("keep", [0.1, 0.5, 0.85, 0.99])
+@pytest.mark.parametrize("steps", [2, 3, 8, 21, 40])
+def test_pruned_candidates_cost_no_more_calls_than_the_samples(steps, keep):
+    for particles in (1, 3, 8):
+        sizes = affordable(Options(keep), particles, steps)
+        cost = lambda sizes: sum(sizes) - particles * len(sizes)
+        assert sizes and len(sizes) < steps and cost(sizes) <= steps * particles
+        assert all(a > b for a, b in zip(sizes, [*sizes[1:], particles]))
+        for a, b in zip(sizes, sizes[1:]):
+            assert b == min(math.ceil(keep * a), a - 1)
+        more = remaining(sizes[0] + 1, particles, keep)
+        assert cost(more) > steps * particles or len(more) >= steps
+
+
+def test_a_set_that_is_pruned_has_every_answer_and_each_candidate_its_own_path():
+    answers = (2 * torch.eye(3) - 1).view(3, 1, 1, 3)
+    called = []
+
+    def denoise(x, sigma):
+        called.append(x.shape[1])
+        return posterior_mean(x, sigma, answers.expand(len(x), -1, -1, -1, -1))
+
+    x = 20 * torch.randn(20, 24, 1, 1, 3, generator=torch.Generator().manual_seed(0))
+    schedule = euler_schedule(karras_sigmas(12, 0.05, 20.0))
+    sizes = [20, 16, 12, 8, 6, 5, 4, 3]
+    kept = prune(denoise, x, schedule, sizes)
+    assert called == [24, *sizes[:-1]]
+    alone = integrate(denoise, x, schedule.part(0, len(sizes)))
+    assert (torch.cdist(kept.flatten(2), alone.flatten(2)).amin(-1) < 1e-5).all()
+    ended = integrate(denoise, kept, schedule.part(len(sizes), 12)).flatten(2)
+    modes = torch.cdist(ended, answers.flatten(1).expand(20, -1, -1)).argmin(-1)
+    assert numpy.mean([len(each.unique()) for each in modes]) > 2.8
 
 
 def test_a_balanced_draw_takes_one_of_each_of_equal_groups():

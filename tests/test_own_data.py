@@ -961,6 +961,9 @@ def test_particles_of_a_rollout_go_on_from_their_own_frames(tmp_path, refused, c
     drawn = sorted(p.name for p in (tmp_path / "new/predictions/0/particle_1").iterdir())
     assert drawn == ["frame_1.png", "frame_2.png", "frame_3.png"]
     capsys.readouterr()
+    # A pool is thinned at a noise level that later frames do not start from.
+    pool = [*argv, str(tmp_path / "pool"), "--pool", "2"]
+    assert "rollout: got 3" in refused(evaluate.main, pool)
     exact = ["--dataset", "horizontal", "--rollout", "2"]
     assert "rollout: got 2" in refused(evaluate.main, exact)
 

@@ -145,9 +145,10 @@ class ParticleGuidance(Guided):
         sigma_min, sigma_max: as in `Guided`
         anneal: whether the strength falls from all of it at sigma_max to none at sigma_min, as a
             half cosine in ln s
-        features: phi: images (N, C, H, W) -> (N, ...); U acts on phi of what `space` names, and its
-            gradient is taken through phi. How large that is says nothing about images, so that
-            the strength "drift" suits them. None: on the images themselves
+        features: (x, sigma) -> (D(x), phi (G, B, ...)), a denoiser that returns features of x as
+            well. U then acts on phi, whatever `space` says, and its gradient is taken through phi
+            to x. How large that is says nothing about images, so that the strength "drift" suits
+            it. None: U acts on images
         memory: (G, M, C, H, W) images that repel and do not move, such as samples made before
     """
 
@@ -163,7 +164,7 @@ class ParticleGuidance(Guided):
         sigma_max: float | None = None,
         decisions: Decisions | None = None,
         anneal: bool = False,
-        features: Callable[[Tensor], Tensor] | None = None,
+        features: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
         memory: Tensor | None = None,
     ):
         super().__init__(denoise, sigma_min=sigma_min, sigma_max=sigma_max)
@@ -186,12 +187,15 @@ class ParticleGuidance(Guided):
 
     def _denoised_and_gradient(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """D(x) and the gradient of U with respect to x, both (G, B, C, H, W)."""
-        if self.space == "jacobian":
+        if self.features is not None or self.space == "jacobian":
             with torch.enable_grad():
                 x = x.detach().requires_grad_()
-                denoised = self.denoise(x, sigma)
-                at_denoised = self._gradient_at(denoised.detach(), sigma)
-                (grad,) = torch.autograd.grad(denoised, x, at_denoised)
+                if self.features is None:
+                    denoised = seen = self.denoise(x, sigma)
+                else:
+                    denoised, seen = self.features(x, sigma)
+                at_seen = self._gradient_at(seen.detach(), sigma)
+                (grad,) = torch.autograd.grad(seen, x, at_seen)
             return denoised.detach(), grad
         denoised = self.denoise(x, sigma)
         if self.space == "difference":
@@ -202,21 +206,13 @@ class ParticleGuidance(Guided):
             return denoised, (self.denoise(x + step * g, sigma) - denoised) / step
         return denoised, self._gradient_at(x if self.space == "x" else denoised, sigma)
 
-    def _gradient_at(self, images: Tensor, sigma: Tensor) -> Tensor:
-        """The gradient of U(phi(images)) with respect to images (G, B, C, H, W), the same shape."""
-        B = images.shape[1]
-        everyone = images
+    def _gradient_at(self, y: Tensor, sigma: Tensor) -> Tensor:
+        """The gradient of U with respect to images or features y (G, B, ...), the same shape."""
+        B = y.shape[1]
+        everyone = y
         if self.memory is not None:
-            everyone = torch.cat([images, self.memory.to(images)], 1)
-        if self.features is None:
-            grad = self.potential.grad(everyone.flatten(2), float(sigma))
-            return grad[:, :B].view_as(images)
-        with torch.enable_grad():
-            everyone = everyone.detach().requires_grad_()
-            y = self.features(everyone.flatten(0, 1)).flatten(1).unflatten(0, everyone.shape[:2])
-            at_features = self.potential.grad(y.detach(), float(sigma))
-            (grad,) = torch.autograd.grad(y, everyone, at_features)
-        return grad[:, :B]
+            everyone = torch.cat([y, self.memory.to(y)], 1)
+        return self.potential.grad(everyone.flatten(2), float(sigma))[:, :B].view_as(y)
 
     def _push(self, x: Tensor, denoised: Tensor, grad: Tensor, sigma: Tensor) -> Tensor:
         """The drift that guidance adds, annealed, (G, B, C, H, W)."""
