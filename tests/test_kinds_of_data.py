@@ -207,21 +207,41 @@ def test_new_pictures_are_read_by_the_numbers_of_the_training(tmp_path, capsys):
         np.testing.assert_allclose(file["cond"][:, 0], (new["frames"] + 1) / 2, atol=1e-5)
 
 
-WIDE = {
-    ">u2": lambda unit: np.rint(unit * 65535).astype(">u2"),
-    ">f4": lambda unit: unit.astype(">f4"),
-    "longdouble": lambda unit: unit.astype(np.longdouble),
-    "int64": lambda unit: np.rint(unit * 4_400_000_000).astype(np.int64),
-}
+@EXAMPLES
+@given(seed=SEEDS, low=st.floats(-5000, 5000), span=st.floats(1e-2, 1e4))
+def test_numbers_are_scaled_as_those_of_a_training_were(tmp_path_factory, seed, low, span):
+    """What was understood of one data set reads another one alike, or refuses it."""
+    rng = np.random.default_rng(seed)
+    folder = tmp_path_factory.mktemp("d")
+    frames = low + span * rng.random((6, 2, SIDE, SIDE))
+    trained = understood(frames_npz(folder, frames), data=f"range: [{low}, {low + span}]")
+    said = trained.data.description.of_numbers().as_yaml()
+    new = low + span * rng.random((6, 2, SIDE, SIDE)) * 0.3
+    given = understood(frames_npz(folder, new), data=said).given(torch.tensor([0])).numpy()
+    np.testing.assert_allclose(given[0, 0], (new[0, 0] - low) / span, atol=1e-2)
+    refused_in_one_line(frames_npz(folder, new + 2 * span), "a range that holds all", data=said)
 
 
-@pytest.mark.parametrize("kind", WIDE)
-def test_numbers_of_other_machines_and_widths_are_the_same_numbers(kind, tmp_path):
-    unit = np.stack([grey(i, np.float64, 1.0) for i in range(12)]).reshape(6, 2, SIDE, SIDE)
-    said = "range: [0, 4400000000]" if kind == "int64" else None
-    world = understood(frames_npz(tmp_path, WIDE[kind](unit)), data=said)
+@EXAMPLES
+@given(
+    seed=SEEDS,
+    kind=st.sampled_from("u1 u2 u4 u8 i2 i4 i8 f2 f4 f8 g".split()),
+    order=st.sampled_from("<>"),
+)
+def test_numbers_of_other_machines_and_widths_are_the_same_numbers(
+    tmp_path_factory, seed, kind, order
+):
+    unit = np.random.default_rng(seed).random((6, 2, SIDE, SIDE))
+    unit[:, 0, 0, 0], unit[:, 0, 0, 1] = 0, 1
+    dtype = np.dtype(kind) if kind == "g" else np.dtype(order + kind)
+    white = 1
+    if dtype.kind in "ui":
+        white = min(np.iinfo(dtype).max, 4_400_000_000)
+    numbers = (np.rint(unit * white) if white > 1 else unit).astype(dtype)
+    path = frames_npz(tmp_path_factory.mktemp("d"), numbers)
+    world = understood(path, data=f"range: [0, {white}]")
     given = world.given(torch.arange(5)).numpy()[:, 0]
-    np.testing.assert_allclose(given, unit[[0, 1, 2, 3, 5], 0], atol=1e-4)
+    np.testing.assert_allclose(given, unit[[0, 1, 2, 3, 5], 0], atol=4e-3)
 
 
 def png_of_16_bit_colour(pixels: np.ndarray) -> bytes:
@@ -248,12 +268,16 @@ def test_colour_of_16_bits_stays_that(tmp_path):
     np.testing.assert_allclose(shown, np.moveaxis(pixels[0], -1, 0) / 65535, rtol=1e-6)
 
 
-def turned(folder):
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_a_picture_that_is_stored_turned_is_refused(orientation, tmp_path):
     exif = Image.Exif()
-    exif[274] = 6
-    answered(folder, lambda i: MASK)
-    save(grey(0), folder / "images" / "c0.jpg", exif=exif)
-    (folder / "images" / "c0.png").unlink()
+    exif[274] = orientation
+    answered(tmp_path, lambda i: MASK)
+    (tmp_path / "images" / "c0.png").unlink()
+    for suffix in ("jpg", "png", "tif", "webp"):
+        save(grey(0), tmp_path / "images" / f"c0.{suffix}", exif=exif)
+        refused_in_one_line(tmp_path, "it is stored turned")
+        (tmp_path / "images" / f"c0.{suffix}").unlink()
 
 
 def inverted(folder):
@@ -281,7 +305,6 @@ def merged_gif(folder):
 
 
 DECODED_OTHERWISE = {
-    "stored turned": (turned, "it is stored turned"),
     "0 is white": (inverted, "0 is white in it"),
     "16-bit colour in a TIFF": (cut_colours, "more than 8 bits a colour"),
     "equal frames of a GIF": (merged_gif, r"frames that last equally; they last \[100, 500\] ms"),
@@ -438,6 +461,28 @@ def test_cases_of_one_name_in_two_splits_have_two_names(tmp_path):
         save(MASK, tmp_path / split / "masks" / f"{i}.png")
     names = [name for split in ("train", "test") for name in understood(tmp_path, split).names]
     assert len({*names}) == 6
+
+
+OTHERWISE = {
+    "another format": lambda name: f"{name}.jpg",
+    "zeros": lambda name: f"0{name}.png",
+    "capitals": lambda name: f"{name}.png".swapcase(),
+}
+
+
+@EXAMPLES
+@given(
+    name=st.from_regex(r"[0-9]{1,3}[a-c]{1,2}", fullmatch=True),
+    kind=st.sampled_from(sorted(OTHERWISE)),
+    place=st.sampled_from(["images", "masks"]),
+)
+def test_two_names_for_one_case_are_refused(tmp_path_factory, name, kind, place):
+    folder = answered(tmp_path_factory.mktemp("d"), lambda i: MASK)
+    for sub in ("images", "masks"):
+        save(grey(9) if sub == "images" else MASK, folder / sub / f"{name}.png")
+    assert len(understood(folder)) + len(understood(folder, "test")) == 7
+    save(grey(9) if place == "images" else MASK, folder / place / OTHERWISE[kind](name))
+    refused_in_one_line(folder, "is there too")
 
 
 PARTS = st.sampled_from(["images", "masks", "a", "b1", "s0", "s1", "train", "label", "7", "x_mask"])

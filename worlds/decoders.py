@@ -98,8 +98,11 @@ def _in_channels(pixels: np.ndarray, white: int) -> np.ndarray:
 def _pixels(image: Any) -> np.ndarray:
     """The pixels of an open picture, (H, W) or (H, W, 3). Raises ValueError for other kinds."""
     mode, tags = image.mode, getattr(image, "tag_v2", {})
+    turned = tags.get(ORIENTATION, 1)  # which Pillow turns back in a TIFF, and only there
     image.load()
-    if ("exif" in image.info or tags) and image.getexif().get(ORIENTATION, 1) != 1:
+    if "exif" in image.info:
+        turned = image.getexif().get(ORIENTATION, turned)
+    if turned != 1:
         raise ValueError("it is stored turned, EXIF says how; store it as it is seen")
     if mode in ("P", "PA"):
         transparent = mode == "PA" or "transparency" in image.info
