@@ -7,7 +7,7 @@ i): neither depends on what is sampled beside it, nor on the chunks.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Callable, Protocol, Sequence
+from typing import Any, Callable, Iterator, Protocol, Sequence
 
 import torch
 from torch import Tensor
@@ -267,22 +267,18 @@ class SetSampler:
             samples = torch.cat([samples, more], 1)
         return samples
 
-    def roll_out(self, samples: Tensor, frames: int) -> Tensor:
+    def roll_out(self, sets: Tensor, samples: Tensor, frames: int) -> Tensor:
         """The frames that follow, each particle going on from its own.
 
         Particles of a set repel each other in every frame anew.
 
         Arguments:
-            samples: (G, B, H, W) or (G, B, 3, H, W), the next frame of all sets
+            sets: (G,) int64, the numbers of a chunk of sets
+            samples: (G, B, H, W) or (G, B, 3, H, W), the next frame of these sets
             frames: how many to return, with this one
 
         Returns (G, B, frames, H, W) or (G, B, frames, 3, H, W).
         """
-        sets = torch.arange(len(samples))
-        chunks = sets.split(max(1, self.particles_per_call() // self.batch_size))
-        return torch.cat([self._rolled_out(chunk, samples[chunk], frames) for chunk in chunks])
-
-    def _rolled_out(self, sets: Tensor, samples: Tensor, frames: int) -> Tensor:
         B = samples.shape[1]
         given = self.task.condition(sets, self.device)
         assert given is not None  # a next frame follows on others
@@ -294,26 +290,22 @@ class SetSampler:
             drawn.append(self.sample_once(sets, B, turn=turn, cond=cond))
         return torch.stack(drawn, 2)
 
-    def sample_all(
-        self,
-        progress: bool = True,
-        sets: Tensor | None = None,
-        callback: Callback | None = None,
-    ) -> Tensor:
-        """All sets of the task, or some, in as few chunks as memory allows.
+    def chunks(
+        self, sets: Tensor, progress: bool = True, callback: Callback | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Some sets, in as few chunks as memory allows.
 
         Arguments:
+            sets: (G,) int64, their numbers
             progress: show a progress bar over the steps if stderr is a terminal
-            sets: (G,) int64, the numbers of the sets; all without them
             callback: sees every step of the runs that sample whole sets
 
-        Returns samples (G, sequential * batch_size, H, W).
+        Yields of each chunk (the numbers of its sets (G',), their samples
+        (G', sequential * batch_size, H, W)).
         """
         g = self.settings.guidance
-        if sets is None:
-            sets = torch.arange(self.task.num_sets)
         pool = self.batch_size * max(g.medoids_of, g.pool) * self.methods.candidates
-        chunks = sets.split(max(1, self.particles_per_call() // pool))
+        chunks = sets.split(max(1, self.particles_per_call() // pool)) if len(sets) else ()
         with tqdm(
             total=len(chunks) * g.sequential * self.schedule.num_steps,
             unit="step",
@@ -326,7 +318,25 @@ class SetSampler:
                 if callback is not None:
                     callback(step)
 
-            return torch.cat([self.sample(chunk, after_step) for chunk in chunks])
+            for chunk in chunks:
+                yield chunk, self.sample(chunk, after_step)
+
+    def sample_all(
+        self,
+        progress: bool = True,
+        sets: Tensor | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """All sets of the task, or some, as `chunks` samples them.
+
+        Arguments:
+            sets: (G,) int64, the numbers of the sets; all without them
+
+        Returns samples (G, sequential * batch_size, H, W).
+        """
+        if sets is None:
+            sets = torch.arange(self.task.num_sets)
+        return torch.cat([samples for _, samples in self.chunks(sets, progress, callback)])
 
     def particles_per_call(self) -> int:
         """How many particles go through the denoiser together.

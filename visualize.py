@@ -28,6 +28,7 @@ from config import (
     Count,
     CountOrZero,
     DigitSettings,
+    PathText,
     Positive,
     SamplerSettings,
     Seed,
@@ -45,7 +46,7 @@ from lab.command_line import Parser, fail, make_parser, run_program
 class Output:
     """Output"""
 
-    out: Optional[str] = None
+    out: Optional[PathText] = None
     """file to write (null: a name that says what it shows, in the folder of the run; for several
     runs, or for none, in the working directory)"""
 

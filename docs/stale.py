@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 from diverse_sampling.defaults import SAMPLES_VERSION  # noqa: E402
 from diverse_sampling.errors import reject  # noqa: E402
 from lab import experiments  # noqa: E402
-from lab.records import sha256_of  # noqa: E402
+from lab.files import sha256_of  # noqa: E402
 
 # Tables that are made of another record than that of their name, by what stands before a colon;
 # None: of checkpoints, of methods, or of a calculation.

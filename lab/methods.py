@@ -233,7 +233,8 @@ def _schedule(
     if settings.guidance.pool > 1:
         assert decisions is not None  # needs_pilot says so
         first = decisions.settled
-    return edm_schedule(karras_sigmas(num_steps, last, first, s.rho), s.s_churn, s.s_min, s.s_max)
+    most = math.inf if s.s_max is None else s.s_max
+    return edm_schedule(karras_sigmas(num_steps, last, first, s.rho), s.s_churn, s.s_min, most)
 
 
 def price(settings: EvaluationSettings, decisions: Decisions | None, schedule: Schedule) -> float:
