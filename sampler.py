@@ -6,7 +6,7 @@ i): neither depends on what is sampled beside it, nor on the chunks.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Callable, Iterator, Protocol, Sequence
 
 import torch
@@ -17,6 +17,7 @@ from config import EvaluationSettings
 from diverse_sampling.decisions import Decisions
 from diverse_sampling.denoiser import CallCounter, Denoiser
 from diverse_sampling.devices import free_memory, kept_bytes
+from diverse_sampling.errors import reject
 from diverse_sampling.method import Classes, Sets
 from diverse_sampling.noise import ParticleNoise, Stream, evenly, set_generator
 from diverse_sampling.selection import kmedoids, thin
@@ -26,6 +27,9 @@ from model import EDMDenoiser
 # At most, in one network call. On a CPU, larger calls are no faster; a GPU's kernels of attention
 # take fewer than 65,536 images.
 PARTICLES_PER_CALL = dict(cpu=256, cuda=32768)
+# Of the memory that a gradient keeps, the share that a call without one takes: 0.23 and 0.47 of two
+# networks that were measured. At less than that a set surely does not fit.
+LEAST_WITHOUT_GRADIENT = 0.2
 
 Callback = Callable[[dict], None]  # sees every step of the sampler, see `integrate`
 
@@ -64,6 +68,7 @@ class Methods(Protocol):
     acting_window: Window | None
     decisions: Decisions | None
     candidates: int
+    differentiates: bool
 
     def guided(self, sets: Sets) -> Denoiser:
         """The denoiser of some sets with guidance."""
@@ -304,8 +309,7 @@ class SetSampler:
         (G', sequential * batch_size, H, W)).
         """
         g = self.settings.guidance
-        pool = self.batch_size * max(g.medoids_of, g.pool) * self.methods.candidates
-        chunks = sets.split(max(1, self.particles_per_call() // pool)) if len(sets) else ()
+        chunks = sets.split(max(1, self.particles_per_call() // self.pool)) if len(sets) else ()
         with tqdm(
             total=len(chunks) * g.sequential * self.schedule.num_steps,
             unit="step",
@@ -338,12 +342,9 @@ class SetSampler:
             sets = torch.arange(self.task.num_sets)
         return torch.cat([samples for _, samples in self.chunks(sets, progress, callback)])
 
-    def particles_per_call(self) -> int:
-        """How many particles go through the denoiser together.
-
-        As many as fit into half of the free memory with what a gradient to their input keeps, and
-        PARTICLES_PER_CALL at most. The samples do not depend on it.
-        """
+    @cached_property
+    def bytes_per_particle(self) -> int:
+        """Memory that a call of the denoiser keeps for a gradient to its input, in bytes."""
         denoise = self.denoiser(torch.tensor([0]))
         sigma = torch.tensor(1.0, dtype=torch.float64)
 
@@ -352,6 +353,33 @@ class SetSampler:
             return kept_bytes(lambda: denoise(x.requires_grad_(), sigma))
 
         one, nine = bytes_of(1), bytes_of(9)
-        bytes_per_particle = max(1, (nine - one) // 8)
-        fit = free_memory(self.device) // 2 // bytes_per_particle
+        return max(1, (nine - one) // 8)
+
+    @property
+    def pool(self) -> int:
+        """How many particles of a set go through the denoiser together."""
+        g = self.settings.guidance
+        return self.batch_size * max(g.medoids_of, g.pool) * self.methods.candidates
+
+    def particles_per_call(self) -> int:
+        """How many particles go through the denoiser together.
+
+        As many as fit into half of the free memory with what a gradient to their input keeps, and
+        PARTICLES_PER_CALL at most. The samples do not depend on it.
+        """
+        fit = free_memory(self.device) // 2 // self.bytes_per_particle
         return max(1, min(PARTICLES_PER_CALL[self.device.type], fit))
+
+    def check_memory(self) -> None:
+        """Refuse sets of which one alone does not fit into memory. Raises SettingError."""
+        share = 1.0 if self.methods.differentiates else LEAST_WITHOUT_GRADIENT
+        needed = self.pool * self.bytes_per_particle * share
+        free = free_memory(self.device)
+        if needed > free:
+            reject(
+                "batch_size",
+                self.batch_size,
+                f"at most {max(1, int(self.batch_size * free / needed))}; a set of {self.pool} "
+                f"particles needs {needed / 2**30:.1f} GiB at least, {free / 2**30:.1f} GiB are "
+                "free",
+            )

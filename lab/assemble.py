@@ -590,6 +590,7 @@ def set_up(
     curve, pilot_calls = pilot.decisions_of(settings, kind, world, network, path, device)
     chosen = methods.Methods(settings, curve)
     sampler = SetSampler(task, settings, device, chosen, network)
+    sampler.check_memory()
     return Evaluation(settings, task, sampler, path, pilot_calls, notices)
 
 

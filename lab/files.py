@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -63,6 +64,12 @@ def packed(arrays: Mapping[str, Tensor]) -> bytes:
 def sha256_of(path: Path) -> str:
     """The hash of a file's bytes."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def unused(path: Path) -> Path:
+    """The path or, if there is something already, the first of NAME-2, NAME-3, ... without."""
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    return next(each for each in itertools.chain([path], numbered) if not each.exists())
 
 
 def distinct(names: Sequence[str]) -> list[str]:

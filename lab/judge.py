@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import Count, DigitSettings, build, record
+from config import Count, DigitSettings, PathText, build, record
 from diverse_sampling.errors import SettingError, reject
 from lab.command_line import fail, make_parser, run_program
 
@@ -201,7 +201,7 @@ class Judge:
 class JudgeSettings:
     """Judge"""
 
-    out: str = "runs/judge.safetensors"
+    out: PathText = "runs/judge.safetensors"
     """file to write"""
     digit_size: Count = 16
     """side of a digit, px"""

@@ -143,6 +143,7 @@ class Methods:
         window: between which noise levels it adds noise back; None with EDM's
         acting_window: the same if guidance acts between these; None with other samplers
         candidates: how many starting noises are drawn for each particle
+        differentiates: whether a gradient runs through the denoiser
     """
 
     def __init__(self, settings: EvaluationSettings, decisions: Decisions | None = None):
@@ -155,6 +156,8 @@ class Methods:
         self.acting_window = acting_window(settings, decisions)
         self.schedule = make_schedule(settings, decisions)
         self.candidates = math.prod(each.candidates(guidance) for each in self.named.values())
+        acts = self.named.get("guidance") if guidance.pg_factor > 0 else None
+        self.differentiates = acts is not None and acts.beside(guidance)[1] > 0
 
     def guided(self, sets: Sets) -> Denoiser:
         """The denoiser of some sets with guidance."""

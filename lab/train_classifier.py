@@ -26,6 +26,7 @@ from config import (
     Count,
     DigitSettings,
     NonNegative,
+    PathText,
     Positive,
     Seed,
     WorldSettings,
@@ -55,11 +56,11 @@ OWN_UPDATES = 3000  # of a classifier of own pictures, which may be few
 class ClassifierSettings:
     """Classifier"""
 
-    out: str = "runs/classifier.safetensors"
+    out: PathText = "runs/classifier.safetensors"
     """file to write"""
     noisy: bool = False
     """train a classifier of noisy images, for all noise levels"""
-    frames: Optional[str] = None
+    frames: Optional[PathText] = None
     """own pictures in classes, a file or a directory as for train.py --num_cond_frames 0: their
     classifier of noisy images (null: of digits)"""
     value_range: Optional[list[float]] = None
