@@ -42,7 +42,7 @@ from lab.command_line import (
     this_process,
 )
 from lab.files import as_json, write_whole
-from lab.processes import join, of_first
+from lab.processes import join, of_first, part
 
 if TYPE_CHECKING:
     from lab.training import Training
@@ -542,10 +542,7 @@ def train(training: Training, outdir: Path, tracker: tracking.Tracker) -> None:
             file=sys.stderr,
         )
         sys.exit(1)
-    if training.ranks > 1:
-        import torch.distributed as dist
-
-        dist.destroy_process_group()
+    part()
 
 
 # ---------------------------------------------------------------- the last line

@@ -433,7 +433,7 @@ class Evaluation:
         import torch
 
         from lab.chunks import put_together
-        from lab.processes import of_all
+        from lab.processes import of_all, part
 
         rank, ranks = this_process() if kept is not None else (0, 1)
         own = torch.arange(self.task.num_sets)[rank::ranks]
@@ -458,7 +458,10 @@ class Evaluation:
             chunks.append(chunk)
             start, before = time.perf_counter(), (calls.forward, calls.backward)
         seconds = sum(float(chunk["seconds"]) for chunk in chunks)
-        shares = of_all((chunks, seconds)) if ranks > 1 else [(chunks, seconds)]
+        shares = [(chunks, seconds)]
+        if ranks > 1:
+            shares = of_all(shares[0])
+            part()
         together = put_together([chunk for share, _ in shares for chunk in share])
         return together | dict(seconds=torch.tensor(max(each for _, each in shares)))
 

@@ -35,7 +35,7 @@ from lab import assemble
 from lab.command_line import as_flags, this_process
 from lab.files import as_json, read_json, write_whole
 from lab.names import METRICS
-from lab.processes import of_all
+from lab.processes import join, of_all, part
 from lab.records import experiment_of, key_of, made_by
 
 # What every table has beside the metrics of its world: is it as diverse, and as often right, as
@@ -201,6 +201,7 @@ def run(
     if results.is_file():
         _refuse_other(outdir, keys, [settings.record() for _, _, settings, _ in planned])
 
+    join()
     rows = []
     progress = tqdm(
         list(zip(planned, keys))[rank::ranks],
@@ -212,6 +213,7 @@ def run(
         result = run_cell(settings, checkpoint, outdir)
         rows.append(dict(cell=labels, flags=own, key=key, result=result))
     shares = of_all(rows)
+    part()
     rows = [shares[i % ranks][i // ranks] for i in range(len(planned))]
     if rank == 0:
         record = dict(

@@ -16,14 +16,19 @@ class Alone(OSError):
     """Another process has ended before this one heard from it."""
 
 
+_group: Any = None  # of all processes, for what they tell each other
+
+
 def join(backend: str = "gloo") -> None:
-    """Meet the other processes, which every process does. Raises Alone."""
+    """Meet the other processes, which each of them does once. Raises Alone."""
     import torch.distributed as dist
 
-    if this_process()[1] == 1 or dist.is_initialized():
+    global _group
+    if this_process()[1] == 1 or _group is not None:
         return
     try:
         dist.init_process_group(backend)
+        _group = dist.new_group(timeout=PATIENCE, backend="gloo")
     except (RuntimeError, ValueError) as error:
         raise Alone(f"the processes of this run do not find each other ({_brief(error)})") from None
 
@@ -42,8 +47,7 @@ def _exchange(value: Any) -> list[Any]:
     join()
     values: list[Any] = [None] * ranks
     try:
-        group: Any = dist.new_group(timeout=PATIENCE, backend="gloo")
-        dist.all_gather_object(values, value, group)
+        dist.all_gather_object(values, value, _group)
     except RuntimeError as error:
         raise Alone(f"another process of this run has ended ({_brief(error)})") from None
     return values
@@ -55,10 +59,15 @@ def of_first(value: Any) -> Any:
 
 
 def of_all(value: Any) -> list[Any]:
-    """The values of all processes, in their order, after which nothing more is exchanged."""
-    values = _exchange(value)
-    if len(values) > 1:
-        import torch.distributed as dist
+    """The values of all processes, in their order."""
+    return _exchange(value)
 
+
+def part() -> None:
+    """Leave the other processes; nothing more is exchanged."""
+    import torch.distributed as dist
+
+    global _group
+    if _group is not None:
         dist.destroy_process_group()
-    return values
+        _group = None

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, SMALL
+from conftest import ROOT, SMALL, draw_nothing, slow_but
 from PIL import Image
 from programs import Program
 
@@ -43,6 +44,20 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
+def refused(capsys):
+    """refused(main, argv): the last line of a command line that turns bad input down."""
+
+    def call(main, argv):
+        with pytest.raises(SystemExit) as stop:
+            main(argv)
+        captured = capsys.readouterr()
+        assert stop.value.code == 2 and captured.out == ""
+        return captured.err.strip().splitlines()[-1]  # others may tell of a download
+
+    return call
+
+
+@pytest.fixture
 def sampled(monkeypatch):
     """The numbers of the sets that this process samples."""
     numbers: list[int] = []
@@ -58,19 +73,32 @@ def sampled(monkeypatch):
 
 # ---------------------------------------------------------------- what is done is saved
 
-SETS = 10
-MANY = ["--checkpoint", "blobs", "--batch_size", "256", "--num_steps", "3", "--device", "cpu"]
+SETS = 8
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """A network of frames of 8 x 8 px."""
+    folder = tmp_path_factory.mktemp("frames")
+    frames = np.random.default_rng(0).integers(0, 256, (10, 2, 8, 8), dtype=np.uint8)
+    np.savez(folder / "frames.npz", frames=frames)
+    argv = [*SMALL[2:], "--frames", str(folder / "frames.npz"), "--iterations", "2"]
+    with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch)
+        train.main([*argv, "--outdir", str(folder / "model")])
+    return folder / "model" / "model.safetensors"
 
 
 @pytest.fixture
-def predicting(tmp_path):
-    """The flags of predictions for ten pictures, of which each is a chunk, and their folder."""
+def predicting(network, tmp_path, undrawn):
+    """The flags of predictions for pictures, of which each is a chunk, and their folder."""
     (tmp_path / "new").mkdir()
-    frames = np.random.default_rng(0).integers(0, 256, (SETS, 32, 32), dtype=np.uint8)
+    frames = np.random.default_rng(0).integers(0, 256, (SETS, 8, 8), dtype=np.uint8)
     for i, frame in enumerate(frames):
         Image.fromarray(frame).save(tmp_path / "new" / f"{i}.png")
-    flags = [*MANY, "--frames", str(tmp_path / "new"), "--answers", "none"]
-    return [*flags, "--outdir", str(tmp_path / "out")], tmp_path / "out"
+    flags = ["--checkpoint", str(network), "--frames", str(tmp_path / "new"), "--answers", "none"]
+    flags += ["--batch_size", "256", "--num_steps", "30", "--sigma_min", "0.002"]
+    return [*flags, "--device", "cpu", "--outdir", str(tmp_path / "out")], tmp_path / "out"
 
 
 def pictures_of(folder: Path) -> dict[str, int]:
@@ -85,7 +113,7 @@ def wait_for(condition, *processes) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", slow_but([signal.SIGTERM], [signal.SIGTERM, signal.SIGKILL]))
 def test_a_run_that_is_stopped_loses_a_chunk_at_most_and_goes_on(number, predicting, sampled):
     flags, out = predicting
     process = Program("evaluate.py", *flags)
@@ -115,7 +143,7 @@ def test_a_run_that_is_stopped_loses_a_chunk_at_most_and_goes_on(number, predict
 def test_a_full_disk_loses_nothing_that_is_sampled(predicting, sampled):
     """A limit on the size of files stands in for a disk that is full."""
     flags, out = predicting
-    process = Program("evaluate.py", *flags, largest_file=1_500_000)  # one chunk, not all sets
+    process = Program("evaluate.py", *flags, largest_file=150_000)  # one chunk, not all sets
     _, err = process.communicate()
     assert process.returncode == 1 and "File too large" in err
     assert len(list(out.glob("sets/*/*.npz"))) == SETS and not list(out.rglob("*.tmp"))
@@ -127,7 +155,9 @@ def test_a_full_disk_loses_nothing_that_is_sampled(predicting, sampled):
 def test_a_process_that_dies_costs_its_own_chunk_alone(predicting, sampled):
     """The other one has written its sets before it hears of that; one process goes on."""
     flags, out = predicting
-    both = os.environ | dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="29519")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    both = os.environ | dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     command = [sys.executable, str(ROOT / "evaluate.py"), *flags]
     running = [
         subprocess.Popen(command, env=both | dict(RANK=rank), stderr=subprocess.PIPE, text=True)
