@@ -593,7 +593,7 @@ class TrackingSettings:
 
 @dataclass(frozen=True)
 class OriginSettings:
-    """What a run was made with, recorded by it; another is refused where the run is repeated"""
+    """What a run was made with, and is repeated with"""
 
     samples_version: Optional[Count] = rare(None)
     """version of what moves samples (null: any, which is then recorded; so are the others)"""
@@ -656,9 +656,9 @@ class _Groups:
                 here = found.get(what) or asked.get(what) or "this code"
                 reject(
                     key,
-                    asked[key],
-                    f"{found[key]!r}, that of {here} here and now; the run was made with another "
-                    f"(--{key} null takes any)",
+                    _short(asked[key]),
+                    f"{_short(found[key])!r}, that of {here} here and now; the run was made with "
+                    f"another (--{key} null takes any)",
                 )
         return self.changed(**found)
 
@@ -726,10 +726,15 @@ WITHOUT_EFFECT = {
 }
 
 
+def _short(value: Any) -> Any:
+    """A value as a message shows it: of a hash the beginning."""
+    return value[:12] if isinstance(value, str) and len(value) == 64 else value
+
+
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """What makes two runs different, by the records of their settings: `seed: 0 and 1`, ..."""
     return [
-        f"{key}: {one.get(key)} and {other.get(key)}"
+        f"{key}: {_short(one.get(key))} and {_short(other.get(key))}"
         for key in {**one, **other}
         if key not in WITHOUT_EFFECT and one.get(key) != other.get(key)
     ]

@@ -334,7 +334,7 @@ def summary(rows: list[dict[str, Any]], at_most: int = 24) -> str:
 
 def interval(value: dict[str, Any] | None) -> str:
     """A mean with its 95% interval, if it has one: `7.98 [7.95, 8.00]`."""
-    if not value or value["mean"] is None:  # of samples that are not finite
+    if not value:
         return ""
     digits = 2 if value["mean"] >= 2 else 3
     mean = f"{value['mean']:.{digits}f}"

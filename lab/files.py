@@ -33,10 +33,25 @@ def as_json(record: Any, **options: Any) -> str:
     return json.dumps(finite(record), allow_nan=False, **options)
 
 
+def _with_nan(record: dict[str, Any]) -> dict[str, Any]:
+    """The same; in a metric, {mean, ...}, null was a number."""
+    if "mean" not in record:
+        return record
+    numbers = {
+        key: [math.nan if each is None else each for each in value]
+        for key, value in record.items()
+        if isinstance(value, list)
+    }
+    return record | numbers | (dict(mean=math.nan) if record["mean"] is None else {})
+
+
 def read_json(path: Path, key: str = "record") -> Any:
-    """What a record says. Raises SettingError, with that key, if the file holds no JSON."""
+    """What a record says; numbers of its metrics that were not finite are NaN.
+
+    Raises SettingError, with that key, if the file holds no JSON.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_hook=_with_nan)
     except ValueError as error:
         reject(key, str(path), f"a file of JSON; this one is empty or broken ({error})")
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from config import OriginSettings
 from diverse_sampling.errors import SettingError
 from lab import records
-from lab.files import as_json, distinct
+from lab.experiments import interval
+from lab.files import as_json, distinct, write_whole
 from lab.names import METRICS, method_of, metric, source_of
 
 RESULT = dict(dataset="circle_jumping", settings=dict(seed=3, s_max=None, outdir=None))
@@ -115,6 +116,30 @@ def test_every_record_is_strict_json_and_keeps_what_is_finite(record):
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     assert json.loads(as_json(record), parse_constant=refuse) == expected(record)
+
+
+def test_metrics_that_were_not_finite_are_read_as_nan(tmp_path):
+    metric = dict(mean=math.nan, ci95=[-math.inf, 2.0], per_set=[1.0, math.nan], words=None)
+    write_whole(tmp_path / "metrics.json", as_json(dict(settings={}, quality=metric, ged=None)))
+    result = records.result_of(str(tmp_path))
+    assert interval(result["quality"]) == "nan [nan, 2.000]" and result["ged"] is None
+    assert math.isnan(result["quality"]["per_set"][1]) and result["quality"]["words"] is None
+
+
+# Hashes, flags, the cache of the library, and what a process says to the one that started it.
+NO_RECORDS = {"lab/command_line.py", "lab/pilot.py", "diverse_sampling/decisions.py"}
+NO_RECORDS |= {"benchmarks/potentials.py"}
+
+
+def test_every_record_is_written_by_one_function():
+    folders = (".", "lab", "figures", "worlds", "benchmarks", "docs", "diverse_sampling")
+    writers = {
+        str(path.relative_to(ROOT))
+        for folder in folders
+        for path in (ROOT / folder).glob("*.py")
+        if re.search(r"json\.dumps?\(", path.read_text())
+    }
+    assert writers - NO_RECORDS == {"lab/files.py"}
 
 
 @pytest.mark.parametrize("content", ["", "{", "\x00"])
