@@ -12,6 +12,7 @@ train.py. Nothing here imports torch, so that `--help` and mistakes answer at on
 from __future__ import annotations
 
 import math
+import os
 from argparse import Namespace
 from collections import abc
 from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass, replace
@@ -88,9 +89,10 @@ LogSigma = Annotated[float, Check("a number from -10 to 10", lambda x: -10 <= x 
 Sigma = Annotated[float, Check("a number from 1e-6 to 1e6", lambda x: 1e-6 <= x <= 1e6)]
 Positive = Annotated[float, Check("a number > 0", lambda x: 0 < x < math.inf)]
 NonNegative = Annotated[float, Check("a number >= 0", lambda x: 0 <= x < math.inf)]
-PositiveOrInf = Annotated[float, Check("a number > 0 or inf", lambda x: x > 0)]
 NonNegativeOrInf = Annotated[float, Check("a number >= 0 or inf", lambda x: x >= 0)]
 ClosedUnitInterval = Annotated[float, Check("a number from 0 to 1", lambda x: 0 <= x <= 1)]
+PATH = Check("text", lambda text: True)
+PathText = Annotated[str, PATH]  # a leading ~ is the home folder, in files of settings too
 
 UNCHECKED = {
     int: Check("a whole number", lambda n: True),
@@ -169,7 +171,7 @@ class Setting:
             value = int(value)
         if type(value) is not self.base or not self.check.passes(value):
             raise ValueError
-        return value
+        return os.path.expanduser(str(value)) if self.check is PATH else value
 
 
 def _number_or_bool(text: str) -> int | float | bool:
@@ -213,7 +215,7 @@ class WorldSettings:
     dataset: Dataset = "circle_jumping"
     """the world: one of five of digits; mixture, ten Gaussians in the plane (only
     evaluate.py); frames, your own"""
-    frames: Optional[str] = None
+    frames: Optional[PathText] = None
     """dataset frames: an .npz or .npy file, or a directory of pictures or videos (worlds/files.py
     describes the layouts)"""
     data: Optional[str] = None
@@ -286,7 +288,7 @@ class DigitSettings:
     digits: Literal["auto", "mnist", "embedded", "both"] = "auto"
     """source of the digits: auto, MNIST if available, else embedded; embedded, the 1,797 that
     scikit-learn bundles; both, a mixture for training"""
-    data_root: str = "data"
+    data_root: PathText = "data"
     """directory of torchvision's MNIST, downloaded there when missing"""
     download_timeout: Positive = rare(10.0)
     """seconds without an answer after which a download is given up"""
@@ -370,7 +372,7 @@ class OptimizationSettings:
     """iterations between checkpoints"""
     sample_every: CountOrZero = 2000
     """iterations between sample sheets (0: only one at the end)"""
-    resume: Optional[str] = None
+    resume: Optional[PathText] = None
     """directory of a run to continue"""
 
     def __post_init__(self):
@@ -385,7 +387,7 @@ class TaskSettings:
     task: Optional[Literal["conditional", "unconditional"]] = None
     """conditional: the next frame given the ones before; unconditional: a digit, or one
     of own pictures, without any condition (null: what the world offers)"""
-    checkpoint: Optional[str] = None
+    checkpoint: Optional[PathText] = None
     """trained network: a file that train.py wrote, or the name of a shipped one (null: the one
     shipped for the dataset)"""
     denoiser: Literal["trained", "exact"] = "trained"
@@ -425,8 +427,8 @@ class SamplerSettings:
     """edm: amount of noise that is added back, over all steps (0: a deterministic sampler)"""
     s_min: NonNegative = rare(0.0)
     """edm: smallest noise level with churn"""
-    s_max: NonNegativeOrInf = rare(math.inf)
-    """edm: largest noise level with churn"""
+    s_max: Optional[NonNegativeOrInf] = rare(None)
+    """edm: largest noise level with churn (null: no largest)"""
     window_min: Optional[Sigma] = None
     """window: the smallest noise level at which the network is called right after new noise (null:
     measured by a pilot of a few independent sets)"""
@@ -437,6 +439,8 @@ class SamplerSettings:
     fraction (gamma in EDM; null: measured)"""
 
     def __post_init__(self):
+        if self.s_max == math.inf:
+            object.__setattr__(self, "s_max", None)  # which JSON has; while it is built
         lowest = self.sigma_min or SIGMA_MIN
         if lowest >= self.sigma_max:
             reject("sigma_min", lowest, f"less than sigma_max = {self.sigma_max}")
@@ -561,7 +565,7 @@ class RunSettings:
     reproducible: bool = rare(False)
     """on a GPU, take only algorithms that give the same bits every time, at a price in speed; a CPU
     always does"""
-    outdir: Optional[str] = None
+    outdir: Optional[PathText] = None
     """directory for the results (null: a new one in runs/)"""
 
 
@@ -574,6 +578,22 @@ class TrackingSettings:
     (offline: keep them in --outdir/wandb for `wandb sync`)"""
     tensorboard: bool = False
     """write the same for TensorBoard, to --outdir"""
+
+
+@dataclass(frozen=True)
+class OriginSettings:
+    """What a run was made with, and is repeated with"""
+
+    samples_version: Optional[Count] = rare(None)
+    """version of what moves samples (null: any, which is then recorded; so are the others)"""
+    checkpoint_sha256: Optional[str] = rare(None)
+    """hash of the trained network's file"""
+    classifier_sha256: Optional[str] = rare(None)
+    """hash of the file of the classifier that guides"""
+    digits_sha256: Optional[str] = rare(None)
+    """hash of the source of digits"""
+    frames_sha256: Optional[str] = rare(None)
+    """hash of your own frames"""
 
 
 # ---------------------------------------------------------------- settings and their records
@@ -612,6 +632,25 @@ class _Groups:
                 made[f.name] = replace(group, **{key: values[key] for key in own})  # type: ignore
         return replace(self, **made)  # type: ignore[type-var]
 
+    def made_with(self, found: Mapping[str, Any]) -> Self:
+        """The same settings with what is found here of what makes a run.
+
+        `found` is as `lab.records.origin` returns it. Raises SettingError if the settings name
+        another one, which a run was made with before.
+        """
+        asked = self.record()
+        for key in (f.name for f in fields(OriginSettings)):
+            if asked[key] not in (None, found[key]):
+                what = key.removesuffix("_sha256")
+                here = found.get(what) or asked.get(what) or "this code"
+                reject(
+                    key,
+                    _short(asked[key]),
+                    f"{_short(found[key])!r}, that of {here} here and now; the run was made with "
+                    f"another (--{key} null takes any)",
+                )
+        return self.changed(**found)
+
     def record(self) -> dict[str, Any]:
         """The flat dictionary {setting: value} that config.yaml and checkpoints hold."""
         groups = (getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
@@ -628,6 +667,7 @@ class EvaluationSettings(_Groups):
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
     guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
     run: RunSettings = field(default_factory=RunSettings)
+    origin: OriginSettings = field(default_factory=OriginSettings)
     options: dict[str, Any] = field(default_factory=dict)
     """flat {option: value} of the methods that guidance names (`method.Method.options`)"""
 
@@ -646,6 +686,7 @@ class TrainingSettings(_Groups):
     train: OptimizationSettings = field(default_factory=OptimizationSettings)
     run: RunSettings = field(default_factory=RunSettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
+    origin: OriginSettings = field(default_factory=OriginSettings)
 
 
 def build(group: type[T], values: Namespace | Mapping[str, Any]) -> T:
@@ -663,6 +704,29 @@ def record(*groups: DataclassInstance) -> dict[str, Any]:
         for group in groups
         for key, value in asdict(group).items()
     }
+
+
+# Settings that change no result: where things lie, how and where they are computed, how often they
+# are shown. What lies there is known by its hash.
+WITHOUT_EFFECT = {
+    *("checkpoint", "classifier", "frames", "data_root", "download_timeout", "outdir", "resume"),
+    *("device", "compile", "reproducible", "wandb", "tensorboard"),
+    *("log_every", "save_every", "sample_every"),
+}
+
+
+def _short(value: Any) -> Any:
+    """A value as a message shows it: of a hash the beginning."""
+    return value[:12] if isinstance(value, str) and len(value) == 64 else value
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """What makes two runs different, by the records of their settings: `seed: 0 and 1`, ..."""
+    return [
+        f"{key}: {_short(one.get(key))} and {_short(other.get(key))}"
+        for key in {**one, **other}
+        if key not in WITHOUT_EFFECT and one.get(key) != other.get(key)
+    ]
 
 
 # What were settings; most are arguments of classes now. A config.yaml may still hold them at this

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import socket
 import sys
@@ -30,6 +31,11 @@ from worlds.moving_digits import (
 from worlds.own_data import load_frames
 
 CLASS_WORLDS = dict(centered=Centered, halves=Halves)
+MNIST_FILES = [
+    f"{split}-{content}"
+    for split in ("train", "t10k")
+    for content in ("images-idx3-ubyte", "labels-idx1-ubyte")
+]
 EMBEDDED_TEST_EVERY = 5  # one of this many embedded digits is in the test split, never trained on
 
 
@@ -79,6 +85,24 @@ def _mnist(split: str, size: int, data_root: str, timeout: float) -> Digits:
         finally:
             socket.setdefaulttimeout(timeout_before)
     return Digits(_resize(data.data.float() / 255, size), data.targets.long(), "mnist")
+
+
+@lru_cache
+def digits_sha256(source: str, data_root: str) -> str:
+    """The hash of all digits of a source, for training and for testing, of any size.
+
+    `source` is as of `Digits`: "mnist", "embedded" or "mnist+embedded".
+    """
+    sha = hashlib.sha256()
+    for each in source.split("+"):
+        if each == "embedded":
+            from sklearn.datasets import load_digits
+
+            sha.update(load_digits().images.astype("uint8").tobytes())
+            continue
+        for name in MNIST_FILES:
+            sha.update((Path(data_root).expanduser() / "MNIST" / "raw" / name).read_bytes())
+    return sha.hexdigest()
 
 
 def load_digits(

@@ -12,8 +12,9 @@ results.json, a picture, and its finished cells.
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Callable
 
 from config import EvaluationSettings, TrackingSettings, build
 from diverse_sampling.errors import SettingError
@@ -28,8 +29,13 @@ from lab.command_line import (
     this_process,
     without_flags,
 )
+from lab.files import distinct
 from lab.names import INDEPENDENT, METRICS, method_of, source_of
+from lab.processes import of_first
 from worlds.description import text_of
+
+if TYPE_CHECKING:
+    from lab.chunks import Chunk
 
 # ---------------------------------------------------------------- what is printed
 
@@ -148,61 +154,144 @@ def evaluate(values: dict[str, Any]) -> None:
 
     A mistake ends with one line and exit code 2.
     """
+    first = this_process()[0] == 0
+    outdir: Any = None
     try:
         evaluation = assemble.set_up(*assemble.complete(values))
-        settings = evaluation.settings
-        if this_process()[0] > 0:
-            evaluation.sample(shared=True)  # the first process measures and writes
-            return
-        outdir = run_folder(
-            settings.run.outdir, f"{settings.evaluate.task}-{settings.world.dataset}"
-        )
-        records.refuse_other_run(outdir / "config.yaml", evaluation.record())
-        records.refuse_other_data(outdir / "metrics.json", evaluation.data())
-        lock = claim(outdir)
-        tracker = tracking.start(build(TrackingSettings, values), outdir, evaluation.record())
+        settings, record = evaluation.settings, evaluation.record()
+        lock: Any = nullcontext()
+        tracker = tracking.Tracker()
+        if first:
+            name = f"{settings.evaluate.task}-{settings.world.dataset}"
+            outdir = run_folder(settings.run.outdir, name)
+            records.refuse_other_run(outdir, record)
+            lock = claim(outdir)
+            tracker = tracking.start(build(TrackingSettings, values), outdir, record)
     except (SettingError, FileNotFoundError, ValueError) as error:
         fail(str(error))
-    for notice in evaluation.notices:
-        print(f"evaluate.py: {notice}", file=sys.stderr)
     with lock, tracker:
-        from diverse_sampling.devices import out_of_memory
-        from figures.drawing import save
-        from figures.sheets import examples_sheet, rollout_sheet
+        outdir = of_first(outdir)
+        if first:
+            for notice in evaluation.notices:
+                print(f"evaluate.py: {notice}", file=sys.stderr)
+        sampled = sample(evaluation, outdir)
+        if first:
+            arrays, result = write(evaluation, sampled, outdir)
+            tracker.results(tracking.numbers(experiments.brief(result)))
+            draw(evaluation, arrays, result, outdir, tracker)
+    if first:
+        warn(arrays, result)
+        print(table(result))
+        print(f"written to {outdir}")
 
-        rollout = None
-        try:
-            samples, modes, result = evaluation.run(shared=True)
-            if settings.evaluate.rollout > 1:
-                rollout = evaluation.sampler.roll_out(samples, settings.evaluate.rollout)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            fail(
-                f"batch_size: got {settings.evaluate.batch_size}; accepted: fewer particles, which "
-                "fit into memory"
-            )
-        task: Any = evaluation.task
-        arrays = records.arrays_of(task.cond, samples, modes, task.truth())
-        if rollout is not None:
-            arrays["rollout"] = rollout
-        records.write(arrays, result, outdir)
-        tracker.results(tracking.numbers(experiments.brief(result)))
-        if settings.world.dataset == "frames":
-            if settings.world.answers == "none":
-                records.write_predictions(
-                    samples if rollout is None else rollout,
-                    task.names,
-                    result,
-                    outdir / "predictions",
-                )
-            if rollout is not None:
-                save(rollout_sheet(task.cond, rollout), outdir / "rollout.png")
-            (outdir / "data.yaml").write_text(settings.world.data or "")
-            save(examples_sheet(task.world), outdir / "examples.png")
-        draw_samples(arrays, result, outdir / "samples.png")
+
+def sample(evaluation: assemble.Evaluation, outdir: Path) -> Chunk:
+    """Sample all sets, as `Evaluation.sampled` returns them.
+
+    Each chunk of them is written to the folder of the run as soon as it is there, without answers
+    also as predictions. Raises OSError.
+    """
+    from diverse_sampling.devices import out_of_memory
+    from lab.chunks import Kept, without
+
+    record = evaluation.record()
+    task: Any = evaluation.task
+    kept = Kept(outdir, records.key_of(record))
+    done: set[int] = set()
+    first = this_process()[0] == 0
+    predicts = record["dataset"] == "frames" and record["answers"] == "none"
+    names = distinct(task.names) if predicts else []
+    about = evaluation.kind_of_samples() | dict(settings=record)
+
+    def tell(chunk: Chunk) -> None:
+        if first and not done:
+            records.begin(outdir, record)
+        sets = chunk["sets"].tolist()
+        if predicts:
+            samples = chunk.get("rollout", chunk["samples"])
+            own = [names[number] for number in sets]
+            records.write_predictions(samples, own, about, outdir / "predictions")
+        done.update(sets)
+
+    try:
+        sampled = evaluation.sampled(kept=kept, tell=tell)
+        missing = without(sampled, done)  # those of processes that have another disk
+        if first and len(missing["sets"]):
+            tell(missing)
+    except Stopped as stop:
+        stop.hint = going_on(len(done), outdir)
+        raise
+    except OSError as error:
+        raise OSError("; ".join(filter(None, (str(error), going_on(len(done), outdir))))) from None
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        fail(
+            f"batch_size: got {record['batch_size']}; accepted: fewer particles, which fit into "
+            "memory"
+        )
+    return sampled
+
+
+def going_on(done: int, outdir: Path) -> str:
+    """How a run that was stopped goes on; nothing if it has finished nothing."""
+    again = f"--config {outdir / 'config.yaml'} --outdir {outdir} goes on"
+    return f"{done} finished sets are kept in {outdir}, {again}" if done else ""
+
+
+def write(
+    evaluation: assemble.Evaluation, sampled: dict[str, Any], outdir: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Measure what was sampled, and write it: (the arrays of samples.npz, the record)."""
+    from lab.chunks import Kept
+
+    modes, result = evaluation.measured(sampled)
+    task: Any = evaluation.task
+    arrays = records.arrays_of(task.cond, sampled["samples"], modes, task.truth())
+    if "rollout" in sampled:
+        arrays["rollout"] = sampled["rollout"]
+    records.write(arrays, result, outdir)
+    Kept(outdir, records.key_of(evaluation.record())).remove()
+    return arrays, result
+
+
+def draw(
+    evaluation: assemble.Evaluation,
+    arrays: dict[str, Any],
+    result: dict[str, Any],
+    outdir: Path,
+    tracker: tracking.Tracker,
+) -> None:
+    """Draw what was sampled; a picture that cannot be drawn costs a warning."""
+    from figures.drawing import attempt, save
+    from figures.sheets import examples_sheet, rollout_sheet
+
+    task: Any = evaluation.task
+    pictures: dict[str, Callable[[Path], None]] = {}
+    if "rollout" in arrays:
+        sheet = lambda: rollout_sheet(task.cond, arrays["rollout"])
+        pictures["rollout.png"] = lambda path: save(sheet(), path)
+    if evaluation.settings.world.dataset == "frames":
+        (outdir / "data.yaml").write_text(evaluation.settings.world.data or "")
+        pictures["examples.png"] = lambda path: save(examples_sheet(task.world), path)
+    pictures["samples.png"] = lambda path: draw_samples(arrays, result, path)
+    for name, write_picture in pictures.items():
+        drawn = attempt(write_picture, outdir / name)
+    if drawn:
         tracker.picture(outdir / "samples.png")
-    largest = float(samples.abs().max())
+
+
+def draw_samples(arrays: dict[str, Any], result: dict[str, Any], path: Path) -> None:
+    """Write the sheet of samples: arrays as in samples.npz, result as in metrics.json."""
+    from figures.drawing import save
+    from figures.sheets import result_sheet
+
+    save(result_sheet(arrays, result), path)
+
+
+def warn(arrays: dict[str, Any], result: dict[str, Any]) -> None:
+    """Warnings of what a reader of the table should know."""
+    largest = float(arrays["samples"].abs().max())
     if largest > 10:
         print(
             f"WARNING: samples of up to {largest:.1g}, far outside of [0, 1]; less guidance helps",
@@ -215,16 +304,6 @@ def evaluate(values: dict[str, Any]) -> None:
             "miss or invent modes",
             file=sys.stderr,
         )
-    print(table(result))
-    print(f"written to {outdir}")
-
-
-def draw_samples(arrays: dict[str, Any], result: dict[str, Any], path: Path) -> None:
-    """Write the sheet of samples: arrays as in samples.npz, result as in metrics.json."""
-    from figures.drawing import save
-    from figures.sheets import result_sheet
-
-    save(result_sheet(arrays, result), path)
 
 
 def run_experiment(values: dict[str, Any], flags: list[str]) -> None:
@@ -254,7 +333,7 @@ def run_experiment(values: dict[str, Any], flags: list[str]) -> None:
                 raise
             if this_process()[0] > 0:
                 return
-            from figures.drawing import save
+            from figures.drawing import attempt, save
             from figures.gallery import figures
 
             text = experiments.table(rows)
@@ -264,9 +343,9 @@ def run_experiment(values: dict[str, Any], flags: list[str]) -> None:
             tracker.table(numbers, text)
             print(text)
             for picture, path in figures(str(outdir)):
-                save(picture, path)
-                tracker.picture(path)
-                print(f"written to {path}")
+                if attempt(lambda path: save(picture(), path), path):
+                    tracker.picture(path)
+                    print(f"written to {path}")
     except (SettingError, FileNotFoundError, ValueError) as error:
         fail(str(error))
 

@@ -6,8 +6,8 @@ i): neither depends on what is sampled beside it, nor on the chunks.
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, Callable, Protocol, Sequence
+from functools import cached_property, partial
+from typing import Any, Callable, Iterator, Protocol, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from config import EvaluationSettings
 from diverse_sampling.decisions import Decisions
 from diverse_sampling.denoiser import ENCODER, CallCounter, Denoiser
 from diverse_sampling.devices import free_memory, kept_bytes
+from diverse_sampling.errors import reject
 from diverse_sampling.method import Classes, Sets
 from diverse_sampling.noise import ParticleNoise, Stream, evenly, set_generator
 from diverse_sampling.selection import kmedoids, prune, thin
@@ -26,6 +27,9 @@ from model import EDMDenoiser
 # At most, in one network call. On a CPU, larger calls are no faster; a GPU's kernels of attention
 # take fewer than 65,536 images.
 PARTICLES_PER_CALL = dict(cpu=256, cuda=32768)
+# Of the memory that a gradient keeps, the share that a call without one takes: 0.23 and 0.47 of two
+# networks that were measured. At less than that a set surely does not fit.
+LEAST_WITHOUT_GRADIENT = 0.2
 
 Callback = Callable[[dict], None]  # sees every step of the sampler, see `integrate`
 
@@ -65,6 +69,7 @@ class Methods(Protocol):
     decisions: Decisions | None
     candidates: int
     remaining: list[int]
+    differentiates: bool
 
     def guided(self, sets: Sets) -> Denoiser:
         """The denoiser of some sets with guidance."""
@@ -283,22 +288,18 @@ class SetSampler:
             samples = torch.cat([samples, more], 1)
         return samples
 
-    def roll_out(self, samples: Tensor, frames: int) -> Tensor:
+    def roll_out(self, sets: Tensor, samples: Tensor, frames: int) -> Tensor:
         """The frames that follow, each particle going on from its own.
 
         Particles of a set repel each other in every frame anew.
 
         Arguments:
-            samples: (G, B, H, W) or (G, B, 3, H, W), the next frame of all sets
+            sets: (G,) int64, the numbers of a chunk of sets
+            samples: (G, B, H, W) or (G, B, 3, H, W), the next frame of these sets
             frames: how many to return, with this one
 
         Returns (G, B, frames, H, W) or (G, B, frames, 3, H, W).
         """
-        sets = torch.arange(len(samples))
-        chunks = sets.split(max(1, self.particles_per_call() // self.batch_size))
-        return torch.cat([self._rolled_out(chunk, samples[chunk], frames) for chunk in chunks])
-
-    def _rolled_out(self, sets: Tensor, samples: Tensor, frames: int) -> Tensor:
         B = samples.shape[1]
         given = self.task.condition(sets, self.device)
         assert given is not None  # a next frame follows on others
@@ -310,26 +311,21 @@ class SetSampler:
             drawn.append(self.sample_once(sets, B, turn=turn, cond=cond))
         return torch.stack(drawn, 2)
 
-    def sample_all(
-        self,
-        progress: bool = True,
-        sets: Tensor | None = None,
-        callback: Callback | None = None,
-    ) -> Tensor:
-        """All sets of the task, or some, in as few chunks as memory allows.
+    def chunks(
+        self, sets: Tensor, progress: bool = True, callback: Callback | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Some sets, in as few chunks as memory allows.
 
         Arguments:
+            sets: (G,) int64, their numbers
             progress: show a progress bar over the steps if stderr is a terminal
-            sets: (G,) int64, the numbers of the sets; all without them
             callback: sees every step of the runs that sample whole sets
 
-        Returns samples (G, sequential * batch_size, H, W).
+        Yields of each chunk (the numbers of its sets (G',), their samples
+        (G', sequential * batch_size, H, W)).
         """
         g = self.settings.guidance
-        if sets is None:
-            sets = torch.arange(self.task.num_sets)
-        drawn = max(self.batch_size * g.medoids_of, self.pool) * self.methods.candidates
-        chunks = sets.split(max(1, self.particles_per_call() // drawn))
+        chunks = sets.split(max(1, self.particles_per_call() // self.drawn)) if len(sets) else ()
         steps = self.schedule.num_steps - len(self.methods.remaining)
         with tqdm(
             total=len(chunks) * g.sequential * steps,
@@ -343,14 +339,29 @@ class SetSampler:
                 if callback is not None:
                     callback(step)
 
-            return torch.cat([self.sample(chunk, after_step) for chunk in chunks])
+            for chunk in chunks:
+                yield chunk, self.sample(chunk, after_step)
 
-    def particles_per_call(self) -> int:
-        """How many particles go through the denoiser together.
+    def sample_all(
+        self,
+        progress: bool = True,
+        sets: Tensor | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """All sets of the task, or some, as `chunks` samples them.
 
-        As many as fit into half of the free memory with what a gradient to their input keeps, and
-        PARTICLES_PER_CALL at most. The samples do not depend on it.
+        Arguments:
+            sets: (G,) int64, the numbers of the sets; all without them
+
+        Returns samples (G, sequential * batch_size, H, W).
         """
+        if sets is None:
+            sets = torch.arange(self.task.num_sets)
+        return torch.cat([samples for _, samples in self.chunks(sets, progress, callback)])
+
+    @cached_property
+    def bytes_per_particle(self) -> int:
+        """Memory that a call of the denoiser keeps for a gradient to its input, in bytes."""
         denoise = self.denoiser(torch.tensor([0]))
         sigma = torch.tensor(1.0, dtype=torch.float64)
 
@@ -359,6 +370,33 @@ class SetSampler:
             return kept_bytes(lambda: denoise(x.requires_grad_(), sigma))
 
         one, nine = bytes_of(1), bytes_of(9)
-        bytes_per_particle = max(1, (nine - one) // 8)
-        fit = free_memory(self.device) // 2 // bytes_per_particle
+        return max(1, (nine - one) // 8)
+
+    @property
+    def drawn(self) -> int:
+        """How many particles of a set go through the denoiser together."""
+        most = max(self.batch_size * self.settings.guidance.medoids_of, self.pool)
+        return most * self.methods.candidates
+
+    def particles_per_call(self) -> int:
+        """How many particles go through the denoiser together.
+
+        As many as fit into half of the free memory with what a gradient to their input keeps, and
+        PARTICLES_PER_CALL at most. The samples do not depend on it.
+        """
+        fit = free_memory(self.device) // 2 // self.bytes_per_particle
         return max(1, min(PARTICLES_PER_CALL[self.device.type], fit))
+
+    def check_memory(self) -> None:
+        """Refuse sets of which one alone does not fit into memory. Raises SettingError."""
+        share = 1.0 if self.methods.differentiates else LEAST_WITHOUT_GRADIENT
+        needed = self.drawn * self.bytes_per_particle * share
+        free = free_memory(self.device)
+        if needed > free:
+            reject(
+                "batch_size",
+                self.batch_size,
+                f"at most {max(1, int(self.batch_size * free / needed))}; a set of {self.drawn} "
+                f"particles needs {needed / 2**30:.1f} GiB at least, {free / 2**30:.1f} GiB are "
+                "free",
+            )

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any, Sequence
 
 from tqdm import tqdm
 
-from config import DigitSettings, TrainingSettings, as_yaml
+from config import DigitSettings, TrainingSettings
 from diverse_sampling.errors import SettingError, reject
-from lab import tracking
+from lab import records, tracking
 from lab.command_line import (
     Parser,
     asks_for_config,
@@ -39,7 +39,10 @@ from lab.command_line import (
     print_config,
     run_folder,
     run_program,
+    this_process,
 )
+from lab.files import as_json, write_whole
+from lab.processes import join, of_first, part
 
 if TYPE_CHECKING:
     from lab.training import Training
@@ -183,30 +186,14 @@ def check_sides(settings: TrainingSettings, frame_shape: tuple[int, int]) -> Non
         )
 
 
-def check_frames(settings: TrainingSettings, world: OwnFrames, state: Path | None) -> None:
-    """Refuse a user's frames that the network or the state to continue from cannot take.
-
-    Raises SettingError.
-    """
-    from lab import checkpoint
-
+def check_frames(settings: TrainingSettings, world: OwnFrames) -> None:
+    """Refuse a user's frames that the network cannot take. Raises SettingError."""
     frames, answers = world.frames.levels.channels, world.answer_channels
     if settings.model.motion and frames != answers:
         reject(
             "motion",
             settings.model.motion,
             f"0 where a frame has {frames} channels and an answer {answers}",
-        )
-    if state is None:
-        return
-    record = checkpoint.read_metadata(state).get("data")
-    if record is not None and record["sha256"] != world.data.sha256:
-        reject(
-            "resume",
-            str(state.parent),
-            f"a training on the frames that are in {world.data.path}; it began with others "
-            f"({record['sequences']} sequences, hash {record['sha256'][:12]}, now "
-            f"{len(world.data.splits)}, hash {world.data.sha256[:12]})",
         )
 
 
@@ -237,8 +224,6 @@ def setup(argv: Sequence[str] | None = None) -> tuple[Training, Path]:
     """The training that a command line describes, and its folder. Raises SettingError,
     FileNotFoundError or ValueError."""
     settings, state = parse(argv)
-    import torch.distributed as dist
-
     from data_loader import load_world
     from diverse_sampling.devices import pick_device, set_precision, set_reproducible
     from lab.training import STATE, Training
@@ -247,12 +232,12 @@ def setup(argv: Sequence[str] | None = None) -> tuple[Training, Path]:
     device = pick_device(settings.run.device)
     set_precision(settings.run.precision)
     set_reproducible(settings.run.reproducible)
-    if "RANK" in os.environ:  # torchrun started this process beside others
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    join("nccl" if device.type == "cuda" else "gloo")
     world = load_world(settings.world, settings.digits, "train").to(device)
+    settings = settings.made_with(records.origin(settings, world))
     check_sides(settings, world.frame_shape)
     if isinstance(world, OwnFrames):
-        check_frames(settings, world, state)
+        check_frames(settings, world)
         # What was understood, so that config.yaml and checkpoints hold it.
         settings = settings.changed(data=world.data.description.as_yaml())
     held_out = load_world(settings.world, settings.digits, "validation")
@@ -271,25 +256,33 @@ def setup(argv: Sequence[str] | None = None) -> tuple[Training, Path]:
         training.load(state)
     if settings.train.resume is not None:
         return training, Path(settings.train.resume)
-    outdir = run_folder(settings.run.outdir, f"train-{world.dataset}")
-    if (outdir / STATE).exists():
-        reject(
-            "outdir",
-            str(outdir),
-            f"a folder without a training in it; --resume {outdir} continues this one",
-        )
-    return training, outdir
+    outdir = None
+    if this_process()[0] == 0:
+        outdir = run_folder(settings.run.outdir, f"train-{world.dataset}")
+        if (outdir / STATE).exists():
+            reject(
+                "outdir",
+                str(outdir),
+                f"a folder without a training in it; --resume {outdir} continues this one",
+            )
+        records.refuse_other_run(outdir, recorded(training))
+    return training, of_first(outdir)
+
+
+def recorded(training: Training) -> dict[str, Any]:
+    """The record of a training's settings, wherever it lies and for however long it has run."""
+    return training.settings.record() | dict(outdir=None, resume=None)
 
 
 def begin(training: Training, outdir: Path) -> tracking.Tracker:
     """Record what is trained, and start to track it. Raises SettingError."""
-    from figures.drawing import save
+    from figures.drawing import attempt, save
     from figures.sheets import examples_sheet
     from worlds.own_data import OwnFrames
 
     settings = training.settings
-    record = settings.record()
-    (outdir / "config.yaml").write_text(as_yaml(record))
+    record = recorded(training)
+    records.begin(outdir, record)
     tracked = cut_log(outdir / "metrics.jsonl", training.iteration)
     tracker = tracking.start(
         settings.tracking,
@@ -304,7 +297,7 @@ def begin(training: Training, outdir: Path) -> tracking.Tracker:
         world = training.world
         for line in (world.data.describe(), *world.data.notices):
             print(f"train.py: {line}", file=sys.stderr)
-        save(examples_sheet(world), outdir / "examples.png")
+        attempt(lambda path: save(examples_sheet(world), path), outdir / "examples.png")
     print(
         f"{meta['parameters']:,} parameters, sigma_data {meta['sigma_data']:.3f}, digits: "
         f"{meta['digits_source']}, on {meta['machine']}, writing to {outdir}",
@@ -316,21 +309,15 @@ def begin(training: Training, outdir: Path) -> tracking.Tracker:
 # ---------------------------------------------------------------- metrics.jsonl
 
 
-def as_json(values: dict[str, Any]) -> str:
-    """A line of metrics.jsonl. JSON has no NaN and no infinity: they become null."""
-    finite = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in values.items()
-    }
-    return json.dumps(finite, allow_nan=False) + "\n"
-
-
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, without a last line that was cut off."""
+    """The records of a metrics.jsonl, without a last line that was cut off. Raises SettingError."""
     if not path.is_file():
         return []
     lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    try:
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except ValueError as error:
+        reject("log", str(path), f"a line of JSON for each record ({error})")
 
 
 def cut_log(path: Path, iteration: int) -> int:
@@ -338,11 +325,11 @@ def cut_log(path: Path, iteration: int) -> int:
 
     Returns the last iteration that had been logged, 0 where there is no log.
     """
-    records = read_log(path)
+    log = read_log(path)
     if path.is_file():
-        before = [record for record in records if record["iteration"] <= iteration]
-        path.write_text("".join(map(as_json, before)))
-    return max((record["iteration"] for record in records), default=0)
+        before = [record for record in log if record["iteration"] <= iteration]
+        write_whole(path, "".join(as_json(record) + "\n" for record in before))
+    return max((record["iteration"] for record in log), default=0)
 
 
 # ---------------------------------------------------------------- the training
@@ -389,7 +376,7 @@ class Progress:
         self.main = training.rank == 0
         self.batch_size = training.settings.train.batch_size
         self.tracker = tracker
-        self.log = open(outdir / "metrics.jsonl", "a")
+        self.log = open(outdir / "metrics.jsonl" if self.main else os.devnull, "a")
         self.bar = tqdm(
             total=training.settings.train.iterations,
             initial=training.iteration,
@@ -436,7 +423,7 @@ class Progress:
         if held_out is not None:
             self.last["held_out_loss"] = held_out
         if self.main:
-            self.log.write(as_json(self.last))
+            self.log.write(as_json(self.last) + "\n")
             self.log.flush()
             self.tracker.curve(self.last, step=step["iteration"])
 
@@ -449,6 +436,7 @@ def run(
     Checkpoints are written before pictures. Ends the program with exit code 128 + signal where it
     is interrupted.
     """
+    from figures.drawing import attempt
     from worlds.own_data import OwnFrames
 
     settings = training.settings.train
@@ -475,8 +463,8 @@ def run(
                 sys.exit(128 + interruption.signal)
             if main and (last or settings.sample_every and i % settings.sample_every == 0):
                 path = outdir / f"samples-{i:07d}.png"
-                draw_samples(training, path)
-                tracker.picture(path, step=i)
+                if attempt(lambda path: draw_samples(training, path), path):
+                    tracker.picture(path, step=i)
             if main and last and has_answers:
                 training.spread = held_out_spread(training, outdir)
                 training.save_model(outdir)
@@ -554,10 +542,7 @@ def train(training: Training, outdir: Path, tracker: tracking.Tracker) -> None:
             file=sys.stderr,
         )
         sys.exit(1)
-    if training.ranks > 1:
-        import torch.distributed as dist
-
-        dist.destroy_process_group()
+    part()
 
 
 # ---------------------------------------------------------------- the last line
@@ -565,8 +550,8 @@ def train(training: Training, outdir: Path, tracker: tracking.Tracker) -> None:
 
 def summary(settings: TrainingSettings, outdir: Path) -> str:
     """What a finished training says: where it was written, its loss, and how to sample from it."""
-    records = read_log(outdir / "metrics.jsonl")
-    losses = [record["loss"] for record in records]
+    log = read_log(outdir / "metrics.jsonl")
+    losses = [record["loss"] for record in log]
     finite = [loss for loss in losses if loss is not None][-AVERAGED_RECORDS:]
     parts = [f"written to {outdir}"]
     if finite:
@@ -574,7 +559,7 @@ def summary(settings: TrainingSettings, outdir: Path) -> str:
         parts.append(f"loss {statistics.fmean(finite):.4f}{averaged}")
     held_out = [
         (record["held_out_loss"], record["iteration"])
-        for record in records
+        for record in log
         if record.get("held_out_loss") is not None
     ]
     if held_out:

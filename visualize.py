@@ -21,6 +21,7 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from dataclasses import dataclass
+from os.path import expanduser
 from pathlib import Path
 from typing import Any, Literal, Optional, Sequence
 
@@ -28,6 +29,7 @@ from config import (
     Count,
     CountOrZero,
     DigitSettings,
+    PathText,
     Positive,
     SamplerSettings,
     Seed,
@@ -37,6 +39,7 @@ from config import (
 from diverse_sampling.defaults import SIGMA_MIN
 from diverse_sampling.errors import SettingError
 from lab.command_line import Parser, fail, make_parser, run_program
+from lab.files import unused
 
 # ---------------------------------------------------------------- settings
 
@@ -45,9 +48,9 @@ from lab.command_line import Parser, fail, make_parser, run_program
 class Output:
     """Output"""
 
-    out: Optional[str] = None
+    out: Optional[PathText] = None
     """file to write (null: a name that says what it shows, in the folder of the run; for several
-    runs, or for none, in the working directory)"""
+    runs, or for none, in the working directory, where no file is replaced)"""
 
 
 @dataclass
@@ -194,9 +197,11 @@ def command_parser(name: str, **options) -> Parser:
     command = COMMANDS[name]
     parser = make_parser(*command.settings, Output, description=command.help, **options)
     if command.runs == "+":
-        parser.add_argument("run", type=str, nargs="+", help="folders that evaluate.py wrote")
+        parser.add_argument(
+            "run", type=expanduser, nargs="+", help="folders that evaluate.py wrote"
+        )
     elif command.runs:
-        parser.add_argument("run", type=str, help="folder that evaluate.py wrote")
+        parser.add_argument("run", type=expanduser, help="folder that evaluate.py wrote")
     return parser
 
 
@@ -223,7 +228,10 @@ def main(argv: list[str] | None = None) -> None:
     command, args = parse(argv)
     try:
         picture, path = picture_of(command, args)
-        path = Path(args.out or path)
+        if args.out:
+            path = Path(args.out)
+        elif path.parent == Path():  # of several runs or of none: the last one may be of others
+            path = unused(path)
 
         from figures.drawing import save
 

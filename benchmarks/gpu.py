@@ -24,6 +24,7 @@ import measure
 
 from config import Count, Positive
 from diverse_sampling.devices import out_of_memory, pick_device
+from lab.files import read_json
 
 # Operations a second in bfloat16 that data sheets promise, without sparsity, by the card's name.
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
@@ -293,7 +294,7 @@ def main(argv: list[str] | None = None) -> None:
     end = time.perf_counter() + 60 * args.minutes
     args.device = pick_device(args.device).type
     path = args.outdir / "gpu.json"
-    results = json.loads(path.read_text()) if path.is_file() else {}
+    results = read_json(path) if path.is_file() else {}
     results.pop("machine", None)
     failed = results.setdefault("failed", {})
     if args.train:

@@ -9,7 +9,6 @@ lidc.png there.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from figures.gallery import outlines
 from lab import assemble, checkpoint
 from lab.command_line import fail
 from lab.experiments import interval
+from lab.files import read_json
 from lab.names import METRICS
 from lab.records import finished
 from lab.tasks import FramesTask
@@ -75,7 +75,7 @@ def mean_of_network(path: Path, frames: str, num_sets: int) -> dict[str, Any]:
 def run(flags: str, outdir: Path) -> dict[str, Any]:
     """The metrics.json of an evaluation, which is run unless it is finished, in this version."""
     path = outdir / "metrics.json"
-    if not path.is_file() or json.loads(path.read_text()).get("version") != SAMPLES_VERSION:
+    if not path.is_file() or read_json(path).get("version") != SAMPLES_VERSION:
         evaluate.main([*flags.split(), "--outdir", str(outdir)])
     return finished(str(outdir))[1]
 

@@ -8,7 +8,6 @@ A benchmark imports this module first, since it lets the modules of the project 
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
@@ -21,9 +20,11 @@ from typing import Any, Callable, Mapping, Optional, Sequence
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from config import PathText  # noqa: E402
 from diverse_sampling.defaults import SAMPLES_VERSION  # noqa: E402
 from lab.command_line import make_parser  # noqa: E402
 from lab.experiments import interval  # noqa: E402
+from lab.files import as_json, read_json, write_whole  # noqa: E402
 from lab.records import made_by  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +34,7 @@ ROOT = Path(__file__).parent.parent
 class OutputSettings:
     """Output"""
 
-    outdir: Optional[str] = None
+    outdir: Optional[PathText] = None
     """folder for the results (null: runs/benchmark-NAME)"""
 
 
@@ -181,7 +182,7 @@ def save(
     """
     made = made_by() if samples else made_by() | dict(version=None)
     (outdir / f"{name}.md").write_text(text)
-    (outdir / f"{name}.json").write_text(json.dumps(made | results, indent=1))
+    write_whole(outdir / f"{name}.json", as_json(made | results, indent=1))
     print(f"written to {outdir}")
 
 
@@ -190,6 +191,6 @@ def kept(path: Path, measured: Callable[[], Any]) -> Any:
     path = path.with_stem(f"{path.stem}-version{SAMPLES_VERSION}")
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(measured()))
+        write_whole(path, as_json(measured()))
         print(path.stem, file=sys.stderr)
-    return json.loads(path.read_text())
+    return read_json(path)

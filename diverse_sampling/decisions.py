@@ -217,10 +217,10 @@ def keep(checkpoint: Path, sha256: str, pilot: str, curve: Decisions, calls: int
     except (OSError, ValueError, KeyError, TypeError):
         pass
     curves[pilot] = asdict(curve) | dict(calls=calls)
-    text = json.dumps(dict(checkpoint_sha256=sha256, curves=curves))
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        temporary.write_text(text)
+        held = dict(checkpoint_sha256=sha256, curves=curves)
+        temporary.write_text(json.dumps(held, allow_nan=False))
         temporary.replace(path)
-    except OSError:
+    except (OSError, ValueError):
         temporary.unlink(missing_ok=True)

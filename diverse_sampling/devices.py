@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Callable
 
 import torch
@@ -81,7 +82,46 @@ def free_memory(device: torch.device) -> int:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("free memory is read by psutil: pip install psutil") from error
 
-    return psutil.virtual_memory().available
+    return min(psutil.virtual_memory().available, *container_memory())
+
+
+def container_memory(root: Path = Path("/")) -> list[int]:
+    """What is left of each limit on memory that this process's control groups set, in bytes.
+
+    Containers and batch systems set them, in version 1 or 2 of Linux's control groups; a process
+    that exceeds one is killed. Files that the system only remembers count as left.
+
+    Arguments:
+        root: where /proc and /sys are
+    """
+    left = []
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # another system
+        return []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        mount = root / "sys/fs/cgroup" / controllers
+        names = ("memory.max", "memory.current", "inactive_file")
+        if controllers:
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        group = mount / path.strip("/")
+        for folder in (
+            group,
+            *(parent for parent in group.parents if mount in (parent, *parent.parents)),
+        ):
+            try:
+                limit, used = ((folder / name).read_text().strip() for name in names[:2])
+                stat = dict(
+                    row.split() for row in (folder / "memory.stat").read_text().splitlines()
+                )
+            except OSError:  # a container sees its own group at the mount alone
+                continue
+            if limit != "max":
+                left.append(max(0, int(limit) - int(used) + int(stat.get(names[2], 0))))
+    return left
 
 
 def kept_bytes(compute: Callable[[], Tensor]) -> int:

@@ -92,6 +92,9 @@ INSTEAD = {
     "IPNDMScheduler": "DEISMultistepScheduler",
 }
 
+# Where a scheduler keeps whether a step has been guided and no noise added since.
+UNSETTLED = "_diverse_sampling_unsettled"
+
 
 class Level(NamedTuple):
     """What is held: sample = alpha (y + sigma n), and D = skip * sample + out * prediction."""
@@ -208,14 +211,32 @@ def repelling(
         generator: source of that noise, or a list of one for each sample. None: what the pipeline
             hands to its scheduler, or else PyTorch's global one
 
+    A copy of the scheduler that is made within the context is guided like the scheduler.
+
     Raises SettingError for a scheduler that cannot be guided, for guidance that needs the network
-    itself, and, within the context, for a batch that is not a number of sets.
+    itself, within the context for a batch that is not a number of sets, and at its end if neither
+    the scheduler nor a copy of it took a step, since then nothing was guided.
     """
+    with _guiding(scheduler, guide, particles, window, generator) as steps:
+        yield
+        if not steps:
+            accepted = "the scheduler that the pipeline steps; this one took no step in the context"
+            reject("scheduler", type(scheduler).__name__, accepted)
+
+
+@contextmanager
+def _guiding(
+    scheduler,
+    guide: Guide,
+    particles: int,
+    window: Window | None,
+    generator: torch.Generator | list[torch.Generator] | None,
+) -> Iterator[list]:
+    """`repelling`, whatever is stepped: gives a list that has an item for each guided step."""
     family = _family(scheduler)
     if particles < 1:
         reject("particles", particles, "a whole number from 1")
     at: list[Tensor] = []  # [x, D(x)] of the step
-    unsettled = False  # whether a step has been guided and no noise added since
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         if x.requires_grad:
@@ -228,11 +249,16 @@ def repelling(
     guided = guide(denoise)
     if getattr(guided, "space", None) == "jacobian":
         _reject_jacobian()
-    plain = scheduler.step
 
-    @functools.wraps(plain)  # pipelines look at its signature
-    def step(model_output: Tensor, timestep: Any, sample: Tensor, *args, **kwargs):
-        nonlocal unsettled
+    def step(
+        scheduler,  # the one that is asked, which may be a copy
+        plain: Callable,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        *args,
+        **kwargs,
+    ):
         level = _level(scheduler, family, timestep)
         if level is None:
             return plain(model_output, timestep, sample, *args, **kwargs)
@@ -249,10 +275,12 @@ def repelling(
         result = plain(model_output, timestep, sample, *args, **kwargs)
         if window is None:
             return result
-        unsettled = unsettled or window.low < level.sigma <= window.high
+        inside = window.low < level.sigma <= window.high
+        unsettled = inside or vars(scheduler).get(UNSETTLED, False)
         if not unsettled or not getattr(scheduler, "state_in_first_order", True):
+            setattr(scheduler, UNSETTLED, unsettled)
             return result  # a step of second order is not done after its first half
-        unsettled = False
+        setattr(scheduler, UNSETTLED, False)
         following = _following_level(scheduler, family, timestep)
         if following is None:
             return result
@@ -266,8 +294,8 @@ def repelling(
         result.prev_sample = renew(result.prev_sample)
         return result
 
-    with _in_place_of_step(scheduler, step):
-        yield
+    with _in_place_of_step(scheduler, step) as steps:
+        yield steps
 
 
 def _following_level(scheduler, family: str, timestep) -> Level | None:
@@ -303,17 +331,34 @@ def _start_anew(scheduler) -> None:
 
 
 @contextmanager
-def _in_place_of_step(scheduler, step: Callable) -> Iterator[None]:
-    """A scheduler with another `step` within this context."""
-    before = vars(scheduler).get("step")
-    scheduler.step = step
+def _in_place_of_step(scheduler, step: Callable) -> Iterator[list]:
+    """A scheduler with another `step(scheduler, its own step, ...)` within this context.
+
+    Its class has it, and so have copies that are made meanwhile, and schedulers that `from_config`
+    of this class makes; after the context they step as before. Gives a list of all steps.
+    """
+    kind = type(scheduler)
+    own = vars(scheduler).pop("step", None)  # of this one scheduler
+    ended = False
+    steps: list = []
+
+    @functools.wraps(kind.step)  # pipelines look at its signature
+    def guided_step(self, *args, **kwargs):
+        plain = own or functools.partial(kind.step, self)
+        if ended:
+            return plain(*args, **kwargs)
+        steps.append(self)
+        return step(self, plain, *args, **kwargs)
+
+    scheduler.__class__ = type(kind.__name__, (kind,), dict(step=guided_step))
     try:
-        yield
+        yield steps
     finally:
-        if before is None:
-            del scheduler.step
-        else:
-            scheduler.step = before
+        ended = True
+        scheduler.__class__ = kind
+        vars(scheduler).pop(UNSETTLED, None)
+        if own is not None:
+            scheduler.step = own
 
 
 def _check_batch(prediction: Tensor, sample: Tensor, particles: int) -> None:
@@ -566,8 +611,9 @@ def repel(
         generator: source of the noise that is added anew, as in `repelling`
         call: what the pilot calls the pipeline with: prompt, guidance_scale, height, ...
 
-    Gives the decisions. Raises SettingError for a scheduler that cannot be guided and for classes
-    that do not fit, ValueError if the pilot's samples are all alike.
+    Gives the decisions. Raises SettingError for a scheduler that cannot be guided, for another one
+    that the pipeline has at the end, and for classes that do not fit, ValueError if the pilot's
+    samples are all alike.
     """
     if decisions is None:
         decisions = pilot(denoiser_of(pipe, **call), particles=particles)
@@ -576,5 +622,9 @@ def repel(
         decisions, window, factor=factor, log_posterior=log_posterior, counts=counts, clean=clean
     )
     renewed = None if factor == 0 else window
-    with repelling(pipe.scheduler, guide, particles=particles, window=renewed, generator=generator):
+    scheduler = pipe.scheduler
+    with _guiding(scheduler, guide, particles, renewed, generator):
         yield decisions
+        if type(pipe.scheduler) is not type(scheduler):
+            accepted = "that which the pipeline has when the context begins; another is not guided"
+            reject("scheduler", type(pipe.scheduler).__name__, accepted)

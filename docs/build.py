@@ -14,7 +14,6 @@ here. A result that was not measured again stays as it was; `stale.py` says what
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
@@ -35,6 +34,7 @@ from diverse_sampling.method import find, names  # noqa: E402
 from figures.charts import best_samplers, middle_price  # noqa: E402
 from lab import experiments  # noqa: E402
 from lab.command_line import fail, make_parser  # noqa: E402
+from lab.files import as_json, write_whole  # noqa: E402
 from lab.names import METRICS  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results"
@@ -498,7 +498,7 @@ def keep_results(name: str, runs: Path) -> None:
         results = folder / "results.json"
         if results.is_file():
             brief = experiments.brief(stale.record_of(results))
-            (RESULTS / f"{name}.json").write_text(json.dumps(brief))
+            write_whole(RESULTS / f"{name}.json", as_json(brief))
             for picture in folder.glob("*.png"):
                 if picture.stat().st_mtime < results.stat().st_mtime:
                     reject("picture", str(picture), "one that is not older than its record")

@@ -7,7 +7,6 @@ picture what it was drawn from: the hash of its record, or the version of sample
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 from diverse_sampling.defaults import SAMPLES_VERSION  # noqa: E402
 from diverse_sampling.errors import reject  # noqa: E402
 from lab import experiments  # noqa: E402
-from lab.records import sha256_of  # noqa: E402
+from lab.files import as_json, read_json, sha256_of, write_whole  # noqa: E402
 
 # Tables that are made of another record than that of their name, by what stands before a colon;
 # None: of checkpoints, of methods, or of a calculation.
@@ -36,7 +35,7 @@ NOT_YET = "Not measured yet."  # may stand in place of a table without a record
 
 def record_of(path: Path) -> dict[str, Any]:
     """The record in a file. Raises SettingError if it is of other samples than today's."""
-    record = json.loads(path.read_text())
+    record = read_json(path)
     made = record if isinstance(record, dict) else {}
     if "version" not in made or not made.get("commit") or not made.get("command"):
         reject("record", str(path), "one with a version, a commit and a command: measure it again")
@@ -66,9 +65,9 @@ def note(picture: Path, flags: Any = None) -> None:
     """Write to made.json what a picture was drawn from, now that it was."""
     docs = next(folder for folder in picture.parents if folder.name == "docs")
     path = docs / "pictures" / "made.json"
-    made = json.loads(path.read_text()) if path.is_file() else {}
+    made = read_json(path) if path.is_file() else {}
     made[str(picture.relative_to(docs))] = drawn_from(picture, flags)
-    path.write_text(json.dumps(dict(sorted(made.items())), indent=1) + "\n")
+    write_whole(path, as_json(dict(sorted(made.items())), indent=1) + "\n")
 
 
 def check(root: Path, flags: dict[str, Any]) -> None:
@@ -96,7 +95,7 @@ def check(root: Path, flags: dict[str, Any]) -> None:
     for name in sorted(records.keys() - shown):
         reject("record", f"{name}.json", "one that a page shows")
     path = docs / "pictures" / "made.json"
-    made = json.loads(path.read_text()) if path.is_file() else {}
+    made = read_json(path) if path.is_file() else {}
     for picture in pictures_of(docs):
         name = str(picture.relative_to(docs))
         if not any(re.search(rf"[(/]{re.escape(name)}[) ]", text) for text in pages.values()):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, Callable, Union
 
 import numpy as np
 
@@ -114,3 +114,22 @@ def save(picture: Picture, path: Path | str, dpi: int = 110) -> None:
         picture.save(path, writer=PillowWriter(fps=6), dpi=dpi)
     else:
         picture.savefig(path, dpi=dpi, bbox_inches="tight")
+
+
+def attempt(write: Callable[[Path], Any], path: Path) -> bool:
+    """Draw a picture of a run, and say whether that could be done.
+
+    What made the picture is written already and matters more, so that an error, be it of LaTeX or
+    of a full disk, costs a warning.
+
+    Arguments:
+        write: draws it and writes it to a path
+        path: of the picture
+    """
+    try:
+        write(path)
+    except Exception as error:  # of whatever kind
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        print(f"WARNING: {path} cannot be drawn ({reason}); going on without it", file=sys.stderr)
+        return False
+    return True

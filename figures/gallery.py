@@ -358,7 +358,8 @@ def figure(run: str, value: str | None = None) -> tuple[Picture, Path]:
         return sheets.result_sheet(arrays, result), Path(run) / "samples.png"
     results = experiment_of(run)
     if value is None:
-        return next(figures(run))
+        picture, path = next(figures(run))
+        return picture(), path
     rows = results["rows"]
     _refuse_other("heatmap", rows)
     if not all(row["result"].get(value) for row in rows):
@@ -366,13 +367,13 @@ def figure(run: str, value: str | None = None) -> tuple[Picture, Path]:
     return charts.heatmap(rows, results["title"], value), Path(run) / f"heatmap-{value}.png"
 
 
-def figures(run: str) -> Iterator[tuple[Picture, Path]]:
-    """The figures that the recipe of an experiment names, one or a list."""
+def figures(run: str) -> Iterator[tuple[Callable[[], Picture], Path]]:
+    """What draws the figures that the recipe of an experiment names, one or a list."""
     results = experiment_of(run)
     names = results["figure"] if isinstance(results["figure"], list) else [results["figure"]]
     for name in names:
         _refuse_other(name, results["rows"])
-        picture = FIGURES[name].draw(results["rows"], results["title"])
+        picture = functools.partial(FIGURES[name].draw, results["rows"], results["title"])
         yield picture, Path(run) / f"{FILES.get(name, name)}.png"
 
 

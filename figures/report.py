@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from dataclasses import fields
 from base64 import b64encode
 from io import BytesIO
 from pathlib import Path
@@ -20,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 from torch import Tensor
 
-from config import EvaluationSettings, WorldSettings
+from config import EvaluationSettings, OriginSettings, WorldSettings
 from diverse_sampling.denoiser import to_unit_range
 from figures.drawing import SKY
 from figures.sheets import as_drawn, new_colours, noisy_image
@@ -272,9 +273,13 @@ def measured(result: dict) -> dict[str, dict]:
 
 
 def default_settings(result: dict) -> dict[str, Any]:
-    """The defaults of all settings of an evaluation, those of its world where they depend on it."""
+    """The defaults of all settings of an evaluation, those of its world where they depend on it.
+
+    What it was made with has none.
+    """
     world = dict(dataset=result["dataset"], frames=result["settings"].get("frames"))
     defaults = EvaluationSettings.from_values(world).record()
+    defaults |= {f.name: result["settings"].get(f.name) for f in fields(OriginSettings)}
     return defaults | dict(dataset=WorldSettings.dataset, frames=WorldSettings.frames)
 
 

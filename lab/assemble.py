@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Literal, Mapping, Sequence
 
 from config import (
     EvaluationSettings,
@@ -31,6 +31,7 @@ from worlds.description import Description
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lab.chunks import Chunk, Kept
     from lab.tasks import Task
     from model import EDMDenoiser
     from sampler import SetSampler
@@ -121,14 +122,12 @@ class Facts:
 
     Arguments:
         trained: the settings of the checkpoint's training, empty with the exact denoiser
-        digits: the source of digits that was found; None before, and in worlds without digits
         data: what was understood of own frames; None before, and in other worlds
         most_sets: how many test conditions there are; None before, and for points in the plane
         spread: how far the network's samples were apart on sequences held out from its training
     """
 
     trained: Mapping[str, Any] = field(default_factory=dict)
-    digits: str | None = None
     data: str | None = None
     most_sets: int | None = None
     spread: Mapping[str, Any] | None = None
@@ -189,8 +188,6 @@ def resolve(values: Mapping[str, Any], facts: Facts) -> tuple[EvaluationSettings
                 f"num_sets: {num_sets} are more than the {facts.most_sets} test conditions of this "
                 f"world; using {facts.most_sets}, so that no set repeats another one's condition"
             )
-    if facts.digits is not None:
-        found["digits"] = facts.digits  # what was used, so that config.yaml repeats it
     if facts.data is not None:
         found["data"] = facts.data
     notices += _other_law(settings.world, facts.trained)
@@ -359,8 +356,8 @@ class Evaluation:
     """An evaluation that is ready to run.
 
     Arguments:
-        settings: of everything, as they are used: `digits` is the source that was found, `num_sets`
-            at most the number of test conditions
+        settings: of everything, as they are used: with what was found of what makes the run,
+            `num_sets` at most the number of test conditions
         task: conditions, right answers and metrics
         sampler: makes the sets
         checkpoint: the trained network's file, None with the exact denoiser
@@ -409,69 +406,98 @@ class Evaluation:
         )
         return {} if counts is None else composition_met(modes, counts)
 
-    def _own_data(self) -> dict[str, Any]:
-        """What a user's frames are, for metrics.json."""
+    def kind_of_samples(self) -> dict[str, Any]:
+        """What a user's frames are, and what the samples show, for metrics.json."""
         if self.settings.world.dataset != "frames":
             return {}
         levels = self.task.world.answer_levels
         return dict(
-            data=self.data(),
+            data=self.task.world.data.record(),
             label_classes=levels.label_classes,
             label_values=levels.values,
             draws_masks=levels.kind == "mask",
         )
 
-    def data(self) -> dict[str, Any] | None:
-        """What a user's frames are and their hash; None in other worlds."""
-        own = self.settings.world.dataset == "frames"
-        return self.task.world.data.record() if own else None
+    def sample(self, progress: bool = True) -> Tensor:
+        """Sample all sets: (G, B, H, W)."""
+        return self.sampler.sample_all(progress)
 
-    def sample(self, progress: bool = True, shared: bool = False) -> Tensor:
-        """Sample all sets: (G, B, H, W).
+    def sampled(
+        self,
+        progress: bool = True,
+        kept: Kept | None = None,
+        tell: Callable[[Chunk], None] = lambda chunk: None,
+    ) -> Chunk:
+        """All sets, and with `rollout` what follows on them.
 
-        With `shared`, each process that torchrun started samples some of them, and all return
-        those of all. The samples do not depend on how many processes there are.
+        Each process that torchrun started samples some of the sets, and all return those of all.
+        The samples do not depend on how many processes there are.
+
+        Arguments:
+            progress: whether to show it
+            kept: where each chunk is kept until the run has ended. Those that are there already,
+                of a run that was stopped, are not sampled again
+            tell: is told each chunk in turn
         """
         import torch
-        import torch.distributed as dist
 
-        rank, ranks = this_process()
-        if not shared or ranks == 1:
-            return self.sampler.sample_all(progress)
-        dist.init_process_group("gloo")
-        sets = torch.arange(self.task.num_sets)
-        own = sets[rank::ranks]
-        calls = self.sampler.calls
-        # A process without a set still takes part in the exchange.
-        samples = self.sampler.sample_all(progress and rank == 0, own) if len(own) else None
-        shares: list[Any] = [None] * ranks
-        dist.all_gather_object(shares, (own, samples, calls.forward, calls.backward))
-        dist.destroy_process_group()
-        calls.forward = sum(share[2] for share in shares)
-        calls.backward = sum(share[3] for share in shares)
-        order = torch.cat([share[0] for share in shares]).argsort()
-        return torch.cat([share[1] for share in shares if share[1] is not None])[order]
+        from lab.chunks import put_together
+        from lab.processes import of_all, part
 
-    def run(
-        self, progress: bool = True, shared: bool = False
-    ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
-        """Sample all sets and measure them; `shared` is as in `sample`.
+        rank, ranks = this_process() if kept is not None else (0, 1)
+        own = torch.arange(self.task.num_sets)[rank::ranks]
+        chunks = [] if kept is None else kept.read()
+        for chunk in chunks:
+            tell(chunk)
+            own = own[~torch.isin(own, chunk["sets"])]
+        calls, frames = self.sampler.calls, self.settings.evaluate.rollout
+        start, before = time.perf_counter(), (calls.forward, calls.backward)
+        for sets, samples in self.sampler.chunks(own, progress and rank == 0):
+            chunk = dict(
+                sets=sets,
+                samples=samples,
+                calls=torch.tensor(
+                    [calls.forward - before[0], calls.backward - before[1]], dtype=torch.float64
+                ),
+                seconds=torch.tensor(time.perf_counter() - start),
+            )
+            if frames > 1:
+                chunk["rollout"] = self.sampler.roll_out(sets, samples, frames)
+            tell(chunk)
+            if kept is not None:
+                kept.add(chunk)
+            chunks.append(chunk)
+            start, before = time.perf_counter(), (calls.forward, calls.backward)
+        seconds = sum(float(chunk["seconds"]) for chunk in chunks)
+        shares = [(chunks, seconds)]
+        if ranks > 1:
+            shares = of_all(shares[0])
+            part()
+        together = put_together([chunk for share, _ in shares for chunk in share])
+        return together | dict(seconds=torch.tensor(max(each for _, each in shares)))
+
+    def run(self, progress: bool = True) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+        """Sample all sets in this process, and measure them.
 
         Returns (samples (G, B, H, W), the mode of each particle (G, B) or None, the record for
         metrics.json).
         """
+        sampled = self.sampled(progress)
+        modes, result = self.measured(sampled)
+        return sampled["samples"], modes, result
+
+    def measured(self, sampled: Chunk) -> tuple[Tensor | None, dict[str, Any]]:
+        """The mode of each particle (G, B) or None, and the record for metrics.json, of all sets
+        as `sampled` returns them."""
         from lab.metrics import cost_metrics
         from lab.records import provenance
 
-        start = time.perf_counter()
-        samples = self.sample(progress, shared)
-        seconds = time.perf_counter() - start
+        samples = sampled["samples"]
         metrics, modes = self.task.measure(samples)
         if modes is not None:
             metrics |= self._composition(modes)
         particles = samples.shape[0] * samples.shape[1]
-        forward = self.sampler.calls.forward / particles
-        backward = self.sampler.calls.backward / particles
+        forward, backward = (calls / particles for calls in sampled["calls"].tolist())
         found = metrics["modes_found"] and metrics["modes_found"]["mean"]
         result = dict(
             task=self.settings.evaluate.task,
@@ -479,24 +505,41 @@ class Evaluation:
             **metrics,
             num_sets=self.settings.evaluate.num_sets,
             batch_size=self.settings.evaluate.batch_size,
-            seconds=round(seconds, 3),
+            seconds=round(float(sampled["seconds"]), 3),
             network_calls=forward,
             backward_calls=backward,
             **cost_metrics(forward, backward, found, samples.shape[1]),
             pilot_calls=self.pilot_calls / particles,
             **self._decided(),
-            **self._own_data(),
+            **self.kind_of_samples(),
             digits_source=self.task.world.source,
             settings=self.record(),
             device=str(self.sampler.device),
-            **provenance(self.checkpoint),
+            **provenance(self.settings.origin),
         )
-        return samples, modes, result
+        return modes, result
 
 
 def evaluation(argv: Sequence[str] | None = None) -> Evaluation:
     """The evaluation that a command line describes. Raises SettingError or FileNotFoundError."""
     return set_up(*parse(argv))
+
+
+def found(
+    settings: EvaluationSettings,
+    path: Path | None,
+    split: Literal["test", "validation"] = "test",
+) -> tuple[EvaluationSettings, Any]:
+    """The settings with what is found of what makes the evaluation, and its world.
+
+    Arguments are as of `set_up`. Raises SettingError, also where the settings name another
+    checkpoint, other digits or other frames, or FileNotFoundError.
+    """
+    from data_loader import load_world
+    from lab.records import origin
+
+    world = load_world(settings.world, settings.digits, split)
+    return settings.made_with(origin(settings, world, path)), world
 
 
 def set_up(
@@ -515,7 +558,6 @@ def set_up(
     """
     import torch
 
-    from data_loader import load_world
     from diverse_sampling.devices import pick_device, set_precision, set_reproducible, use_bfloat16
     from diverse_sampling.potentials import POTENTIALS
     from lab import checkpoint, methods, pilot, tasks
@@ -528,7 +570,7 @@ def set_up(
     set_precision(settings.run.precision)
     set_reproducible(settings.run.reproducible)
     autocast = use_bfloat16(settings.run.precision, device)
-    world: Any = load_world(settings.world, settings.digits, split)
+    settings, world = found(settings, path, split)
     kind = tasks.kind_of(world)
     network = None
     trained: dict[str, Any] = dict(settings={})
@@ -538,7 +580,7 @@ def set_up(
         if settings.run.compile:
             network.compile_for_any_size()
     notices: list[str] = []
-    digits = understood = None
+    understood = None
     if settings.world.dataset == "frames":
         if path is None and not world.num_cond_frames and not world.class_names:
             reject("denoiser", "exact", "trained for pictures without classes")
@@ -549,10 +591,8 @@ def set_up(
                 world.answer_levels = _levels_drawn(settings.world, network, trained)
                 as_written(torch.zeros(0, 1, 1, dtype=torch.uint8), world.answer_levels.values)
             notices += _check_frames(world, settings, network, trained)
-    elif settings.world.dataset != "mixture":
-        digits = world.source
     most = kind.most_sets(world)
-    facts = Facts(trained["settings"], digits, understood, most, trained.get("spread"))
+    facts = Facts(trained["settings"], understood, most, trained.get("spread"))
     settings, more = resolve(settings.record(), facts)
     notices += more
     if settings.evaluate.num_sets is None:
@@ -568,6 +608,7 @@ def set_up(
     curve, pilot_calls = pilot.decisions_of(settings, kind, world, network, path, device)
     chosen = methods.Methods(settings, curve)
     sampler = SetSampler(task, settings, device, chosen, network)
+    sampler.check_memory()
     return Evaluation(settings, task, sampler, path, pilot_calls, notices)
 
 

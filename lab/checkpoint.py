@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from config import ModelSettings, WorldSettings, build
 from diverse_sampling.errors import SettingError, reject
 from lab.classifier import Classifier, NoisyClassifier
+from lab.files import as_json
 from model import EDMDenoiser, UNet
 
 T = TypeVar("T", bound=nn.Module)
@@ -60,7 +61,7 @@ def save_tensors(
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(metadata)
+    text = as_json(metadata)
     try:
         header = {"format": FORMAT, "metadata": text, "sha256": digest(tensors, text)}
         with open(temporary, "wb") as file:  # save_file's files are readable by their owner only
@@ -254,6 +255,13 @@ def classifier_path(role: str) -> Path:
     return Path(__file__).parent.parent / "checkpoints" / f"classifier_{role}.safetensors"
 
 
+def noisy_classifier_path(name: Path | str) -> Path:
+    """The file of a classifier that somebody names: a path, or what is shipped under that name."""
+    shipped = classifier_path(str(name))
+    path = Path(name).expanduser()
+    return shipped if shipped.is_file() and not path.is_file() else path
+
+
 def read_classifier(
     path: Path | str, device: torch.device | str = "cpu"
 ) -> Classifier | NoisyClassifier:
@@ -280,8 +288,7 @@ def read_noisy_classifier(
     Raises SettingError for any other file, and for a classifier of other classes than the world's
     or of pictures of another size. One of clusters knows no classes.
     """
-    shipped = classifier_path(str(path))
-    path = shipped if shipped.is_file() and not Path(path).is_file() else path
+    path = noisy_classifier_path(path)
     written = "a file that lab/train_classifier.py wrote"
     try:
         net = read_classifier(path, device)

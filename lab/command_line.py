@@ -10,6 +10,7 @@ import argparse
 import ast
 import difflib
 import inspect
+import itertools
 import json
 import os
 import signal
@@ -96,6 +97,8 @@ class Parser(argparse.ArgumentParser):
         values: dict[str, Any] = {}
         try:
             for source in (*map(self._of_file, typed.pop("config", None) or []), typed):
+                for key in source:
+                    values.pop(f"{key}_sha256", None)  # of what it takes the place of
                 for key, value in source.items():
                     known = self.settings.get(key)
                     values[key] = known.read(value) if known else value
@@ -249,8 +252,25 @@ def make_parser(*groups: type, **options: Any) -> Parser:
 
 
 def this_process() -> tuple[int, int]:
-    """(the number of this process, how many torchrun started): (0, 1) without torchrun."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    """(the number of this process, how many torchrun started): (0, 1) without torchrun.
+
+    Raises SettingError if the environment has a part of what torchrun sets, which somebody may have
+    left there.
+    """
+    rank, ranks = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE"))
+    if rank is None and ranks in (None, "1"):
+        return 0, 1
+    needed = ["RANK", "WORLD_SIZE"]
+    if ranks != "1":
+        needed += ["MASTER_ADDR", "MASTER_PORT"]
+    missing = [name for name in needed if name not in os.environ]
+    accepted = f"what torchrun sets, {', '.join(needed)}, or none of them"
+    if missing:
+        reject("RANK", rank, f"{accepted}; the environment has no {' and no '.join(missing)}")
+    assert rank is not None and ranks is not None
+    if not (rank.isdecimal() and ranks.isdecimal() and int(rank) < int(ranks)):
+        reject("RANK", rank, f"{accepted}; WORLD_SIZE is {ranks!r}")
+    return int(rank), int(ranks)
 
 
 class Stopped(KeyboardInterrupt):
@@ -277,11 +297,14 @@ def run_program(main: Callable[[], Any]) -> None:
     code: Any = 0
     try:
         try:
+            this_process()
             main()
         finally:
             sys.stdout.flush()
     except SystemExit as stop:
         code = stop.code
+    except SettingError as error:
+        fail(str(error))
     except Stopped as stop:
         code = 128 + stop.number
         if this_process()[0] == 0:
@@ -302,11 +325,17 @@ def run_folder(outdir: str | None, name: str) -> Path:
 
     Raises SettingError where it cannot be made.
     """
-    path = Path(outdir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reject("outdir", str(path), f"a folder that can be written ({error.strerror})")
+    new = Path(f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    path = Path(outdir) if outdir else new
+    for number in itertools.count(2):
+        try:
+            path.mkdir(parents=True, exist_ok=outdir is not None)
+        except OSError as error:
+            if outdir is None and path.is_dir():  # of a run that began in the same second
+                path = new.with_name(f"{new.name}-{number}")
+                continue
+            reject("outdir", str(path), f"a folder that can be written ({error.strerror})")
+        break
     return path
 
 

@@ -22,23 +22,21 @@ A finished cell is kept in outdir/cells and never run again; one that is interru
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
-import json
-import os
 import sys
 from pathlib import Path
 from typing import Any, Iterator, Sequence
 
 import yaml
 
-from config import EvaluationSettings
-from diverse_sampling.defaults import SAMPLES_VERSION
+from config import EvaluationSettings, differences
 from diverse_sampling.errors import SettingError, reject
 from lab import assemble
 from lab.command_line import as_flags, this_process
+from lab.files import as_json, read_json, write_whole
 from lab.names import METRICS
-from lab.records import made_by
+from lab.processes import join, of_all, part
+from lab.records import experiment_of, key_of, made_by
 
 # What every table has beside the metrics of its world: is it as diverse, and as often right, as
 # independent draws, and at what cost?
@@ -119,39 +117,33 @@ def cells(recipe: dict[str, Any], preset: str) -> Iterator[tuple[dict[str, Any],
 
 
 def cell_of(settings: EvaluationSettings, checkpoint: Path | None, outdir: Path) -> Path:
-    """The file that keeps the record of an evaluation.
-
-    A cell is known by its settings, the version of what moves samples and, if there are any, the
-    bytes of its checkpoint and the numbers in the user's frames.
+    """The file that keeps the record of an evaluation, named after what makes it.
 
     Arguments:
         settings, checkpoint: as `assemble.complete` returns them
         outdir: folder of the experiment
-    """
-    known = settings.record() | dict(version=SAMPLES_VERSION)
-    key = json.dumps(known, sort_keys=True).encode()
-    if checkpoint is not None:
-        key += checkpoint.read_bytes()
-    if settings.world.dataset == "frames":
-        from worlds.own_data import load_frames
 
-        key += load_frames(settings.world, "test").data.sha256.encode()
-    return outdir / "cells" / f"{hashlib.sha256(key).hexdigest()[:16]}.json"
+    Raises SettingError or FileNotFoundError.
+    """
+    known, _ = assemble.found(settings, checkpoint)
+    return outdir / "cells" / f"{key_of(known.record())}.json"
 
 
 def run_cell(settings: EvaluationSettings, checkpoint: Path | None, outdir: Path) -> dict[str, Any]:
     """The record of an evaluation, from its file if it is there; arguments as of `cell_of`."""
     cell = cell_of(settings, checkpoint, outdir)
-    if not cell.is_file():
-        cell.parent.mkdir(parents=True, exist_ok=True)
-        evaluation = assemble.set_up(settings, checkpoint)
-        for notice in evaluation.notices:
-            _say_once(notice)
-        _, _, result = evaluation.run(progress=False)
-        temporary = cell.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(result))
-        temporary.replace(cell)
-    return json.loads(cell.read_text())
+    if cell.is_file():
+        try:
+            return read_json(cell)
+        except SettingError as error:
+            _say_once(f"WARNING: {error}; made again")
+    cell.parent.mkdir(parents=True, exist_ok=True)
+    evaluation = assemble.set_up(settings, checkpoint)
+    for notice in evaluation.notices:
+        _say_once(notice)
+    _, _, result = evaluation.run(progress=False)
+    write_whole(cell, as_json(result))
+    return read_json(cell)
 
 
 @functools.cache
@@ -190,38 +182,39 @@ def run(
     rank, ranks = this_process()
     typed = as_flags(shared) if flags is None else flags
     command = " ".join(["python evaluate.py --experiment", name, "--preset", preset, *typed])
-    results = outdir / "results.json"
-    if results.is_file():
-        held = json.loads(results.read_text())["command"]
-        if held != command:
-            reject(
-                "outdir",
-                str(outdir),
-                f"a folder that is new or holds this very experiment; there is: {held}",
-            )
-
     parser = assemble.evaluation_parser()
     planned = []
+    digits = shared.get("digits", "auto")
     for labels, own in cells(recipe, preset):
         try:
             values = assemble.chosen(parser, own) | shared
             settings, checkpoint = assemble.complete(values)
+            if settings.digits.digits == "auto":
+                settings = settings.changed(digits=digits)
+            settings, _ = assemble.found(settings, checkpoint)
+            digits = settings.digits.digits  # searched for once
         except SettingError as error:
             raise SettingError(f"{error} (in the cell {labels})") from None
         planned.append((labels, as_flags(values), settings, checkpoint))
+    keys = [key_of(settings.record()) for _, _, settings, _ in planned]
+    results = outdir / "results.json"
+    if results.is_file():
+        _refuse_other(outdir, keys, [settings.record() for _, _, settings, _ in planned])
 
+    join()
     rows = []
     progress = tqdm(
-        planned[rank::ranks],
+        list(zip(planned, keys))[rank::ranks],
         unit="cell",
         desc=f"{name}, {preset}",
         disable=None if rank == 0 else True,
     )
-    for labels, own, settings, checkpoint in progress:
+    for (labels, own, settings, checkpoint), key in progress:
         result = run_cell(settings, checkpoint, outdir)
-        rows.append(dict(cell=labels, flags=own, result=result))
-    if ranks > 1:
-        rows = _gathered(rows, len(planned), ranks)
+        rows.append(dict(cell=labels, flags=own, key=key, result=result))
+    shares = of_all(rows)
+    part()
+    rows = [shares[i % ranks][i // ranks] for i in range(len(planned))]
     if rank == 0:
         record = dict(
             experiment=name,
@@ -232,19 +225,29 @@ def run(
             **made_by() | dict(command=command),
             rows=rows,
         )
-        results.write_text(json.dumps(record))
+        write_whole(results, as_json(record))
     return rows
 
 
-def _gathered(rows: list[dict], total: int, ranks: int) -> list[dict]:
-    """The rows of all processes, in the order of the cells; every process calls this once."""
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo")
-    shares: list[Any] = [None] * ranks
-    dist.all_gather_object(shares, rows)
-    dist.destroy_process_group()
-    return [shares[i % ranks][i // ranks] for i in range(total)]
+def _refuse_other(outdir: Path, keys: Sequence[str], planned: Sequence[dict[str, Any]]) -> None:
+    """Raise SettingError if a folder's record is not that of the cells that are planned, which have
+    these keys and these records of settings."""
+    there = experiment_of(str(outdir))
+    rows = there["rows"]
+    if [row.get("key") for row in rows] == [*keys]:
+        return
+    differ = [
+        difference
+        for row, key, here in zip(rows, keys, planned)
+        if row.get("key") != key
+        for difference in differences(row["result"]["settings"], here)
+    ]
+    reject(
+        "outdir",
+        str(outdir),
+        f"a folder that is new or holds this very experiment; there is: {there['command']} "
+        f"({', '.join(differ[:3])})",
+    )
 
 
 # ---------------------------------------------------------------- tables

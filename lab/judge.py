@@ -18,11 +18,12 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
-from config import Count, DigitSettings, build, record
+from config import Count, DigitSettings, PathText, build, record
 from diverse_sampling.errors import SettingError, reject
 from lab.command_line import fail, make_parser, run_program
+from lab.files import unused
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -201,8 +202,8 @@ class Judge:
 class JudgeSettings:
     """Judge"""
 
-    out: str = "runs/judge.safetensors"
-    """file to write"""
+    out: Optional[PathText] = None
+    """file to write (null: runs/judge.safetensors, or the next such name that is unused)"""
     digit_size: Count = 16
     """side of a digit, px"""
 
@@ -239,7 +240,7 @@ def main(argv: list[str] | None = None) -> None:
     images = torch.cat([each.centred(side) for each in known])
     judge = Judge.fit(images, torch.cat([each.labels for each in known]), 10)
     seconds = time.perf_counter() - start
-    path = Path(settings.out)
+    path = Path(settings.out) if settings.out else unused(Path("runs/judge.safetensors"))
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata: dict[str, Any] = dict(
         settings=record(settings, source) | dict(out=None, data_root="data"),

@@ -148,6 +148,7 @@ class Methods:
         window: between which noise levels it adds noise back; None with EDM's
         acting_window: the same if guidance acts between these; None with other samplers
         candidates: how many starting noises are drawn for each particle
+        differentiates: whether a gradient runs through the denoiser
     """
 
     def __init__(self, settings: EvaluationSettings, decisions: Decisions | None = None):
@@ -161,6 +162,8 @@ class Methods:
         self.schedule = make_schedule(settings, decisions)
         self.remaining = remaining(settings, self.schedule.num_steps)
         self.candidates = math.prod(each.candidates(guidance) for each in self.named.values())
+        acts = self.named.get("guidance") if guidance.pg_factor > 0 else None
+        self.differentiates = acts is not None and acts.beside(guidance)[1] > 0
 
     def guided(self, sets: Sets) -> Denoiser:
         """The denoiser of some sets with guidance."""
@@ -243,10 +246,11 @@ def _schedule(
     if settings.guidance.pool > 1:
         assert decisions is not None  # needs_pilot says so
         first = decisions.settled
+    most = math.inf if s.s_max is None else s.s_max
     sigmas = karras_sigmas(num_steps, last, first, s.rho)
     if remaining(settings, num_steps):
         return euler_schedule(sigmas)
-    return edm_schedule(sigmas, s.s_churn, s.s_min, s.s_max)
+    return edm_schedule(sigmas, s.s_churn, s.s_min, most)
 
 
 def remaining(settings: EvaluationSettings, num_steps: int) -> list[int]:

@@ -18,8 +18,8 @@ from diverse_sampling.decisions import Decisions, measure
 from diverse_sampling.defaults import PILOT_LEVELS, SIGMA_MIN
 from diverse_sampling.noise import Stream
 from diverse_sampling.steps import karras_sigmas
+from lab.files import sha256_of
 from lab.methods import Methods, needs_pilot
-from lab.records import sha256_of
 from lab.tasks import Task
 from model import EDMDenoiser
 from sampler import SetSampler

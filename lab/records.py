@@ -2,31 +2,41 @@
 
 An evaluation writes to its folder
 
-    metrics.json   the metrics, what they cost, and what made them: settings, versions, commit
+    config.yaml    the settings and what the run is made with; `evaluate.py --config` repeats it
+    sets/          each chunk of sets as soon as it is sampled, until all are written
     samples.npz    the sets, their conditions, and what is known of them
-    config.yaml    the settings; `evaluate.py --config` repeats the run with them
+    metrics.json   the metrics, what they cost, and what made them: settings, versions, commit
 
 and, after these, pictures. An experiment writes results.json, which holds the metrics of all cells.
+A record is JSON, in which a number that is not finite is null.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
 import yaml
 
-from config import as_yaml
+from config import (
+    WITHOUT_EFFECT,
+    EvaluationSettings,
+    OriginSettings,
+    TrainingSettings,
+    as_yaml,
+    differences,
+)
 from diverse_sampling.defaults import SAMPLES_VERSION
 from diverse_sampling.errors import reject
 from lab.command_line import without_flags
+from lab.files import as_json, packed, read_json, sha256_of, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,48 +61,77 @@ def arrays_of(
     return arrays | truth
 
 
+def begin(outdir: Path, record: Mapping[str, Any]) -> None:
+    """Write the config.yaml of a run with this record of settings. Raises OSError."""
+    write_whole(outdir / "config.yaml", as_yaml(record))
+
+
 def write(arrays: dict[str, Tensor], result: dict[str, Any], outdir: Path) -> None:
     """Write an evaluation's samples.npz, config.yaml and metrics.json. Raises OSError."""
-    import numpy as np
-
-    as_numpy: dict[str, Any] = {name: tensor.numpy() for name, tensor in arrays.items()}
-    np.savez_compressed(outdir / "samples.npz", **as_numpy)
-    (outdir / "config.yaml").write_text(as_yaml(result["settings"]))
-    (outdir / "metrics.json").write_text(json.dumps(result, indent=1))
+    write_whole(outdir / "samples.npz", packed(arrays))
+    begin(outdir, result["settings"])
+    write_whole(outdir / "metrics.json", as_json(result, indent=1))
 
 
-def refuse_other_run(path: Path, values: Mapping[str, Any]) -> None:
-    """Raise SettingError if the config.yaml at `path` exists and is that of another run.
+def origin(
+    settings: EvaluationSettings | TrainingSettings, world: Any, checkpoint: Path | None = None
+) -> dict[str, Any]:
+    """What is found here of what makes a run, as settings: versions, hashes, the source of digits.
 
-    `values` is the record of this one's settings. Keys of the file that it lacks were settings of
-    an earlier version, or are options of methods that the run did not use.
+    Arguments:
+        settings: of the run
+        world: what is sampled or trained
+        checkpoint: the trained network's file, if it has one
     """
-    if not path.is_file():
-        return
-    there = yaml.safe_load(path.read_text())
-    if not isinstance(there, dict) or {key: there.get(key) for key in values} != {**values}:
-        reject(
-            "outdir",
-            str(path.parent),
-            f"a folder that is new or holds this very run; {path.name} there says otherwise",
-        )
+    found: dict[str, Any] = {f.name: None for f in fields(OriginSettings)}
+    found["samples_version"] = SAMPLES_VERSION
+    found["checkpoint_sha256"] = checkpoint and sha256_of(checkpoint)
+    record = settings.record()
+    if record.get("classifier") is not None:
+        from lab.checkpoint import noisy_classifier_path
+
+        path = noisy_classifier_path(record["classifier"])
+        found["classifier_sha256"] = sha256_of(path) if path.is_file() else None
+    if settings.world.dataset == "frames":
+        found["frames_sha256"] = world.data.record()["sha256"]
+    elif settings.world.dataset != "mixture":
+        from data_loader import digits_sha256
+
+        found["digits_sha256"] = digits_sha256(world.source, settings.digits.data_root)
+        if "+" not in world.source:  # of a mixture, `both` says it
+            found["digits"] = world.source
+    return found
 
 
-def refuse_other_data(path: Path, data: dict[str, Any] | None) -> None:
-    """Raise SettingError if the metrics.json at `path` exists and comes from other frames.
+def key_of(record: Mapping[str, Any]) -> str:
+    """A name for the run with these settings: alike for those that give the same result."""
+    known = {key: value for key, value in record.items() if key not in WITHOUT_EFFECT}
+    return hashlib.sha256(as_json(known, sort_keys=True).encode()).hexdigest()[:16]
 
-    `data` is the record of the user's frames, with their hash; None in other worlds.
+
+def refuse_other_run(outdir: Path, record: Mapping[str, Any]) -> None:
+    """Raise SettingError if a folder holds another run than the one with this record of settings.
+
+    Keys that only the folder's record has were settings of an earlier version, or are options of
+    methods that the run does not use.
     """
-    if not path.is_file():
+    config, metrics = outdir / "config.yaml", outdir / "metrics.json"
+    if config.is_file():
+        try:
+            there = yaml.safe_load(config.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError):
+            there = None
+        path = config
+    elif metrics.is_file():
+        there, path = read_json(metrics).get("settings"), metrics
+    else:
         return
-    other = json.loads(path.read_text()).get("data") or {}
-    if other.get("sha256") != (data or {}).get("sha256"):
-        reject(
-            "outdir",
-            str(path.parent),
-            f"a folder that is new; {path.name} there comes from other frames "
-            f"({other.get('sequences')} sequences, hash {str(other.get('sha256'))[:12]})",
-        )
+    accepted = f"a folder that is new or holds this very run; {path.name} there says otherwise"
+    if not isinstance(there, dict):
+        reject("outdir", str(outdir), accepted)
+    differ = differences({key: there.get(key) for key in record}, record)
+    if differ:
+        reject("outdir", str(outdir), f"{accepted} ({', '.join(differ[:3])})")
 
 
 def write_predictions(
@@ -123,11 +162,12 @@ def write_predictions(
                 levels = sample.clamp(0, 1)
                 levels = (levels > 0.5).float() if result["draws_masks"] else levels
                 pixels = (levels * 255).round().byte().numpy()
-            place = folder / name / f"particle_{b}.png"
+            suffix = ".tif" if pixels.dtype == np.int32 else ".png"
+            place = folder / name / f"particle_{b}{suffix}"
             pictures = {place: pixels}
             if result["settings"]["rollout"] > 1:
                 place = place.with_suffix("")
-                pictures = {place / f"frame_{t}.png": p for t, p in enumerate(pixels, start=1)}
+                pictures = {place / f"frame_{t}{suffix}": p for t, p in enumerate(pixels, start=1)}
             for path, picture in pictures.items():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 colours_last = np.moveaxis(picture, 0, -1) if picture.ndim == 3 else picture
@@ -151,8 +191,9 @@ def as_written(labels: Tensor, values: Sequence[Any]) -> Any:
     reject("classes", list(values), "values that a PNG or TIFF holds, whole and below 2^31")
 
 
-def provenance(checkpoint: Path | None) -> dict[str, Any]:
-    """What made a result: `made_by`, the libraries' versions, the hash of the checkpoint."""
+def provenance(origin: OriginSettings) -> dict[str, Any]:
+    """What made a result: `made_by`, the libraries' versions, the hashes of its checkpoint and
+    digits."""
     import numpy
     import torch
 
@@ -161,7 +202,8 @@ def provenance(checkpoint: Path | None) -> dict[str, Any]:
         versions=dict(
             python=platform.python_version(), torch=torch.__version__, numpy=numpy.__version__
         ),
-        checkpoint_sha256=checkpoint and sha256_of(checkpoint),
+        checkpoint_sha256=origin.checkpoint_sha256,
+        digits_sha256=origin.digits_sha256,
     )
 
 
@@ -176,11 +218,6 @@ def made_by() -> dict[str, Any]:
     flags = without_flags(sys.argv[1:], "--outdir")
     command = shlex.join(["python", str(name), *flags])
     return dict(version=SAMPLES_VERSION, commit=commit_of_the_code(), command=command)
-
-
-def sha256_of(path: Path) -> str:
-    """The hash of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @lru_cache
@@ -225,7 +262,7 @@ def run_file(run: str, name: str) -> Path:
 
 def result_of(run: str) -> dict[str, Any]:
     """The record in metrics.json of an evaluation. Raises SettingError for a folder without it."""
-    result = json.loads(run_file(run, "metrics.json").read_text())
+    result = read_json(run_file(run, "metrics.json"), "run")
     if not isinstance(result, dict) or "settings" not in result:
         reject("run", run, "a folder with the metrics.json that evaluate.py writes")
     return result
@@ -256,7 +293,7 @@ def experiment_of(run: str) -> dict[str, Any]:
     A row is {cell: its place on every axis, result: as in metrics.json}. Raises SettingError for a
     folder without it.
     """
-    return json.loads(run_file(run, "results.json").read_text())
+    return read_json(run_file(run, "results.json"), "run")
 
 
 def label(row: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ from config import (
     Count,
     DigitSettings,
     NonNegative,
+    PathText,
     Positive,
     Seed,
     WorldSettings,
@@ -34,6 +35,7 @@ from config import (
 )
 from diverse_sampling.errors import SettingError, reject
 from lab.command_line import fail, make_parser, run_program
+from lab.files import unused
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,11 +57,11 @@ OWN_UPDATES = 3000  # of a classifier of own pictures, which may be few
 class ClassifierSettings:
     """Classifier"""
 
-    out: str = "runs/classifier.safetensors"
-    """file to write"""
+    out: Optional[PathText] = None
+    """file to write (null: runs/classifier.safetensors, or the next such name that is unused)"""
     noisy: bool = False
     """train a classifier of noisy images, for all noise levels"""
-    frames: Optional[str] = None
+    frames: Optional[PathText] = None
     """own pictures in classes, a file or a directory as for train.py --num_cond_frames 0: their
     classifier of noisy images (null: of digits)"""
     data: Optional[str] = None
@@ -453,7 +455,7 @@ def main(argv: list[str] | None = None) -> None:
         share = accuracy(net, *banks.test, device)
         metadata = dict(accuracy=share)
         right = f"{100 * share:.2f}%"
-    path = Path(settings.out)
+    path = Path(settings.out) if settings.out else unused(Path("runs/classifier.safetensors"))
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata |= dict(
         settings=record(settings, source) | dict(out=None, data_root="data"),

@@ -71,12 +71,10 @@ def test_what_is_given_meets_what_is_found():
     values = dict(denoiser="exact", pg_factor=2.0, num_sets=100, answer_classes=None)
     before, nothing = assemble.resolve(values, assemble.Facts())
     differ = dict(excess_spread=dict(ci95=[0.1, 0.2]), iou_distance=dict(mean=0.5))
-    facts = assemble.Facts(
-        digits="embedded", most_sets=9, spread=differ | dict(answers_iou_distance=dict(mean=0.3))
-    )
+    facts = assemble.Facts(most_sets=9, spread=differ | dict(answers_iou_distance=dict(mean=0.3)))
     settings, notices = assemble.resolve(before.record(), facts)
     assert nothing == [] and [notice.split(":")[0] for notice in notices] == ["num_sets", "WARNING"]
-    found = dict(digits="embedded", num_sets=9, pg_factor=0.0, sampler="edm")
+    found = dict(num_sets=9, pg_factor=0.0, sampler="edm")
     assert settings.record() == before.record() | found
     assert assemble.resolve(settings.record(), facts) == (settings, [])
     forced, (_, warning) = assemble.resolve(values | dict(pg_only_if_needed=False), facts)

@@ -19,7 +19,7 @@ from diverse_sampling.errors import SettingError
 from diverse_sampling.noise import ParticleNoise, Stream
 from diverse_sampling.steps import karras_sigmas
 from lab import assemble, methods, pilot
-from lab.records import sha256_of
+from lab.files import sha256_of
 
 SIGMAS = karras_sigmas(22, 0.002, 80.0, 7.0)
 PILOTS_CALLS = PILOT_LEVELS * pilot.PILOT[0] * pilot.PILOT[1]

@@ -229,7 +229,7 @@ def test_roll_outs_and_a_closer_look_are_not_refused(network, gpu):
     traces.trace(job, 0)
     job = evaluation(network, GUIDED)
     samples = job.sampler.sample_all(progress=False)
-    assert job.sampler.roll_out(samples, 2).shape[2] == 2
+    assert job.sampler.roll_out(torch.arange(len(samples)), samples, 2).shape[2] == 2
     assert gpu.errors == []
 
 

@@ -13,6 +13,7 @@ import torch
 from conftest import ROOT
 
 import evaluate
+import sampler
 import train
 from diverse_sampling import devices
 from diverse_sampling.errors import SettingError
@@ -40,6 +41,57 @@ def test_memory_that_the_allocator_holds_unused_is_free(monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 70)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 30)
     assert devices.free_memory(torch.device("cuda")) == 140
+
+
+def control_groups(root, lines: str, groups: dict[str, tuple]) -> None:
+    """What Linux says of a process: its groups, and of some {folder: (limit, used, files)}."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(lines)
+    for folder, (limit, used, files) in groups.items():
+        group = root / "sys/fs/cgroup" / folder
+        group.mkdir(parents=True, exist_ok=True)
+        first = folder.startswith("memory")
+        names = ("limit_in_bytes", "usage_in_bytes") if first else ("max", "current")
+        for name, number in zip(names, (limit, used)):
+            (group / f"memory.{name}").write_text(f"{number}\n")
+        stat = f"inactive_file {files}\ntotal_inactive_file {files}\n"
+        (group / "memory.stat").write_text(stat)
+
+
+@pytest.mark.parametrize(
+    "lines, groups, left",
+    [
+        ("0::/\n", {"": (1000, 400, 100)}, [700]),  # a container of version 2
+        ("0::/a/b\n", {"a": (900, 100, 0), "a/b": ("max", 50, 0)}, [800]),
+        ("4:memory:/docker/7\n3:cpu:/\n0::/\n", {"memory": (500, 450, 30)}, [80]),  # version 1
+        ("4:memory:/job\n", {"memory": (2**63, 9, 0), "memory/job": (500, 600, 0)}, [0, 2**63 - 9]),
+        ("0::/\n", {}, []),
+        ("", {}, []),
+    ],
+)
+def test_limits_of_containers_are_read(lines, groups, left, tmp_path, monkeypatch):
+    control_groups(tmp_path, lines, groups)
+    assert devices.container_memory(tmp_path) == left
+    assert devices.container_memory(tmp_path / "elsewhere") == []
+    monkeypatch.setattr(devices, "container_memory", lambda: [77])
+    assert devices.free_memory(torch.device("cpu")) == 77
+
+
+@pytest.mark.parametrize("space, most", [("jacobian", 20), ("denoised", 100)])
+def test_a_set_that_cannot_fit_is_refused_with_a_size_that_does(
+    space, most, tiny_model, tmp_path, refused, monkeypatch
+):
+    """Where a gradient runs through the network it needs more."""
+    argv = ["--checkpoint", str(tiny_model / "model.safetensors"), "--digits", "embedded"]
+    argv += ["--device", "cpu", "--num_sets", "1", "--pg_factor", "1", "--pg_space", space]
+    argv += ["--num_steps", "2", "--sigma_min", "0.002", "--sampler", "edm"]
+    one = assemble.evaluation([*argv, "--batch_size", "4"]).sampler.bytes_per_particle
+    monkeypatch.setattr(sampler, "free_memory", lambda device: 20 * one)
+    argv += ["--outdir", str(tmp_path / "run")]
+    line = refused(evaluate.main, [*argv, "--batch_size", "1000"])
+    assert f"batch_size: got 1000; accepted: at most {most};" in line
+    assert not (tmp_path / "run").exists()
+    assemble.evaluation([*argv, "--batch_size", str(most)])
 
 
 @pytest.mark.parametrize("precision", ["auto", "float32", "tf32", "bfloat16"])

@@ -443,10 +443,11 @@ def test_other_data_on_the_same_path_is_noticed_everywhere(tmp_path, capsys, ref
     evaluate.main(argv)  # this very run again
     capsys.readouterr()
     labelled(tmp_path, 11)
-    assert "comes from other frames" in refused(evaluate.main, argv)
+    assert "says otherwise (frames_sha256: " in refused(evaluate.main, argv)
     evaluate.main([*argv[:-1], str(tmp_path / "other")])
     assert "has changed since the training" in capsys.readouterr().err
-    assert "it began with others" in refused(train.main, ["--resume", str(tmp_path / "model")])
+    line = refused(train.main, ["--resume", str(tmp_path / "model")])
+    assert "frames_sha256: got" in line and "the run was made with another" in line
 
 
 def test_frames_of_another_size_or_kind_than_the_training_are_refused(

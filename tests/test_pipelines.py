@@ -1,5 +1,6 @@
 """Guidance in pipelines of diffusers: every scheduler with an exact network, and tiny pipelines."""
 
+import copy
 import functools
 import inspect
 import math
@@ -156,14 +157,53 @@ def test_a_push_beyond_half_precision_is_bounded():
 
 def test_leaving_restores_the_scheduler(guide):
     schedule = scheduler("DDIM")
-    before = inspect.signature(schedule.step)
+    before, kind, state = inspect.signature(schedule.step), type(schedule), {*vars(schedule)}
     with repelling(schedule, guide, particles=8):
         assert inspect.signature(schedule.step) == before  # pipelines look at it
-        assert "step" in vars(schedule)
-    assert "step" not in vars(schedule)
+        assert isinstance(schedule, kind) and type(schedule).__name__ == kind.__name__
+        schedule.set_timesteps(30)
+        schedule.step(normal(8, 1, SIDE, SIDE), 100, normal(8, 1, SIDE, SIDE))
+    assert type(schedule) is kind and {*vars(schedule)} == state
     with pytest.raises(KeyError), repelling(schedule, guide, particles=8):
         raise KeyError
-    assert "step" not in vars(schedule)
+    assert type(schedule) is kind
+
+
+COPIES = dict(deep=copy.deepcopy, shallow=copy.copy, config=lambda one: one.from_config(one.config))
+
+
+@pytest.mark.parametrize("copied", COPIES)
+@pytest.mark.parametrize("name", ["DDIM", "Euler", "Heun", "UniPC"])
+def test_a_copy_of_the_scheduler_is_guided_like_it_and_no_longer_than_it(name, copied, guide):
+    """Some pipelines copy their scheduler in each call."""
+    drawn = []
+    for make in (lambda one: one, COPIES[copied]):
+        schedule = scheduler(name)
+        noise = torch.Generator().manual_seed(0)
+        with repelling(schedule, guide, particles=8, window=Window(0.1, 10, 0.5), generator=noise):
+            used = make(schedule)
+            drawn.append(draw(used, sets=2))
+    assert torch.equal(drawn[0], drawn[1])
+    plain = scheduler(name)
+    assert torch.equal(draw(used, sets=2), draw(plain, sets=2))
+
+
+def test_a_scheduler_that_is_not_the_guided_one_is_refused(guide, exact_pipe):
+    """Its pictures would be those without guidance, and nobody would know."""
+    other = scheduler("Euler")
+    with (
+        pytest.raises(SettingError, match="^scheduler: got 'DDIMScheduler'.*took no step"),
+        repelling(scheduler("DDIM"), guide, particles=8),
+    ):
+        draw(other, sets=1)
+    before = exact_pipe.scheduler
+    decided = pilot(denoiser_of(exact_pipe), particles=16)
+    with (
+        pytest.raises(SettingError, match="^scheduler: got 'EulerDiscreteScheduler'.*not guided"),
+        repel(exact_pipe, particles=8, decisions=decided),
+    ):
+        exact_pipe.scheduler = other
+    exact_pipe.scheduler = before
 
 
 def test_contexts_nest(guide):
@@ -177,7 +217,7 @@ def test_contexts_nest(guide):
         draw(schedule, sets=1)
     denoised = seen[20][-1]
     torch.testing.assert_close(denoised, BLOBS[3].expand_as(denoised), atol=1e-3, rtol=0)
-    assert "step" not in vars(schedule)
+    assert type(schedule) is type(scheduler("DDIM"))
 
 
 def test_sets_of_several_prompts_do_not_mix(guide):

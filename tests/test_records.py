@@ -1,19 +1,25 @@
 """What a run writes, how it is read again, and what its metrics and methods are called."""
 
-import hashlib
 import json
+import math
+import re
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
 
+from config import OriginSettings
 from diverse_sampling.errors import SettingError
 from lab import records
+from lab.experiments import interval
+from lab.files import as_json, distinct, write_whole
 from lab.names import METRICS, method_of, metric, source_of
 
-RESULT = dict(dataset="circle_jumping", settings=dict(seed=3, s_max=float("inf"), outdir=None))
+RESULT = dict(dataset="circle_jumping", settings=dict(seed=3, s_max=None, outdir=None))
 
 
 def arrays(modes: bool = True) -> dict[str, torch.Tensor]:
@@ -64,21 +70,103 @@ def test_other_files_of_the_same_name_are_refused(text, tmp_path):
         records.finished(str(tmp_path))
 
 
-def test_a_folder_is_for_one_run(tmp_path):
-    path = tmp_path / "config.yaml"
-    records.refuse_other_run(path, dict(seed=0))
-    path.write_text("seed: 0\n")
-    records.refuse_other_run(path, dict(seed=0))
-    with pytest.raises(SettingError, match="^outdir: got .*config.yaml there says otherwise"):
-        records.refuse_other_run(path, dict(seed=1))
+@pytest.mark.parametrize(
+    "name, text, refused",
+    [
+        ("config.yaml", "seed: 0\nolder: 1\noutdir: x\n", None),
+        ("config.yaml", "seed: 1\n", "config.yaml there says otherwise (seed: 1 and 0"),
+        ("config.yaml", "", "config.yaml there says otherwise"),
+        ("config.yaml", "{", "config.yaml there says otherwise"),
+        (
+            "metrics.json",
+            '{"settings": {"seed": 0, "digits_sha256": "b"}}',
+            "digits_sha256: b and a",
+        ),
+        ("metrics.json", "", "broken"),
+        ("other.txt", "seed: 1", None),
+    ],
+)
+def test_a_folder_is_for_one_run(name, text, refused, tmp_path):
+    (tmp_path / name).write_text(text)
+    here = dict(seed=0, outdir=None, device="cpu")
+    if "sha256" in text:
+        here["digits_sha256"] = "a"
+    if refused is None:
+        records.refuse_other_run(tmp_path, here)
+    else:
+        with pytest.raises(SettingError, match="^(outdir|record): got .*" + re.escape(refused)):
+            records.refuse_other_run(tmp_path, here)
 
 
-def test_provenance_has_the_hash_of_the_checkpoint(tmp_path):
-    (tmp_path / "model").write_bytes(b"weights")
-    known = records.provenance(tmp_path / "model")
-    assert known["checkpoint_sha256"] == hashlib.sha256(b"weights").hexdigest()
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner) | st.tuples(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_every_record_is_strict_json_and_keeps_what_is_finite(record):
+    def refuse(token):
+        raise AssertionError(token)
+
+    def expected(value):
+        if isinstance(value, dict):
+            return {key: expected(each) for key, each in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [expected(each) for each in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    assert json.loads(as_json(record), parse_constant=refuse) == expected(record)
+
+
+def test_metrics_that_were_not_finite_are_read_as_nan(tmp_path):
+    metric = dict(mean=math.nan, ci95=[-math.inf, 2.0], per_set=[1.0, math.nan], words=None)
+    write_whole(tmp_path / "metrics.json", as_json(dict(settings={}, quality=metric, ged=None)))
+    result = records.result_of(str(tmp_path))
+    assert interval(result["quality"]) == "nan [nan, 2.000]" and result["ged"] is None
+    assert math.isnan(result["quality"]["per_set"][1]) and result["quality"]["words"] is None
+
+
+# Hashes, flags, the cache of the library, and what a process says to the one that started it.
+NO_RECORDS = {"lab/command_line.py", "lab/pilot.py", "diverse_sampling/decisions.py"}
+NO_RECORDS |= {"benchmarks/potentials.py"}
+
+
+def test_every_record_is_written_by_one_function():
+    folders = (".", "lab", "figures", "worlds", "benchmarks", "docs", "diverse_sampling")
+    writers = {
+        str(path.relative_to(ROOT))
+        for folder in folders
+        for path in (ROOT / folder).glob("*.py")
+        if re.search(r"json\.dumps?\(", path.read_text())
+    }
+    assert writers - NO_RECORDS == {"lab/files.py"}
+
+
+@pytest.mark.parametrize("content", ["", "{", "\x00"])
+def test_a_record_that_is_no_json_is_named(content, tmp_path):
+    for name in ("metrics.json", "results.json"):
+        (tmp_path / name).write_text(content)
+        read = records.result_of if name == "metrics.json" else records.experiment_of
+        with pytest.raises(SettingError, match=rf"^run: got '.*{name}'; accepted: .*broken"):
+            read(str(tmp_path))
+
+
+@given(st.lists(st.sampled_from(["scan", "Scan", "scan-2", "SCAN-2", "a/b", "x"])))
+def test_no_two_names_of_outputs_are_alike(names):
+    different = distinct(names)
+    assert len({name.casefold() for name in different}) == len(names)
+    for name, new in zip(names, different):
+        assert new == name or new.rpartition("-")[0] == name
+    once = [
+        name for name in names if [each.casefold() for each in names].count(name.casefold()) < 2
+    ]
+    assert set(once) <= set(different)
+
+
+def test_provenance_has_the_hashes_of_what_was_used():
+    known = records.provenance(OriginSettings(checkpoint_sha256="c", digits_sha256="d"))
+    assert (known["checkpoint_sha256"], known["digits_sha256"]) == ("c", "d")
     assert known["versions"]["torch"] == torch.__version__
-    assert records.provenance(None)["checkpoint_sha256"] is None
 
 
 # ---------------------------------------------------------------- names

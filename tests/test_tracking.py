@@ -233,7 +233,9 @@ def test_libraries_are_imported_only_when_asked_for(tmp_path):
 
 
 def test_only_the_first_process_tracks(tmp_path, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
+    torchrun = dict(RANK="1", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, value)
     tracker = tracking.start(TrackingSettings("offline", True), tmp_path, {})
     assert tracker.services == [] and list(tmp_path.iterdir()) == []
 

@@ -305,15 +305,14 @@ def test_a_backend_that_is_missing_does_not_end_a_training(tmp_path):
     }
 
 
-def test_checkpoint_and_log_are_whole_before_a_picture_is_drawn(tmp_path, monkeypatch, capsys):
+def test_a_picture_that_cannot_be_drawn_costs_a_warning(tmp_path, monkeypatch, capsys):
     def draw(training, path):
         raise OSError("no space for pictures")
 
     monkeypatch.setattr(train, "draw_samples", draw)
-    with pytest.raises(SystemExit) as stop:
-        train.main([*SMALL, "--iterations", "3", "--outdir", str(tmp_path)])
-    assert stop.value.code == 1
-    assert "no space for pictures" in capsys.readouterr().err
+    train.main([*SMALL, "--iterations", "3", "--outdir", str(tmp_path)])
+    captured = capsys.readouterr()
+    assert "cannot be drawn (no space for pictures)" in captured.err and "loss" in captured.out
     assert checkpoint.read_metadata(tmp_path / "model.safetensors")["iteration"] == 3
     assert [record["iteration"] for record in log_of(tmp_path)] == [1, 2, 3]
 
