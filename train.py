@@ -466,8 +466,11 @@ def run(
                 if attempt(lambda path: draw_samples(training, path), path):
                     tracker.picture(path, step=i)
             if main and last and has_answers:
-                training.spread = held_out_spread(training, outdir)
-                training.save_model(outdir)
+                try:
+                    training.spread = held_out_spread(training, outdir)
+                    training.save_model(outdir)
+                except SettingError as error:  # frames that are gone, or no room for a set
+                    print(f"WARNING: the spread is not measured ({error})", file=sys.stderr)
             if main and last:
                 tracker.results(progress.last)
                 tracker.model(outdir / "model.safetensors", training.model_metadata())

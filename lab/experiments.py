@@ -134,7 +134,7 @@ def run_cell(settings: EvaluationSettings, checkpoint: Path | None, outdir: Path
     cell = cell_of(settings, checkpoint, outdir)
     if cell.is_file():
         try:
-            return read_json(cell)
+            return read_json(cell, "cell")
         except SettingError as error:
             _say_once(f"WARNING: {error}; made again")
     cell.parent.mkdir(parents=True, exist_ok=True)

@@ -53,7 +53,7 @@ def read_json(path: Path, key: str = "record") -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"), object_hook=_with_nan)
     except ValueError as error:
-        reject(key, str(path), f"a file of JSON; this one is empty or broken ({error})")
+        reject(key, str(path), f"a record in JSON; this file is empty or broken ({error})")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

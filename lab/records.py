@@ -123,7 +123,7 @@ def refuse_other_run(outdir: Path, record: Mapping[str, Any]) -> None:
             there = None
         path = config
     elif metrics.is_file():
-        there, path = read_json(metrics).get("settings"), metrics
+        there, path = result_of(str(outdir))["settings"], metrics
     else:
         return
     accepted = f"a folder that is new or holds this very run; {path.name} there says otherwise"
@@ -293,7 +293,10 @@ def experiment_of(run: str) -> dict[str, Any]:
     A row is {cell: its place on every axis, result: as in metrics.json}. Raises SettingError for a
     folder without it.
     """
-    return read_json(run_file(run, "results.json"), "run")
+    record = read_json(run_file(run, "results.json"), "run")
+    if not isinstance(record, dict) or "rows" not in record:
+        reject("run", run, "a folder with the results.json that evaluate.py --experiment writes")
+    return record
 
 
 def label(row: dict[str, Any]) -> str:

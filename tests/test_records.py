@@ -68,6 +68,9 @@ def test_other_files_of_the_same_name_are_refused(text, tmp_path):
     np.savez(tmp_path / "samples.npz", samples=np.zeros(1))
     with pytest.raises(SettingError, match="^run: got .*that evaluate.py writes"):
         records.finished(str(tmp_path))
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(SettingError, match="^run: got .*that evaluate.py --experiment writes"):
+        records.experiment_of(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +97,7 @@ def test_a_folder_is_for_one_run(name, text, refused, tmp_path):
     if refused is None:
         records.refuse_other_run(tmp_path, here)
     else:
-        with pytest.raises(SettingError, match="^(outdir|record): got .*" + re.escape(refused)):
+        with pytest.raises(SettingError, match="^(outdir|run): got .*" + re.escape(refused)):
             records.refuse_other_run(tmp_path, here)
 
 

@@ -402,6 +402,22 @@ def test_a_training_keeps_the_digits_that_it_began_with(tmp_path, undrawn, refus
     assert "digits: embedded" in capsys.readouterr().err
 
 
+def test_other_frames_of_the_same_name_are_refused(network, tmp_path, undrawn, refused, capsys):
+    frames = np.random.default_rng(0).integers(0, 256, (10, 2, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "frames.npz", frames=frames)
+    flags = ["--checkpoint", str(network), "--frames", str(tmp_path / "frames.npz"), *NETWORK]
+    evaluate.main([*flags, "--outdir", str(tmp_path / "run")])
+    before = contents(tmp_path / "run")
+    np.savez(tmp_path / "frames.npz", frames=frames[::-1])
+    capsys.readouterr()
+    config = ["--config", str(tmp_path / "run" / "config.yaml")]
+    assert "error: frames_sha256: got" in refused(evaluate.main, config)
+    line = refused(evaluate.main, [*flags, "--outdir", str(tmp_path / "run")])
+    assert "config.yaml there says otherwise (frames_sha256: " in line
+    assert contents(tmp_path / "run") == before
+    evaluate.main([*config, "--frames", str(tmp_path / "frames.npz"), "--outdir", str(tmp_path)])
+
+
 @pytest.mark.parametrize("other", ["evaluation", "training"])
 def test_a_training_replaces_nothing_of_another_run(other, tmp_path, undrawn, refused, capsys):
     argv = [*SMALL, "--iterations", "2", "--outdir", str(tmp_path)]
