@@ -201,7 +201,7 @@ def _said_before(settings: dict[str, Any]) -> str | None:
         range=settings.get("value_range"),
         classes=values and {f"{value:g}": value for value in values},
     )
-    text = json.dumps({key: value for key, value in said.items() if value})
+    text = as_json({key: value for key, value in said.items() if value})
     return None if text == "{}" else text
 
 
