@@ -29,6 +29,7 @@ from diverse_sampling.errors import reject
 from lab.command_line import without_flags
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 # ---------------------------------------------------------------- written
@@ -99,7 +100,7 @@ def write_predictions(
     samples: Tensor, names: list[str], result: dict[str, Any], folder: Path
 ) -> None:
     """Write each sample as a picture, folder/NAME/particle_0.png and so on; of a roll-out each
-    frame, folder/NAME/particle_0/frame_1.png.
+    frame, folder/NAME/particle_0/frame_1.png. `summary_pictures` of masks and classes come beside.
 
     Class labels have the values that the training's answers had, masks are black and white, other
     samples 8-bit grey or colour.
@@ -114,16 +115,13 @@ def write_predictions(
     import numpy as np
     from PIL import Image
 
-    values = result["settings"]["answer_classes"]
     for particles, name in zip(samples, names):
+        for what, picture in summary_pictures(particles, result).items():
+            path = folder / name / f"{what}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(path)
         for b, sample in enumerate(particles):
-            if result["label_classes"]:
-                pixels = np.asarray(values)[sample.numpy()]
-                pixels = pixels.astype(np.uint8 if pixels.max() < 256 else np.uint16)
-            else:
-                levels = sample.clamp(0, 1)
-                levels = (levels > 0.5).float() if result["draws_masks"] else levels
-                pixels = (levels * 255).round().byte().numpy()
+            pixels = _pixels(sample, result)
             place = folder / name / f"particle_{b}.png"
             pictures = {place: pixels}
             if result["settings"]["rollout"] > 1:
@@ -133,6 +131,40 @@ def write_predictions(
                 path.parent.mkdir(parents=True, exist_ok=True)
                 colours_last = np.moveaxis(picture, 0, -1) if picture.ndim == 3 else picture
                 Image.fromarray(colours_last).save(path)
+
+
+def summary_pictures(particles: Tensor, result: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Pictures that sum up a set of masks or of class labels, by name; none of other samples.
+
+    `consensus` (H, W), as the samples are written: the class that most particles have at a pixel.
+    `disagreement` (H, W) uint8: the entropy of their classes there, 0 if all agree, 255 if all
+    classes are equally frequent (`metrics.consensus` and `metrics.disagreement`).
+
+    Arguments:
+        particles: (B, H, W), the samples of one case
+        result: the record of metrics.json
+    """
+    from lab.metrics import consensus, disagreement
+
+    classes = result["label_classes"]
+    if not classes and not result["draws_masks"]:
+        return {}
+    return dict(
+        consensus=_pixels(consensus(particles, classes), result),
+        disagreement=(disagreement(particles, classes) * 255).round().byte().numpy(),
+    )
+
+
+def _pixels(sample: Tensor, result: dict[str, Any]) -> np.ndarray:
+    """A sample as it is written, in the numbers of a picture's file."""
+    import numpy as np
+
+    if result["label_classes"]:
+        pixels = np.asarray(result["settings"]["answer_classes"])[sample.numpy()]
+        return pixels.astype(np.uint8 if pixels.max() < 256 else np.uint16)
+    levels = sample.clamp(0, 1)
+    levels = (levels > 0.5).float() if result["draws_masks"] else levels
+    return (levels * 255).round().byte().numpy()
 
 
 def provenance(checkpoint: Path | None) -> dict[str, Any]:
