@@ -205,7 +205,7 @@ def crop(masks: np.ndarray, size: int, given: int = 1) -> np.ndarray | None:
 
     Returns (K, size, size), None if they do not fit.
     """
-    middle = masks[:given].any(0)
+    middle = masks[:given].max(0)
     rows = np.flatnonzero(middle.any(1))
     columns = np.flatnonzero(middle.any(0))
     top = (rows[0] + rows[-1] + 1) // 2 - size // 2
