@@ -43,9 +43,9 @@ METHODS = {
 }
 KEYS = ("hm_iou", "ged", "ci_score", "d_max", "mean_iou", "iou_distance", "distance_to_answers")
 # The same if there is one answer, of which no training measures whether guidance is needed.
-METHODS_OF_ONE = {"independent": "", "guided": "--pg_factor 5"}
+METHODS_OF_ONE = {"independent": "", "many": "--batch_size 16", "guided": "--pg_factor 5"}
 KEYS_OF_ONE = (
-    *("mean_iou", "hm_iou", "fair_energy_score", "spread_skill"),
+    *("mean_iou", "hm_iou", "energy_score", "fair_energy_score", "spread_skill"),
     *("iou_distance", "distance_to_answers"),
 )
 DRAWN = 4  # sets in the picture, the first ones
