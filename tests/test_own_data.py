@@ -507,6 +507,13 @@ def test_every_kind_from_training_to_pictures_of_new_data(kind, tmp_path, capsys
     expected = {"classes": {0, 1, 2}, "ragged": {0, 255}}.get(kind, set(range(256)))
     assert set(np.unique(picture)) <= expected
     assert picture.shape == ((*pixels[1:], 3) if kind == "colour" else pixels)
+    if summed:
+        agreed, apart, a, b = (
+            np.asarray(Image.open(new / "predictions" / "x2" / name)).astype(int) for name in files
+        )
+        assert (agreed == np.minimum(a, b)).all()  # of two that differ, the first class
+        share = 255 * np.log(2) / np.log(len(expected))
+        assert (apart == np.where(a == b, 0, round(share))).all()
 
 
 def test_class_metrics_are_means_over_the_classes_that_are_there():
