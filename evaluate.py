@@ -43,7 +43,8 @@ LEAST_ACCURACY = 0.9  # of the judge of own pictures; below, a warning is printe
 # Of own frames, beside what all worlds have.
 FRAMES_ROWS = (
     *("nearest_in_class", "test_nearest_in_class", "judge_accuracy"),
-    *("mean_iou", "ged", "iou_distance", "answers_iou_distance", "distance_to_answers"),
+    *("mean_iou", "d_max", "ged", "ci_score", "energy_score", "fair_energy_score"),
+    *("spread_skill", "iou_distance", "answers_iou_distance", "distance_to_answers"),
 )
 
 
@@ -96,8 +97,17 @@ def table(result: dict[str, Any]) -> str:
 def diagnosis(result: dict[str, Any]) -> str | None:
     """Whether sets spread as the answers do, in words; None where that is not known.
 
+    If cases have one answer, it is compared how far sets spread and how far their mean errs.
     `result` is as in metrics.json.
     """
+    ratio = result.get("dataset") == "frames" and result.get("spread_skill")
+    if ratio and ratio["ci95"] is not None:
+        low, high = ratio["ci95"]
+        if high < 1:
+            return "the samples of a set differ less than they err: guidance may be for this case"
+        if low > 1:
+            return "the samples of a set differ more than they err: guidance would add to it"
+        return "the samples of a set differ as much as they err: guidance would add to it"
     excess = result.get("excess_spread")
     if not excess or excess["ci95"] is None:
         return None

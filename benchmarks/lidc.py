@@ -1,10 +1,13 @@
-"""Sets of outlines by four radiologists: bounds, the included network, and guidance.
+"""Sets of outlines by four radiologists: bounds, the included networks, and guidance.
 
     python examples/lidc.py --out lidc.npz
     python benchmarks/lidc.py --frames lidc.npz
+    python examples/lidc.py --given others --out lidc_others.npz
+    python benchmarks/lidc.py --frames lidc_others.npz --checkpoint lidc_others \\
+        --outdir runs/benchmark-lidc_others
 
 An evaluation that is finished is kept in --outdir and not run again. Writes lidc.json, lidc.md and
-lidc.png there.
+lidc.png there; lidc_others.json and so on if the outlines of three others are given.
 """
 
 from __future__ import annotations
@@ -17,13 +20,13 @@ import measure
 import torch
 
 import evaluate
-from config import Count, WorldSettings
+from config import Count
 from diverse_sampling.defaults import SAMPLES_VERSION
 from diverse_sampling.denoiser import to_model_range, to_unit_range
 from diverse_sampling.errors import SettingError
-from examples.lidc import READERS, bounds
-from figures.drawing import Figure, save
-from figures.gallery import outlines
+from examples.lidc import READERS, bounds, test_task
+from figures.drawing import save
+from figures.sheets import outline_sheet
 from lab import assemble, checkpoint
 from lab.command_line import fail
 from lab.experiments import interval
@@ -31,7 +34,6 @@ from lab.files import read_json
 from lab.names import METRICS
 from lab.records import finished
 from lab.tasks import FramesTask
-from worlds.own_data import load_frames
 
 # A name, which is that of a folder too, and flags of evaluate.py.
 METHODS = {
@@ -39,8 +41,14 @@ METHODS = {
     "default": "--pg_factor 5",
     "guided": "--pg_factor 5 --pg_only_if_needed false",
 }
-KEYS = ("hm_iou", "ged", "mean_iou", "iou_distance", "distance_to_answers")
-DRAWN = (0, 1, 2, 3)  # sets in the picture
+KEYS = ("hm_iou", "ged", "ci_score", "d_max", "mean_iou", "iou_distance", "distance_to_answers")
+# The same if there is one answer, of which no training measures whether guidance is needed.
+METHODS_OF_ONE = {"independent": "", "many": "--batch_size 16", "guided": "--pg_factor 5"}
+KEYS_OF_ONE = (
+    *("mean_iou", "hm_iou", "energy_score", "fair_energy_score", "spread_skill"),
+    *("iou_distance", "distance_to_answers"),
+)
+DRAWN = 4  # sets in the picture, the first ones
 COLUMNS = ("independent", "guided")  # of the picture
 
 
@@ -56,20 +64,17 @@ class BenchmarkSettings:
     """test sequences"""
 
 
-def mean_of_network(path: Path, frames: str, num_sets: int) -> dict[str, Any]:
-    """The metrics of sets that hold the network's posterior mean four times, binarised: of noise
-    without a trace of an image it makes the mean of all outlines that it holds for possible."""
-    world = load_frames(WorldSettings(dataset="frames", frames=frames), "test")
-    task = FramesTask(world, min(num_sets, len(world)), seed=0)
+def mean_of_network(path: Path, task: FramesTask, particles: int) -> dict[str, Any]:
+    """The metrics of sets of one mask, the network's posterior mean, binarised: of noise without a
+    trace of an image it makes the mean of all outlines that it holds for possible."""
     net, _ = checkpoint.load_denoiser(path)
-    assert task.answers is not None
     means = []
     with torch.no_grad():
         for cond in to_model_range(task.cond).split(64):
-            x = torch.zeros(len(cond), 1, *task.answers.shape[2:])
+            x = torch.zeros(len(cond), 1, *cond.shape[2:])
             means.append(net(x, torch.tensor(80.0), cond))
     mean = to_unit_range(torch.cat(means))  # (G, 1, H, W)
-    return task.measure((mean > 0.5).float().repeat(1, READERS, 1, 1))[0]
+    return task.measure((mean > 0.5).float().repeat(1, particles, 1, 1))[0]
 
 
 def run(flags: str, outdir: Path) -> dict[str, Any]:
@@ -80,47 +85,57 @@ def run(flags: str, outdir: Path) -> dict[str, Any]:
     return finished(str(outdir))[1]
 
 
-def said_of_data(frames: str, num_sets: int) -> str:
+def said_of_data(task: FramesTask, particles: int) -> str:
     """A line about the sequences, and about the sets of the table."""
-    data = load_frames(WorldSettings(dataset="frames", frames=frames), "test").data
+    data = task.world.data
     parts = {split: data.splits.count(split) for split in ("train", "validation", "test")}
     of_each = ", ".join(f"{split} {count:,}" for split, count in parts.items())
     patients = len(set(data.cases.groups))
-    sets = min(num_sets, parts["test"])
     return (
-        f"{len(data.splits):,} sequences of {patients} patients: {of_each}. The table has {sets} "
-        f"sets of {READERS}, each for another test sequence. Brackets are 95% intervals."
+        f"{len(data.splits):,} sequences of {patients} patients: {of_each}. The table has "
+        f"{task.num_sets} sets of {particles}, each for another test sequence. Brackets are 95% "
+        "intervals."
     )
 
 
 def main(argv: list[str] | None = None) -> None:
     args = measure.arguments(BenchmarkSettings, argv)
-    flags = f"--checkpoint {args.checkpoint} --frames {args.frames} --batch_size {READERS}"
-    flags += f" --num_sets {args.num_sets} --device cpu"
     try:
         measured = bounds(args.frames, args.num_sets)
+        task = test_task(args.frames, args.num_sets)
+        others = task.cond.shape[1] > 1
+        particles = READERS - others
         path = assemble.checkpoint_of(dict(checkpoint=args.checkpoint, dataset="frames"))
         assert path is not None  # of a trained denoiser
-        measured["the network's mean, copied"] = mean_of_network(path, args.frames, args.num_sets)
+        measured["the network's mean, copied"] = mean_of_network(path, task, particles)
     except SettingError as error:
         fail(str(error))
-    for name, method in METHODS.items():
+    flags = f"--checkpoint {args.checkpoint} --frames {args.frames} --batch_size {particles}"
+    flags += f" --num_sets {args.num_sets} --device cpu"
+    for name, method in (METHODS_OF_ONE if others else METHODS).items():
         label = f"`{method}`" if method else name
         measured[label] = run(f"{flags} {method}", args.outdir / name)
+    keys = KEYS_OF_ONE if others else KEYS
     rows, lines = [], []
     for name, metrics in measured.items():
-        kept = {key: {k: metrics[key][k] for k in ("mean", "ci95")} for key in KEYS}
+        kept = {key: {k: metrics[key][k] for k in ("mean", "ci95")} for key in keys}
         rows.append(dict(name=name, metrics=kept))
         lines.append([name, *map(interval, kept.values())])
-    titles = " | ".join(METRICS[key].title for key in KEYS)
-    table = measure.table(f"set of {READERS} | {titles}", lines)
-    text = f"{said_of_data(args.frames, args.num_sets)}\n\n{table}\n"
+    titles = " | ".join(METRICS[key].title for key in keys)
+    table = measure.table(f"set of {particles} | {titles}", lines)
+    text = f"{said_of_data(task, particles)}\n\n{table}\n"
     text_and_flags = f"{text}\n    python evaluate.py {flags}\n"
-    measure.save(args.outdir, "lidc", text_and_flags, dict(rows=rows))
+    record = "lidc_others" if others else "lidc"
+    measure.save(args.outdir, record, text_and_flags, dict(rows=rows))
     print(text)
-    figure, _ = outlines([str(args.outdir / name) for name in COLUMNS], list(DRAWN))
-    assert isinstance(figure, Figure)
-    save(figure, args.outdir / "lidc.png", dpi=80)
+    columns = {name: finished(str(args.outdir / name))[0] for name in COLUMNS}
+    first = columns[COLUMNS[0]]
+    figure = outline_sheet(
+        first["cond"][:DRAWN].mean(1),
+        first["answers"][:DRAWN],
+        [(name, arrays["samples"][:DRAWN]) for name, arrays in columns.items()],
+    )
+    save(figure, args.outdir / f"{record}.png", dpi=80)
 
 
 if __name__ == "__main__":

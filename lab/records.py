@@ -39,6 +39,7 @@ from lab.command_line import without_flags
 from lab.files import as_json, packed, read_json, sha256_of, write_whole
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 # ---------------------------------------------------------------- written
@@ -138,7 +139,7 @@ def write_predictions(
     samples: Tensor, names: list[str], result: dict[str, Any], folder: Path
 ) -> None:
     """Write each sample as a picture, folder/NAME/particle_0.png and so on; of a roll-out each
-    frame, folder/NAME/particle_0/frame_1.png.
+    frame, folder/NAME/particle_0/frame_1.png. `summary_pictures` of masks and classes come beside.
 
     Class labels have the values that the training's answers had, masks are black and white, other
     samples 8-bit grey or colour.
@@ -150,31 +151,62 @@ def write_predictions(
         result: the record of metrics.json
         folder: where to; raises OSError where it cannot be written
     """
+    for particles, name in zip(samples, names):
+        for what, picture in summary_pictures(particles, result).items():
+            _write_picture(folder / name / what, picture)
+        for b, sample in enumerate(particles):
+            pixels = _pixels(sample, result)
+            place = folder / name / f"particle_{b}"
+            if result["settings"]["rollout"] == 1:
+                _write_picture(place, pixels)
+            else:
+                for t, picture in enumerate(pixels, start=1):
+                    _write_picture(place / f"frame_{t}", picture)
+
+
+def _write_picture(path: Path, pixels: np.ndarray) -> None:
+    """Write a picture (H, W) or (3, H, W) to a PNG or, if no PNG holds its numbers, to a TIFF."""
     import numpy as np
     from PIL import Image
 
-    values = result["label_values"]
-    for particles, name in zip(samples, names):
-        for b, sample in enumerate(particles):
-            if result["label_classes"]:
-                pixels = as_written(sample, values)
-            else:
-                levels = sample.clamp(0, 1)
-                levels = (levels > 0.5).float() if result["draws_masks"] else levels
-                pixels = (levels * 255).round().byte().numpy()
-            suffix = ".tif" if pixels.dtype == np.int32 else ".png"
-            place = folder / name / f"particle_{b}{suffix}"
-            pictures = {place: pixels}
-            if result["settings"]["rollout"] > 1:
-                place = place.with_suffix("")
-                pictures = {place / f"frame_{t}{suffix}": p for t, p in enumerate(pixels, start=1)}
-            for path, picture in pictures.items():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                colours_last = np.moveaxis(picture, 0, -1) if picture.ndim == 3 else picture
-                Image.fromarray(colours_last).save(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    colours_last = np.moveaxis(pixels, 0, -1) if pixels.ndim == 3 else pixels
+    suffix = ".tif" if pixels.dtype == np.int32 else ".png"
+    Image.fromarray(colours_last).save(path.with_name(path.name + suffix))
 
 
-def as_written(labels: Tensor, values: Sequence[Any]) -> Any:
+def summary_pictures(particles: Tensor, result: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Pictures that sum up a set of masks or of class labels, by name; none of other samples.
+
+    `consensus`, as the samples are written: the class that most particles have at a pixel.
+    `disagreement` (H, W) uint8: the entropy of their classes there, 0 if all agree, 255 if all
+    classes are equally frequent (`metrics.consensus` and `metrics.disagreement`).
+
+    Arguments:
+        particles: (B, H, W), the samples of one case
+        result: the record of metrics.json
+    """
+    from lab.metrics import consensus, disagreement
+
+    classes = result["label_classes"]
+    if not classes and not result["draws_masks"]:
+        return {}
+    return dict(
+        consensus=_pixels(consensus(particles, classes), result),
+        disagreement=(disagreement(particles, classes) * 255).round().byte().numpy(),
+    )
+
+
+def _pixels(sample: Tensor, result: dict[str, Any]) -> np.ndarray:
+    """A sample as it is written, in the numbers of a picture's file."""
+    if result["label_classes"]:
+        return as_written(sample, result["label_values"])
+    levels = sample.clamp(0, 1)
+    levels = (levels > 0.5).float() if result["draws_masks"] else levels
+    return (levels * 255).round().byte().numpy()
+
+
+def as_written(labels: Tensor, values: Sequence[Any]) -> np.ndarray:
     """Class labels (..., H, W) as the values that the training's answers had, in an array that a
     picture can hold: colours (..., 3, H, W) uint8, or (..., H, W) uint8, uint16 or int32.
 

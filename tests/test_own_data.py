@@ -510,11 +510,20 @@ def test_every_kind_from_training_to_pictures_of_new_data(kind, tmp_path, capsys
     argv = [*model, "--frames", str(tmp_path / "new"), "--answers", "none", "--batch_size", "2"]
     evaluate.main([*argv, "--outdir", str(new)])
     drawn = sorted(str(p.relative_to(new)) for p in (new / "predictions").rglob("*.png"))
-    assert len(drawn) == 6 and "predictions/x10/particle_1.png" in drawn
+    summed = ["consensus.png", "disagreement.png"] * (kind in ("classes", "ragged"))
+    files = [*summed, "particle_0.png", "particle_1.png"]
+    assert drawn == [f"predictions/{name}/{file}" for name in ("x1", "x10", "x2") for file in files]
     picture = np.asarray(Image.open(new / "predictions" / "x2" / "particle_0.png"))
     expected = {"classes": {0, 1, 2}, "ragged": {0, 255}}.get(kind, set(range(256)))
     assert set(np.unique(picture)) <= expected
     assert picture.shape == ((*pixels[1:], 3) if kind == "colour" else pixels)
+    if summed:
+        agreed, apart, a, b = (
+            np.asarray(Image.open(new / "predictions" / "x2" / name)).astype(int) for name in files
+        )
+        assert (agreed == np.minimum(a, b)).all()  # of two that differ, the first class
+        share = 255 * np.log(2) / np.log(len(expected))
+        assert (apart == np.where(a == b, 0, round(share))).all()
 
 
 def test_class_metrics_are_means_over_the_classes_that_are_there():
@@ -547,6 +556,24 @@ def test_spread_and_its_diagnosis_tell_too_much_from_too_little():
     assert "guidance would add to it" in evaluate.diagnosis(apart | independent)
     guided = dict(settings=dict(pg_factor=3.0))
     assert "independent ones may be better" in evaluate.diagnosis(apart | guided)
+
+
+def test_with_one_answer_a_case_spread_is_compared_with_the_error():
+    generator = torch.Generator().manual_seed(0)
+    drawn = (torch.rand(60, 5, 8, 8, generator=generator) > 0.5).float()
+    samples, answer = drawn[:, :4], drawn[:, 4:]
+    one = torch.ones(1, dtype=torch.float64)
+    frames = dict(dataset="frames", settings=dict(pg_factor=0.0))
+    same = answer_metrics(samples, answer, one, masks=True) | frames
+    assert "as much as they err" in evaluate.diagnosis(same)
+    assert same["d_max"]["mean"] > 0 and "ci_score" not in same and "excess_spread" not in same
+    assert same["fair_energy_score"]["mean"] < same["energy_score"]["mean"]
+    alike = answer_metrics(samples[:, :1].expand(-1, 4, -1, -1), answer, one) | frames
+    assert alike["spread_skill"]["mean"] == 0 and "d_max" not in alike
+    assert "less than they err" in evaluate.diagnosis(alike)
+    middle = (samples - 0.5) * torch.tensor([1, 1, -1, -1]).view(4, 1, 1) + 0.5
+    known = answer_metrics(middle, 0.5 + 0.1 * (answer - 0.5), one) | frames
+    assert "more than they err" in evaluate.diagnosis(known)
 
 
 # ---------------------------------------------------------------- pictures without a condition
