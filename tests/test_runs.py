@@ -103,7 +103,8 @@ def predicting(network, tmp_path, undrawn):
 
 def pictures_of(folder: Path) -> dict[str, int]:
     """How many predictions there are, by the name of the picture."""
-    return {each.name: len(list(each.iterdir())) for each in (folder / "predictions").glob("*")}
+    folders = (folder / "predictions").glob("*")
+    return {each.name: len(list(each.glob("particle_*"))) for each in folders}
 
 
 def wait_for(condition, *processes) -> None:
