@@ -21,16 +21,15 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Mapping, NoReturn, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 import yaml
 
 from diverse_sampling.errors import reject
 
 Value = float | Sequence[float]  # of a class: a number, or one for each colour
-KINDS = ("mask", "classes", "colours", "grey")
 MOST_CLASSES = 255
 # What holds for other data that the same network is given.
 OF_NUMBERS = ("range", "channels", "answers_are", "classes")
@@ -65,13 +64,11 @@ class Description:
         except yaml.YAMLError as error:
             reject("data", source, f"YAML ({' '.join(str(error).split())[:200]})")
         values = {} if values is None else values
-        known = [field.name for field in fields(cls)]
-        if not isinstance(values, dict) or not set(values) <= {*known}:
-            unknown = (
-                [key for key in values if key not in known] if isinstance(values, dict) else []
-            )
-            named = f"; {', '.join(map(str, unknown))} is none of them" if unknown else ""
-            reject("data", source, f"keys and values, keys of {', '.join(known)}{named}")
+        if not isinstance(values, dict):
+            reject("data", source, f"keys and values; keys are {', '.join(READERS)}")
+        for key in values:
+            if key not in READERS:
+                reject("data", f"{key} ({source})", f"keys {', '.join(READERS)}")
         return cls(**{key: _read(key, value, source) for key, value in values.items()})
 
     def over(self, below: Description) -> Description:
@@ -121,56 +118,71 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _number(value: Any) -> float:
-    """Raises ValueError for what is no finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+def _need(fits: bool) -> None:
+    """Raise ValueError unless something fits."""
+    if not fits:
         raise ValueError
+
+
+def _number(value: Any) -> float:
+    _need(type(value) in (int, float) and math.isfinite(value))
     return float(value)
+
+
+def _pattern(value: Any) -> str:
+    _need(isinstance(value, str) and value != "" and value[0] != "/" and ".." not in value)
+    return value
+
+
+def _patterns(value: Any) -> tuple[str, ...]:
+    return tuple(map(_pattern, [value] if isinstance(value, str) else value))
+
+
+def _range(value: Any) -> tuple[float, float]:
+    black, white = map(_number, value)
+    _need(black < white)
+    return black, white
+
+
+def _classes(value: Any) -> dict[str, Value]:
+    values: dict[str, Value] = {
+        str(name): tuple(map(_number, each)) if isinstance(each, list) else _number(each)
+        for name, each in value.items()
+    }
+    sizes = {len(each) if isinstance(each, tuple) else 1 for each in values.values()}
+    _need(2 <= len(values) <= MOST_CLASSES and sizes in ({1}, {3}))
+    _need(len({*values.values()}) == len(values))
+    return values
+
+
+def _one_of(*choices: str) -> tuple[Callable[[Any], str], str]:
+    def read(value: Any) -> str:
+        _need(value in choices)
+        return value
+
+    return read, " or ".join(choices)
+
+
+PATTERN = (_pattern, "a pattern such as '{case}/*.png', below the folder of the data, or a name")
+# Of each key: what reads its value, and what is accepted.
+READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    **dict.fromkeys(("frames", "answers", "groups", "split"), PATTERN),
+    "ignore": (_patterns, "patterns of files, or names of arrays"),
+    "order": _one_of("nt", "tn"),
+    "range": (_range, "two numbers, [black, white]"),
+    "channels": _one_of("grey", "colour"),
+    "answers_are": _one_of("mask", "classes", "colours", "grey"),
+    "classes": (_classes, f"2 to {MOST_CLASSES} names, each with its value, a number or [r, g, b]"),
+}
 
 
 def _read(key: str, value: Any, source: str) -> Any:
     """The value of a key. Raises SettingError."""
-
-    def refused(accepted: str) -> NoReturn:
-        reject("data", f"{key}: {value}", f"{accepted} ({source})")
-
-    choices = dict(order=("nt", "tn"), channels=("grey", "colour"), answers_are=KINDS)
-    if key in choices:
-        if value not in choices[key]:
-            refused(" or ".join(choices[key]))
-        return value
-    if key in ("frames", "answers", "groups", "split"):
-        if not isinstance(value, str) or not value or value.startswith("/") or ".." in value:
-            refused("a pattern such as '{case}/*.png', below the folder of the data, or a name")
-        return value
+    reader, accepted = READERS[key]
     try:
-        if key == "ignore":
-            names = [value] if isinstance(value, str) else value
-            if not all(isinstance(name, str) for name in names):
-                raise ValueError
-            return tuple(names)
-        if key == "range":
-            black, white = map(_number, value)
-            if not black < white:
-                raise ValueError
-            return black, white
-        values = {
-            str(name): tuple(map(_number, each)) if isinstance(each, list) else _number(each)
-            for name, each in value.items()
-        }
-        sizes = {len(each) if isinstance(each, tuple) else 1 for each in values.values()}
-        one_each = len(set(values.values())) == len(values) and sizes <= {1, 3} and len(sizes) == 1
-        if not 2 <= len(values) <= MOST_CLASSES or not one_each:
-            raise ValueError
-        return values
+        return reader(value)
     except (ValueError, TypeError, AttributeError):
-        refused(
-            dict(
-                ignore="patterns of files, or names of arrays",
-                range="two numbers, [black, white]",
-                classes=f"2 to {MOST_CLASSES} names, each with its value, a number or [r, g, b]",
-            )[key]
-        )
+        reject("data", f"{key}: {value}", f"{accepted} ({source})")
 
 
 # ---------------------------------------------------------------- patterns
