@@ -440,7 +440,7 @@ def run(
     settings = training.settings.train
     main = training.rank == 0
     held_out = training.held_out and training.held_out.world
-    has_answers = isinstance(held_out, OwnFrames) and held_out.most_answers > 1
+    has_answers = isinstance(held_out, OwnFrames) and held_out.data.answers is not None
     with Progress(training, outdir, tracker) as progress:
         for step in training:
             progress.count()
@@ -475,7 +475,8 @@ def run(
 
 
 def held_out_spread(training: Training, outdir: Path) -> dict[str, Any]:
-    """How far samples are apart on held-out sequences, and how far their answers are.
+    """How far samples are apart on held-out sequences, and how far their answers are, or the mean
+    of the samples and the answer if there is one.
 
     The network is the one that was written to `outdir`. Returns some of the metrics of
     `metrics.answer_metrics`, without their values per set.
@@ -490,6 +491,7 @@ def held_out_spread(training: Training, outdir: Path) -> dict[str, Any]:
     evaluation = assemble.set_up(*assemble.complete(values), split="validation")
     result = brief(evaluation.run(progress=False)[2])
     keys = ("iou_distance", "answers_iou_distance", "distance_to_answers", "excess_spread")
+    keys += ("spread_skill",)  # of cases with one answer
     return {key: result[key] for key in keys if key in result} | dict(num_sets=result["num_sets"])
 
 

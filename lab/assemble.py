@@ -334,14 +334,16 @@ def _other_law(world: WorldSettings, trained: Mapping[str, Any]) -> list[str]:
 
 def _excess(spread: Mapping[str, Any] | None) -> str | None:
     """That the samples of a network differ too much already, in words; None if they do not."""
-    excess = spread and spread.get("excess_spread")
-    if not spread or not excess or not excess["ci95"] or excess["ci95"][0] <= 0:
-        return None
-    return (
-        f"on sequences held out from its training, the samples of this network differ more (IoU "
-        f"distance {spread['iou_distance']['mean']:.2f}) than the answers do "
-        f"({spread['answers_iou_distance']['mean']:.2f})"
-    )
+    held_out = "on sequences held out from its training, the samples of this network"
+    excess, ratio = ((spread or {}).get(key) for key in ("excess_spread", "spread_skill"))
+    if spread and excess and excess["ci95"] and excess["ci95"][0] > 0:
+        return (
+            f"{held_out} differ more (IoU distance {spread['iou_distance']['mean']:.2f}) than the "
+            f"answers do ({spread['answers_iou_distance']['mean']:.2f})"
+        )
+    if ratio and ratio["ci95"] and ratio["ci95"][0] > 1:
+        return f"{held_out} differ more than they err ({ratio['mean']:.2f} times as much)"
+    return None
 
 
 # ---------------------------------------------------------------- the parts

@@ -459,7 +459,7 @@ class FramesTask(Task):
         if self.answers is None:
             return spread_metrics(samples, classes), None
         priors = self.world.answer_probabilities(self.which)
-        masks = len(self.world.answer_levels.values) == 2
+        masks = self.world.answer_levels.kind == "mask"
         return answer_metrics(samples, self.answers, priors, classes, masks), None
 
 

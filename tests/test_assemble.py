@@ -66,12 +66,22 @@ def test_a_record_is_its_own_completion():
     assert again.record() == settings.record()
 
 
-def test_what_is_given_meets_what_is_found():
+TOO_WIDE = [
+    dict(
+        excess_spread=dict(ci95=[0.1, 0.2]),
+        iou_distance=dict(mean=0.5),
+        answers_iou_distance=dict(mean=0.3),
+    ),
+    dict(spread_skill=dict(mean=1.3, ci95=[1.1, 1.5])),
+]
+
+
+@pytest.mark.parametrize("differ", TOO_WIDE, ids=["several answers", "one answer"])
+def test_what_is_given_meets_what_is_found(differ):
     """The world's facts, and a spread that guidance would add to, end in new settings."""
     values = dict(denoiser="exact", pg_factor=2.0, num_sets=100, data=None)
     before, nothing = assemble.resolve(values, assemble.Facts())
-    differ = dict(excess_spread=dict(ci95=[0.1, 0.2]), iou_distance=dict(mean=0.5))
-    facts = assemble.Facts(most_sets=9, spread=differ | dict(answers_iou_distance=dict(mean=0.3)))
+    facts = assemble.Facts(most_sets=9, spread=differ)
     settings, notices = assemble.resolve(before.record(), facts)
     assert nothing == [] and [notice.split(":")[0] for notice in notices] == ["num_sets", "WARNING"]
     found = dict(num_sets=9, pg_factor=0.0, sampler="edm")

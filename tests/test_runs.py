@@ -103,7 +103,8 @@ def predicting(network, tmp_path, undrawn):
 
 def pictures_of(folder: Path) -> dict[str, int]:
     """How many predictions there are, by the name of the picture."""
-    return {each.name: len(list(each.iterdir())) for each in (folder / "predictions").glob("*")}
+    folders = (folder / "predictions").glob("*")
+    return {each.name: len(list(each.glob("particle_*"))) for each in folders}
 
 
 def wait_for(condition, *processes) -> None:
@@ -167,7 +168,7 @@ def test_a_process_that_dies_costs_its_own_chunk_alone(predicting, sampled):
     running[1].kill()
     err = running[0].communicate(timeout=120)[1].strip().splitlines()[-1]
     running[1].communicate()
-    assert running[0].returncode == 1
+    assert running[0].returncode == 1, err
     assert "another process of this run has ended" in err and "finished sets are kept" in err
     kept = {int(path.stem) for path in out.glob("sets/*/*.npz")}
     assert kept >= set(range(0, SETS, 2))
