@@ -490,8 +490,8 @@ def held_out_spread(training: Training, outdir: Path) -> dict[str, Any]:
     values |= dict(batch_size=SPREAD_PARTICLES, device=run.device, precision=run.precision)
     evaluation = assemble.set_up(*assemble.complete(values), split="validation")
     result = brief(evaluation.run(progress=False)[2])
-    keys = ("iou_distance", "answers_iou_distance", "distance_to_answers", "excess_spread")
-    keys += ("spread_skill",)  # of cases with one answer
+    keys = ["iou_distance", "answers_iou_distance", "distance_to_answers", "excess_spread"]
+    keys += ["spread_skill"]  # of cases with one answer
     return {key: result[key] for key in keys if key in result} | dict(num_sets=result["num_sets"])
 
 
