@@ -122,13 +122,11 @@ class Facts:
 
     Arguments:
         trained: the settings of the checkpoint's training, empty with the exact denoiser
-        data: what was understood of own frames; None before, and in other worlds
         most_sets: how many test conditions there are; None before, and for points in the plane
         spread: how far the network's samples were apart on sequences held out from its training
     """
 
     trained: Mapping[str, Any] = field(default_factory=dict)
-    data: str | None = None
     most_sets: int | None = None
     spread: Mapping[str, Any] | None = None
 
@@ -188,8 +186,6 @@ def resolve(values: Mapping[str, Any], facts: Facts) -> tuple[EvaluationSettings
                 f"num_sets: {num_sets} are more than the {facts.most_sets} test conditions of this "
                 f"world; using {facts.most_sets}, so that no set repeats another one's condition"
             )
-    if facts.data is not None:
-        found["data"] = facts.data
     notices += _other_law(settings.world, facts.trained)
     excess = _excess(facts.spread) if methods.measures(settings.guidance) else None
     if excess and not settings.guidance.pg_only_if_needed:
@@ -582,19 +578,17 @@ def set_up(
         if settings.run.compile:
             network.compile_for_any_size()
     notices: list[str] = []
-    understood = None
     if settings.world.dataset == "frames":
         if path is None and not world.num_cond_frames and not world.class_names:
             reject("denoiser", "exact", "trained for pictures without classes")
         notices += [world.data.describe(), *world.data.notices]
-        understood = world.data.description.as_yaml()
         if network is not None:
             if world.unlabelled:
                 world.answer_levels = _levels_drawn(settings.world, network, trained)
                 as_written(torch.zeros(0, 1, 1, dtype=torch.uint8), world.answer_levels.values)
             notices += _check_frames(world, settings, network, trained)
     most = kind.most_sets(world)
-    facts = Facts(trained["settings"], understood, most, trained.get("spread"))
+    facts = Facts(trained["settings"], most, trained.get("spread"))
     settings, more = resolve(settings.record(), facts)
     notices += more
     if settings.evaluate.num_sets is None:

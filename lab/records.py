@@ -95,6 +95,7 @@ def origin(
         found["classifier_sha256"] = sha256_of(path) if path.is_file() else None
     if settings.world.dataset == "frames":
         found["frames_sha256"] = world.data.record()["sha256"]
+        found["data"] = world.data.description.as_yaml()  # how they were understood
     elif settings.world.dataset != "mixture":
         from data_loader import digits_sha256
 

@@ -64,7 +64,7 @@ def test_help_says_the_default_of_every_setting_in_words(main, argv, capsys, mon
     if main is evaluate.main:
         assert "particles in a set (a whole number from 1 to 1e9; default: 8)" in text
         assert "(conditional, unconditional, or null; default: null)" in text
-        for rare in ("--cads_scale", "cads, diverseflow,"):
+        for rare in ("--cads_scale", "cads, dispersion,"):
             assert rare in text and rare not in often
 
 

@@ -118,7 +118,7 @@ def test_numbers_are_those_of_the_run(show, folder, run):
         if key != "outdir":
             shown = page.locator(f"[data-setting={key}] td").first.inner_text()
             text = str(value).lower() if isinstance(value, bool) else str(value)
-            assert shown == ("none" if value is None else text)
+            assert shown == ("none" if value is None else text.strip())
     first = "quality" if run == FRAMES else "modes_found"
     assert values(page.locator(".set").nth(0))[0] == result[first]["per_set"][0]
     sources = {

@@ -467,6 +467,25 @@ def test_a_cell_is_made_again_if_it_is_broken_and_only_then(small, capsys, sampl
     assert len(sampled) == 8
 
 
+def test_frames_that_are_understood_otherwise_are_other_cells(tmp_path):
+    """What is said beside them changes none of their numbers, but what these mean."""
+    frames = np.random.default_rng(0).integers(0, 256, (10, 2, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "frames.npz", frames=frames)
+
+    def cell():
+        settings, path = assemble.complete(
+            dict(denoiser="exact", frames=str(tmp_path / "frames.npz"), num_sets=2)
+        )
+        known, _ = assemble.found(settings, path)
+        one = experiments.cell_of(settings, path, tmp_path)
+        assert known.world.data and experiments.cell_of(known, path, tmp_path) == one
+        return one
+
+    first = cell()
+    (tmp_path / "frames.yaml").write_text("range: [0, 300]\n")
+    assert cell() != first
+
+
 @pytest.mark.parametrize("key", CHANGES)
 def test_cells_of_other_checkpoints_digits_or_code_are_no_cells_of_this_experiment(
     key, small, made, refused, capsys, monkeypatch, tmp_path
