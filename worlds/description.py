@@ -81,12 +81,12 @@ class Description:
 
     def as_yaml(self) -> str:
         """What data.yaml holds; "" if nothing is said."""
-        said = {key: _plain(value) for key, value in asdict(self).items() if value}
-        return (
-            yaml.safe_dump(said, sort_keys=False, default_flow_style=None, width=100)
-            if said
-            else ""
-        )
+        lines = []
+        for key, value in asdict(self).items():
+            if value:
+                text = yaml.safe_dump(_plain(value), default_flow_style=True, width=math.inf)
+                lines.append(f"{key}: {text.removesuffix('...' + chr(10))}")
+        return "".join(lines)
 
 
 def described(path: Path, said: str | None) -> Description:

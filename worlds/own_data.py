@@ -80,7 +80,7 @@ class OwnData:
             texts.append("no answers, so the next frame is the answer")
         else:
             many = " to ".join(map(str, sorted({min(self.cases.counts), max(self.cases.counts)})))
-            texts.append(f"{many} answers each ({self.answers.levels})")
+            texts.append(f"{many} answer{'s' * (many != '1')} each ({self.answers.levels})")
         if self.cases.groups:
             texts.append(f"{len(set(self.cases.groups)):,} groups")
         each = " of each class" * bool(self.class_names)
