@@ -167,7 +167,7 @@ def peers(args) -> tuple[str, dict]:
 
     class Free(torch.nn.Module):
         def forward(self, x, c_noise, labels=None, moved=None):
-            return 0.5 * x[:, :1], None, None
+            return 0.5 * x[:, :1], None, None, None
 
     torch.manual_seed(0)
     small = ModelSettings(channels=[32, 64], blocks=1, attention=[1], patch_size=4)
