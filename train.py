@@ -295,6 +295,7 @@ def begin(training: Training, outdir: Path) -> tracking.Tracker:
     meta = training.metadata()
     if isinstance(training.world, OwnFrames):
         world = training.world
+        (outdir / "data.yaml").write_text(settings.world.data or "")
         for line in (world.data.describe(), *world.data.notices):
             print(f"train.py: {line}", file=sys.stderr)
         attempt(lambda path: save(examples_sheet(world), path), outdir / "examples.png")

@@ -485,6 +485,8 @@ def test_every_kind_from_training_to_pictures_of_new_data(kind, tmp_path, capsys
             save(picture, path / f"s{i}" / f"{t}.png")
     model = trained(tmp_path, path, "--motion", "1" if kind == "colour" else "0")
     assert (tmp_path / "model" / "examples.png").is_file()
+    written = (tmp_path / "model" / "data.yaml").read_text()
+    assert understood(path, data=written).data.description.as_yaml() == written
     capsys.readouterr()
     run = tmp_path / "run"
     guided = [*model, "--pg_factor", "1", "--batch_size", "3", "--num_sets", "2"]
