@@ -282,7 +282,6 @@ def draw(
         sheet = lambda: rollout_sheet(task.cond, arrays["rollout"])
         pictures["rollout.png"] = lambda path: save(sheet(), path)
     if evaluation.settings.world.dataset == "frames":
-        (outdir / "data.yaml").write_text(evaluation.settings.world.data or "")
         pictures["examples.png"] = lambda path: save(examples_sheet(task.world), path)
     pictures["samples.png"] = lambda path: draw_samples(arrays, result, path)
     for name, write_picture in pictures.items():

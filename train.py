@@ -238,8 +238,6 @@ def setup(argv: Sequence[str] | None = None) -> tuple[Training, Path]:
     check_sides(settings, world.frame_shape)
     if isinstance(world, OwnFrames):
         check_frames(settings, world)
-        # What was understood, so that config.yaml and checkpoints hold it.
-        settings = settings.changed(data=world.data.description.as_yaml())
     held_out = load_world(settings.world, settings.digits, "validation")
     if held_out is not None:
         held_out = held_out.to(device)
@@ -295,7 +293,6 @@ def begin(training: Training, outdir: Path) -> tracking.Tracker:
     meta = training.metadata()
     if isinstance(training.world, OwnFrames):
         world = training.world
-        (outdir / "data.yaml").write_text(settings.world.data or "")
         for line in (world.data.describe(), *world.data.notices):
             print(f"train.py: {line}", file=sys.stderr)
         attempt(lambda path: save(examples_sheet(world), path), outdir / "examples.png")

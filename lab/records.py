@@ -63,8 +63,11 @@ def arrays_of(
 
 
 def begin(outdir: Path, record: Mapping[str, Any]) -> None:
-    """Write the config.yaml of a run with this record of settings. Raises OSError."""
+    """Write the config.yaml of a run with this record of settings and, of own data, the data.yaml
+    that was understood. Raises OSError."""
     write_whole(outdir / "config.yaml", as_yaml(record))
+    if record.get("data") is not None:
+        write_whole(outdir / "data.yaml", record["data"])
 
 
 def write(arrays: dict[str, Tensor], result: dict[str, Any], outdir: Path) -> None:
