@@ -90,8 +90,9 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 COSTED = 4  # steps of the pipeline whose time is measured
 # Steps, and schedulers with them; those with which images of unequal probability are counted.
-STEPS, STEPPED = (10, 15, 20, 30, 50, 100), ("DDIM", "UniPC", "Flow Euler", "EDM Euler")
-COUNTED = ("DDIM", "UniPC", "Heun", "Flow Euler", "EDM Euler", "LCM")
+STEPS = (4, 8, 15, 28, 50, 100)
+STEPPED = ("DDIM", "UniPC", "Flow Euler", "Flow Heun", "Flow LCM", "EDM Euler")
+COUNTED = ("DDIM", "UniPC", "Heun", "Flow Euler", "Flow Heun", "EDM Euler", "LCM")
 HALF = torch.tensor([1 / 2] + 7 * [1 / 14])  # probabilities of the images
 
 
