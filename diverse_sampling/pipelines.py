@@ -490,6 +490,9 @@ class PipelineDenoiser:
     """
 
     def __init__(self, pipe, **call):
+        if hasattr(pipe, "blocks"):
+            accepted = "one that is not modular, whose decisions=pilot(denoiser_of(...)) serve both"
+            reject("pipe", type(pipe).__name__, accepted)
         self.pipe = pipe
         self.call = call
         self.family = _family(pipe.scheduler)
@@ -609,7 +612,7 @@ def denoiser_of(pipe, **call) -> PipelineDenoiser:
         pipe: the pipeline
         call: what it is called with: prompt (or a list of one for each set), guidance_scale, ...
 
-    Raises SettingError for a scheduler that `repelling` refuses.
+    Raises SettingError for a scheduler that `repelling` refuses, and for modular pipelines.
     """
     return PipelineDenoiser(pipe, **call)
 
