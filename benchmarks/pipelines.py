@@ -76,6 +76,11 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "KDPM2": ("KDPM2DiscreteScheduler", STABLE),
     "KDPM2 ancestral": ("KDPM2AncestralDiscreteScheduler", STABLE),
     "Flow Euler": ("FlowMatchEulerDiscreteScheduler", dict(shift=3.0)),
+    "Flow Euler stochastic": (
+        "FlowMatchEulerDiscreteScheduler",
+        dict(shift=3.0, stochastic_sampling=True),
+    ),
+    "Flow Euler inverted": ("FlowMatchEulerDiscreteScheduler", dict(shift=3.0, invert_sigmas=True)),
     "Flow Heun": ("FlowMatchHeunDiscreteScheduler", {}),
     "Flow LCM": ("FlowMatchLCMScheduler", {}),
     "EDM Euler": ("EDMEulerScheduler", {}),
@@ -85,8 +90,9 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 COSTED = 4  # steps of the pipeline whose time is measured
 # Steps, and schedulers with them; those with which images of unequal probability are counted.
-STEPS, STEPPED = (10, 15, 20, 30, 50, 100), ("DDIM", "UniPC", "Flow Euler", "EDM Euler")
-COUNTED = ("DDIM", "UniPC", "Heun", "Flow Euler", "EDM Euler", "LCM")
+STEPS = (4, 8, 15, 28, 50, 100)
+STEPPED = ("DDIM", "UniPC", "Flow Euler", "Flow Heun", "Flow LCM", "EDM Euler")
+COUNTED = ("DDIM", "UniPC", "Heun", "Flow Euler", "Flow Heun", "EDM Euler", "LCM")
 HALF = torch.tensor([1 / 2] + 7 * [1 / 14])  # probabilities of the images
 
 
@@ -151,6 +157,7 @@ class Network(nn.Module):
         self.prior = prior
         self.kind = schedule.config.get("prediction_type", "flow_prediction")
         self.data = schedule.config.get("sigma_data")
+        self.inverted = schedule.config.get("invert_sigmas")
         self.calls = 0  # for all samples together
         if hasattr(schedule, "alphas_cumprod"):
             abar = schedule.alphas_cumprod.double()
@@ -169,11 +176,12 @@ class Network(nn.Module):
             skip = self.data**2 / (sigma**2 + self.data**2)
             return SimpleNamespace(sample=((self.clean(x, sigma) - skip * x) / out)[0].to(dtype))
         if self.kind == "flow_prediction":
-            s = t / 1000
+            s = 1 - t / 1000 if self.inverted else t / 1000
             prior = torch.full((8,), 1 / 8) if self.prior is None else self.prior
             mean = torch.tensordot(prior, images(), 1).to(sample)
             clean = mean if s == 1 else self.clean(sample / (1 - s), s / (1 - s))
-            return SimpleNamespace(sample=((sample - clean) / s)[0].to(dtype))
+            velocity = (sample - clean) / s
+            return SimpleNamespace(sample=(-velocity if self.inverted else velocity)[0].to(dtype))
         sigma = math.exp(numpy.interp(t, range(len(self.log_sigmas)), self.log_sigmas))
         alpha = 1 / math.hypot(1, sigma)
         clean = self.clean(sample / alpha, sigma)

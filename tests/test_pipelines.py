@@ -5,6 +5,7 @@ import functools
 import inspect
 import math
 import re
+import warnings
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from conftest import ROOT, slow_but
 from test_benchmarks import load
 from torch import nn
 
-from diverse_sampling.decisions import measure
+from diverse_sampling.decisions import Decisions, measure
 from diverse_sampling.errors import SettingError
 from diverse_sampling.exact import log_weights
 from diverse_sampling.guidance import ParticleGuidance
@@ -277,6 +278,67 @@ def test_new_noise_alone_changes_no_distribution(name):
     assert (counts - 100).abs().max() < 4.5 * (800 * 7 / 64) ** 0.5
 
 
+FLOWS = [name for name in SCHEDULERS if name.startswith("Flow")]
+
+
+@pytest.mark.parametrize("steps", [8, 28])
+@pytest.mark.parametrize("name", FLOWS)
+def test_new_noise_of_a_flow_keeps_the_images_and_their_pixels(name, steps):
+    """Its noise is y + v. The moments of pixels and the shares of images are those of the data."""
+    schedule, generator = scheduler(name), torch.Generator().manual_seed(1)
+    window = guided_window(benchmark.exact_decisions())
+    with repelling(
+        schedule, lambda denoise: denoise, particles=8, window=window, generator=generator
+    ):
+        drawn = draw(schedule, sets=250, steps=steps).flatten(0, 1)
+    n, images = len(drawn), BLOBS.flatten(1)
+    distance, mode = torch.cdist(drawn.flatten(1), images).min(-1)
+    assert distance.max() < 0.1
+    # Five standard errors of shares, and of means and second moments of each pixel.
+    assert (mode.bincount(minlength=8) / n - 1 / 8).abs().max() < 5 * (7 / 64 / n) ** 0.5
+    for power in (1, 2):
+        of_images, found = images**power, drawn.flatten(1) ** power
+        error = of_images.std(0, correction=0) / n**0.5
+        assert ((found.mean(0) - of_images.mean(0)).abs() < 5 * error + 0.01).all()
+
+
+def test_inverted_noise_levels_give_what_the_others_do():
+    """Mochi's network sees 1 - s, and predicts y - n: the same samples but for rounding."""
+    drawn = []
+    for name in ("Flow Euler", "Flow Euler inverted"):
+        schedule = scheduler(name)
+        with benchmark.guided(schedule):
+            drawn.append(draw(schedule, sets=20))
+    torch.testing.assert_close(*drawn, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("steps, least", [(8, 7.25), (28, 7.75)])
+def test_a_flow_of_few_steps_finds_most_places(steps, least):
+    """The figures of many sets are 7.4 and 7.9, less four standard errors."""
+    schedule = scheduler("Flow Euler")
+    with benchmark.guided(schedule):
+        found, shown = places(draw(schedule, sets=200, steps=steps))
+    assert found >= least and shown == 1
+
+
+def test_steps_that_nothing_would_mend_are_not_guided():
+    """Those that end where samples are settled: the scheduler gets what the network predicts."""
+    schedule, predicted, given = scheduler("Flow Euler"), [], []
+    network, plain = Network(schedule), schedule.step
+    network.register_forward_hook(lambda network, inputs, output: predicted.append(output.sample))
+    schedule.step = lambda prediction, *others, **more: (
+        given.append(prediction) or plain(prediction, *others, **more)
+    )
+    with benchmark.guided(schedule):
+        draw(schedule, sets=1, steps=8, network=network)
+    guided = [not torch.equal(*each) for each in zip(predicted, given)]
+    ends = [float(s / (1 - s)) for s in schedule.sigmas[1:]]
+    starts_with_an_image = [False] + 7 * [True]
+    settled = benchmark.exact_decisions().sigma(0.99)
+    assert guided == [start and end > settled for start, end in zip(starts_with_an_image, ends)]
+    assert sum(guided) == 5
+
+
 def test_no_noise_is_new_outside_of_the_window():
     schedule = scheduler("DDIM")
     plain = draw(schedule, sets=1, steps=15)
@@ -426,6 +488,13 @@ def test_classes_that_do_not_fit_are_refused_in_one_line(classes, line):
         ("DDIMScheduler", {}, "clip_sample: got True; accepted: .* clip_sample=False"),
         ("DDPMScheduler", {}, "clip_sample: got True"),
         ("UniPCMultistepScheduler", dict(thresholding=True), "thresholding: got True"),
+        (
+            "FlowMatchEulerDiscreteScheduler",
+            dict(invert_sigmas=True, stochastic_sampling=True),
+            "invert_sigmas: got True; accepted: FlowMatchEulerDiscreteScheduler, stochastic_s",
+        ),
+        ("FlowMatchLCMScheduler", dict(invert_sigmas=True), "invert_sigmas: got True"),
+        ("FlowMatchLCMScheduler", dict(scale_factors=[0.5, 1.0]), "scale_factors: got .0.5, 1.0."),
     ],
 )
 def test_schedulers_that_cannot_be_guided_are_refused(kind, settings, line, guide):
@@ -462,6 +531,15 @@ def test_guidance_that_cannot_work_in_a_scheduler_is_refused(guide, particles, l
     with pytest.raises(SettingError, match=line):
         with repelling(schedule, guide, particles=particles):
             draw(schedule, sets=1)
+
+
+def test_a_noise_level_for_each_token_is_refused(guide):
+    schedule, sample = scheduler("Flow Euler"), normal(8, 1, SIDE, SIDE)
+    schedule.set_timesteps(4)
+    with pytest.raises(SettingError, match="per_token_timesteps: got 'a noise level for each"):
+        with repelling(schedule, guide, particles=8):
+            times = torch.ones(8, 1)
+            schedule.step(sample, schedule.timesteps[0], sample, per_token_timesteps=times)
 
 
 def test_a_learned_variance_is_refused(guide):
@@ -775,6 +853,109 @@ def test_a_measured_guide_finds_more_places_through_a_real_pipeline(exact_pipe):
     with repel(exact_pipe, particles=16) as measured:  # by a pilot of its own
         assert measured == decided
     assert "step" not in vars(exact_pipe.scheduler)
+
+
+# ---------------------------------------------------------------- nothing is silently unguided
+
+
+def change(make):
+    """Another scheduler for the pipeline, made of its own."""
+    return lambda pipe: setattr(pipe, "scheduler", make(pipe.scheduler))
+
+
+def bind(pipe):
+    pipe.step = pipe.scheduler.step
+
+
+def step_as_before(pipe):
+    pipe.scheduler.step = pipe.step
+
+
+def of_its_kind(one):
+    return diffusers.DDIMScheduler.from_config(one.config)
+
+
+def euler(one):
+    return diffusers.EulerDiscreteScheduler.from_config(one.config)
+
+
+HERE = benchmark.exact_decisions()
+FAR = Decisions([8e4, 8e3, 8e2], [0.0, 0.5, 1.0], 1.0)  # of a model with other latents
+# What is done: before the context and in it, the arguments of `repel`, and of the pipeline's call.
+Way = functools.partial(dict, before=None, inside=None, repel={}, call={}, out=False)
+WAYS = {
+    "as it should be": (Way(), "guided"),
+    "scheduler changed before": (
+        Way(before=change(euler)),
+        "guided",
+    ),
+    "deep copy": (Way(inside=change(copy.deepcopy)), "guided"),
+    "shallow copy": (Way(inside=change(copy.copy)), "guided"),
+    "copy by its configuration": (
+        Way(inside=change(lambda one: one.from_config(one.config))),
+        "guided",
+    ),
+    "another of its kind": (Way(inside=change(of_its_kind)), "^scheduler: got 'DDIMScheduler'"),
+    "another kind": (
+        Way(inside=change(euler)),
+        "^scheduler: got 'EulerDiscrete",
+    ),
+    "called after the context": (Way(out=True), "^nothing was guided: DDIMScheduler took no step"),
+    "step bound before": (Way(before=bind, inside=step_as_before), "took no step"),
+    "one step": (Way(call=dict(num_inference_steps=1)), "^nothing was guided: of the steps"),
+    "late steps alone": (
+        Way(call=dict(sigmas=[0.2, 0.1, 0.05]), before=change(euler), repel=dict(decisions=HERE)),
+        "^nothing was guided: of the steps",
+    ),
+    "decisions of another model": (Way(repel=dict(decisions=FAR)), "decisions of this model$"),
+    "a set of one": (Way(repel=dict(particles=1)), "^nothing is guided: particles is 1"),
+    "CFG at 1": (Way(repel=dict(guidance_scale=1.0), call=dict(guidance_scale=1.0)), "guided"),
+    "CFG at 1 in the call alone": (
+        Way(call=dict(guidance_scale=1.0)),
+        "guidance_scale 5, but drawn at 1",
+    ),
+    "sets that are not in the batch": (Way(repel=dict(particles=4)), "^particles: got 4"),
+}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_no_way_to_call_it_is_silently_unguided(name):
+    """Sets are guided, or one line says what to do."""
+    pytest.importorskip("transformers")
+    way, expected = WAYS[name]
+    torch.manual_seed(0)
+    pipe = stable_diffusion()
+    pipe.set_progress_bar_config(disable=True)
+
+    def drawn():
+        settings = conditions("SD") | dict(num_inference_steps=10) | way["call"]
+        for key in settings:
+            if "embeds" in key:
+                settings[key] = settings[key].repeat_interleave(B, 0)
+        generator = torch.Generator().manual_seed(0)
+        return pipe(**settings, generator=generator, output_type="latent").images
+
+    if way["before"]:
+        way["before"](pipe)
+    plain, lines = drawn(), []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            with repel(pipe, **dict(particles=B) | conditions("SD") | way["repel"]):
+                if way["inside"]:
+                    way["inside"](pipe)
+                if not way["out"]:
+                    images = drawn()
+            if way["out"]:
+                images = drawn()
+        except SettingError as refused:
+            lines.append(str(refused))
+    lines += [str(each.message) for each in caught if "guided" in str(each.message)]
+    if expected == "guided":
+        assert lines == [] and (apart(images) > apart(plain)).all()
+    else:
+        (line,) = lines
+        assert re.search(expected, line) and "\n" not in line
 
 
 # ---------------------------------------------------------------- other libraries
