@@ -1,4 +1,4 @@
-"""Diverse sets in ComfyUI: three nodes in one file, which needs the library `diverse_sampling` alone.
+"""Diverse sets in ComfyUI: nodes in one file, which needs the library `diverse_sampling` alone.
 
     pip install .                                         # with the Python that runs ComfyUI
     cp examples/comfyui_node.py ComfyUI/custom_nodes/diverse_sampling_nodes.py
