@@ -245,6 +245,8 @@ class DiversePilot:
         hooks = model.model_options.get("sampler_post_cfg_function", [])
         if any(isinstance(hook, Repelling) for hook in hooks):
             reject("model", "a guided one", "the model before `repel`")
+        if latent["samples"].is_nested:
+            reject("latent", "several parts", "one tensor of latents")
         sampling = model.get_model_object("model_sampling")
         like = comfy.sample.fix_empty_latent_channels(
             model,
