@@ -9,7 +9,7 @@ The images of a batch are a set, and repel each other while it is decided what t
                a model, and how far its samples differ
     repel      (model, pilot) -> a model for any sampler, guided after classifier-free guidance
     new noise  (sampler, pilot) -> a sampler of ComfyUI's, with noise added anew after each of its
-               steps in the window, for the nodes that take a sampler
+               steps that ends in the window, for the nodes that take a sampler
 
 An x of ComfyUI's is y + sigma n, or, of flow models, (1 - s) y + s n times a scale; it is read as
 alpha (y + sigma n), and the library sees y + sigma n. Equations and sources: `pipelines.py` of the
@@ -39,7 +39,9 @@ PILOT = "DIVERSE_SAMPLING_PILOT"  # the type of a pilot's output
 CATEGORY = "sampling/diverse sets"
 # Of a flow model's s, which a pilot starts from: at 1 there is no image.
 LARGEST_FLOW = 0.99
-SEEDS = 2**64  # of ComfyUI's
+SEEDS = 2**64 - 1  # of ComfyUI's, whose samplers may add one
+# Two noise levels that differ by less are one: ComfyUI keeps them in single precision.
+ROUNDING = 1e-5
 
 # ---------------------------------------------------------------- noise levels
 
@@ -57,7 +59,7 @@ def is_flow(sampling) -> bool:
     from comfy import model_sampling
 
     if isinstance(sampling, (model_sampling.IMG_TO_IMG, model_sampling.IMG_TO_IMG_FLOW)):
-        reject("model", type(sampling).__mro__[2].__name__, "one that makes images of noise")
+        reject("model", type(sampling).__bases__[-1].__name__, "one that makes images of noise")
     return isinstance(sampling, model_sampling.CONST)
 
 
@@ -102,7 +104,9 @@ class Repelling:
         self.decisions = decisions
         self.factor = factor
         self.memory = memory
+        self.low = guided_window(decisions).low
         self.schedule: Tensor | None = None  # of the run that was looked at last
+        self.ends: list[Level] = []  # of it: those above where samples are settled
 
     def __call__(self, args: dict[str, Any]) -> Tensor:
         """The D' that guidance makes of `args["denoised"]`, like it."""
@@ -110,33 +114,40 @@ class Repelling:
         numbers = args["sigma"].tolist()
         if len(set(numbers)) > 1:
             reject("sigma", numbers, "the same noise level for all images of a batch")
+        level = level_of(sampling, numbers[0])
+        schedule = args["model_options"]["transformer_options"]["sample_sigmas"]
+        if schedule is not self.schedule:
+            self.schedule = schedule
+            levels = [level_of(sampling, number) for number in schedule.tolist()]
+            self.ends = [each for each in levels if each.sigma >= self.low]
+            self._warn(levels, len(denoised))
+        # A step that ends where samples are settled is not guided: no later one would mend it.
+        ends_above = any(each.number < level.number * (1 - ROUNDING) for each in self.ends)
+        if level.sigma == math.inf or not ends_above:
+            return denoised
         clean = as_set(denoised)
-        memory = None
-        if self.memory is not None:
-            if self.memory.shape[1:] != denoised.shape[1:]:
-                accepted = f"latents of shape {list(denoised.shape[1:])}, as those that are drawn"
-                reject("memory", list(self.memory.shape[1:]), accepted)
-            memory = as_set(args["model"].process_latent_in(self.memory)).to(clean)
         guided = default_guidance(
             lambda x, sigma: clean,
             self.decisions,
             factor=self.factor,
-            window=guided_window(self.decisions),
-            memory=memory,
+            memory=self._memory(args["model"], denoised),
+            sigma_min=0.0,
+            sigma_max=math.inf,
         )
-        schedule = args["model_options"].get("transformer_options", {}).get("sample_sigmas")
-        if schedule is not None and schedule is not self.schedule:
-            self.schedule = schedule
-            levels = [level_of(sampling, number).sigma for number in schedule.tolist()[:-1]]
-            self._warn(levels, guided.sigma_min, guided.sigma_max, len(denoised))
-        level = level_of(sampling, numbers[0])
-        if level.sigma == math.inf:
-            return denoised
         x = as_set(args["input"]) / level.alpha
         target = guided(x, torch.tensor(level.sigma, dtype=torch.float64))
         return target.view_as(denoised).to(denoised)
 
-    def _warn(self, levels: list[float], low: float, high: float, particles: int) -> None:
+    def _memory(self, model, like: Tensor) -> Tensor | None:
+        """The memory as a set, in the units of the model."""
+        if self.memory is None:
+            return None
+        if self.memory.shape[1:] != like.shape[1:]:
+            accepted = f"latents of shape {list(like.shape[1:])}, as those that are drawn"
+            reject("memory", list(self.memory.shape[1:]), accepted)
+        return as_set(model.process_latent_in(self.memory)).to(like.device)
+
+    def _warn(self, levels: list[Level], particles: int) -> None:
         """Say, once for a run, why nothing will be guided."""
         if self.factor == 0:
             return
@@ -144,16 +155,17 @@ class Repelling:
             logging.warning(
                 "diverse sampling: nothing repels a single image; draw a batch, or connect memory"
             )
-        elif not any(low <= level <= high for level in levels):
+        first = max(each.number for each in levels if each.sigma < math.inf)
+        if not any(each.number < first for each in self.ends):
             logging.warning(
-                "diverse sampling: none of the %d steps starts at a sigma from %.3g to %.3g, so "
-                "nothing is guided; use more steps, or a scheduler with steps there",
-                *(len(levels), low, high),
+                "diverse sampling: none of the %d steps ends at a sigma of %.3g or above, so nothing "
+                "is guided; use more steps, or a scheduler with more of them at high noise",
+                *(len(levels) - 1, self.low),
             )
 
 
 def renewing(sample: Callable, decisions: Decisions) -> Callable:
-    """A sampler function of ComfyUI's with new noise after each of its steps in the window.
+    """A sampler function of ComfyUI's with new noise after each of its steps that ends in the window.
 
     It draws each of these steps alone, so that a solver that keeps former steps starts anew; x then
     goes on towards D' down to s / (1 + churn), and noise takes it back up to s.
@@ -165,7 +177,10 @@ def renewing(sample: Callable, decisions: Decisions) -> Callable:
         seed = (extra_args or {}).get("seed") or 0
         noise = ParticleNoise(seed, [0], range(len(x)), x.shape[1:], x.device)
         levels = [level_of(sampling, number) for number in sigmas.tolist()]
-        inside = [window.low < level.sigma <= window.high for level in levels[:-1]]
+        inside = [
+            start.sigma < math.inf and window.low <= end.sigma <= window.high
+            for start, end in zip(levels, levels[1:])
+        ]
         start = 0
         while start < len(inside):
             stop = start + 1
@@ -182,7 +197,7 @@ def renewing(sample: Callable, decisions: Decisions) -> Callable:
             own = (extra_args or {}) | dict(seed=(seed + start) % SEEDS)
             part = sigmas[start : stop + 1]
             x = sample(model, x, part, extra_args=own, callback=called, disable=True, **options)
-            if inside[start] and levels[stop].sigma > 0:
+            if inside[start]:
                 if not denoised:
                     reject("sampler", sample.__name__, "one that reports its denoised images")
                 x = renewed(x, denoised[0], levels[stop], window.churn, noise()[0])
@@ -228,7 +243,7 @@ class DiversePilot:
                 latent=("LATENT", dict(tooltip="whose shape is that of the samples")),
                 cfg=("FLOAT", dict(default=8.0, min=0.0, max=100.0, step=0.1)),
                 particles=("INT", dict(default=8, min=2, max=64)),
-                seed=("INT", dict(default=0, min=0, max=SEEDS - 1)),
+                seed=("INT", dict(default=0, min=0, max=SEEDS)),
             )
         )
 
@@ -283,9 +298,9 @@ class DiversePilot:
             seed=seed,
         )
         decisions = found[0]
-        low, high, _ = guided_window(decisions)
-        numbers_of_window = (level_at(sampling, sigma).number for sigma in (low, high))
-        return decisions, *numbers_of_window, math.sqrt(decisions.variance)
+        window = guided_window(decisions)
+        low, high = (level_at(sampling, sigma).number for sigma in (window.low, window.high))
+        return decisions, low, high, math.sqrt(decisions.variance)
 
 
 class DiverseSets:
@@ -322,7 +337,7 @@ class DiverseNewNoise:
     CATEGORY = CATEGORY
     FUNCTION = "run"
     RETURN_TYPES = ("SAMPLER",)
-    DESCRIPTION = "New noise after each step in the window covers what guidance did."
+    DESCRIPTION = "New noise in the window covers what guidance did."
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

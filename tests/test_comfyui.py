@@ -321,8 +321,6 @@ NETWORKS = {
     "U-Net, flow": lambda comfy: unet(comfy, "FLOW"),
     "Flux": flux,
 }
-# A random network decides nothing anywhere: the window of another model, at the scale of its noise.
-ROUGH = dataclasses.replace(DECISIONS, variance=300.0)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -331,11 +329,18 @@ def test_a_random_network_spreads_with_the_factor_and_zero_changes_no_bit(comfy,
     patcher = comfy.model_patcher.ModelPatcher(random_weights(model), CPU, CPU)
     noise = noise_of(comfy, 1, shape, particles=4)[0]
     euler = comfy.samplers.sampler_object("euler")
-    (renewing,) = node.DiverseNewNoise().run(euler, ROUGH)
+    # A random network decides nothing anywhere: the window of another one, at its samples' scale.
+    variance = float(sample(comfy, patcher, euler, noise, steps=12).flatten(1).var(0).sum())
+    decisions = dataclasses.replace(
+        DECISIONS, variance=variance * model.latent_format.scale_factor**2
+    )
+    (renewing,) = node.DiverseNewNoise().run(euler, decisions)
     for sampler in (euler, renewing):
         plain = sample(comfy, patcher, sampler, noise, steps=12)
         drawn = [
-            sample(comfy, *node.DiverseSets().run(patcher, ROUGH, factor), sampler, noise, steps=12)
+            sample(
+                comfy, *node.DiverseSets().run(patcher, decisions, factor), sampler, noise, steps=12
+            )
             for factor in (0.0, 1.5, 5.0, 20.0)
         ]
         assert torch.equal(drawn[0], plain)
@@ -354,7 +359,7 @@ def test_a_run_that_guides_nothing_says_so_once(comfy, node, caplog):
     draw(comfy, guided, euler, noise, steps=20)
     assert "diverse sampling" not in caplog.text
     draw(comfy, guided, euler, noise, steps=2)  # at the first and the last noise level
-    assert caplog.text.count("none of the 2 steps starts at a sigma from 0.67 to 7.2") == 2
+    assert caplog.text.count("none of the 2 steps ends at a sigma of") == 2
     sample(comfy, guided, euler, noise[0][:1])
     assert caplog.text.count("nothing repels a single image") == 1
     caplog.clear()
