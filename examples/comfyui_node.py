@@ -158,14 +158,14 @@ class Repelling:
         first = max(each.number for each in levels if each.sigma < math.inf)
         if not any(each.number < first for each in self.ends):
             logging.warning(
-                "diverse sampling: none of the %d steps ends at a sigma of %.3g or above, so nothing "
-                "is guided; use more steps, or a scheduler with more of them at high noise",
+                "diverse sampling: none of the %d steps ends at a sigma of %.3g or above, so that "
+                "nothing is guided; use more steps, or a scheduler with more at high noise",
                 *(len(levels) - 1, self.low),
             )
 
 
 def renewing(sample: Callable, decisions: Decisions) -> Callable:
-    """A sampler function of ComfyUI's with new noise after each of its steps that ends in the window.
+    """A sampler function of ComfyUI's, with new noise after each step that ends in the window.
 
     It draws each of these steps alone, so that a solver that keeps former steps starts anew; x then
     goes on towards D' down to s / (1 + churn), and noise takes it back up to s.
