@@ -259,6 +259,7 @@ def setup(argv: Sequence[str] | None = None) -> tuple[Training, Path]:
         from lab.distil import Distillation
 
         path = assemble.checkpoint_of(dict(checkpoint=settings.train.teacher))
+        assert path is not None  # it has a name
         teacher, _ = checkpoint.load_denoiser(path, device)
         training = Distillation(settings, device, world, teacher)
     accumulate = settings.train.accumulate

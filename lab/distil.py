@@ -1,7 +1,7 @@
 """Distillation: a network that returns what its teacher's samples become, in one call.
 
-The teacher D moves noise along the probability-flow ODE dx/ds = (x - D(x; s)) / s. The student f has
-the same preconditioning and starts from the same weights, and learns where the path through (x, s)
+The teacher D moves noise along the probability-flow ODE dx/ds = (x - D(x; s)) / s. The student f
+has the same preconditioning, starts from the same weights and learns where the path through (x, s)
 ends,
 
     f(x; s) = x_0,    E over paths and levels of sqrt(|f(x; s) - x_0|^2 + c^2) - c,
@@ -78,7 +78,7 @@ class Distillation(Training):
             reason = str(error).splitlines()[-1].strip()
             reject("teacher", settings.train.teacher, f"a network of these settings ({reason})")
 
-    def _measure(self) -> tuple[float, tuple[int, ...] | None]:
+    def _measure(self) -> tuple[float, tuple[int, int, int, int] | None]:
         """sigma_data and the box of the teacher."""
         return float(self.teacher.sigma_data), self.teacher.box
 
