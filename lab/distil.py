@@ -20,7 +20,7 @@ Uncertain: c, the number of levels and the solver were chosen once and not searc
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor
@@ -78,7 +78,7 @@ class Distillation(Training):
             reason = str(error).splitlines()[-1].strip()
             reject("teacher", settings.train.teacher, f"a network of these settings ({reason})")
 
-    def _measure(self) -> tuple[float, tuple[int, int, int, int] | None]:
+    def _measure(self) -> tuple[float, Sequence[int] | None]:
         """sigma_data and the box of the teacher."""
         return float(self.teacher.sigma_data), self.teacher.box
 

@@ -11,7 +11,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ContextManager, Iterator
+from typing import Any, ContextManager, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -313,7 +313,7 @@ class Training:
             self.net.compile()
         self.parallel = DistributedDataParallel(self.net) if self.ranks > 1 else self.net
 
-    def _measure(self) -> tuple[float, tuple[int, int, int, int] | None]:
+    def _measure(self) -> tuple[float, Sequence[int] | None]:
         """sigma_data, unless it is set, and with --crop the box of the frame to work on."""
         model = self.settings.model
         generator = set_generator(self.seed, 0, Stream.DATA_SCALE, self.device)
