@@ -6,7 +6,7 @@ Ways, each for the price of as many calls of either network for each sample that
 
     independent  the student, all noise renewed before each call
     pool         many first calls; the medoids are kept, and a third of the calls refine them
-    apart        the same, each batch of starting noise orthogonal to the samples before it
+    apart        the same, each batch of starting noise nearly orthogonal to the samples before
     one by one   the same, with batches of one particle
     repelled     particle guidance of the student while modes are open, but for its last call
     moved        starting noise moved down the log-determinant of what the student makes of it
@@ -114,7 +114,7 @@ def independent(model: Model, calls: int) -> Tensor:
 def pool(model: Model, calls: int, batch: int | None = None) -> Tensor:
     """Of first samples the medoids, refined by the calls that are left.
 
-    They are drawn in batches of `batch` particles, each with starting noise orthogonal to all
+    They are drawn in batches of `batch` particles, each with starting noise `apart` from all
     samples before; None: independently.
     """
     after = model.finishing(calls)
