@@ -282,7 +282,14 @@ def main(argv: list[str] | None = None) -> None:
                 rows.append(
                     dict(model=name, calls=calls, way=way) | {key: metrics[key] for key in KEPT}
                 )
-                print(name, calls, way, *(interval(metrics[key]) for key in KEPT), sep=" | ")
+                print(
+                    name,
+                    calls,
+                    way,
+                    *(interval(metrics[key]) for key in KEPT),
+                    sep=" | ",
+                    flush=True,
+                )
     rows = brief(rows)
     text = "\n\n".join(table(rows, name) for name in students)
     note = f"{args.num_sets} sets of 8: modes found of 8, and below quality (L2, less is better)."
