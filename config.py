@@ -335,6 +335,9 @@ class OptimizationSettings:
     """regression target of a noisy frame: drawn, the clean frame it was made from; posterior, the
     mean of the world's correct answers given the noisy frame, which has the same minimiser and a
     gradient with less variance (Xu et al. 2023, arXiv 2302.00670)"""
+    teacher: Optional[PathText] = rare(None)
+    """distil this network, a file that train.py wrote, into one that samples in few calls; model
+    settings are to be those of the teacher (null: learn from frames)"""
     iterations: Count = 20000
     """number of updates"""
     batch_size: Count = 512

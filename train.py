@@ -150,6 +150,15 @@ def check(settings: TrainingSettings) -> None:
             "mixture",
             "a world of frames; the mixture's denoiser is exact and needs no training",
         )
+    if settings.train.teacher is not None and (
+        settings.train.target == "posterior" or world.dataset == "frames"
+    ):
+        reject(
+            "teacher",
+            settings.train.teacher,
+            "none with target posterior or dataset frames; a student learns from a world of digits "
+            "and from its teacher's samples alone",
+        )
     countable = world.dataset == "circle_jumping" and world.num_digits == 1
     own = world.dataset == "frames" and world.num_cond_frames
     if settings.train.target == "posterior" and not (countable or own):
@@ -241,7 +250,16 @@ def setup(argv: Sequence[str] | None = None) -> tuple[Training, Path]:
     held_out = load_world(settings.world, settings.digits, "validation")
     if held_out is not None:
         held_out = held_out.to(device)
-    training = Training(settings, device, world, held_out)
+    if settings.train.teacher is None:
+        training = Training(settings, device, world, held_out)
+    else:
+        from lab import assemble, checkpoint
+        from lab.distil import Distillation
+
+        path = assemble.checkpoint_of(dict(checkpoint=settings.train.teacher))
+        assert path is not None  # it has a name
+        teacher, _ = checkpoint.load_denoiser(path, device)
+        training = Distillation(settings, device, world, teacher)
     accumulate = settings.train.accumulate
     if settings.train.batch_size % (training.ranks * accumulate):
         reject(

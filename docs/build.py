@@ -1,6 +1,6 @@
 """Write the tables and pictures of the documentation from measured results.
 
-    for b in figures comparison ablation predictions eddy lidc pipelines pixels
+    for b in figures comparison ablation predictions eddy few_calls lidc pipelines pixels
     do python benchmarks/$b.py; done
     for b in sampling network potentials worlds training grid
     do python benchmarks/$b.py; done

@@ -213,6 +213,7 @@ def test_the_tour_is_what_its_commands_print(monkeypatch, capsys):
 OTHER_FLAGS = {
     *("--set", "--value", "--num_sequences"),  # visualize.py
     *("--network", "--train"),  # benchmarks/network.py, benchmarks/gpu.py
+    "--student",  # benchmarks/few_calls.py
     *("--model", "--prompt", "--particles", "--factor", "--clip"),  # examples/text_to_image.py
     *("--check", "--pictures"),  # docs/tour.py, docs/build.py
     *("--size", "--given", "--no"),  # examples/lidc.py, pip's --no-deps
