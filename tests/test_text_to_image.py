@@ -75,8 +75,9 @@ def clip(model):
 SHORT = "--prompt house --num_steps 8".split()
 
 
-# Without classifier-free guidance, which drives random weights into saturated pictures.
-STRONG = ["--factor", "24", "--guidance_scale", "1"]
+# Without classifier-free guidance, which drives random weights into saturated pictures, and with
+# steps enough that some end where samples can still change.
+STRONG = ["--factor", "24", "--guidance_scale", "1", "--num_steps", "30"]
 
 
 def scores(out):
