@@ -409,13 +409,15 @@ class TaskSettings:
 class SamplerSettings:
     """Sampler"""
 
-    sampler: Optional[Literal["edm", "edm_noised", "window"]] = None
+    sampler: Optional[Literal["edm", "edm_noised", "window", "student"]] = None
     """edm: EDM's noise levels and steps (its algorithm 2); window: most calls between the noise
     levels at which it is decided what a sample shows, noise added back before each of them;
-    edm_noised: edm with the noise of window (null: window where particle guidance acts and s_churn
-    is 0, else edm)"""
+    edm_noised: edm with the noise of window; student: all noise renewed before each call of a
+    network that returns samples, a student (null: student for a student, window if particle
+    guidance acts and s_churn is 0, else edm)"""
     num_steps: Count = 22
-    """steps of edm from sigma_max to 0; window makes as many network calls, 2 num_steps - 1"""
+    """steps of edm from sigma_max to 0; window makes as many network calls, 2 num_steps - 1;
+    student: num_steps calls, 4 unless given"""
     price: Optional[Positive] = None
     """take as many steps as this price allows, instead of num_steps: calls of the network for each
     sample, a backward pass as 1.3 of them, without the pilot"""
@@ -447,7 +449,7 @@ class SamplerSettings:
         lowest = self.sigma_min or SIGMA_MIN
         if lowest >= self.sigma_max:
             reject("sigma_min", lowest, f"less than sigma_max = {self.sigma_max}")
-        if self.num_steps < 2:
+        if self.num_steps < 2 and self.sampler not in (None, "student"):
             reject("num_steps", self.num_steps, "2 or more")
         low, high = self.window_min, self.window_max
         if low is not None and not lowest < low < (high or self.sigma_max):

@@ -5,13 +5,14 @@
 Ways, each for the price of as many calls of either network for each sample that is kept:
 
     independent  the student, all noise renewed before each call
-    pool         many first calls; the medoids are kept, and a third of the calls refine them
-    apart        the same, each batch of starting noise nearly orthogonal to the samples before
+    pool         as many samples as these calls make at two each, of which the medoids are kept
+    away         the same in batches, each of whose starting noise is moved away from the samples
+                 before it; the mean that it is moved from is an eighth of a call more
     one by one   the same, with batches of one particle
     repelled     particle guidance of the student while modes are open, but for its last call
     moved        starting noise moved down the log-determinant of what the student makes of it
-    handed over  the guided teacher in its window, and one call of the student at the end; an eighth
-                 of a call more finds the mean that it starts from
+    handed over  the guided teacher in its window, and one call of the student at the end, from the
+                 mean, another eighth
 
 A student returns samples, so that `repelled` and `moved` push finished images, of which two that
 are alike are pushed alike. The exact student is the end of the exact denoiser's ODE: its first call
@@ -32,6 +33,7 @@ from torch import Tensor
 
 from config import Count, NonNegative, PathText
 from diverse_sampling import few_calls
+from diverse_sampling.coupling.away import away
 from diverse_sampling.decisions import Decisions
 from diverse_sampling.defaults import SIGMA_MAX
 from diverse_sampling.denoiser import Denoiser
@@ -46,6 +48,7 @@ from lab.metrics import expected_modes_iid
 
 MODEL = "--dataset circle_jumping --batch_size 8 --pg_factor 5"
 MOVE = 2.0  # of noise, whose norm is 32 for 1024 pixels; 1 to 16 find as many modes
+REFINED = 2  # calls for each sample of a network's pool: blends of a first call are no medoids
 KEPT = ("modes_found", "modes_shown", "quality")
 
 
@@ -88,9 +91,10 @@ class Model:
     args: FewCallsSettings
     particles: int = 8  # of the sets that are kept
 
-    def finishing(self, calls: int) -> int:
-        """How many calls of a pool follow on its first ones."""
-        return 0 if self.exact else calls // 3
+    def mean(self) -> Tensor:
+        """Of all answers, (G, 1, C, H, W), which the teacher returns where nothing is decided."""
+        top = torch.tensor(SIGMA_MAX, dtype=torch.float64)
+        return self.teacher(torch.zeros_like(self.noise(1)), top)
 
     def guided(self, denoise: Denoiser, low: float) -> Denoiser:
         """Particle guidance from a noise level on."""
@@ -112,27 +116,27 @@ def independent(model: Model, calls: int) -> Tensor:
 
 
 def pool(model: Model, calls: int, batch: int | None = None) -> Tensor:
-    """Of first samples the medoids, refined by the calls that are left.
+    """The medoids of many samples, of REFINED calls each; one call of the exact student.
 
-    They are drawn in batches of `batch` particles, each with starting noise `apart` from all
-    samples before; None: independently.
+    They are drawn in batches of `batch` particles, each with starting noise `away` from all samples
+    before; None: independently.
     """
-    after = model.finishing(calls)
-    levels = few_calls.student_levels(model.decisions, 1 + after)
-    levels[1:].clamp_(max=model.decisions.settled)  # what was chosen is to stay
-    seen: list[Tensor] = []
-    for _ in range((calls - after) * model.particles // (batch or model.particles)):
+    each = 1 if model.exact else min(REFINED, calls)
+    levels = few_calls.student_levels(model.decisions, each)
+    mean = model.mean()
+    first: list[Tensor] = []
+    for _ in range(calls // each * model.particles // (batch or model.particles)):
         z = model.noise(batch or model.particles)
-        if batch and seen:
-            z = few_calls.apart(z, torch.cat(seen, 1))
-        seen.append(model.student(levels[0] * z, levels[0]))
-    samples = torch.cat(seen, 1)
+        if batch and first:
+            z = away(z, torch.cat(first, 1), mean)
+        first.append(model.student(levels[0] * z, levels[0]))
+    samples = torch.cat(first, 1)
+    if each > 1:
+        levels[1:].clamp_(max=model.decisions.settled)  # what the first call decided is to stay
+        start = levels[1] * model.noise(samples.shape[1])
+        samples = refined(model, samples + start, levels[1:])
     kept = kmedoids(samples, model.particles)
-    samples = samples[torch.arange(len(samples))[:, None], kept]
-    if not after:
-        return samples
-    start = levels[1] * model.noise(model.particles)
-    return refined(model, samples + start, levels[1:])
+    return samples[torch.arange(len(samples))[:, None], kept]
 
 
 def repelled(model: Model, calls: int) -> Tensor:
@@ -180,16 +184,14 @@ def handed_over(model: Model, calls: int) -> Tensor:
         return (model.student if sigma <= last else guided)(x, sigma)
 
     schedule = Schedule(append_zero(torch.cat([sigmas, last])), churn, torch.zeros(calls).bool())
-    top = torch.tensor(SIGMA_MAX, dtype=torch.float64)
-    mean = model.teacher(top * model.noise(1), top)
-    x = mean + called[0] * model.noise(model.particles)
+    x = model.mean() + called[0] * model.noise(model.particles)
     return integrate(denoise, x, schedule, noise=partial(model.noise, model.particles))
 
 
 WAYS: dict[str, Callable[[Model, int], Tensor]] = {
     "independent": independent,
     "pool": pool,
-    "apart": partial(pool, batch=8),
+    "away": partial(pool, batch=8),
     "one by one": partial(pool, batch=1),
     "repelled": repelled,
     "moved": moved,

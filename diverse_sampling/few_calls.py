@@ -9,13 +9,8 @@ which is `integrate` with `renewed_schedule` (Song et al. 2023, arXiv 2303.01469
 exact student of an exact denoiser, `exact_student`, is the end of the probability-flow ODE: methods
 are tried on it in seconds.
 
-What a student makes of noise follows the correlation of noise and images: for an exact one of k
-images far apart it is the image mu_m with the largest <z, mu_m>, nearly. Noise that is nearly
-orthogonal to the samples that there are (`apart`) leads to them only if it leads away from all
-others.
-
-Uncertain: `LEFT` was tried at 0, 0.1, 0.3 and 0.6. Without any left, all earlier samples are
-equally near, and an ODE ends between them.
+The first call decides what a sample shows, and nothing of it can be pushed after: what helps are
+other starts (`coupling.away`).
 """
 
 from __future__ import annotations
@@ -27,9 +22,6 @@ from diverse_sampling.decisions import EARLY, Decisions
 from diverse_sampling.defaults import SIGMA_MAX, SIGMA_MIN
 from diverse_sampling.denoiser import Denoiser
 from diverse_sampling.steps import Schedule, append_zero, edm_schedule, integrate, karras_sigmas
-
-LEFT = 0.1  # of noise along earlier samples, so that no two of them are equally near
-SMALLEST = 1e-3  # singular values of earlier samples below this share of the largest are rounding
 
 
 def student_levels(decisions: Decisions, calls: int, sigma_max: float = SIGMA_MAX) -> Tensor:
@@ -69,16 +61,3 @@ def exact_student(denoise: Denoiser, steps: int = 14, sigma_min: float = 0.02) -
         return integrate(denoise, x, edm_schedule(levels))
 
     return student
-
-
-def apart(noise: Tensor, earlier: Tensor) -> Tensor:
-    """Noise of which what lies in the span of earlier samples of its set is scaled by LEFT.
-
-    noise (G, B, ...), earlier (G, M, ...) in [-1, 1], M below the number of pixels -> like noise. A
-    particle keeps its distribution but for these M of all its directions.
-    """
-    z = noise.flatten(2).double()
-    _, size, directions = torch.linalg.svd(earlier.flatten(2).to(z), full_matrices=False)
-    directions = directions * (size > SMALLEST * size[:, :1])[:, :, None]  # (G, M, d)
-    z = z - (1 - LEFT) * (z @ directions.transpose(1, 2) @ directions)
-    return z.view_as(noise).to(noise)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from worlds.own_data import OwnFrames
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
+STUDENT_CALLS = 4  # of a network that returns samples, unless given
 
 # ---------------------------------------------------------------- settings
 
@@ -214,6 +215,8 @@ def implied(values: Mapping[str, Any], facts: Facts = Facts()) -> dict[str, Any]
         below["num_sets"] = None
     known = record(WorldSettings())
     below |= {key: value for key, value in facts.trained.items() if key in known}
+    if facts.trained.get("teacher") is not None:
+        below |= dict(sampler="student", num_steps=STUDENT_CALLS)
     if facts.trained.get("data") is not None:
         # Other frames are read by the numbers of the training, and by what is said of them.
         trained = Description.of(facts.trained["data"], "the checkpoint")
@@ -293,6 +296,12 @@ def _check(settings: EvaluationSettings, offered: str, trained: Mapping[str, Any
             )
     if exact and world.answers == "none":
         reject("answers", "none", "given with --denoiser exact, which knows the answers")
+    student = trained.get("teacher") is not None
+    if student != (settings.sampler.sampler == "student"):
+        accepted = "student" if student else "edm, edm_noised or window"
+        kind = "a student, which returns samples" if student else "a denoiser"
+        if student or settings.sampler.sampler is not None:
+            reject("sampler", settings.sampler.sampler, f"{accepted}: this network is {kind}")
     for key in ("dataset", "image_size", "num_cond_frames", "num_digits"):
         if trained and trained[key] != getattr(world, key):
             reject(
@@ -577,6 +586,11 @@ def set_up(
         network.autocast = autocast
         if settings.run.compile:
             network.compile_for_any_size()
+    piloted = network, path
+    if trained["settings"].get("teacher") is not None:  # whose samples a student learned
+        path_of_teacher = checkpoint_of(dict(checkpoint=trained["settings"]["teacher"]))
+        assert path_of_teacher is not None  # it has a name
+        piloted = checkpoint.load_denoiser(path_of_teacher, device)[0], path_of_teacher
     notices: list[str] = []
     if settings.world.dataset == "frames":
         if path is None and not world.num_cond_frames and not world.class_names:
@@ -601,7 +615,7 @@ def set_up(
         _check_optimum(task, settings)
     if guidance is not None and method.CLASSES in guidance.needs:
         _check_classes(task, settings, device)
-    curve, pilot_calls = pilot.decisions_of(settings, kind, world, network, path, device)
+    curve, pilot_calls = pilot.decisions_of(settings, kind, world, *piloted, device)
     chosen = methods.Methods(settings, curve)
     sampler = SetSampler(task, settings, device, chosen, network)
     sampler.check_memory()

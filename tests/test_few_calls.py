@@ -1,15 +1,17 @@
-"""Few calls: the exact student, new noise before each call, starts apart from what there is."""
+"""Few calls: the exact student, new noise before each call, starts away from what there is."""
 
 import pytest
 import torch
 from conftest import ROOT
 
+import evaluate
 import train
 from diverse_sampling import few_calls
+from diverse_sampling.coupling.away import SHIFT, away
 from diverse_sampling.decisions import Decisions
 from diverse_sampling.exact import exact_denoiser
 from diverse_sampling.steps import edm_schedule, integrate, karras_sigmas
-from lab import checkpoint
+from lab import assemble, checkpoint
 
 ANSWERS = torch.eye(8).reshape(1, 8, 1, 4, 2) * 6 - 1  # far apart
 
@@ -93,21 +95,22 @@ def test_levels_fall_from_the_first_to_where_nothing_is_left_to_decide():
     torch.testing.assert_close(levels[2] / levels[1], levels[3] / levels[2])
 
 
-# ---------------------------------------------------------------- starts apart from what there is
+# ---------------------------------------------------------------- starts away from what there is
 
 
-def test_noise_apart_loses_what_lies_along_earlier_samples_alone(generator):
-    earlier = draw(generator, 3, 4, 1, 8, 8)
-    earlier[:, 3] = earlier[:, 0]  # a copy adds no direction
+def test_noise_away_is_shifted_along_what_was_drawn_too_often_alone(generator):
+    earlier, mean = draw(generator, 3, 4, 1, 8, 8), draw(generator, 3, 1, 1, 8, 8)
     noise = draw(generator, 3, 5, 1, 8, 8)
-    z = few_calls.apart(noise, earlier)
-    before, after = (each.flatten(2) @ earlier.flatten(2).mT for each in (noise, z))
-    torch.testing.assert_close(after, few_calls.LEFT * before, rtol=1e-4, atol=1e-4)
-    taken = (noise - z).flatten(2)  # lies in the span of three images
-    assert torch.linalg.matrix_rank(taken, rtol=1e-4).tolist() == [3, 3, 3]
+    shift = noise - away(noise, earlier, mean)
+    often = (earlier.mean(1) - mean[:, 0]).flatten(1)
+    torch.testing.assert_close(
+        shift.flatten(2),
+        (SHIFT * often / often.norm(dim=1, keepdim=True))[:, None].expand(3, 5, 64),
+    )
+    assert torch.equal(away(noise, mean, mean), noise)  # as often as it should be
 
 
-def test_starts_apart_find_more_of_an_exact_students_answers(generator):
+def test_starts_away_find_more_of_an_exact_students_answers(generator):
     G = 200
     answers = ANSWERS.expand(G, -1, -1, -1, -1)
     student = few_calls.exact_student(exact_denoiser(answers))
@@ -121,7 +124,7 @@ def test_starts_apart_find_more_of_an_exact_students_answers(generator):
 
     independent = modes(noise)
     assert independent == pytest.approx(5.25, abs=0.3)
-    assert modes(few_calls.apart(noise, first)) > independent + 0.4
+    assert modes(away(noise, first, answers.mean(1, keepdim=True))) > independent + 0.4
 
 
 # ---------------------------------------------------------------- a trained student
@@ -129,6 +132,9 @@ def test_starts_apart_find_more_of_an_exact_students_answers(generator):
 
 STUDENT = "--digits embedded --device cpu --lr 0.003 --warmup 2 --log_every 5 --batch_size 16"
 NETWORK = "--channels [16,16] --blocks 1 --attention [1] --head_channels 8 --patch_size 4"
+
+
+QUICK = "--num_sets 2 --batch_size 2 --device cpu".split()
 
 
 def of_teacher(tiny_model, *more: str) -> list[str]:
@@ -167,6 +173,44 @@ def test_the_targets_are_where_the_teachers_paths_end(tmp_path):
         mean = denoise(x[middle][:, None], at)[:, 0]
     apart, blurred = ((each - target[middle]).flatten(1).norm(dim=1) for each in (end, mean))
     assert float(apart.mean()) < 0.5 * float(blurred.mean())
+
+
+@pytest.fixture
+def student(tiny_model, tmp_path, undrawn, capsys):
+    """The file of a student of a few updates."""
+    train.main(of_teacher(tiny_model, "--iterations", "2", "--outdir", str(tmp_path / "run")))
+    capsys.readouterr()
+    return str(tmp_path / "run" / "model.safetensors")
+
+
+def test_evaluate_samples_a_student_in_the_calls_that_it_is_given(student, tiny_model):
+    network = ["--checkpoint", student, *QUICK]
+    for flags, calls in ([], 4), (["--num_steps", "1"], 1), (["--price", "3"], 3):
+        evaluation = assemble.evaluation([*network, *flags])
+        _, _, result = evaluation.run(progress=False)
+        assert result["network_calls"] == calls and evaluation.settings.sampler.sampler == "student"
+    teacher = assemble.evaluation(["--checkpoint", str(tiny_model / "model.safetensors"), *QUICK])
+    assert evaluation.sampler.decisions == teacher.sampler.decisions
+
+
+@pytest.mark.parametrize(
+    "flags, line",
+    [
+        ("--sampler edm", "sampler: got 'edm'; accepted: student"),
+        ("--pg_factor 5", "sampler: got 'student'; accepted: another with guidance or pool"),
+        ("--pool 2", "sampler: got 'student'; accepted: another with guidance or pool"),
+        ("--noise away --sequential 2", "noise: got 'away'; accepted: any other with a student"),
+    ],
+)
+def test_what_a_student_cannot_do_is_refused(flags, line, student, refused):
+    network = ["--checkpoint", student, *QUICK]
+    assert line in refused(evaluate.main, [*network, *flags.split()])
+
+
+def test_a_denoiser_is_no_student(tiny_model, refused):
+    network = ["--checkpoint", str(tiny_model / "model.safetensors"), *QUICK]
+    line = "sampler: got 'student'; accepted: edm, edm_noised or window"
+    assert line in refused(evaluate.main, [*network, "--sampler", "student"])
 
 
 def test_a_student_continues_where_it_was_stopped(tiny_model, tmp_path, undrawn):
