@@ -14,6 +14,8 @@ here. A result that was not measured again stays as it was; `stale.py` says what
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import shlex
 import shutil
@@ -46,8 +48,9 @@ PICTURES = {
     "masks": ["--checkpoint", "blobs", "--batch_size", "4", "--pg_factor", "5"],
     "mixture": ["--config", "configs/mixture.yaml", "--num_sets", "5"],
 }
-# Rows of the README's first table: what is asked, the experiment whose recipe says what the thesis
-# found (None: nothing), and the names of two rows of benchmarks/figures.py, independent and guided.
+# Rows of a table of docs/from-the-thesis.md: what is asked, the experiment whose recipe says what
+# the thesis found (None: nothing), and the names of two rows of benchmarks/figures.py, independent
+# and guided.
 QUESTIONS: list[tuple[str, str | None, str, str]] = [
     *(
         (question, experiment, name.format("independent"), name.format("guided"))
@@ -192,6 +195,18 @@ def draw_methods(rows: list[dict], data_root: str) -> None:
     stale.note(ROOT / "docs" / "pictures" / "methods.png")
 
 
+def printed(data_root: str) -> str:
+    """What the README's first command prints, as a block of text."""
+    import evaluate
+
+    (flags,) = re.findall(r"^    .*evaluate\.py (.*)$", (ROOT / "README.md").read_text(), flags=re.M)
+    out = io.StringIO()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(out):
+        run = str(Path(folder) / "NAME")
+        evaluate.main([*shlex.split(flags), "--data_root", data_root, "--outdir", run])
+    return f"```text\n{out.getvalue().replace(run, 'runs/NAME').strip()}\n```"
+
+
 def animate(data_root: str) -> None:
     """Draw the same set during denoising, independent and guided, as a GIF."""
     import evaluate
@@ -236,7 +251,7 @@ def draw_decisions(data_root: str) -> None:
 
 
 def answers_table(figures: list[dict]) -> str:
-    """The README's first table: the thesis's results beside independent and guided sets."""
+    """The thesis's results beside independent and guided sets."""
     measured = {row["name"]: row for row in figures}
     rows = []
     for question, experiment, *both_names in QUESTIONS:
@@ -270,7 +285,8 @@ def class_tables(figures: list[dict]) -> dict[str, str]:
 
 # ---------------------------------------------------------------- the comparison
 
-OURS = "particle guidance"  # what the default is called there
+OURS = "particle guidance"  # what methods of ours are called there
+DEFAULT = "particle guidance, the default"
 UNET = "plain U-Net"
 MODELS = ("exact", "exact, p = 0.5", UNET)
 
@@ -293,24 +309,48 @@ def audited(row: dict) -> list[str]:
 AUDITED = "modes found | modes shown | quality | HM IoU* | price + pilot"
 
 
-def rivals_table(rows: list[dict]) -> str:
-    """The README's second table: at each price the default, the best rival, and the controls."""
-    lines = []
-    for price in sorted({row["budget"] for row in rows}):
-        best = best_samplers(rows, UNET, price)
-        rivals = [row for method, row in best.items() if row["kind"] == "coupled"]
-        rivals = [row for row in rivals if not row["method"].startswith(OURS)]
-        pools = [row for method, row in best.items() if method.startswith("pool")]
-        first = max(rivals, key=lambda row: row["modes_shown"]["mean"])
-        for what, row in (
-            ("", best["independent"]),
-            ("", best[OURS]),
-            ("best rival: ", first),
-            ("", max(pools, key=lambda row: row["modes_shown"]["mean"])),
-            ("", best["twice the samples, medoids"]),
-        ):
-            lines.append([f"{price:g}", what + title_of(row), *audited(row)])
-    return f"{table(f'price | method, sampler, strength | {AUDITED}', lines)}\n\n{sets_of(rows)}"
+def best_rival(rows: list[dict], price: float) -> dict:
+    """The row of the method by others that shows most modes on the plain U-Net at a price."""
+    best = best_samplers(rows, UNET, price)
+    rivals = [row for row in best.values() if row["kind"] == "coupled"]
+    rivals = [row for row in rivals if not row["method"].startswith(OURS)]
+    return max(rivals, key=lambda row: row["modes_shown"]["mean"])
+
+
+def front_tables(rows: list[dict]) -> dict[str, str]:
+    """The README's figures: what guidance finds in a line, and a table of five rows."""
+    price = middle_price(rows)
+    half = min(row["budget"] for row in rows)
+    best = best_samplers(rows, UNET, price)
+    independent, guided = best["independent"], best[DEFAULT]
+    halved = best_samplers(rows, UNET, half)[DEFAULT]
+    rival = best_rival(rows, price)
+    pools = [row for method, row in best.items() if method.startswith("pool")]
+    pool = max(pools, key=lambda row: row["modes_shown"]["mean"])
+    k = guided["modes_total"]
+    mean = lambda row: f"{row['modes_found']['mean']:.1f}"
+    line = (
+        f"- **It finds** {mean(guided)} of {k} different answers ([modes](docs/glossary.md#mode)) "
+        f"in a [guided](docs/glossary.md#guidance) set of 8, {mean(halved)} with half the network "
+        f"calls, and {mean(independent)} in an independent set."
+    )
+    lines = [
+        [name, experiments.interval(row["modes_found"]), experiments.interval(row["quality"])]
+        for name, row in (
+            ("independent", independent),
+            ("guided", guided),
+            ("guided, half the network calls", halved),
+            (f"best rival: {rival['method']}", rival),
+            (pool["method"], pool),
+        )
+    ]
+    header = f"set of 8 | modes found, of {k} | [quality](docs/glossary.md#quality), 0 is perfect"
+    caption = (
+        f"Means over {guided['num_sets']} sets with 95% intervals, by a [plain "
+        f"U-Net](docs/glossary.md#plain-u-net) with {price:g} calls a sample. The rival has the "
+        "sampler and the strength that a search found best for it."
+    )
+    return {"front: line": line, "front: table": f"{table(header, lines)}\n\n{caption}"}
 
 
 def which_table(rows: list[dict], model: str) -> str:
@@ -579,6 +619,7 @@ def build(argv: list[str] | None) -> None:
             draw_sheet(name, flags, args.data_root)
         if compared:
             draw_methods(compared, args.data_root)
+        tables["prints"] = printed(args.data_root)
         animate(args.data_root)
         draw_decisions(args.data_root)
     (ROOT / "docs" / "results.md").write_text(experiment_page(Path(args.runs)))
@@ -589,7 +630,7 @@ def build(argv: list[str] | None) -> None:
         tables["answers"] = answers_table(figures["rows"])
         tables |= class_tables(figures["rows"])
     if compared:
-        tables["rivals"] = rivals_table(compared)
+        tables |= front_tables(compared)
         tables |= {f"which: {model}": which_table(compared, model) for model in MODELS}
         tables["thesis"] = thesis_table(compared)
     tables["needs"] = needs_table()
