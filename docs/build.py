@@ -199,7 +199,9 @@ def printed(data_root: str) -> str:
     """What the README's first command prints, as a block of text."""
     import evaluate
 
-    (flags,) = re.findall(r"^    .*evaluate\.py (.*)$", (ROOT / "README.md").read_text(), flags=re.M)
+    (flags,) = re.findall(
+        r"^    .*evaluate\.py (.*)$", (ROOT / "README.md").read_text(), flags=re.M
+    )
     out = io.StringIO()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(out):
         run = str(Path(folder) / "NAME")
@@ -332,7 +334,7 @@ def front_tables(rows: list[dict]) -> dict[str, str]:
     line = (
         f"- **It finds** {mean(guided)} of {k} different answers ([modes](docs/glossary.md#mode)) "
         f"in a [guided](docs/glossary.md#guidance) set of 8, {mean(halved)} with half the network "
-        f"calls, and {mean(independent)} in an independent set."
+        f"calls, and {mean(independent)} in an [independent](docs/glossary.md#independent) set."
     )
     lines = [
         [name, experiments.interval(row["modes_found"]), experiments.interval(row["quality"])]
