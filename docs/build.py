@@ -293,22 +293,21 @@ UNET = "plain U-Net"
 MODELS = ("exact", "exact, p = 0.5", UNET)
 
 
+# Names that say something only beside the row above them.
+NAMES = {
+    "the same with the thesis's start and Heun stage": "the thesis's form, start and Heun stage"
+}
+
+
+def used(row: dict) -> str:
+    """The sampler and the strength of a row of the comparison."""
+    strength = "" if row["strength"] is None else f"{row['strength']:g}"
+    return ", ".join(filter(None, (row["sampler"], strength)))
+
+
 def title_of(row: dict) -> str:
     """A row of the comparison in words: method, sampler, strength."""
-    strength = "" if row["strength"] is None else f"{row['strength']:g}"
-    return ", ".join(filter(None, (row["method"], row["sampler"], strength)))
-
-
-def audited(row: dict) -> list[str]:
-    """What tables show of a row of the comparison."""
-    numbers = [
-        experiments.interval(row[key])
-        for key in ("modes_found", "modes_shown", "quality", "hm_iou")
-    ]
-    return numbers + [f"{row['price']:.1f} + {row['pilot']:.1f}"]
-
-
-AUDITED = "modes found | modes shown | quality | HM IoU* | price + pilot"
+    return ", ".join(filter(None, (row["method"], used(row))))
 
 
 def best_rival(rows: list[dict], price: float) -> dict:
@@ -355,16 +354,55 @@ def front_tables(rows: list[dict]) -> dict[str, str]:
     return {"front: line": line, "front: table": f"{table(header, lines)}\n\n{caption}"}
 
 
-def which_table(rows: list[dict], model: str) -> str:
-    """Every method of the comparison at the middle price, in the sampler that suits it best."""
-    audit = ("frequency_tv", "count_dispersion", "equivalent_draws")
-    lines = [
-        [title_of(row), *audited(row), *(experiments.audit_entry(row, key) for key in audit)]
-        for row in best_samplers(rows, model, middle_price(rows)).values()
-    ]
-    lines.sort(key=lambda line: line[2], reverse=True)
-    names = " | ".join(METRICS[key].title for key in audit)
-    return f"{table(f'method, sampler, strength | {AUDITED} | {names}', lines)}\n\n{sets_of(rows)}"
+def which_table(rows: list[dict]) -> str:
+    """Every method of the comparison on the plain U-Net, at all prices, in a row.
+
+    Each has the sampler in which it shows most modes at the middle price.
+    """
+    prices = sorted({row["budget"] for row in rows})
+    at = {
+        (row["method"], row["sampler"], row["budget"]): row for row in rows if row["model"] == UNET
+    }
+    best = best_samplers(rows, UNET, middle_price(rows)).values()
+    lines = []
+    for row in sorted(best, key=lambda row: -row["modes_shown"]["mean"]):
+        found = [at.get((row["method"], row["sampler"], price)) for price in prices]
+        lines.append(
+            [
+                NAMES.get(row["method"], row["method"]),
+                used(row),
+                *(experiments.interval(other and other["modes_found"]) or "–" for other in found),
+                *(experiments.interval(row[key]) for key in ("modes_shown", "quality", "hm_iou")),
+            ]
+        )
+    calls = " | ".join(f"modes found, {price:g} calls" for price in prices)
+    header = f"method | sampler, strength | {calls} | modes shown | quality | HM IoU*"
+    return f"{table(header, lines)}\n\n{sets_of(rows)}"
+
+
+def audit_table(rows: list[dict]) -> str:
+    """Every method of the comparison with exact denoisers, at the middle price, in a row."""
+    equal, unequal = (best_samplers(rows, model, middle_price(rows)) for model in MODELS[:2])
+    names = sorted(equal, key=lambda method: -equal[method]["modes_shown"]["mean"])
+    lines = []
+    for method in names:
+        both = equal[method], unequal.get(method)
+        audit = [(both[0], "count_dispersion"), (both[0], "equivalent_draws")]
+        audit.append((both[1], "frequency_tv"))
+        lines.append(
+            [
+                NAMES.get(method, method),
+                used(both[0]),
+                *(experiments.interval(row and row["modes_found"]) or "–" for row in both),
+                *(experiments.audit_entry(row, key) if row else "–" for row, key in audit),
+                f"{both[0]['price']:.1f}",
+            ]
+        )
+    titles = [METRICS[key].title for key in ("count_dispersion", "equivalent_draws")]
+    titles.append(f"{METRICS['frequency_tv'].title}, p = 0.5")
+    found = "modes found | modes found, p = 0.5"
+    header = f"method | sampler, strength | {found} | {' | '.join(titles)} | price"
+    return table(header, lines)
 
 
 def needs_table() -> str:
@@ -381,6 +419,21 @@ def needs_table() -> str:
         if (method := find(flag, name)) is not None
     ]
     return table("flag | method | needs | frequencies", lines)
+
+
+def references() -> str:
+    """The papers of CITATION.cff, by the names of their authors."""
+    import yaml
+
+    lines = []
+    for paper in yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["references"]:
+        *others, last = [author["family-names"] for author in paper["authors"]]
+        authors = f"{', '.join(others)} and {last}" if others else last
+        (where,) = paper["identifiers"]
+        place = where["value"].replace("arXiv:", "arXiv ")
+        place = f"doi {place}" if where["type"] == "doi" else place
+        lines.append(f"- {authors} ({paper['year']}). *{paper['title']}*. {place}.")
+    return "\n".join(sorted(lines))
 
 
 def thesis_table(rows: list[dict]) -> str:
@@ -633,9 +686,9 @@ def build(argv: list[str] | None) -> None:
         tables |= class_tables(figures["rows"])
     if compared:
         tables |= front_tables(compared)
-        tables |= {f"which: {model}": which_table(compared, model) for model in MODELS}
+        tables |= dict(which=which_table(compared), audit=audit_table(compared))
         tables["thesis"] = thesis_table(compared)
-    tables["needs"] = needs_table()
+    tables |= dict(needs=needs_table(), references=references())
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for name, text in tables.items():
             fill(page, name, text)

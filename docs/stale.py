@@ -27,6 +27,7 @@ SOURCES: dict[str, str | None] = dict(
     classes="figures",
     front="comparison",
     which="comparison",
+    audit="comparison",
     thesis="comparison",
     **dict.fromkeys(["checkpoint", "noisy", "scale", "needs", "prints", "references"]),
 )

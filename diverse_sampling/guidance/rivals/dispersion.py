@@ -32,7 +32,7 @@ def _make(sets: Sets) -> ParticleGuidance:
 
 
 METHOD = Method(
-    "feature dispersion",
+    "dispersion of the network's features",
     _make,
     needs=(STRENGTH, NETWORK, BACKWARD),
     beside=lambda settings: (0, ENCODER),

@@ -86,7 +86,7 @@ def _make(sets: Sets) -> Variance:
 
 
 METHOD = Method(
-    "variance guidance",
+    "variance",
     _make,
     needs=(STRENGTH, "twice the calls", BACKWARD),
     frequencies="tilted, known",
