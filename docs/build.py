@@ -331,7 +331,7 @@ def front_tables(rows: list[dict]) -> dict[str, str]:
     k = guided["modes_total"]
     mean = lambda row: f"{row['modes_found']['mean']:.1f}"
     line = (
-        f"- **It finds** {mean(guided)} of {k} different answers ([modes](docs/glossary.md#mode)) "
+        f"- **It finds** here {mean(guided)} of {k} different answers ([modes](docs/glossary.md#mode)) "
         f"in a [guided](docs/glossary.md#guidance) set of 8, {mean(halved)} with half the network "
         f"calls, and {mean(independent)} in an [independent](docs/glossary.md#independent) set."
     )
