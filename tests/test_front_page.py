@@ -75,6 +75,12 @@ def test_the_citation_is_that_of_the_file():
     )
 
 
+def test_the_index_has_every_page():
+    index = (ROOT / "docs" / "README.md").read_text()
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name == "README.md" or f"({page.name})" in index, page.name
+
+
 # What makes the commands of a door short.
 SHORT = {
     "train.py": "--digits embedded --channels [8] --blocks 1 --attention [] --patch_size 4 "
