@@ -331,9 +331,10 @@ def front_tables(rows: list[dict]) -> dict[str, str]:
     k = guided["modes_total"]
     mean = lambda row: f"{row['modes_found']['mean']:.1f}"
     line = (
-        f"- **It finds** here {mean(guided)} of {k} different answers ([modes](docs/glossary.md#mode)) "
-        f"in a [guided](docs/glossary.md#guidance) set of 8, {mean(halved)} with half the network "
-        f"calls, and {mean(independent)} in an [independent](docs/glossary.md#independent) set."
+        f"- **It finds** here {mean(guided)} of {k} different answers "
+        "([modes](docs/glossary.md#mode)) in a [guided](docs/glossary.md#guidance) set of 8, "
+        f"{mean(halved)} with half the network calls, and {mean(independent)} in an "
+        "[independent](docs/glossary.md#independent) set."
     )
     lines = [
         [name, experiments.interval(row["modes_found"]), experiments.interval(row["quality"])]
@@ -383,25 +384,27 @@ def which_table(rows: list[dict]) -> str:
 def audit_table(rows: list[dict]) -> str:
     """Every method of the comparison with exact denoisers, at the middle price, in a row."""
     equal, unequal = (best_samplers(rows, model, middle_price(rows)) for model in MODELS[:2])
-    names = sorted(equal, key=lambda method: -equal[method]["modes_shown"]["mean"])
     lines = []
-    for method in names:
-        both = equal[method], unequal.get(method)
-        audit = [(both[0], "count_dispersion"), (both[0], "equivalent_draws")]
-        audit.append((both[1], "frequency_tv"))
+    for method in sorted(equal, key=lambda method: -equal[method]["modes_shown"]["mean"]):
+        first, second = equal[method], unequal.get(method, {})
         lines.append(
             [
                 NAMES.get(method, method),
-                used(both[0]),
-                *(experiments.interval(row and row["modes_found"]) or "–" for row in both),
-                *(experiments.audit_entry(row, key) if row else "–" for row, key in audit),
-                f"{both[0]['price']:.1f}",
+                used(first),
+                *(experiments.interval(row.get("modes_found")) or "–" for row in (first, second)),
+                experiments.audit_entry(first, "count_dispersion"),
+                experiments.audit_entry(first, "equivalent_draws"),
+                experiments.audit_entry(second, "frequency_tv") or "–",
+                f"{first['price']:.1f}",
             ]
         )
-    titles = [METRICS[key].title for key in ("count_dispersion", "equivalent_draws")]
-    titles.append(f"{METRICS['frequency_tv'].title}, p = 0.5")
+    dispersion, draws, off = (
+        METRICS[key].title for key in ("count_dispersion", "equivalent_draws", "frequency_tv")
+    )
     found = "modes found | modes found, p = 0.5"
-    header = f"method | sampler, strength | {found} | {' | '.join(titles)} | price"
+    header = (
+        f"method | sampler, strength | {found} | {dispersion} | {draws} | {off}, p = 0.5 | price"
+    )
     return table(header, lines)
 
 
