@@ -7,8 +7,8 @@ gradient is a backward pass through the layers before the bottleneck alone, and 
 share of one. Guides by `ParticleGuidance`, with a drift of a size relative to that of the denoiser.
 Marginals shift.
 
-Source: "Don't settle at the mode! Mitigating diversity collapse in pretrained flow models via
-feature self-guidance", arXiv 2606.27371. From it is the idea: the features of the generating model
+Source: Bhat et al. 2026, "Don't settle at the mode! Mitigating diversity collapse in pretrained
+flow models via feature self-guidance", arXiv 2606.27371. From it is the idea: the features of the generating model
 itself are dispersed within a batch, without another network and without training.
 
 Uncertain: all else, since only its abstract was read. The paper's networks are transformers, with
