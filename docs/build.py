@@ -14,6 +14,8 @@ here. A result that was not measured again stays as it was; `stale.py` says what
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import shlex
 import shutil
@@ -46,8 +48,9 @@ PICTURES = {
     "masks": ["--checkpoint", "blobs", "--batch_size", "4", "--pg_factor", "5"],
     "mixture": ["--config", "configs/mixture.yaml", "--num_sets", "5"],
 }
-# Rows of the README's first table: what is asked, the experiment whose recipe says what the thesis
-# found (None: nothing), and the names of two rows of benchmarks/figures.py, independent and guided.
+# Rows of a table of docs/from-the-thesis.md: what is asked, the experiment whose recipe says what
+# the thesis found (None: nothing), and the names of two rows of benchmarks/figures.py, independent
+# and guided.
 QUESTIONS: list[tuple[str, str | None, str, str]] = [
     *(
         (question, experiment, name.format("independent"), name.format("guided"))
@@ -192,6 +195,20 @@ def draw_methods(rows: list[dict], data_root: str) -> None:
     stale.note(ROOT / "docs" / "pictures" / "methods.png")
 
 
+def printed(data_root: str) -> str:
+    """What the README's first command prints, as a block of text."""
+    import evaluate
+
+    (flags,) = re.findall(
+        r"^    .*evaluate\.py (.*)$", (ROOT / "README.md").read_text(), flags=re.M
+    )
+    out = io.StringIO()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(out):
+        run = str(Path(folder) / "NAME")
+        evaluate.main([*shlex.split(flags), "--data_root", data_root, "--outdir", run])
+    return f"```text\n{out.getvalue().replace(run, 'runs/NAME').strip()}\n```"
+
+
 def animate(data_root: str) -> None:
     """Draw the same set during denoising, independent and guided, as a GIF."""
     import evaluate
@@ -236,7 +253,7 @@ def draw_decisions(data_root: str) -> None:
 
 
 def answers_table(figures: list[dict]) -> str:
-    """The README's first table: the thesis's results beside independent and guided sets."""
+    """The thesis's results beside independent and guided sets."""
     measured = {row["name"]: row for row in figures}
     rows = []
     for question, experiment, *both_names in QUESTIONS:
@@ -270,59 +287,125 @@ def class_tables(figures: list[dict]) -> dict[str, str]:
 
 # ---------------------------------------------------------------- the comparison
 
-OURS = "particle guidance"  # what the default is called there
+OURS = "particle guidance"  # what methods of ours are called there
+DEFAULT = "particle guidance, the default"
 UNET = "plain U-Net"
 MODELS = ("exact", "exact, p = 0.5", UNET)
 
 
+# Names that say something only beside the row above them.
+NAMES = {
+    "the same with the thesis's start and Heun stage": "the thesis's form, start and Heun stage"
+}
+
+
+def used(row: dict) -> str:
+    """The sampler and the strength of a row of the comparison."""
+    strength = "" if row["strength"] is None else f"{row['strength']:g}"
+    return ", ".join(filter(None, (row["sampler"], strength)))
+
+
 def title_of(row: dict) -> str:
     """A row of the comparison in words: method, sampler, strength."""
-    strength = "" if row["strength"] is None else f"{row['strength']:g}"
-    return ", ".join(filter(None, (row["method"], row["sampler"], strength)))
+    return ", ".join(filter(None, (row["method"], used(row))))
 
 
-def audited(row: dict) -> list[str]:
-    """What tables show of a row of the comparison."""
-    numbers = [
-        experiments.interval(row[key])
-        for key in ("modes_found", "modes_shown", "quality", "hm_iou")
-    ]
-    return numbers + [f"{row['price']:.1f} + {row['pilot']:.1f}"]
+def best_rival(rows: list[dict], price: float) -> dict:
+    """The row of the method by others that shows most modes on the plain U-Net at a price."""
+    best = best_samplers(rows, UNET, price)
+    rivals = [row for row in best.values() if row["kind"] == "coupled"]
+    rivals = [row for row in rivals if not row["method"].startswith(OURS)]
+    return max(rivals, key=lambda row: row["modes_shown"]["mean"])
 
 
-AUDITED = "modes found | modes shown | quality | HM IoU* | price + pilot"
-
-
-def rivals_table(rows: list[dict]) -> str:
-    """The README's second table: at each price the default, the best rival, and the controls."""
-    lines = []
-    for price in sorted({row["budget"] for row in rows}):
-        best = best_samplers(rows, UNET, price)
-        rivals = [row for method, row in best.items() if row["kind"] == "coupled"]
-        rivals = [row for row in rivals if not row["method"].startswith(OURS)]
-        pools = [row for method, row in best.items() if method.startswith("pool")]
-        first = max(rivals, key=lambda row: row["modes_shown"]["mean"])
-        for what, row in (
-            ("", best["independent"]),
-            ("", best[OURS]),
-            ("best rival: ", first),
-            ("", max(pools, key=lambda row: row["modes_shown"]["mean"])),
-            ("", best["twice the samples, medoids"]),
-        ):
-            lines.append([f"{price:g}", what + title_of(row), *audited(row)])
-    return f"{table(f'price | method, sampler, strength | {AUDITED}', lines)}\n\n{sets_of(rows)}"
-
-
-def which_table(rows: list[dict], model: str) -> str:
-    """Every method of the comparison at the middle price, in the sampler that suits it best."""
-    audit = ("frequency_tv", "count_dispersion", "equivalent_draws")
+def front_tables(rows: list[dict]) -> dict[str, str]:
+    """The README's figures: what guidance finds in a line, and a table of five rows."""
+    price = middle_price(rows)
+    half = min(row["budget"] for row in rows)
+    best = best_samplers(rows, UNET, price)
+    independent, guided = best["independent"], best[DEFAULT]
+    halved = best_samplers(rows, UNET, half)[DEFAULT]
+    rival = best_rival(rows, price)
+    pools = [row for method, row in best.items() if method.startswith("pool")]
+    pool = max(pools, key=lambda row: row["modes_shown"]["mean"])
+    k = guided["modes_total"]
+    mean = lambda row: f"{row['modes_found']['mean']:.1f}"
+    line = (
+        f"- **It finds** here {mean(guided)} of {k} different answers "
+        "([modes](docs/glossary.md#mode)) in a [guided](docs/glossary.md#guidance) set of 8, "
+        f"{mean(halved)} with half the network calls, and {mean(independent)} in an "
+        "[independent](docs/glossary.md#independent) set."
+    )
     lines = [
-        [title_of(row), *audited(row), *(experiments.audit_entry(row, key) for key in audit)]
-        for row in best_samplers(rows, model, middle_price(rows)).values()
+        [name, experiments.interval(row["modes_found"]), experiments.interval(row["quality"])]
+        for name, row in (
+            ("independent", independent),
+            ("guided", guided),
+            ("guided, half the network calls", halved),
+            (f"best rival: {rival['method']}", rival),
+            (pool["method"], pool),
+        )
     ]
-    lines.sort(key=lambda line: line[2], reverse=True)
-    names = " | ".join(METRICS[key].title for key in audit)
-    return f"{table(f'method, sampler, strength | {AUDITED} | {names}', lines)}\n\n{sets_of(rows)}"
+    header = f"set of 8 | modes found, of {k} | [quality](docs/glossary.md#quality), 0 is perfect"
+    caption = (
+        f"Means over {guided['num_sets']} sets with 95% intervals, by a [plain "
+        f"U-Net](docs/glossary.md#plain-u-net) with {price:g} calls a sample. The rival has the "
+        "sampler and the strength that a search found best for it."
+    )
+    return {"front: line": line, "front: table": f"{table(header, lines)}\n\n{caption}"}
+
+
+def which_table(rows: list[dict]) -> str:
+    """Every method of the comparison on the plain U-Net, at all prices, in a row.
+
+    Each has the sampler in which it shows most modes at the middle price.
+    """
+    prices = sorted({row["budget"] for row in rows})
+    at = {
+        (row["method"], row["sampler"], row["budget"]): row for row in rows if row["model"] == UNET
+    }
+    best = best_samplers(rows, UNET, middle_price(rows)).values()
+    lines = []
+    for row in sorted(best, key=lambda row: -row["modes_shown"]["mean"]):
+        found = [at.get((row["method"], row["sampler"], price)) for price in prices]
+        lines.append(
+            [
+                NAMES.get(row["method"], row["method"]),
+                used(row),
+                *(experiments.interval(other and other["modes_found"]) or "–" for other in found),
+                *(experiments.interval(row[key]) for key in ("modes_shown", "quality", "hm_iou")),
+            ]
+        )
+    calls = " | ".join(f"modes found, {price:g} calls" for price in prices)
+    header = f"method | sampler, strength | {calls} | modes shown | quality | HM IoU*"
+    return f"{table(header, lines)}\n\n{sets_of(rows)}"
+
+
+def audit_table(rows: list[dict]) -> str:
+    """Every method of the comparison with exact denoisers, at the middle price, in a row."""
+    equal, unequal = (best_samplers(rows, model, middle_price(rows)) for model in MODELS[:2])
+    lines = []
+    for method in sorted(equal, key=lambda method: -equal[method]["modes_shown"]["mean"]):
+        first, second = equal[method], unequal.get(method, {})
+        lines.append(
+            [
+                NAMES.get(method, method),
+                used(first),
+                *(experiments.interval(row.get("modes_found")) or "–" for row in (first, second)),
+                experiments.audit_entry(first, "count_dispersion"),
+                experiments.audit_entry(first, "equivalent_draws"),
+                experiments.audit_entry(second, "frequency_tv") or "–",
+                f"{first['price']:.1f}",
+            ]
+        )
+    dispersion, draws, off = (
+        METRICS[key].title for key in ("count_dispersion", "equivalent_draws", "frequency_tv")
+    )
+    found = "modes found | modes found, p = 0.5"
+    header = (
+        f"method | sampler, strength | {found} | {dispersion} | {draws} | {off}, p = 0.5 | price"
+    )
+    return table(header, lines)
 
 
 def needs_table() -> str:
@@ -339,6 +422,21 @@ def needs_table() -> str:
         if (method := find(flag, name)) is not None
     ]
     return table("flag | method | needs | frequencies", lines)
+
+
+def references() -> str:
+    """The papers of CITATION.cff, by the names of their authors."""
+    import yaml
+
+    lines = []
+    for paper in yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["references"]:
+        *others, last = [author["family-names"] for author in paper["authors"]]
+        authors = f"{', '.join(others)} and {last}" if others else last
+        (where,) = paper["identifiers"]
+        place = where["value"].replace("arXiv:", "arXiv ")
+        place = f"doi {place}" if where["type"] == "doi" else place
+        lines.append(f"- {authors} ({paper['year']}). *{paper['title']}*. {place}.")
+    return "\n".join(sorted(lines))
 
 
 def thesis_table(rows: list[dict]) -> str:
@@ -579,6 +677,7 @@ def build(argv: list[str] | None) -> None:
             draw_sheet(name, flags, args.data_root)
         if compared:
             draw_methods(compared, args.data_root)
+        tables["prints"] = printed(args.data_root)
         animate(args.data_root)
         draw_decisions(args.data_root)
     (ROOT / "docs" / "results.md").write_text(experiment_page(Path(args.runs)))
@@ -589,10 +688,10 @@ def build(argv: list[str] | None) -> None:
         tables["answers"] = answers_table(figures["rows"])
         tables |= class_tables(figures["rows"])
     if compared:
-        tables["rivals"] = rivals_table(compared)
-        tables |= {f"which: {model}": which_table(compared, model) for model in MODELS}
+        tables |= front_tables(compared)
+        tables |= dict(which=which_table(compared), audit=audit_table(compared))
         tables["thesis"] = thesis_table(compared)
-    tables["needs"] = needs_table()
+    tables |= dict(needs=needs_table(), references=references())
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for name, text in tables.items():
             fill(page, name, text)
