@@ -57,7 +57,9 @@ def measured_guide(
             memory=memory,
         )
     if memory is not None:
-        reject("memory", list(memory.shape), "None with log_posterior, which counts no other sample")
+        reject(
+            "memory", list(memory.shape), "None with log_posterior, which counts no other sample"
+        )
     return functools.partial(
         ClassGuidance,
         log_posterior=log_posterior,
