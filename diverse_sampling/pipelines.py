@@ -745,8 +745,9 @@ def repel(
 
     Gives the decisions. Raises SettingError for a scheduler that cannot be guided, for another one
     that the pipeline has at the end, and for classes and memory that do not fit, ValueError if the
-    pilot's samples are all alike. Warns, saying what to do, if nothing repels or was guided: a set of one,
-    no step in the context or none in the window; and of a guidance_scale that is not the pilot's.
+    pilot's samples are all alike. Warns, saying what to do, if nothing repels or was guided: a set
+    of one without memory, no step in the context or none in the window; and of a guidance_scale
+    that is not the pilot's.
     """
     earlier = None if memory is None else as_memory(pipe, memory)
     alone = particles == 1 and memory is None

@@ -982,6 +982,36 @@ def test_one_picture_of_a_pipeline_is_drawn_again_beside_the_others(exact_pipe):
     assert (nearest == 0).sum() >= 17
 
 
+def test_the_page_draws_one_picture_of_a_real_pipeline_again():
+    """Without a warning, and another one than without guidance."""
+    pytest.importorskip("transformers")
+
+    class Told(diffusers.StableDiffusionPipeline):
+        """One that knows what every prompt means."""
+
+        def encode_prompt(self, prompt, device, num_images_per_prompt, *args, **others):
+            return normal(2 * num_images_per_prompt, 5, 16, seed=1).chunk(2)
+
+    torch.manual_seed(0)
+    pipe = Told(**stable_diffusion().components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    names = dict(
+        pipe=pipe,
+        prompt="a house",
+        images=pipe("a house", 16, 16, 4, num_images_per_prompt=4).images,
+    )
+    for code in ("again", "start apart"):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.manual_seed(1)
+            exec(snippet(code), names)
+        assert not [each for each in caught if "guided" in str(each.message)]
+        assert names["image"].size == (16, 16)
+        if code == "again":
+            torch.manual_seed(1)
+            assert names["image"] != pipe("a house").images[0]
+
+
 # ---------------------------------------------------------------- nothing is silently unguided
 
 
@@ -1087,11 +1117,16 @@ def test_no_way_to_call_it_is_silently_unguided(name):
 # ---------------------------------------------------------------- other libraries
 
 
+def snippet(name):
+    """Code of docs/pipelines.md."""
+    page = (ROOT / "docs" / "pipelines.md").read_text()
+    return re.search(rf"```python\n(# {name}\n.*?)```", page, flags=re.S)[1]
+
+
 def wrapper(name):
     """A function that docs/pipelines.md defines."""
-    page = (ROOT / "docs" / "pipelines.md").read_text()
     names: dict = {}
-    exec(re.search(rf"```python\n(# {name}\n.*?)```", page, flags=re.S)[1], names)
+    exec(snippet(name), names)
     return names[name]
 
 
