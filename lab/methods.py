@@ -76,8 +76,14 @@ def check(settings: EvaluationSettings) -> None:
         )
     values = settings.record()
     exact = settings.evaluate.denoiser == "exact"
+    redraws = settings.evaluate.redraw is not None
+    for key in ("sequential", "medoids_of", "pool") if redraws else ():
+        if values[key] != 1:
+            reject(key, values[key], "1 with redraw, which draws single particles")
     for flag, method in named(values).items():
         name = values[flag]
+        if redraws and method.only.get("sequential") == 1:
+            reject(flag, name, "one with a memory with redraw, such as pg or spell")
         for key, only in method.only.items():
             if values[key] != only:
                 reject(key, values[key], f"{only} with {flag} {name}")
