@@ -403,6 +403,25 @@ class TaskSettings:
     rollout: Count = 1
     """dataset frames without answers: frames to sample one after the other, each particle going on
     from its own"""
+    from_run: Optional[PathText] = None
+    """directory of a run whose sets are kept, but for the particles that redraw names; settings
+    that are not given are as in that run"""
+    redraw: Optional[list[CountOrZero]] = None
+    """from_run: particles of each set, numbered from 0, that are drawn again with new noise,
+    repelled by those that are kept, such as 3 for particle_3"""
+
+    def __post_init__(self):
+        numbers = self.redraw
+        if (numbers is None) != (self.from_run is None):
+            reject("redraw", numbers, "numbers of particles with from_run, and only there")
+        if numbers is None:
+            return
+        known = set(numbers) < set(range(self.batch_size))
+        if not numbers or not known or len(set(numbers)) < len(numbers):
+            last = self.batch_size - 1
+            reject("redraw", numbers, f"different numbers from 0 to {last}, and not all of them")
+        if self.rollout > 1:
+            reject("rollout", self.rollout, "1 with redraw, which draws single frames")
 
 
 @dataclass(frozen=True)
@@ -599,6 +618,10 @@ class OriginSettings:
     """hash of the source of digits"""
     frames_sha256: Optional[str] = rare(None)
     """hash of your own frames"""
+    from_run_sha256: Optional[str] = rare(None)
+    """hash of the samples of the run that from_run names"""
+    redraws: Optional[Count] = rare(None)
+    """how often particles of these sets were drawn again, this time included: each has new noise"""
 
 
 # ---------------------------------------------------------------- settings and their records
@@ -714,7 +737,16 @@ def record(*groups: DataclassInstance) -> dict[str, Any]:
 # Settings that change no result: where things lie, how and where they are computed, how often they
 # are shown. What lies there is known by its hash.
 WITHOUT_EFFECT = {
-    *("checkpoint", "classifier", "frames", "data_root", "download_timeout", "outdir", "resume"),
+    *(
+        "checkpoint",
+        "classifier",
+        "frames",
+        "from_run",
+        "data_root",
+        "download_timeout",
+        "outdir",
+        "resume",
+    ),
     *("device", "compile", "reproducible", "wandb", "tensorboard"),
     *("log_every", "save_every", "sample_every"),
 }

@@ -44,6 +44,7 @@ import warnings
 from contextlib import contextmanager
 from typing import Any, Callable, Iterator, NamedTuple
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -617,6 +618,68 @@ def denoiser_of(pipe, **call) -> PipelineDenoiser:
     return PipelineDenoiser(pipe, **call)
 
 
+# ---------------------------------------------------------------- earlier pictures
+
+
+def as_memory(pipe, earlier: Any) -> Tensor:
+    """Earlier pictures in the units of a pipeline's latents, as one set (1, M, C, H, W).
+
+    Arguments:
+        pipe: the pipeline
+        earlier: latents (M, ...), a tensor or a list of them, as output_type="latent" returns them;
+            or pictures, as the pipeline returns others: one of PIL's, a list of them, or an array
+            (M, H, W, C) in [0, 1]. The pipeline's VAE encodes pictures
+
+    Raises SettingError for what is neither, and for pictures if the VAE is not one whose scale is
+    known.
+    """
+    items = earlier if isinstance(earlier, (list, tuple)) else [earlier]
+    if items and all(isinstance(item, Tensor) for item in items):
+        latents = earlier if isinstance(earlier, Tensor) else torch.stack(items)
+    else:
+        latents = _encoded(pipe, earlier)
+    if latents.ndim < 3 or not len(latents):
+        reject("shape of memory", list(latents.shape), "(M, ...), an axis of pictures first")
+    return latents.reshape(1, len(latents), *_frame(latents.shape[1:]))
+
+
+def _encoded(pipe, pictures: Any) -> Tensor:
+    """Pictures in [0, 1] as latents (M, ...), those that img2img pipelines of diffusers start
+    from."""
+    from diffusers.image_processor import VaeImageProcessor
+
+    vae = getattr(pipe, "vae", None)
+    processor = getattr(pipe, "image_processor", None) or VaeImageProcessor(vae_scale_factor=1)
+    in_range = not isinstance(pictures, numpy.ndarray) or 0 <= pictures.min() <= pictures.max() <= 1
+    try:
+        pixels = processor.preprocess(pictures) if in_range else None  # in [-1, 1]
+    except (ValueError, TypeError, IndexError):
+        pixels = None
+    if pixels is None or not len(pixels):
+        accepted = "pictures of PIL or arrays in [0, 1], or latents, as output_type='latent' gives"
+        reject("memory", type(pictures).__name__, accepted)
+    if vae is None:
+        return pixels
+    known = type(vae).__name__ in ("AutoencoderKL", "AutoencoderTiny")
+    if not known or vae.config.get("latents_mean") is not None:
+        accepted = f"latents, as output_type='latent' gives, with {type(vae).__name__}"
+        reject("memory", "pictures", accepted)
+    precise = vae.config.get("force_upcast") and vae.dtype == torch.float16
+    own = vae.dtype
+    if precise:
+        vae.to(torch.float32)  # in half precision it gives no numbers
+    with torch.no_grad():
+        device = getattr(pipe, "_execution_device", vae.device)
+        found = vae.encode(pixels.to(device, vae.dtype))
+    if precise:
+        vae.to(own)
+    latents = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
+    latents = (latents - (vae.config.get("shift_factor") or 0)) * vae.config.scaling_factor
+    if hasattr(pipe, "_pack_latents"):
+        return pipe._pack_latents(latents, *latents.shape)
+    return latents
+
+
 # ---------------------------------------------------------------- units
 
 
@@ -655,6 +718,7 @@ def repel(
     log_posterior: LogPosterior | None = None,
     counts: Tensor | None = None,
     clean: bool = False,
+    memory: Any = None,
     decisions: Decisions | None = None,
     generator: torch.Generator | list[torch.Generator] | None = None,
     **call,
@@ -672,20 +736,25 @@ def repel(
         counts: (k,) or (G, k) int64, how many pictures show each class, `particles` in all. None:
             as many different classes as there can be
         clean: whether `log_posterior` knows latents without noise alone: it is asked of D(x)
+        memory: earlier pictures that repel all sets and do not move, as `as_memory` takes them. One
+            picture beside them is guided too
         decisions: what an earlier context gave; None: a pilot through the pipeline measures it, of
             as many unguided pictures as there are in a set
         generator: source of the noise that is added anew, as in `repelling`
         call: what the pilot calls the pipeline with: prompt, guidance_scale, height, ...
 
     Gives the decisions. Raises SettingError for a scheduler that cannot be guided, for another one
-    that the pipeline has at the end, and for classes that do not fit, ValueError if the pilot's
-    samples are all alike. Warns, saying what to do, if nothing repels or was guided: a set of one,
-    no step in the context or none in the window; and of a guidance_scale that is not the pilot's.
+    that the pipeline has at the end, and for classes and memory that do not fit, ValueError if the
+    pilot's samples are all alike. Warns, saying what to do, if nothing repels or was guided: a set
+    of one without memory, no step in the context or none in the window; and of a guidance_scale
+    that is not the pilot's.
     """
-    if particles == 1 and log_posterior is None and factor != 0:
+    earlier = None if memory is None else as_memory(pipe, memory)
+    alone = particles == 1 and memory is None
+    if alone and log_posterior is None and factor != 0:
         warnings.warn(
             "nothing is guided: particles is 1, and a picture repels the others of its set; use at "
-            "least 2, and num_images_per_prompt of as many",
+            "least 2, and num_images_per_prompt of as many, or memory",
             stacklevel=3,
         )
     strength = None  # of classifier-free guidance, if the pipeline says so
@@ -700,6 +769,7 @@ def repel(
         log_posterior=log_posterior,
         counts=counts,
         clean=clean,
+        memory=earlier,
     )
     renewed = None if factor == 0 else window
     lowest = None if factor == 0 or log_posterior is not None else window.low

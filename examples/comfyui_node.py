@@ -30,9 +30,9 @@ from torch import Tensor
 from diverse_sampling.decisions import Decisions, measure
 from diverse_sampling.defaults import FACTOR, PILOT_LEVELS
 from diverse_sampling.errors import reject
-from diverse_sampling.guidance import default_guidance
 from diverse_sampling.noise import ParticleNoise, Stream
 from diverse_sampling.pipelines import guided_window
+from diverse_sampling.sets import measured_guide
 from diverse_sampling.steps import karras_sigmas
 
 PILOT = "DIVERSE_SAMPLING_PILOT"  # the type of a pilot's output
@@ -126,14 +126,13 @@ class Repelling:
         if level.sigma == math.inf or not ends_above:
             return denoised
         clean = as_set(denoised)
-        guided = default_guidance(
-            lambda x, sigma: clean,
+        guide = measured_guide(
             self.decisions,
+            guided_window(self.decisions)._replace(high=math.inf),
             factor=self.factor,
             memory=self._memory(args["model"], denoised),
-            sigma_min=0.0,
-            sigma_max=math.inf,
         )
+        guided = guide(lambda x, sigma: clean)
         x = as_set(args["input"]) / level.alpha
         target = guided(x, torch.tensor(level.sigma, dtype=torch.float64))
         return target.view_as(denoised).to(denoised)

@@ -80,8 +80,14 @@ def check(settings: EvaluationSettings) -> None:
         )
     values = settings.record()
     exact = settings.evaluate.denoiser == "exact"
+    redraws = settings.evaluate.redraw is not None
+    for key in ("sequential", "medoids_of", "pool") if redraws else ():
+        if values[key] != 1:
+            reject(key, values[key], "1 with redraw, which draws single particles")
     for flag, method in named(values).items():
         name = values[flag]
+        if redraws and method.only.get("sequential") == 1:
+            reject(flag, name, "one with a memory with redraw, such as pg or spell")
         for key, only in method.only.items():
             if values[key] != only:
                 reject(key, values[key], f"{only} with {flag} {name}")
@@ -94,8 +100,8 @@ def check(settings: EvaluationSettings) -> None:
                 "any other with --denoiser exact or --task unconditional, where there is no "
                 "conditioning to add noise to",
             )
-        if EARLIER in method.needs and settings.guidance.sequential == 1:
-            reject(flag, name, "any other with --sequential 1: a set has no earlier samples")
+        if EARLIER in method.needs and settings.guidance.sequential == 1 and not redraws:
+            reject(flag, name, "any other, or --sequential or --redraw: no samples are earlier")
         if EARLIER in method.needs and settings.sampler.sampler == "student":
             reject(flag, name, "any other with a student, which does not return the mean it needs")
         if NETWORK in method.needs and exact:

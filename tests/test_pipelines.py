@@ -7,9 +7,11 @@ import math
 import re
 import warnings
 
+import numpy
 import pytest
 import torch
 from conftest import ROOT, slow_but
+from scipy.stats import binomtest
 from test_benchmarks import load
 from torch import nn
 
@@ -18,6 +20,7 @@ from diverse_sampling.errors import SettingError
 from diverse_sampling.exact import log_weights
 from diverse_sampling.guidance import ParticleGuidance
 from diverse_sampling.pipelines import (
+    as_memory,
     denoiser_of,
     guided_window,
     pilot,
@@ -27,6 +30,7 @@ from diverse_sampling.pipelines import (
 from diverse_sampling.potentials import LogDet
 from diverse_sampling.sets import measured_guide
 from diverse_sampling.steps import Window, karras_sigmas
+from lab.metrics import wilson_interval
 
 diffusers = pytest.importorskip("diffusers")
 # Of numpy, about how two schedulers call it.
@@ -39,6 +43,7 @@ SCHEDULERS, STABLE, UNCLIPPED = benchmark.SCHEDULERS, benchmark.STABLE, benchmar
 Network, draw = benchmark.Network, benchmark.draw
 exact, scheduler = benchmark.exact, benchmark.scheduler
 BLOBS = benchmark.images()
+HERE = benchmark.exact_decisions()
 every_scheduler = pytest.mark.parametrize("name", SCHEDULERS)
 QUICK = ("DDIM v", "DPM++ 2M flow", "UniPC", "Euler v", "Heun", "Flow Euler", "EDM Euler v")
 quick_schedulers = pytest.mark.parametrize("name", slow_but(QUICK, SCHEDULERS))
@@ -855,6 +860,158 @@ def test_a_measured_guide_finds_more_places_through_a_real_pipeline(exact_pipe):
     assert "step" not in vars(exact_pipe.scheduler)
 
 
+# ---------------------------------------------------------------- earlier pictures
+
+
+@pytest.mark.parametrize("name", ["DDIM", "UniPC", "Heun", "Flow Euler", "Flow LCM", "EDM Euler"])
+def test_a_picture_drawn_anew_beside_seven_shows_the_eighth(name):
+    """Independent ones do in 1 of 8."""
+    memory, alone = (
+        sum(int(benchmark.missing_shown(name, 15, way, k, 16).sum()) for k in range(8))
+        for way in ("memory", "independent")
+    )
+    assert wilson_interval(memory, 128)[0] > 0.8
+    assert binomtest(alone, 128, 1 / 8).pvalue > 0.001
+
+
+def test_of_a_student_starts_apart_help_and_memory_alone_hardly_does():
+    """Its D is a finished picture, which a push does not change."""
+    shown = {
+        way: int(benchmark.missing_shown("Flow Euler", 4, way, 3, 160, student=True).sum())
+        for way in ("independent", "start apart", "memory")
+    }
+    assert wilson_interval(shown["start apart"], 160)[0] > 0.25
+    assert abs(shown["memory"] - shown["independent"]) <= 8
+
+
+def test_memory_without_strength_changes_no_bit():
+    schedule = scheduler("DDIM")
+    plain = draw(schedule, sets=1, steps=15)
+    with benchmark.guided(schedule, factor=0.0, memory=BLOBS):
+        assert torch.equal(draw(schedule, sets=1, steps=15), plain)
+
+
+IMG2IMG = dict(SD="StableDiffusion", SDXL="StableDiffusionXL", SD3="StableDiffusion3", Flux="Flux")
+
+
+@pytest.mark.parametrize("name", IMG2IMG)
+def test_pictures_are_encoded_as_for_img2img(name, monkeypatch):
+    """diffusers' own pipelines are the truth, with a VAE that is certain."""
+    pipe = pipeline(name)
+    with torch.no_grad():
+        log_variance = pipe.vae.quant_conv.weight[4:], pipe.vae.quant_conv.bias[4:]
+        log_variance[0].zero_(), log_variance[1].fill_(-30)
+    pictures = torch.rand(2, 16, 16, 3, generator=torch.Generator().manual_seed(3)).numpy()
+    other = getattr(diffusers, f"{IMG2IMG[name]}Img2ImgPipeline").from_pipe(pipe)
+    unnoised = dict(
+        add_noise=lambda latents, noise, timestep: latents,
+        scale_noise=lambda latents, timestep, noise: latents,
+    )
+    for key, function in unnoised.items():
+        monkeypatch.setattr(other.scheduler, key, function, raising=False)
+    settings = dict(
+        image=other.image_processor.preprocess(pictures),
+        timestep=torch.tensor([1.0]),
+        batch_size=2,
+        num_images_per_prompt=1,
+        num_channels_latents=4,
+        height=16,
+        width=16,
+        dtype=torch.float32,
+        device="cpu",
+        generator=None,
+    )
+    accepted = inspect.signature(other.prepare_latents).parameters
+    theirs = other.prepare_latents(**{key: settings[key] for key in accepted if key in settings})
+    theirs = theirs[0] if isinstance(theirs, tuple) else theirs
+    ours = as_memory(pipe, pictures)
+    torch.testing.assert_close(ours.reshape(theirs.shape), theirs, atol=1e-4, rtol=1e-4)
+    # As the pipeline has them, and what it says it returns.
+    assert ours.shape[2:] == denoiser_of(pipe, **conditions(name)).shape
+    torch.testing.assert_close(as_memory(pipe, theirs), ours, atol=1e-4, rtol=1e-4)
+
+
+def test_pictures_may_come_as_any_pipeline_returns_them(exact_pipe):
+    pictures = numpy.rint(255 * (BLOBS.permute(0, 2, 3, 1).numpy() + 1) / 2) / 255
+    expected = as_memory(exact_pipe, pictures)
+    torch.testing.assert_close(expected[0], BLOBS, atol=0.005, rtol=0)
+    images = exact_pipe.numpy_to_pil(pictures)
+    for given in (images, list(pictures), list(expected[0]), expected[0]):
+        torch.testing.assert_close(as_memory(exact_pipe, given), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(as_memory(exact_pipe, images[2])[0, 0], expected[0, 2])
+
+
+@pytest.mark.parametrize(
+    "memory, line",
+    [
+        ([], "^memory: got 'list'"),
+        ("a.png", "^memory: got 'str'"),
+        (255 * numpy.ones((2, 8, 8, 1)), "^memory: got 'ndarray'"),
+        (torch.zeros(8, 8), r"^shape of memory: got \[8, 8\]"),
+        (torch.zeros(2, 3, 8, 8), r"^shape of memory: got \[1, 2, 3, 8, 8\].*\[2, M, 1, 8, 8\]"),
+    ],
+    ids=str,
+)
+def test_memory_that_does_not_fit_is_refused_in_one_line(memory, line, exact_pipe):
+    with pytest.raises(SettingError, match=line) as refused:
+        with repel(exact_pipe, particles=2, memory=memory, decisions=HERE):
+            exact_pipe(batch_size=4, num_inference_steps=4)
+    assert "\n" not in str(refused.value)
+
+
+def test_memory_with_classes_is_refused(exact_pipe):
+    with pytest.raises(SettingError, match="^memory"):
+        with repel(exact_pipe, particles=2, memory=BLOBS, decisions=HERE, log_posterior=posterior):
+            pass
+
+
+def test_one_picture_of_a_pipeline_is_drawn_again_beside_the_others(exact_pipe):
+    """As pictures of PIL, which are all that a user has. A set of one is guided, without a word."""
+    kept = exact_pipe.numpy_to_pil((BLOBS[1:].permute(0, 2, 3, 1).numpy() + 1) / 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with repel(exact_pipe, particles=1, memory=kept, decisions=HERE):
+            images = exact_pipe(
+                batch_size=20,
+                num_inference_steps=15,
+                generator=torch.Generator().manual_seed(0),
+                output_type="np",
+            ).images
+    drawn = 2 * torch.as_tensor(images).permute(0, 3, 1, 2) - 1
+    nearest = torch.cdist(drawn.flatten(1), BLOBS.flatten(1)).argmin(1)
+    assert (nearest == 0).sum() >= 17
+
+
+def test_the_page_draws_one_picture_of_a_real_pipeline_again():
+    """Without a warning, and another one than without guidance."""
+    pytest.importorskip("transformers")
+
+    class Told(diffusers.StableDiffusionPipeline):
+        """One that knows what every prompt means."""
+
+        def encode_prompt(self, prompt, device, num_images_per_prompt, *args, **others):
+            return normal(2 * num_images_per_prompt, 5, 16, seed=1).chunk(2)
+
+    torch.manual_seed(0)
+    pipe = Told(**stable_diffusion().components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    names = dict(
+        pipe=pipe,
+        prompt="a house",
+        images=pipe("a house", 16, 16, 4, num_images_per_prompt=4).images,
+    )
+    for code in ("again", "start apart"):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.manual_seed(1)
+            exec(snippet(code), names)
+        assert not [each for each in caught if "guided" in str(each.message)]
+        assert names["image"].size == (16, 16)
+        if code == "again":
+            torch.manual_seed(1)
+            assert names["image"] != pipe("a house").images[0]
+
+
 # ---------------------------------------------------------------- nothing is silently unguided
 
 
@@ -879,7 +1036,6 @@ def euler(one):
     return diffusers.EulerDiscreteScheduler.from_config(one.config)
 
 
-HERE = benchmark.exact_decisions()
 FAR = Decisions([8e4, 8e3, 8e2], [0.0, 0.5, 1.0], 1.0)  # of a model with other latents
 # What is done: before the context and in it, the arguments of `repel`, and of the pipeline's call.
 Way = functools.partial(dict, before=None, inside=None, repel={}, call={}, out=False)
@@ -961,11 +1117,16 @@ def test_no_way_to_call_it_is_silently_unguided(name):
 # ---------------------------------------------------------------- other libraries
 
 
+def snippet(name):
+    """Code of docs/pipelines.md."""
+    page = (ROOT / "docs" / "pipelines.md").read_text()
+    return re.search(rf"```python\n(# {name}\n.*?)```", page, flags=re.S)[1]
+
+
 def wrapper(name):
     """A function that docs/pipelines.md defines."""
-    page = (ROOT / "docs" / "pipelines.md").read_text()
     names: dict = {}
-    exec(re.search(rf"```python\n(# {name}\n.*?)```", page, flags=re.S)[1], names)
+    exec(snippet(name), names)
     return names[name]
 
 

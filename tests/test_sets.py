@@ -8,11 +8,14 @@ import json
 import pytest
 import torch
 from conftest import ROOT
+from scipy.stats import binomtest
 
 import diverse_sampling
 from config import SamplerSettings
 from diverse_sampling import karras_sigmas, measure, posterior_mean, sample, window_schedule
+from diverse_sampling.errors import SettingError
 from diverse_sampling.exact import log_weights
+from lab.metrics import wilson_interval
 
 
 def places(k: int = 8, side: int = 6):
@@ -41,6 +44,25 @@ def test_sets_of_anyones_denoiser_cover_what_independent_ones_miss():
     assert found(samples, images) > 7.6 > 6 > found(independent, images)
     again = sample(denoise, noise, generator=generators[2])
     assert torch.equal(samples, again)
+
+
+def test_one_particle_beside_earlier_samples_shows_what_they_do_not():
+    """Seven of eight are in memory; of independent samples one in eight shows the other one."""
+    denoise, images = places()
+    noise = torch.randn(64, 1, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    drawn = [
+        sample(denoise, noise, memory=memory, generator=torch.Generator().manual_seed(2))
+        for memory in (images[None, 1:], images[1:].expand(64, -1, -1, -1, -1), None)
+    ]
+    shown = [
+        int((torch.cdist(each.flatten(1), images.flatten(1)).argmin(1) == 0).sum())
+        for each in drawn
+    ]
+    assert wilson_interval(shown[0], 64)[0] > 0.75
+    assert torch.equal(drawn[0], drawn[1])  # one memory for all sets is one for each
+    assert binomtest(shown[2], 64, 1 / 8).pvalue > 0.001
+    with pytest.raises(SettingError, match=r"^shape of memory: got \[2, 7, 1, 6, 6\]"):
+        sample(denoise, noise, memory=images[1:].expand(2, -1, -1, -1, -1))
 
 
 @pytest.mark.parametrize("clean", [False, True], ids=["noisy", "clean"])
