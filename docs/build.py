@@ -26,6 +26,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
+import reference  # noqa: E402
 import stale  # noqa: E402
 
 from benchmarks.measure import table  # noqa: E402
@@ -593,6 +594,7 @@ def build(argv: list[str] | None) -> None:
         tables |= {f"which: {model}": which_table(compared, model) for model in MODELS}
         tables["thesis"] = thesis_table(compared)
     tables["needs"] = needs_table()
+    tables |= reference.parts()
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for name, text in tables.items():
             fill(page, name, text)

@@ -21,14 +21,14 @@ from lab import experiments  # noqa: E402
 from lab.files import as_json, read_json, sha256_of, write_whole  # noqa: E402
 
 # Tables that are made of another record than that of their name, by what stands before a colon;
-# None: of checkpoints, of methods, or of a calculation.
+# None: of checkpoints, of methods, of settings, or of a calculation.
 SOURCES: dict[str, str | None] = dict(
     answers="figures",
     classes="figures",
     rivals="comparison",
     which="comparison",
     thesis="comparison",
-    **dict.fromkeys(["checkpoint", "noisy", "scale", "needs"]),
+    **dict.fromkeys(["checkpoint", "noisy", "scale", "needs", "reference"]),
 )
 NOT_YET = "Not measured yet."  # may stand in place of a table without a record
 
