@@ -1,5 +1,5 @@
-"""The parts of docs/reference.md, from the declarations that they describe: settings, commands,
-recipes of experiments."""
+"""The lists of docs/reference.md and docs/files.md, from the declarations that they describe:
+settings, commands, recipes of experiments, metrics."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from config import (
 from diverse_sampling import method
 from lab import experiments
 from lab.command_line import texts_of
+from lab.names import METRICS
 from lab.train_classifier import ClassifierSettings
 
 EVALUATION = (*EvaluationSettings.groups(), ExperimentSettings, TrackingSettings)
@@ -116,9 +117,21 @@ def recipes() -> str:
     return table("experiment | question | evaluations, quick | full", rows)
 
 
+def metrics() -> str:
+    """Every metric: its key in metrics.json, its name in tables, what it is, which values are good."""
+    good = {True: "low", False: "high", None: ""}
+    rows = [
+        [f"`{key}`", metric.title, metric.note, good[metric.less_is_better]]
+        for key, metric in METRICS.items()
+        if key != "p_right"  # the first of mode_frequencies
+    ]
+    return table("key | name in tables | unit, or what it refers to | good", rows)
+
+
 def parts() -> dict[str, str]:
-    """What stands in docs/reference.md, by the names of the places."""
+    """What stands in docs/reference.md and docs/files.md, by the names of the places."""
     return {
+        "reference: metrics": metrics(),
         "reference: flags": flags(),
         "reference: classifier": classifier(),
         "reference: commands": commands(),

@@ -41,6 +41,6 @@ def test_every_experiment_leads_to_its_section():
 
 
 def test_the_page_is_that_of_todays_code(reference):
-    text = PAGE.read_text()
+    text = PAGE.read_text() + (ROOT / "docs" / "files.md").read_text()
     for name, part in reference.parts().items():
         assert f"<!-- {name} -->\n\n{part.strip()}\n\n<!-- end -->" in text, name
