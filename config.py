@@ -213,23 +213,23 @@ class WorldSettings:
     """World"""
 
     dataset: Dataset = "circle_jumping"
-    """the world: one of five of digits; mixture, ten Gaussians in the plane (only
-    evaluate.py); frames, your own"""
+    """the world: five worlds of digits; mixture, ten Gaussians in the plane (evaluate.py only);
+    frames, your data"""
     frames: Optional[PathText] = None
     """dataset frames: an .npz or .npy file, or a directory of pictures or videos (worlds/files.py
     describes the layouts)"""
     data: Optional[str] = None
-    """dataset frames: what is to be said of them, over the data.yaml beside them, such as
-    "range: [-1000, 400], answers_are: mask" (worlds/description.py has all keys; null: nothing)"""
+    """dataset frames: how to read them, such as "range: [-1000, 400], answers_are: mask"; overrides
+    the data.yaml beside them (worlds/description.py has all keys; null: nothing)"""
     answers: Literal["given", "none"] = "given"
     """dataset frames: given, train on and compare with the answers in the files, or with the next
-    frame where there are none; none, sample what follows on the last frames, whatever it is"""
+    frame if there are none; none, sample the frame after the last ones, ignoring any answers"""
     seq_len: Optional[Count] = None
     """frames in a sequence of moving digits (null: 1 for centered, 2 for halves and circle_jumping,
     else 16)"""
     num_cond_frames: Optional[CountOrZero] = None
     """conditioning frames, those before the generated one; 0 with dataset frames: each picture is
-    a sample of its own, the folder that it lies in its class (null: 0 for centered, 1 for halves,
+    a sample of its own, and its folder is its class (null: 0 for centered, 1 for halves,
     circle_jumping and frames, else 3)"""
     num_digits: Count = 1
     """digits in a frame"""
@@ -289,7 +289,7 @@ class DigitSettings:
     """source of the digits: auto, MNIST if available, else embedded; embedded, the 1,797 that
     scikit-learn bundles; both, a mixture for training"""
     data_root: PathText = "data"
-    """directory of torchvision's MNIST, downloaded there when missing"""
+    """directory of torchvision's MNIST, which is downloaded there if it is missing"""
     download_timeout: Positive = rare(10.0)
     """seconds without an answer after which a download is given up"""
 
@@ -389,15 +389,15 @@ class TaskSettings:
 
     task: Optional[Literal["conditional", "unconditional"]] = None
     """conditional: the next frame given the ones before; unconditional: a digit, or one
-    of own pictures, without any condition (null: what the world offers)"""
+    of your pictures, without any condition (null: what the world offers)"""
     checkpoint: Optional[PathText] = None
-    """trained network: a file that train.py wrote, or the name of a shipped one (null: the one
-    shipped for the dataset)"""
+    """trained network: a file that train.py wrote, or the name of an included one (null: the one
+    included for the dataset)"""
     denoiser: Literal["trained", "exact"] = "trained"
     """trained: the network; exact: the posterior mean over the world's correct answers"""
     num_sets: Optional[Count] = 32
-    """number of sets, each with a test digit of its own (null: one for each test condition, as
-    with answers none)"""
+    """number of sets, each with a test digit of its own (null: one for each test condition, the
+    default with answers none)"""
     batch_size: Count = 8
     """particles in a set"""
     rollout: Count = 1
@@ -500,18 +500,18 @@ class GuidanceSettings:
     churn_noise: Literal["iid", "antithetic", "simplex"] = "iid"
     """noise that the sampler adds back: independent (iid) or coupled in a set"""
     medoids_of: Count = 1
-    """sample so many times the particles, guided or not, and keep the medoids (1: keep all)"""
+    """draw N times as many particles, guided or not, and keep the medoids (1: keep all)"""
     pool: Count = 1
-    """start so many times the particles, and keep the medoids where modes are decided (1: keep
+    """start with N times as many particles, and keep the medoids once modes are decided (1: keep
     all)"""
     balanced_of: Count = rare(4)
     """balanced: starting noises for each particle, of which one is drawn"""
     pg_factor: NonNegative = 0.0
-    """strength of pg and of other methods that have one, of those by a potential in the unit that
-    pg_strength names (0: independent samples; 5 is good for pg in every world of images)"""
+    """strength of pg and of other methods that have one, in the unit that pg_strength names if they
+    use a potential (0: independent samples; 5 is good for pg in every world of images)"""
     pg_only_if_needed: bool = rare(True)
-    """own frames: leave the samples of pg independent where, on sequences held out from the
-    training, they differ more than the answers do"""
+    """your data: leave the samples of pg independent if, on sequences held out from the training,
+    they differ more than the answers do"""
     pg_kernel: str = "logdet"
     """potential by which the particles of a set repel each other: rbf, rbf_unsquared, inverse,
     iou, logdet, or one of your own"""
@@ -532,7 +532,7 @@ class GuidanceSettings:
     """smallest noise level at which guidance acts (null: all; pg fades as decisions are made,
     measured by a pilot of a few independent sets)"""
     pg_sigma_max: Optional[Sigma] = None
-    """largest noise level at which guidance acts (null: all; of pg measured)"""
+    """largest noise level at which guidance acts (null: all; with pg measured)"""
     pg_anneal: Literal["none", "strength", "bandwidth", "both"] = rare("none")
     """what falls to 0 from pg_sigma_max to pg_sigma_min, as half a cosine in ln sigma"""
     sequential: Count = 1
@@ -617,7 +617,7 @@ class OriginSettings:
     digits_sha256: Optional[str] = rare(None)
     """hash of the source of digits"""
     frames_sha256: Optional[str] = rare(None)
-    """hash of your own frames"""
+    """hash of your data"""
     from_run_sha256: Optional[str] = rare(None)
     """hash of the samples of the run that from_run names"""
     redraws: Optional[Count] = rare(None)

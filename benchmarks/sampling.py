@@ -213,7 +213,7 @@ def precision(args) -> tuple[str, dict]:
     shape = (len(sets), 8, *set_sampler.particle_shape)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     net = set_sampler.network
-    assert net is not None  # the shipped one
+    assert net is not None  # the included one
 
     @torch.no_grad()
     def sample(state: torch.dtype, network: torch.dtype, bf16: bool):

@@ -28,6 +28,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
+import reference  # noqa: E402
 import stale  # noqa: E402
 
 from benchmarks.measure import table  # noqa: E402
@@ -691,7 +692,7 @@ def build(argv: list[str] | None) -> None:
         tables |= front_tables(compared)
         tables |= dict(which=which_table(compared), audit=audit_table(compared))
         tables["thesis"] = thesis_table(compared)
-    tables |= dict(needs=needs_table(), references=references())
+    tables |= dict(needs=needs_table(), references=references()) | reference.parts()
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for name, text in tables.items():
             fill(page, name, text)

@@ -104,7 +104,7 @@ class DigitsUNet(ModelMixin, ConfigMixin):
 
 
 def convert(name: str = "centered") -> DDIMPipeline:
-    """The pipeline of a shipped network without a condition, `checkpoints/NAME.safetensors`."""
+    """The pipeline of an included network without a condition, `checkpoints/NAME.safetensors`."""
     path = Path(__file__).parent.parent / "checkpoints" / f"{name}.safetensors"
     denoiser, metadata = checkpoint.load_denoiser(path)
     model = checkpoint.model_settings(metadata)

@@ -244,7 +244,7 @@ def implied(values: Mapping[str, Any], facts: Facts = Facts()) -> dict[str, Any]
 def checkpoint_of(values: Mapping[str, Any]) -> Path | None:
     """The path of the checkpoint, None for the exact denoiser.
 
-    Without a name it is the shipped one of the world, of its dataset and its p.
+    Without a name it is the included one of the world, of its dataset and its p.
 
     Arguments:
         values: flat {setting: value}, those that were given and what they imply
@@ -268,16 +268,16 @@ def checkpoint_of(values: Mapping[str, Any]) -> Path | None:
     if path.is_file():
         return path
     stems = sorted(path.stem for path in CHECKPOINTS.glob("*.safetensors"))
-    shipped = ", ".join(stem for stem in stems if not stem.startswith("classifier"))
+    included = ", ".join(stem for stem in stems if not stem.startswith(("classifier", "judge")))
     if name is None:
-        missing = f"none is shipped for this world, {CHECKPOINTS} has no {path.name}"
+        missing = f"none is included for this world, {CHECKPOINTS} has no {path.name}"
     elif Path(name).is_dir():
         missing = f"{Path(name).absolute()} is a directory; a training's network is its " + (
             "model.safetensors"
         )
     else:
         missing = f"{Path(name).absolute()} was not found"
-    reject("checkpoint", wanted, f"a file that train.py wrote, or one of {shipped}; {missing}")
+    reject("checkpoint", wanted, f"a file that train.py wrote, or one of {included}; {missing}")
 
 
 def _check(settings: EvaluationSettings, offered: str, trained: Mapping[str, Any]) -> None:

@@ -242,7 +242,7 @@ def load_classifier(role: Literal["judge"], device: torch.device | str = "cpu") 
 def load_classifier(
     role: Literal["judge", "noisy"], device: torch.device | str = "cpu"
 ) -> Classifier | NoisyClassifier:
-    """A shipped classifier, in float32 and in evaluation mode.
+    """An included classifier, in float32 and in evaluation mode.
 
     `role` is "judge" for the one that measures samples, "noisy" for the one of noisy images.
     Raises SettingError if it is missing or damaged.
@@ -251,15 +251,15 @@ def load_classifier(
 
 
 def classifier_path(role: str) -> Path:
-    """The file of a shipped classifier."""
+    """The file of an included classifier."""
     return Path(__file__).parent.parent / "checkpoints" / f"classifier_{role}.safetensors"
 
 
 def noisy_classifier_path(name: Path | str) -> Path:
-    """The file of a classifier that somebody names: a path, or what is shipped under that name."""
-    shipped = classifier_path(str(name))
+    """The file of a classifier that somebody names: a path, or what is included under that name."""
+    included = classifier_path(str(name))
     path = Path(name).expanduser()
-    return shipped if shipped.is_file() and not path.is_file() else path
+    return included if included.is_file() and not path.is_file() else path
 
 
 def read_classifier(

@@ -2,7 +2,7 @@
 
 `Classifier` judges samples. `NoisyClassifier` says how likely each class is while a sample is still
 noise. `lab/train_classifier.py` trains both;
-`checkpoint.load_classifier` loads those that are shipped.
+`checkpoint.load_classifier` loads those that are included.
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ class Parser(argparse.ArgumentParser):
     def _show_help(self, everything: bool) -> NoReturn:
         """Print the help and end the program."""
         more = self.more() if everything else ()
-        texts = _texts([*self.groups, *more])
+        texts = texts_of([*self.groups, *more])
         for setting in (each for group in (*self.groups, *more) for each in declared(group)):
             name, action = setting.name, self.flags[setting.name]
             if setting.rare and not everything:
@@ -180,7 +180,7 @@ class Parser(argparse.ArgumentParser):
         sys.exit(0)
 
 
-def _texts(groups: Sequence[type]) -> dict[str, str]:
+def texts_of(groups: Sequence[type]) -> dict[str, str]:
     """{setting: its help}: the string below each field of some groups, read from the source."""
     names = {(group.__module__, group.__name__) for group in groups}
     texts = {}

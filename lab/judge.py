@@ -7,7 +7,7 @@ histograms of the directions of edges (HOG, Dalal & Triggs 2005, 10.1109/CVPR.20
 principal components, and which known pictures these are near: a least-squares classifier with a
 Gaussian kernel, by the Nystroem method (Williams & Seeger 2000). The known pictures that others
 are compared with, its landmarks, are some at random and those that a judge by these alone finds
-hardest. The shipped one knows digits; for other pictures with classes, `Judge.fit` makes one in
+hardest. The included one knows digits; for other pictures with classes, `Judge.fit` makes one in
 seconds.
 """
 
@@ -250,7 +250,7 @@ def main(argv: list[str] | None = None) -> None:
         machine=machine_name(pick_device("cpu"), 1),
     )
     judge.save(path, metadata)
-    judge = Judge.load(path)  # what is shipped is what is measured
+    judge = Judge.load(path)  # what is included is what is measured
     right, right_embedded = (
         float((judge(each.centred(side)) == each.labels).double().mean())
         for each in (test, embedded)

@@ -18,7 +18,7 @@ class Metric:
         title: its name inside a sentence or a table
         note: its unit, or what it refers to; may be empty
         decimals: digits after the decimal point
-        less_is_better: True where 0 is best, False where more is better, None where neither holds
+        less_is_better: True if 0 is best, False if more is better, None if neither holds
     """
 
     title: str
@@ -64,7 +64,7 @@ METRICS: dict[str, Metric] = dict(
     d_max=Metric("D_max", "Dice of the most similar sample, mean over answers", 3, False),
     mean_iou=Metric("mean IoU", "with the most similar answer", 3, False),
     displacement=Metric("displacement", "mean, outwards inside modes, in sd", 2, True),
-    spread_inside=Metric("spread inside modes", "in sd, 1 as it should be", 2, False),
+    spread_inside=Metric("spread inside modes", "in sd, 1 as it should be", 2),
     within_3_sd=Metric("within 3 sd", "share of points this near a centre", 3, False),
     largest_distance_sd=Metric("largest distance", "from a centre, sd", 2, True),
     ged=Metric("GED", "generalised energy distance, squared; 0 is perfect", 3, True),
@@ -90,7 +90,7 @@ METRICS: dict[str, Metric] = dict(
     price=Metric("price", "network calls per sample, a backward pass as 1.3", 1, True),
     modes_per_100_calls=Metric("modes per 100 network calls", "of a set", 2, False),
     pilot_calls=Metric("pilot", "network calls per sample", 1, True),
-    sigma_min=Metric("last noise level", "before 0", 3, False),
+    sigma_min=Metric("last noise level", "before 0", 3),
     seconds=Metric("seconds", "of sampling", 1, True),
 )
 

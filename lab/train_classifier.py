@@ -62,13 +62,13 @@ class ClassifierSettings:
     noisy: bool = False
     """train a classifier of noisy images, for all noise levels"""
     frames: Optional[PathText] = None
-    """own pictures in classes, a file or a directory as for train.py --num_cond_frames 0: their
-    classifier of noisy images (null: of digits)"""
+    """your pictures in classes, a file or a directory as for train.py --num_cond_frames 0: train
+    their classifier of noisy images (null: that of digits)"""
     data: Optional[str] = None
-    """with frames: what is to be said of them, as for train.py (null: nothing)"""
+    """with frames: how to read them, as for train.py (null: nothing)"""
     clusters: Optional[Count] = None
-    """without labels: tell so many clusters of the pictures apart instead of their classes (implies
-    noisy)"""
+    """without labels: tell this many clusters of the pictures apart instead of their classes
+    (implies noisy)"""
     channels: Optional[Sequence[Count]] = None
     """width at each resolution, finest first (null: 32, 64, 128; noisy has no resolutions)"""
     epochs: Optional[Count] = None
@@ -443,7 +443,7 @@ def main(argv: list[str] | None = None) -> None:
         net = train(settings, *banks.train, device)
     seconds = time.perf_counter() - start
     weights = checkpoint.halved(net)
-    net.load_state_dict(weights)  # what is shipped is what is measured
+    net.load_state_dict(weights)  # what is included is what is measured
     if settings.noisy:
         measured = accuracy_at(net, *banks.test, device)
         metadata = dict(network=net.arguments, **measured)

@@ -191,8 +191,8 @@ class Options:
 
     classes: str = "all"
     """classes: the composition of each set; all, as many different classes as there can be;
-    3:5,8:5, so many particles of each; 3:70%,8:30%, such shares in the mean over sets; independent,
-    a class for each particle by itself, the control"""
+    3:5,8:5, this many particles of each; 3:70%,8:30%, these shares in the mean over sets;
+    independent, a class for each particle by itself, the control"""
     class_factor: float = FACTOR
     """classes: strength; 1 is right for an exact classifier and many steps"""
     classifier: Optional[str] = None
