@@ -46,6 +46,11 @@ PICTURES = {
     "masks": ["--checkpoint", "blobs", "--batch_size", "4", "--pg_factor", "5"],
     "mixture": ["--config", "configs/mixture.yaml", "--num_sets", "5"],
 }
+BESIDE_INDEPENDENT = ("sequential", "masks", "mixture")
+INDEPENDENT, GUIDED = "independent", "guided"
+# The set of the README's picture and of the film: the first one, in which independent samples find
+# about as many directions as in the mean.
+FRONT = ["--checkpoint", "circle_jumping_unet", "--num_sets", "1"]
 # Rows of the README's first table: what is asked, the experiment whose recipe says what the thesis
 # found (None: nothing), and the names of two rows of benchmarks/figures.py, independent and guided.
 QUESTIONS: list[tuple[str, str | None, str, str]] = [
@@ -151,18 +156,92 @@ class BuildSettings:
 # ---------------------------------------------------------------- pictures
 
 
-def draw_sheet(name: str, flags: list[str], data_root: str) -> None:
-    """Draw the sample sheet of an evaluation: three sets by one method."""
+def sampled(flags: list[str], data_root: str) -> tuple[dict, dict]:
+    """The arrays and the metrics of an evaluation: what its samples.npz and metrics.json hold."""
     import evaluate
-    from figures.drawing import save
-    from figures.gallery import figure
+    from lab.records import finished
 
-    if name != "mixture":
-        flags = [*flags, "--num_sets", "3", "--seed", "2"]
     with tempfile.TemporaryDirectory() as run:
         evaluate.main([*flags, "--data_root", data_root, "--outdir", run])
-        save(figure(run)[0], ROOT / "docs" / "pictures" / f"{name}.png", dpi=80)
-    stale.note(ROOT / "docs" / "pictures" / f"{name}.png", PICTURES[name])
+        return finished(run)
+
+
+def write_picture(picture: Any, name: str, flags: list[str] | None = None, dpi: int = 80) -> None:
+    """Write a picture to docs/pictures, with the flags of its evaluation if it is of one."""
+    from figures.drawing import save
+
+    path = ROOT / "docs" / "pictures" / name
+    save(picture, path, dpi=dpi)
+    stale.note(path, flags)
+
+
+def draw_sheet(name: str, flags: list[str], data_root: str) -> None:
+    """Draw the sample sheet of an evaluation: three sets by one method, or five in the plane.
+
+    Those of BESIDE_INDEPENDENT have a row of independent samples above each guided one.
+    """
+    from figures.sheets import points_sheet, result_sheet
+
+    sets = [] if name == "mixture" else ["--num_sets", "3", "--seed", "2"]
+    arrays, result = sampled([*flags, *sets], data_root)
+    if name not in BESIDE_INDEPENDENT:
+        figure = result_sheet(arrays, result)
+    else:
+        alone = sampled([*flags, *sets, "--pg_factor", "0"], data_root)
+        both = {INDEPENDENT: alone, GUIDED: (arrays, result)}
+        if name == "mixture":
+            figure = points_sheet(
+                {
+                    label: (arrays["samples"].flatten(2), result["modes_found"]["per_set"])
+                    for label, (arrays, result) in both.items()
+                }
+            )
+        else:
+            figure = sheet_of_both(both)
+    write_picture(figure, f"{name}.png", flags)
+
+
+def sheet_of_both(both: dict[str, tuple[dict, dict]], **changes: Any) -> Any:
+    """The same sets by several methods: the rows of a set below each other.
+
+    Arguments:
+        both: label of a row -> arrays and metrics of its evaluation
+        changes: of the arguments of `sample_sheet`
+    """
+    import torch
+
+    from figures.sheets import mode_names, note, notes_title, sample_sheet
+
+    first, result = next(iter(both.values()))
+    sets = range(len(first["samples"]))
+    of_sheet = {
+        key: torch.stack([arrays[key][g] for g in sets for arrays, _ in both.values()])
+        for key in ("cond", "samples", "answers", "modes")
+        if key in first
+    }
+    options = dict(
+        answers=of_sheet.get("answers"),
+        modes=of_sheet.get("modes"),
+        labels=list(both) * len(sets),
+        notes=[note(metrics, g) for g in sets for _, metrics in both.values()],
+        notes_title=notes_title(result),
+        key=mode_names(result) if "modes" in first else (),
+        draws=max(metrics["settings"].get("sequential", 1) for _, metrics in both.values()),
+    )
+    return sample_sheet(of_sheet["cond"], of_sheet["samples"], **options | changes)
+
+
+def draw_front(data_root: str) -> None:
+    """Draw the README's picture: a set of the plain U-Net, independent above, guided below."""
+    both = {
+        INDEPENDENT: sampled(FRONT, data_root),
+        GUIDED: sampled([*FRONT, "--pg_factor", "5"], data_root),
+    }
+    found = [
+        f"{metrics['modes_found']['mean']:.0f} of {metrics['modes_total']} places"
+        for _, metrics in both.values()
+    ]
+    write_picture(sheet_of_both(both, notes=found, notes_title="", side=0.62), "front.png", dpi=110)
 
 
 def draw_methods(rows: list[dict], data_root: str) -> None:
@@ -575,6 +654,7 @@ def build(argv: list[str] | None) -> None:
     comparison = held("comparison")
     compared = comparison["rows"] if comparison else []
     if args.pictures:
+        draw_front(args.data_root)
         for name, flags in PICTURES.items():
             draw_sheet(name, flags, args.data_root)
         if compared:
