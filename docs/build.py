@@ -21,7 +21,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
@@ -31,7 +31,9 @@ import stale  # noqa: E402
 from benchmarks.measure import table  # noqa: E402
 from diverse_sampling.errors import SettingError, reject  # noqa: E402
 from diverse_sampling.method import find, names  # noqa: E402
+from figures import charts, gallery  # noqa: E402
 from figures.charts import best_samplers, middle_price  # noqa: E402
+from figures.drawing import Figure, save  # noqa: E402
 from lab import experiments  # noqa: E402
 from lab.command_line import fail, make_parser  # noqa: E402
 from lab.files import as_json, write_whole  # noqa: E402
@@ -155,6 +157,13 @@ class BuildSettings:
 
 # ---------------------------------------------------------------- pictures
 
+# Charts of benchmarks that are drawn from their records.
+CHARTS: dict[str, Callable[[dict], Figure]] = {
+    "ablation": lambda record: charts.strengths(record["worlds"]),
+    "comparison": lambda record: charts.comparison(record["rows"], UNET),
+    "eddy": lambda record: charts.over_steps(record["rows"]),
+}
+
 
 def sampled(flags: list[str], data_root: str) -> tuple[dict, dict]:
     """The arrays and the metrics of an evaluation: what its samples.npz and metrics.json hold."""
@@ -168,7 +177,6 @@ def sampled(flags: list[str], data_root: str) -> tuple[dict, dict]:
 
 def write_picture(picture: Any, name: str, flags: list[str] | None = None, dpi: int = 80) -> None:
     """Write a picture to docs/pictures, with the flags of its evaluation if it is of one."""
-    from figures.drawing import save
 
     path = ROOT / "docs" / "pictures" / name
     save(picture, path, dpi=dpi)
@@ -249,7 +257,6 @@ def draw_methods(rows: list[dict], data_root: str) -> None:
     import torch
 
     import evaluate
-    from figures.drawing import save
     from figures.sheets import note, notes_title, sample_sheet
     from lab.records import finished
 
@@ -571,18 +578,40 @@ def held(name: str) -> dict[str, Any] | None:
 
 
 def keep_results(name: str, runs: Path) -> None:
-    """Copy an experiment's results and pictures to docs/results: those of `full` if it was run."""
+    """Copy an experiment's results, those of `full` if it was run, and its pictures of samples.
+
+    Charts are drawn from the results."""
     for preset in ("full", "quick"):
         folder = runs / f"{name}-{preset}"
         results = folder / "results.json"
         if results.is_file():
             brief = experiments.brief(stale.record_of(results))
             write_whole(RESULTS / f"{name}.json", as_json(brief))
-            for picture in folder.glob("*.png"):
+            for figure, file in figures_of(name).items():
+                picture = folder / file
+                if not gallery.FIGURES[figure].samples_again or not picture.is_file():
+                    continue
                 if picture.stat().st_mtime < results.stat().st_mtime:
                     reject("picture", str(picture), "one that is not older than its record")
-                stale.note(Path(shutil.copy(picture, RESULTS / f"{name}-{picture.name}")))
-            return
+                stale.note(Path(shutil.copy(picture, RESULTS / f"{name}-{file}")))
+            break
+
+
+def figures_of(name: str) -> dict[str, str]:
+    """{name of a figure of an experiment: its file}."""
+    figures = experiments.load(name)["figure"]
+    figures = figures if isinstance(figures, list) else [figures]
+    return {figure: f"{gallery.FILES.get(figure, figure)}.png" for figure in figures}
+
+
+def draw_charts(name: str, results: dict[str, Any]) -> None:
+    """Draw the figures of an experiment that its results are enough for."""
+    for figure, file in figures_of(name).items():
+        kind = gallery.FIGURES[figure]
+        if not kind.samples_again:
+            path = RESULTS / f"{name}-{file}"
+            save(kind.draw(results["rows"], experiments.load(name)["title"]), path)
+            stale.note(path)
 
 
 def experiment_section(name: str) -> str:
@@ -601,8 +630,8 @@ def experiment_section(name: str) -> str:
         f"Reference: {recipe['reference']}.",
         experiments.summary(results["rows"]),
     ]
-    for picture in sorted(RESULTS.glob(f"{name}-*.png")):
-        parts.append(f"![{picture.stem}](results/{picture.name})")
+    for figure, file in figures_of(name).items():
+        parts.append(f"![{' '.join(recipe['alt'][figure].split())}](results/{name}-{file})")
     return "\n\n".join([*parts, " ".join(recipe["meaning"].split())])
 
 
@@ -623,6 +652,8 @@ def experiment_page(runs: Path) -> str:
     recipes = experiments.RECIPES.glob("*.yaml")
     for path in sorted(recipes, key=lambda path: int(path.stem[1:])):
         keep_results(path.stem, runs)
+        if results := held(path.stem):
+            draw_charts(path.stem, results)
         parts.append(experiment_section(path.stem))
     parts = [part for part in parts if part]
     return "\n\n".join(parts) + "\n"
@@ -649,8 +680,12 @@ def build(argv: list[str] | None) -> None:
             stale.record_of(run / f"{name}.json")
             tables[name] = (run / f"{name}.md").read_text()
             shutil.copy(run / f"{name}.json", RESULTS)
-        if (run / f"{name}.png").is_file():
+        if (run / f"{name}.png").is_file() and name not in CHARTS:
             stale.note(Path(shutil.copy(run / f"{name}.png", RESULTS)))
+    for name, draw in CHARTS.items():
+        if record := held(name):
+            save(draw(record), RESULTS / f"{name}.png")
+            stale.note(RESULTS / f"{name}.png")
     comparison = held("comparison")
     compared = comparison["rows"] if comparison else []
     if args.pictures:

@@ -222,6 +222,8 @@ def strip(rows: Rows, title: str) -> Figure:
         notes=notes,
         notes_title=sheets.notes_title(rows[0]["result"]) + " (mean of all sets)",
         labels=[label(row) for row in rows],
+        key=sheets.mode_names(rows[0]["result"]),
+        side=0.6,
     )
 
 
@@ -298,11 +300,13 @@ class ExperimentFigure:
         draw: (the cells, the title) -> the figure
         accepts: whether it can draw an experiment with this cell
         accepted: the same in words
+        samples_again: whether it needs more than the metrics of the cells
     """
 
     draw: Callable[[Rows, str], Figure]
     accepts: Callable[[dict[str, Any]], Any]
     accepted: str
+    samples_again: bool = False
 
 
 FIGURES = dict(
@@ -311,6 +315,16 @@ FIGURES = dict(
         charts.prior,
         lambda row: row["result"]["dataset"] == "horizontal" and "sampler" in row["cell"],
         "the dataset horizontal and an axis sampler, such as e8",
+    ),
+    dispersion=ExperimentFigure(
+        charts.dispersion,
+        lambda row: "count_dispersion" in row["result"] and {"sampler", "p"} <= set(row["cell"]),
+        "counted modes, an axis sampler and an axis p, such as e14",
+    ),
+    strength=ExperimentFigure(
+        charts.over_strength,
+        lambda row: row["result"].get("quality") and "pg_factor" in row["cell"],
+        "quality and an axis pg_factor, such as e6",
     ),
     scaling=ExperimentFigure(
         charts.scaling,
@@ -322,22 +336,30 @@ FIGURES = dict(
         lambda row: len(row["cell"]) >= 2 and row["result"].get("quality"),
         "two axes or more, and quality",
     ),
-    norms=ExperimentFigure(norms, lambda row: True, "any"),
+    norms=ExperimentFigure(norms, lambda row: True, "any", samples_again=True),
     trajectories=ExperimentFigure(
-        trajectories, lambda row: row["result"]["dataset"] != "mixture", "a world of frames"
+        trajectories,
+        lambda row: row["result"]["dataset"] != "mixture",
+        "a world of frames",
+        samples_again=True,
     ),
     strip=ExperimentFigure(
-        strip, lambda row: row["result"]["dataset"] != "mixture", "a world of frames"
+        strip,
+        lambda row: row["result"]["dataset"] != "mixture",
+        "a world of frames",
+        samples_again=True,
     ),
     mean=ExperimentFigure(
         mean,
         lambda row: row["result"]["dataset"] not in ("mixture", "frames", "centered"),
         "samples that are conditioned on moving digits, such as e4",
+        samples_again=True,
     ),
     umap=ExperimentFigure(
         umap,
         lambda row: row["result"]["task"] == "unconditional",
         "unconditional digits, such as e1",
+        samples_again=True,
     ),
 )
 

@@ -363,7 +363,7 @@ def trajectories(traces: dict[str, dict[str, Tensor]], title: str = "") -> Figur
         left += ["$x_n$", "$D(x_n)$"]
         low, high = (f"{float(trace['sigmas'][n]):.3g}" for n in (-1, 0))
         right += [name, rf"$\sigma_n$ {high} to {low}"]
-    figure, _ = frame_grid(rows, {}, left=left, right=right)
+    figure, _ = frame_grid(rows, {}, left=left, right=right, side=0.6)
     add_title(figure, title)
     return figure
 
@@ -427,6 +427,7 @@ def outline_sheet(cond: Tensor, answers: Tensor, runs: Sequence[tuple[str, Tenso
     figure, axes = frame_grid(
         [[frame, *[share] * len(columns)] for frame, share in zip(cond, shares)],
         dict(enumerate(names)),
+        gaps=[1, 2],
         side=1.9,
     )
     for g, row in enumerate(axes):
@@ -510,7 +511,7 @@ def mean_sheet(
         left=labels,
         right=notes,
         colours=[[BLUE, None, *[None] * some.shape[1]]] * G,
-        side=1.05,
+        gaps=[c, c + 2],
     )
     add_title(figure, title)
     return figure
