@@ -50,6 +50,8 @@ PICTURES = {
 }
 BESIDE_INDEPENDENT = ("sequential", "masks", "mixture")
 INDEPENDENT, GUIDED = "independent", "guided"
+GUIDANCE = ["--pg_factor", "5"]
+WORST = 3  # methods whose samples are worst, in the picture of methods
 # The set of the README's picture and of the film: the first one, in which independent samples find
 # about as many directions as in the mean.
 FRONT = ["--checkpoint", "circle_jumping_unet", "--num_sets", "1"]
@@ -243,7 +245,7 @@ def draw_front(data_root: str) -> None:
     """Draw the README's picture: a set of the plain U-Net, independent above, guided below."""
     both = {
         INDEPENDENT: sampled(FRONT, data_root),
-        GUIDED: sampled([*FRONT, "--pg_factor", "5"], data_root),
+        GUIDED: sampled([*FRONT, *GUIDANCE], data_root),
     }
     found = [
         f"{metrics['modes_found']['mean']:.0f} of {metrics['modes_total']} places"
@@ -253,17 +255,23 @@ def draw_front(data_root: str) -> None:
 
 
 def draw_methods(rows: list[dict], data_root: str) -> None:
-    """Draw one set of the plain U-Net by every method of the comparison, of the same noise."""
+    """Draw one set of the plain U-Net by methods of the comparison, of the same noise.
+
+    Those that its chart names, and under them those whose samples are worst.
+    """
     import torch
 
     import evaluate
-    from figures.sheets import note, notes_title, sample_sheet
+    from figures.sheets import mode_names, note, notes_title, sample_sheet
     from lab.records import finished
 
     sets: dict[str, tuple[dict, dict]] = {}
-    for row in best_samplers(rows, UNET, middle_price(rows)).values():
+    best = best_samplers(rows, UNET, middle_price(rows))
+    named = charts.named_methods(best)
+    worst = sorted(best, key=lambda method: best[method]["quality"]["mean"])[-WORST:]
+    for row in (best[method] for method in dict.fromkeys([*named, *worst])):
         with tempfile.TemporaryDirectory() as run:
-            one = ["--num_sets", "1", "--seed", "2", "--data_root", data_root, "--outdir", run]
+            one = ["--num_sets", "1", "--data_root", data_root, "--outdir", run]
             evaluate.main([*shlex.split(row["flags"]), *one])
             sets[title_of(row)] = finished(run)
     results = [result for _, result in sets.values()]
@@ -273,46 +281,43 @@ def draw_methods(rows: list[dict], data_root: str) -> None:
         labels=list(sets),
         notes=[note(result, 0) for result in results],
         notes_title=notes_title(results[0]),
+        key=mode_names(results[0]),
+        side=0.6,
     )
-    save(sheet, ROOT / "docs" / "pictures" / "methods.png", dpi=80)
-    stale.note(ROOT / "docs" / "pictures" / "methods.png")
+    write_picture(sheet, "methods.png", dpi=110)
 
 
 def animate(data_root: str) -> None:
-    """Draw the same set during denoising, independent and guided, as a GIF."""
+    """Draw the README's set during denoising, independent and guided, as a GIF."""
     import evaluate
     import visualize
 
-    always = ["--num_sets", "3", "--seed", "2", "--data_root", data_root]
     gif = str(ROOT / "docs" / "pictures" / "denoising.gif")
     with tempfile.TemporaryDirectory() as folder:
-        runs = {
-            f"{folder}/independent": [],
-            f"{folder}/guided, --pg_factor 5": ["--pg_factor", "5"],
-        }
+        runs = {f"{folder}/{UNET}, {INDEPENDENT}": [], f"{folder}/{UNET}, {GUIDED}": GUIDANCE}
         for run, flags in runs.items():
-            evaluate.main([*flags, *always, "--outdir", run])
-        visualize.main(["animation", *runs, "--set", "2", "--out", gif])
+            evaluate.main([*FRONT, *flags, "--data_root", data_root, "--outdir", run])
+        visualize.main(["animation", *runs, "--out", gif])
     stale.note(Path(gif))
 
 
 def draw_decisions(data_root: str) -> None:
-    """Draw where it is decided what a sample shows, in several worlds."""
+    """Draw at which noise levels it is decided what a sample shows, in several worlds."""
     import evaluate
     import visualize
 
     worlds = {
-        "circle, exact": ["--denoiser", "exact"],
+        "circle, exact denoiser": ["--denoiser", "exact"],
         "circle, plain U-Net": ["--checkpoint", "circle_jumping_unet"],
-        "unconditional digits": ["--task", "unconditional"],
-        "masks": ["--checkpoint", "blobs"],
-        "Gaussians in the plane": ["--dataset", "mixture", "--denoiser", "exact"],
+        "digits, U-Net": ["--task", "unconditional"],
+        "masks, U-Net": ["--checkpoint", "blobs"],
+        "plane, exact denoiser": ["--dataset", "mixture", "--denoiser", "exact"],
     }
-    always = ["--pg_factor", "5", "--num_sets", "1", "--num_steps", "8", "--data_root", data_root]
     with tempfile.TemporaryDirectory() as folder:
         runs = {f"{folder}/{world}": flags for world, flags in worlds.items()}
         for run, flags in runs.items():
-            evaluate.main([*flags, *always, "--outdir", run])
+            one = [*GUIDANCE, "--num_sets", "1", "--data_root", data_root, "--outdir", run]
+            evaluate.main([*flags, *one])
         picture = str(ROOT / "docs" / "pictures" / "decisions.png")
         visualize.main(["decisions", *runs, "--out", picture])
     stale.note(Path(picture))

@@ -96,16 +96,22 @@ def legend_below(figure: Figure, axis: Axes, columns: int, room: float = 0.45) -
         fontsize=LEGEND,
         frameon=False,
         ncols=columns,
+        handlelength=2.8,
         loc="upper center",
         bbox_to_anchor=(0.5, figure.subplotpars.bottom - room / figure.get_figheight()),
     )
 
 
-def add_title_with_note(figure: Figure, title: str, metrics: Sequence[dict]) -> None:
-    """Write a title, with a note if some of the metrics that are drawn have no interval."""
+def add_title_with_note(
+    figure: Figure, title: str, metrics: Sequence[dict], lines: int = 1
+) -> None:
+    """Write a title, with a note if some of the metrics that are drawn have no interval.
+
+    `lines` are those of the titles of panels, which it stands above.
+    """
     if any(metric.get("ci95") is None for metric in metrics):
         title = f"{title} ({NO_INTERVAL})" if title else NO_INTERVAL
-    add_title(figure, title)
+    add_title(figure, title + "\n" * (lines - 1) if title else "")
 
 
 def schedules(samplers: Sequence[SamplerSettings], p_mean: Sequence[float], p_std: float) -> Figure:
@@ -228,7 +234,7 @@ def heatmap(rows: Sequence[dict], title: str = "", value: str = "modes_found") -
         label += f"\n(line: independent draws, {expected:.2f})"
         bar.ax.axhline(expected, color=VERMILION, lw=3)
     bar.set_label(label, fontsize=9)
-    add_title_with_note(figure, title, metrics)
+    add_title_with_note(figure, title, metrics, lines)
     return figure
 
 
@@ -404,7 +410,7 @@ def strengths(worlds: Sequence[dict]) -> Figure:
     columns = 3
     rows = math.ceil((len(worlds) + 1) / columns)  # the last place explains the lines
     figure, axes = grid_of_axes(
-        rows, columns, 1.1 * WIDEST, 2.3 * rows, gridspec_kw=dict(wspace=0.75, hspace=0.65)
+        rows, columns, 1.1 * WIDEST, 2.3 * rows, gridspec_kw=dict(wspace=0.85, hspace=0.65)
     )
     for axis in axes.flat[len(worlds) :]:
         axis.set_axis_off()

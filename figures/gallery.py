@@ -8,6 +8,7 @@ settings that its result records. They raise SettingError for a folder that they
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
@@ -32,6 +33,7 @@ from worlds.own_data import OwnFrames
 
 Rows = Sequence[dict[str, Any]]  # the cells of an experiment: {cell, result}
 
+FILM_START = 1.5  # of the upper end of the window, the noise level at which an animation starts
 # UMAP compares each digit with this many others, on a map of so many real ones.
 UMAP_NEIGHBOURS = 15
 UMAP_DIGITS = 2000
@@ -82,19 +84,27 @@ def trajectory(run: str, set_number: int = 0) -> tuple[Picture, Path]:
 
 
 def animation(runs: Sequence[str], set_number: int = 0) -> tuple[Picture, Path]:
-    """x_n and D(x_n) of one set of each evaluation over the denoising steps."""
+    """x_n and D(x_n) of one set of each evaluation over the denoising steps.
+
+    It starts before the first window, above which nothing can be seen yet.
+    """
     sets = []
+    starts = []
     for run, title in zip(runs, short_names(runs)):
         evaluation, steps = frames_of_run(run, set_number)
         task = evaluation.task
         modes = task.modes(steps["samples"][None], torch.tensor([set_number]))
+        found = ""
         if modes is not None:
             modes = modes[0]
             num_found = len(modes[modes >= 0].unique())
-            title += f": {num_found} of {len(task.world.mode_probabilities)}"
+            found = f"{num_found} of {len(task.world.mode_probabilities)}"
         cond = task.cond[set_number]  # (Cc, H, W)
-        sets.append(sheets.DenoisedSet(title, cond[-1] if len(cond) else None, steps, modes))
-    return sheets.denoising(sets), beside(runs, "animation.gif")
+        last = cond[-1] if len(cond) else None
+        sets.append(sheets.DenoisedSet(title, last, steps, modes, found))
+        if window := result_of(run).get("window"):
+            starts.append(FILM_START * window[1])
+    return sheets.denoising(sets, max(starts, default=math.inf)), beside(runs, "animation.gif")
 
 
 def outlines(runs: Sequence[str], sets: Sequence[int]) -> tuple[Picture, Path]:

@@ -526,22 +526,31 @@ class DenoisedSet:
         cond: (H, W) in [0, 1], the last conditioning frame, None without one
         trace: what `traces.trace` returns for this set
         modes: (B,) int64, the modes of its samples, None in a world without modes
+        found: how many modes were found, in words; stands beside the samples
     """
 
     title: str
     cond: Tensor | None
     trace: dict[str, Tensor]
     modes: Tensor | None
+    found: str = ""
 
 
-def denoising(sets: Sequence[DenoisedSet], hold: int = 12) -> FuncAnimation:
+def denoising(
+    sets: Sequence[DenoisedSet], start: float = float("inf"), hold: int = 12
+) -> FuncAnimation:
     """Sets on their way from noise to samples, an animation.
 
     Of each set it shows a row of x_n, scaled to unit variance of the noise, above a row of D(x_n),
-    with the conditioning frame at their left. The last `hold` frames show the samples, with borders
-    in the colours of new modes. A set of fewer steps than the longest shows its samples earlier.
+    with the conditioning frame at their left. All sets are at the noise level of the title, or at
+    the step before it; so the frames are those of all their steps. The last `hold` frames show the
+    samples, with borders in the colours of new modes.
+
+    Arguments:
+        start: the noise level of the first frame, or the one below it at which a step begins
     """
-    num_steps = max(len(one.trace["sigmas"]) for one in sets)
+    clock = sorted({round(float(s), 6) for one in sets for s in one.trace["sigmas"]}, reverse=True)
+    clock = [sigma for sigma in clock if sigma <= start] or clock
     num_particles = max(one.trace["denoised"].shape[1] for one in sets)
     left = 0 if all(one.cond is None for one in sets) else 1
     columns = num_particles + left
@@ -550,14 +559,15 @@ def denoising(sets: Sequence[DenoisedSet], hold: int = 12) -> FuncAnimation:
     place = dict(left=0.01, right=0.99, bottom=0.03, top=0.83)
     grids = [part.subplots(2, columns, squeeze=False, gridspec_kw=place | GAPS) for part in parts]
 
-    def draw_set(one: DenoisedSet, part, axes, n: int) -> None:
-        """Step n of one set, or its samples once its steps are over."""
-        has_ended = n >= len(one.trace["sigmas"])
-        title = one.title
-        if has_ended:
+    def draw_set(one: DenoisedSet, part, axes, sigma: float | None) -> None:
+        """A set at a noise level, or its samples at None."""
+        if sigma is None:
+            title = f"{one.title}: {one.found}" if one.found else one.title
             upper = lower = one.trace["samples"]
         else:
-            title += rf",  $\sigma$ = {float(one.trace['sigmas'][n]):.2g}"
+            title = rf"{one.title},  $\sigma$ = {sigma:.2g}"
+            reached = (one.trace["sigmas"] >= sigma - 1e-5).nonzero()[:, 0]
+            n = int(reached[-1]) if len(reached) else 0
             upper = noisy_image(one.trace, n)
             lower = to_unit_range(one.trace["denoised"][n])
         part.suptitle(title, x=0.01, y=0.99, ha="left", fontsize=10)
@@ -567,15 +577,15 @@ def denoising(sets: Sequence[DenoisedSet], hold: int = 12) -> FuncAnimation:
         if one.cond is not None:
             show_image(axes[1, 0], one.cond)
         modes = [-1] * len(upper)
-        if has_ended and one.modes is not None:
+        if sigma is None and one.modes is not None:
             modes = one.modes.tolist()
         for b, colour in enumerate(new_colours(modes)):
             show_image(axes[0, b + left], upper[b], colour)
             show_image(axes[1, b + left], lower[b], colour)
 
-    def draw_step(n: int) -> None:
+    def draw_frame(n: int) -> None:
         """One frame of the animation."""
         for one, part, axes in zip(sets, parts, grids):
-            draw_set(one, part, axes, n)
+            draw_set(one, part, axes, clock[n] if n < len(clock) else None)
 
-    return FuncAnimation(figure, draw_step, frames=num_steps + hold)
+    return FuncAnimation(figure, draw_frame, frames=len(clock) + hold)
