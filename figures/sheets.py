@@ -42,6 +42,7 @@ ARROWS = {  # of a digit that moves by (dy, dx), by their signs
     **{(0, 1): "→", (0, -1): "←", (1, 0): "↓", (-1, 0): "↑"},
     **{(1, 1): "↘", (1, -1): "↙", (-1, 1): "↗", (-1, -1): "↖"},
 }
+CLOSEST = 0.93  # noise levels of two frames of an animation, the lower relative to the upper
 MOST_SETS = 16  # in the sheet of an evaluation
 
 
@@ -543,7 +544,7 @@ def denoising(
 
     Of each set it shows a row of x_n, scaled to unit variance of the noise, above a row of D(x_n),
     with the conditioning frame at their left. All sets are at the noise level of the title, or at
-    the step before it; so the frames are those of all their steps. The last `hold` frames show the
+    the last step above it. Steps of nearly the same level share a frame. The last `hold` frames show the
     samples, with borders in the colours of new modes.
 
     Arguments:
@@ -551,6 +552,10 @@ def denoising(
     """
     clock = sorted({round(float(s), 6) for one in sets for s in one.trace["sigmas"]}, reverse=True)
     clock = [sigma for sigma in clock if sigma <= start] or clock
+    frames: list[float] = []
+    for sigma in clock:
+        if not frames or sigma <= CLOSEST * frames[-1]:
+            frames.append(sigma)
     num_particles = max(one.trace["denoised"].shape[1] for one in sets)
     left = 0 if all(one.cond is None for one in sets) else 1
     columns = num_particles + left
@@ -586,6 +591,6 @@ def denoising(
     def draw_frame(n: int) -> None:
         """One frame of the animation."""
         for one, part, axes in zip(sets, parts, grids):
-            draw_set(one, part, axes, clock[n] if n < len(clock) else None)
+            draw_set(one, part, axes, frames[n] if n < len(frames) else None)
 
-    return FuncAnimation(figure, draw_frame, frames=len(clock) + hold)
+    return FuncAnimation(figure, draw_frame, frames=len(frames) + hold)
