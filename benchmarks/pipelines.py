@@ -30,12 +30,13 @@ import torch
 from torch import Tensor, nn
 
 from config import Count, Seed
+from diverse_sampling.coupling.away import away
 from diverse_sampling.decisions import Decisions
 from diverse_sampling.decisions import measure as decided
 from diverse_sampling.defaults import FACTOR, PILOT_LEVELS
 from diverse_sampling.denoiser import Denoiser
 from diverse_sampling.exact import posterior_mean
-from diverse_sampling.few_calls import apart, exact_student
+from diverse_sampling.few_calls import exact_student
 from diverse_sampling.guidance import default_guidance
 from diverse_sampling.pipelines import guided_window, repel, repelling
 from diverse_sampling.steps import Window, karras_sigmas
@@ -105,7 +106,8 @@ REDRAWN = {
 }
 REDRAWN_STEPS = {"exact": (4, 8, 30), "student": STUDENT_STEPS}
 BESIDE = 104  # images for each that is missing
-WAYS = ("independent", "start apart", "memory", "both")
+WAYS = ("independent", "start away", "memory", "both")
+OF_THE_MEAN = 4  # independent sets of 8, whose mean stands for that of all answers
 COUNTED = ("DDIM", "UniPC", "Heun", "Flow Euler", "Flow Heun", "EDM Euler", "LCM")
 HALF = torch.tensor([1 / 2] + 7 * [1 / 14])  # probabilities of the images
 
@@ -330,8 +332,10 @@ def missing_shown(
     kept = torch.cat([images()[:missing], images()[missing + 1 :]])
     generator = torch.Generator().manual_seed(missing)
     noise = torch.randn(1, count, *images().shape[1:], generator=generator)
-    if way in ("start apart", "both"):
-        noise = apart(noise, kept[None])
+    if way in ("start away", "both"):
+        network = Network(schedule, student=student)
+        independent = draw(schedule, OF_THE_MEAN, num_steps, network=network).flatten(0, 1)
+        noise = away(noise, kept[None], independent.mean(0)[None, None])
     factor = FACTOR if way in ("memory", "both") else 0.0
     with guided(schedule, factor, student=student, particles=1, memory=kept):
         network = Network(schedule, student=student)

@@ -23,7 +23,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
@@ -34,7 +34,9 @@ import stale  # noqa: E402
 from benchmarks.measure import table  # noqa: E402
 from diverse_sampling.errors import SettingError, reject  # noqa: E402
 from diverse_sampling.method import find, names  # noqa: E402
+from figures import charts, gallery  # noqa: E402
 from figures.charts import best_samplers, middle_price  # noqa: E402
+from figures.drawing import Figure, save  # noqa: E402
 from lab import experiments  # noqa: E402
 from lab.command_line import fail, make_parser  # noqa: E402
 from lab.files import as_json, write_whole  # noqa: E402
@@ -49,6 +51,13 @@ PICTURES = {
     "masks": ["--checkpoint", "blobs", "--batch_size", "4", "--pg_factor", "5"],
     "mixture": ["--config", "configs/mixture.yaml", "--num_sets", "5"],
 }
+BESIDE_INDEPENDENT = ("sequential", "masks", "mixture")
+INDEPENDENT, GUIDED = "independent", "guided"
+GUIDANCE = ["--pg_factor", "5"]
+WORST = 3  # methods whose samples are worst, in the picture of methods
+# The set of the README's picture and of the film: the first one, in which independent samples find
+# about as many directions as in the mean.
+FRONT = ["--checkpoint", "circle_jumping_unet", "--num_sets", "1"]
 # Rows of a table of docs/from-the-thesis.md: what is asked, the experiment whose recipe says what
 # the thesis found (None: nothing), and the names of two rows of benchmarks/figures.py, independent
 # and guided.
@@ -154,34 +163,119 @@ class BuildSettings:
 
 # ---------------------------------------------------------------- pictures
 
+# Charts of benchmarks that are drawn from their records.
+CHARTS: dict[str, Callable[[dict], Figure]] = {
+    "ablation": lambda record: charts.strengths(record["worlds"]),
+    "comparison": lambda record: charts.comparison(record["rows"], UNET),
+    "eddy": lambda record: charts.over_steps(record["rows"]),
+}
 
-def draw_sheet(name: str, flags: list[str], data_root: str) -> None:
-    """Draw the sample sheet of an evaluation: three sets by one method."""
+
+def sampled(flags: list[str], data_root: str) -> tuple[dict, dict]:
+    """The arrays and the metrics of an evaluation: what its samples.npz and metrics.json hold."""
     import evaluate
-    from figures.drawing import save
-    from figures.gallery import figure
+    from lab.records import finished
 
-    if name != "mixture":
-        flags = [*flags, "--num_sets", "3", "--seed", "2"]
     with tempfile.TemporaryDirectory() as run:
         evaluate.main([*flags, "--data_root", data_root, "--outdir", run])
-        save(figure(run)[0], ROOT / "docs" / "pictures" / f"{name}.png", dpi=80)
-    stale.note(ROOT / "docs" / "pictures" / f"{name}.png", PICTURES[name])
+        return finished(run)
+
+
+def write_picture(picture: Any, name: str, flags: list[str] | None = None, dpi: int = 80) -> None:
+    """Write a picture to docs/pictures, with the flags of its evaluation if it is of one."""
+
+    path = ROOT / "docs" / "pictures" / name
+    save(picture, path, dpi=dpi)
+    stale.note(path, flags)
+
+
+def draw_sheet(name: str, flags: list[str], data_root: str) -> None:
+    """Draw the sample sheet of an evaluation: three sets by one method, or five in the plane.
+
+    Those of BESIDE_INDEPENDENT have a row of independent samples above each guided one.
+    """
+    from figures.sheets import points_sheet, result_sheet
+
+    sets = [] if name == "mixture" else ["--num_sets", "3", "--seed", "2"]
+    arrays, result = sampled([*flags, *sets], data_root)
+    if name not in BESIDE_INDEPENDENT:
+        figure = result_sheet(arrays, result)
+    else:
+        alone = sampled([*flags, *sets, "--pg_factor", "0"], data_root)
+        both = {INDEPENDENT: alone, GUIDED: (arrays, result)}
+        if name == "mixture":
+            figure = points_sheet(
+                {
+                    label: (arrays["samples"].flatten(2), result["modes_found"]["per_set"])
+                    for label, (arrays, result) in both.items()
+                }
+            )
+        else:
+            figure = sheet_of_both(both)
+    write_picture(figure, f"{name}.png", flags)
+
+
+def sheet_of_both(both: dict[str, tuple[dict, dict]], **changes: Any) -> Any:
+    """The same sets by several methods: the rows of a set below each other.
+
+    Arguments:
+        both: label of a row -> arrays and metrics of its evaluation
+        changes: of the arguments of `sample_sheet`
+    """
+    import torch
+
+    from figures.sheets import mode_names, note, notes_title, sample_sheet
+
+    first, result = next(iter(both.values()))
+    sets = range(len(first["samples"]))
+    of_sheet = {
+        key: torch.stack([arrays[key][g] for g in sets for arrays, _ in both.values()])
+        for key in ("cond", "samples", "answers", "modes")
+        if key in first
+    }
+    options = dict(
+        answers=of_sheet.get("answers"),
+        modes=of_sheet.get("modes"),
+        labels=list(both) * len(sets),
+        notes=[note(metrics, g) for g in sets for _, metrics in both.values()],
+        notes_title=notes_title(result),
+        key=mode_names(result) if "modes" in first else (),
+        draws=max(metrics["settings"].get("sequential", 1) for _, metrics in both.values()),
+    )
+    return sample_sheet(of_sheet["cond"], of_sheet["samples"], **options | changes)
+
+
+def draw_front(data_root: str) -> None:
+    """Draw the README's picture: a set of the plain U-Net, independent above, guided below."""
+    both = {
+        INDEPENDENT: sampled(FRONT, data_root),
+        GUIDED: sampled([*FRONT, *GUIDANCE], data_root),
+    }
+    found = [
+        f"{metrics['modes_found']['mean']:.0f} of {metrics['modes_total']} places"
+        for _, metrics in both.values()
+    ]
+    write_picture(sheet_of_both(both, notes=found, notes_title="", side=0.62), "front.png", dpi=110)
 
 
 def draw_methods(rows: list[dict], data_root: str) -> None:
-    """Draw one set of the plain U-Net by every method of the comparison, of the same noise."""
+    """Draw one set of the plain U-Net by methods of the comparison, of the same noise.
+
+    Those that its chart names, and under them those whose samples are worst.
+    """
     import torch
 
     import evaluate
-    from figures.drawing import save
-    from figures.sheets import note, notes_title, sample_sheet
+    from figures.sheets import mode_names, note, notes_title, sample_sheet
     from lab.records import finished
 
     sets: dict[str, tuple[dict, dict]] = {}
-    for row in best_samplers(rows, UNET, middle_price(rows)).values():
+    best = best_samplers(rows, UNET, middle_price(rows))
+    named = charts.named_methods(best)
+    worst = sorted(best, key=lambda method: best[method]["quality"]["mean"])[-WORST:]
+    for row in (best[method] for method in dict.fromkeys([*named, *worst])):
         with tempfile.TemporaryDirectory() as run:
-            one = ["--num_sets", "1", "--seed", "2", "--data_root", data_root, "--outdir", run]
+            one = ["--num_sets", "1", "--data_root", data_root, "--outdir", run]
             evaluate.main([*shlex.split(row["flags"]), *one])
             sets[title_of(row)] = finished(run)
     results = [result for _, result in sets.values()]
@@ -191,9 +285,10 @@ def draw_methods(rows: list[dict], data_root: str) -> None:
         labels=list(sets),
         notes=[note(result, 0) for result in results],
         notes_title=notes_title(results[0]),
+        key=mode_names(results[0]),
+        side=0.6,
     )
-    save(sheet, ROOT / "docs" / "pictures" / "methods.png", dpi=80)
-    stale.note(ROOT / "docs" / "pictures" / "methods.png")
+    write_picture(sheet, "methods.png", dpi=110)
 
 
 def printed(data_root: str) -> str:
@@ -211,40 +306,36 @@ def printed(data_root: str) -> str:
 
 
 def animate(data_root: str) -> None:
-    """Draw the same set during denoising, independent and guided, as a GIF."""
+    """Draw the README's set during denoising, independent and guided, as a GIF."""
     import evaluate
     import visualize
 
-    always = ["--num_sets", "3", "--seed", "2", "--data_root", data_root]
     gif = str(ROOT / "docs" / "pictures" / "denoising.gif")
     with tempfile.TemporaryDirectory() as folder:
-        runs = {
-            f"{folder}/independent": [],
-            f"{folder}/guided, --pg_factor 5": ["--pg_factor", "5"],
-        }
+        runs = {f"{folder}/{UNET}, {INDEPENDENT}": [], f"{folder}/{UNET}, {GUIDED}": GUIDANCE}
         for run, flags in runs.items():
-            evaluate.main([*flags, *always, "--outdir", run])
-        visualize.main(["animation", *runs, "--set", "2", "--out", gif])
+            evaluate.main([*FRONT, *flags, "--data_root", data_root, "--outdir", run])
+        visualize.main(["animation", *runs, "--out", gif])
     stale.note(Path(gif))
 
 
 def draw_decisions(data_root: str) -> None:
-    """Draw where it is decided what a sample shows, in several worlds."""
+    """Draw at which noise levels it is decided what a sample shows, in several worlds."""
     import evaluate
     import visualize
 
     worlds = {
-        "circle, exact": ["--denoiser", "exact"],
+        "circle, exact denoiser": ["--denoiser", "exact"],
         "circle, plain U-Net": ["--checkpoint", "circle_jumping_unet"],
-        "unconditional digits": ["--task", "unconditional"],
-        "masks": ["--checkpoint", "blobs"],
-        "Gaussians in the plane": ["--dataset", "mixture", "--denoiser", "exact"],
+        "digits, U-Net": ["--task", "unconditional"],
+        "masks, U-Net": ["--checkpoint", "blobs"],
+        "plane, exact denoiser": ["--dataset", "mixture", "--denoiser", "exact"],
     }
-    always = ["--pg_factor", "5", "--num_sets", "1", "--num_steps", "8", "--data_root", data_root]
     with tempfile.TemporaryDirectory() as folder:
         runs = {f"{folder}/{world}": flags for world, flags in worlds.items()}
         for run, flags in runs.items():
-            evaluate.main([*flags, *always, "--outdir", run])
+            one = [*GUIDANCE, "--num_sets", "1", "--data_root", data_root, "--outdir", run]
+            evaluate.main([*flags, *one])
         picture = str(ROOT / "docs" / "pictures" / "decisions.png")
         visualize.main(["decisions", *runs, "--out", picture])
     stale.note(Path(picture))
@@ -591,18 +682,40 @@ def held(name: str) -> dict[str, Any] | None:
 
 
 def keep_results(name: str, runs: Path) -> None:
-    """Copy an experiment's results and pictures to docs/results: those of `full` if it was run."""
+    """Copy an experiment's results, those of `full` if it was run, and its pictures of samples.
+
+    Charts are drawn from the results."""
     for preset in ("full", "quick"):
         folder = runs / f"{name}-{preset}"
         results = folder / "results.json"
         if results.is_file():
             brief = experiments.brief(stale.record_of(results))
             write_whole(RESULTS / f"{name}.json", as_json(brief))
-            for picture in folder.glob("*.png"):
+            for figure, file in figures_of(name).items():
+                picture = folder / file
+                if not gallery.FIGURES[figure].samples_again or not picture.is_file():
+                    continue
                 if picture.stat().st_mtime < results.stat().st_mtime:
                     reject("picture", str(picture), "one that is not older than its record")
-                stale.note(Path(shutil.copy(picture, RESULTS / f"{name}-{picture.name}")))
-            return
+                stale.note(Path(shutil.copy(picture, RESULTS / f"{name}-{file}")))
+            break
+
+
+def figures_of(name: str) -> dict[str, str]:
+    """{name of a figure of an experiment: its file}."""
+    figures = experiments.load(name)["figure"]
+    figures = figures if isinstance(figures, list) else [figures]
+    return {figure: f"{gallery.FILES.get(figure, figure)}.png" for figure in figures}
+
+
+def draw_charts(name: str, results: dict[str, Any]) -> None:
+    """Draw the figures of an experiment that its results are enough for."""
+    for figure, file in figures_of(name).items():
+        kind = gallery.FIGURES[figure]
+        if not kind.samples_again:
+            path = RESULTS / f"{name}-{file}"
+            save(kind.draw(results["rows"], experiments.load(name)["title"]), path)
+            stale.note(path)
 
 
 def experiment_section(name: str) -> str:
@@ -621,8 +734,8 @@ def experiment_section(name: str) -> str:
         f"Reference: {recipe['reference']}.",
         experiments.summary(results["rows"]),
     ]
-    for picture in sorted(RESULTS.glob(f"{name}-*.png")):
-        parts.append(f"![{picture.stem}](results/{picture.name})")
+    for figure, file in figures_of(name).items():
+        parts.append(f"![{' '.join(recipe['alt'][figure].split())}](results/{name}-{file})")
     return "\n\n".join([*parts, " ".join(recipe["meaning"].split())])
 
 
@@ -643,6 +756,8 @@ def experiment_page(runs: Path) -> str:
     recipes = experiments.RECIPES.glob("*.yaml")
     for path in sorted(recipes, key=lambda path: int(path.stem[1:])):
         keep_results(path.stem, runs)
+        if results := held(path.stem):
+            draw_charts(path.stem, results)
         parts.append(experiment_section(path.stem))
     parts = [part for part in parts if part]
     return "\n\n".join(parts) + "\n"
@@ -669,11 +784,16 @@ def build(argv: list[str] | None) -> None:
             stale.record_of(run / f"{name}.json")
             tables[name] = (run / f"{name}.md").read_text()
             shutil.copy(run / f"{name}.json", RESULTS)
-        if (run / f"{name}.png").is_file():
+        if (run / f"{name}.png").is_file() and name not in CHARTS:
             stale.note(Path(shutil.copy(run / f"{name}.png", RESULTS)))
+    for name, draw in CHARTS.items():
+        if record := held(name):
+            save(draw(record), RESULTS / f"{name}.png")
+            stale.note(RESULTS / f"{name}.png")
     comparison = held("comparison")
     compared = comparison["rows"] if comparison else []
     if args.pictures:
+        draw_front(args.data_root)
         for name, flags in PICTURES.items():
             draw_sheet(name, flags, args.data_root)
         if compared:

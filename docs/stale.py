@@ -21,7 +21,7 @@ from lab import experiments  # noqa: E402
 from lab.files import as_json, read_json, sha256_of, write_whole  # noqa: E402
 
 # Tables that are made of another record than that of their name, by what stands before a colon;
-# None: of files in the repository, of settings, of a calculation, or of a command that is run again.
+# None: of files in the repository, of a calculation, or of a command that is run again.
 SOURCES: dict[str, str | None] = dict(
     answers="figures",
     classes="figures",
