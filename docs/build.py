@@ -325,6 +325,24 @@ def which_table(rows: list[dict], model: str) -> str:
     return f"{table(f'method, sampler, strength | {AUDITED} | {names}', lines)}\n\n{sets_of(rows)}"
 
 
+def cads_table(rows: list[dict], search: list[dict]) -> str:
+    """CADS beside independent samples in its sampler and the default, at the middle price."""
+    shown = ("independent, EDM's", "CADS", "particle guidance, the default")
+    rows = [row for row in rows if row["model"] == UNET]
+    lines = [
+        [title_of(row), *audited(row)]
+        for row in rows
+        if row["budget"] == middle_price(rows)
+        and ", ".join(filter(None, (row["method"], row["sampler"]))) in shown
+    ]
+    lines.sort(key=lambda line: line[1])
+    (tried,) = (each["shown"] for each in search if each["method"] == "CADS")
+    (tuned_on,) = {model for found in tried.values() for model in found}
+    note = f"CADS's scale is the best of {', '.join(tried)} on the {tuned_on}."
+    header = f"method, sampler, strength | {AUDITED}"
+    return f"{table(header, lines)}\n\n{sets_of(rows)} {note}"
+
+
 def needs_table() -> str:
     """What every method needs beside a denoiser, and what becomes of frequencies."""
     lines = [
@@ -588,7 +606,8 @@ def build(argv: list[str] | None) -> None:
     if figures := held("figures"):
         tables["answers"] = answers_table(figures["rows"])
         tables |= class_tables(figures["rows"])
-    if compared:
+    if comparison:
+        tables["cads"] = cads_table(compared, comparison["search"])
         tables["rivals"] = rivals_table(compared)
         tables |= {f"which: {model}": which_table(compared, model) for model in MODELS}
         tables["thesis"] = thesis_table(compared)

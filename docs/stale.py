@@ -28,6 +28,7 @@ SOURCES: dict[str, str | None] = dict(
     rivals="comparison",
     which="comparison",
     thesis="comparison",
+    cads="comparison",
     **dict.fromkeys(["checkpoint", "noisy", "scale", "needs"]),
 )
 NOT_YET = "Not measured yet."  # may stand in place of a table without a record

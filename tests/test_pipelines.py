@@ -982,8 +982,9 @@ def test_one_picture_of_a_pipeline_is_drawn_again_beside_the_others(exact_pipe):
     assert (nearest == 0).sum() >= 17
 
 
-def test_the_page_draws_one_picture_of_a_real_pipeline_again():
-    """Without a warning, and another one than without guidance."""
+@pytest.fixture
+def told():
+    """A pipeline of Stable Diffusion, of random weights, that takes prompts."""
     pytest.importorskip("transformers")
 
     class Told(diffusers.StableDiffusionPipeline):
@@ -995,21 +996,26 @@ def test_the_page_draws_one_picture_of_a_real_pipeline_again():
     torch.manual_seed(0)
     pipe = Told(**stable_diffusion().components, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
-    names = dict(
-        pipe=pipe,
-        prompt="a house",
-        images=pipe("a house", 16, 16, 4, num_images_per_prompt=4).images,
-    )
-    for code in ("again", "start apart"):
+    return pipe
+
+
+def test_the_pages_draw_a_set_and_one_picture_again_in_a_real_pipeline(told):
+    """Without a warning, and others than without guidance."""
+    names = dict(pipe=told, prompt="a house")
+    for page, code in (
+        ("from-cads.md", "instead"),
+        ("pipelines.md", "again"),
+        ("pipelines.md", "start apart"),
+    ):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.manual_seed(1)
-            exec(snippet(code), names)
+            exec(snippet(code, page), names)
         assert not [each for each in caught if "guided" in str(each.message)]
-        assert names["image"].size == (16, 16)
         if code == "again":
             torch.manual_seed(1)
-            assert names["image"] != pipe("a house").images[0]
+            assert names["image"] != told("a house").images[0]
+    assert len(names["images"]) == 4 and names["image"].size == (16, 16)
 
 
 # ---------------------------------------------------------------- nothing is silently unguided
@@ -1117,9 +1123,9 @@ def test_no_way_to_call_it_is_silently_unguided(name):
 # ---------------------------------------------------------------- other libraries
 
 
-def snippet(name):
-    """Code of docs/pipelines.md."""
-    page = (ROOT / "docs" / "pipelines.md").read_text()
+def snippet(name, page="pipelines.md"):
+    """Code of a page."""
+    page = (ROOT / "docs" / page).read_text()
     return re.search(rf"```python\n(# {name}\n.*?)```", page, flags=re.S)[1]
 
 
