@@ -54,7 +54,7 @@ from diverse_sampling.errors import reject
 from diverse_sampling.guidance.classes import LogPosterior
 from diverse_sampling.noise import ParticleNoise, Stream
 from diverse_sampling.predictions import log_sigmas_of, skip_and_out, timestep_of
-from diverse_sampling.sets import Guide, measured_guide
+from diverse_sampling.sets import PILOT_PARTICLES, Guide, measured_guide
 from diverse_sampling.steps import Window, karras_sigmas
 
 # Where a scheduler keeps the noise level of its next step.
@@ -739,7 +739,7 @@ def repel(
         memory: earlier pictures that repel all sets and do not move, as `as_memory` takes them. One
             picture beside them is guided too
         decisions: what an earlier context gave; None: a pilot through the pipeline measures it, of
-            as many unguided pictures as there are in a set
+            as many unguided pictures as there are in a set, with memory up to 8 together
         generator: source of the noise that is added anew, as in `repelling`
         call: what the pilot calls the pipeline with: prompt, guidance_scale, height, ...
 
@@ -759,7 +759,9 @@ def repel(
         )
     strength = None  # of classifier-free guidance, if the pipeline says so
     if decisions is None:
-        decisions = pilot(denoiser_of(pipe, **call), particles=max(particles, 2))
+        together = particles if earlier is None else particles + earlier.shape[1]
+        enough = max(particles, min(together, PILOT_PARTICLES), 2)
+        decisions = pilot(denoiser_of(pipe, **call), particles=enough)
         strength = getattr(pipe, "guidance_scale", None)
     window = guided_window(decisions)
     guide = measured_guide(

@@ -385,12 +385,6 @@ UNET = "plain U-Net"
 MODELS = ("exact", "exact, p = 0.5", UNET)
 
 
-# Names that say something only beside the row above them.
-NAMES = {
-    "the same with the thesis's start and Heun stage": "the thesis's form, start and Heun stage"
-}
-
-
 def used(row: dict) -> str:
     """The sampler and the strength of a row of the comparison."""
     strength = "" if row["strength"] is None else f"{row['strength']:g}"
@@ -462,7 +456,7 @@ def which_table(rows: list[dict]) -> str:
         found = [at.get((row["method"], row["sampler"], price)) for price in prices]
         lines.append(
             [
-                NAMES.get(row["method"], row["method"]),
+                row["method"],
                 used(row),
                 *(experiments.interval(other and other["modes_found"]) or "–" for other in found),
                 *(experiments.interval(row[key]) for key in ("modes_shown", "quality", "hm_iou")),
@@ -481,7 +475,7 @@ def audit_table(rows: list[dict]) -> str:
         first, second = equal[method], unequal.get(method, {})
         lines.append(
             [
-                NAMES.get(method, method),
+                method,
                 used(first),
                 *(experiments.interval(row.get("modes_found")) or "–" for row in (first, second)),
                 experiments.audit_entry(first, "count_dispersion"),
@@ -498,6 +492,27 @@ def audit_table(rows: list[dict]) -> str:
         f"method | sampler, strength | {found} | {dispersion} | {draws} | {off}, p = 0.5 | price"
     )
     return table(header, lines)
+
+
+def cads_table(rows: list[dict], search: list[dict]) -> str:
+    """CADS beside independent samples in its sampler and the default, at the middle price."""
+    shown = ("independent, EDM's", "CADS", "particle guidance, the default")
+    rows = [row for row in rows if row["model"] == UNET]
+    lines = [
+        [
+            title_of(row),
+            *(experiments.interval(row[key]) for key in ("modes_found", "quality", "hm_iou")),
+        ]
+        for row in rows
+        if row["budget"] == middle_price(rows)
+        and ", ".join(filter(None, (row["method"], row["sampler"]))) in shown
+    ]
+    lines.sort(key=lambda line: line[1])
+    (tried,) = (each["shown"] for each in search if each["method"] == "CADS")
+    (tuned_on,) = {model for found in tried.values() for model in found}
+    note = f"CADS's scale is the best of {', '.join(tried)} on the {tuned_on}."
+    header = "method, sampler, strength | modes found | quality | HM IoU*"
+    return f"{table(header, lines)}\n\n{sets_of(rows)} {note}"
 
 
 def needs_table() -> str:
@@ -808,9 +823,10 @@ def build(argv: list[str] | None) -> None:
     if figures := held("figures"):
         tables["answers"] = answers_table(figures["rows"])
         tables |= class_tables(figures["rows"])
-    if compared:
+    if comparison:
         tables |= front_tables(compared)
         tables |= dict(which=which_table(compared), audit=audit_table(compared))
+        tables["cads"] = cads_table(compared, comparison["search"])
         tables["thesis"] = thesis_table(compared)
     tables |= dict(needs=needs_table(), references=references()) | reference.parts()
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):

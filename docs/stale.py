@@ -29,6 +29,7 @@ SOURCES: dict[str, str | None] = dict(
     which="comparison",
     audit="comparison",
     thesis="comparison",
+    cads="comparison",
     **dict.fromkeys(["checkpoint", "noisy", "scale", "needs", "prints", "references", "reference"]),
 )
 NOT_YET = "Not measured yet."  # may stand in place of a table without a record

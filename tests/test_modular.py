@@ -164,6 +164,23 @@ def test_repel_spreads_what_a_modular_pipeline_draws(name):
     assert torch.equal(drawn(name, pipe), plain)
 
 
+@every_family
+def test_earlier_latents_repel_what_a_modular_pipeline_draws(name):
+    """As the pipeline returns them, of pictures and videos alike."""
+    pipe = pipeline(name)
+    plain = drawn(name, pipe)
+    variance = float(plain.unflatten(0, (2, B)).var(1).mean(0).sum())
+    decisions = dataclasses.replace(benchmark.exact_decisions(), variance=variance)
+    unguided, window = lambda denoise: denoise, guided_window(decisions)
+    with repelling(pipe.scheduler, unguided, particles=1, window=window):
+        renewed = drawn(name, pipe)
+    with repel(pipe, factor=1.5, particles=1, memory=renewed, decisions=decisions):
+        away = drawn(name, pipe)
+    others = ~torch.eye(len(renewed), dtype=torch.bool)  # than a picture's own unguided one
+    distance = lambda new: torch.cdist(new.flatten(1), renewed.flatten(1))[others].mean()
+    assert distance(away) > 1.02 * distance(renewed)
+
+
 def test_a_pilot_through_a_modular_pipeline_is_refused():
     line = "pipe: got 'StableDiffusion3ModularPipeline'; accepted: one that is not modular"
     with pytest.raises(SettingError, match=line), repel(pipeline("SD3"), particles=B):

@@ -79,6 +79,14 @@ def test_each_time_there_is_new_noise_and_the_same_command_gives_the_same(tiny_m
     assert (apart + torch.eye(5)).min() > 1e-3
 
 
+def test_points_in_the_plane_are_drawn_again_too(tmp_path):
+    mixture = "--dataset mixture --denoiser exact --device cpu --num_sets 4 --num_steps 6".split()
+    before, _ = run(tmp_path / "0", *mixture, "--pg_factor", 3)
+    after, _ = run(tmp_path / "1", "--from_run", tmp_path / "0", "--redraw", "0,2")
+    same = (before["samples"] == after["samples"]).flatten(2).all(-1)
+    assert same.tolist() == 4 * [[number not in (0, 2) for number in range(8)]]
+
+
 @pytest.mark.parametrize(
     "flags, line",
     {

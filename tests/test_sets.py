@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import json
+import re
 
 import pytest
 import torch
@@ -86,6 +87,41 @@ def test_sets_have_the_composition_that_is_asked_for(clean):
     assert (drawn(**classes, counts=counts) == counts).all(1).float().mean() >= 0.9
     assert (drawn(**classes) <= 1).all(1).float().mean() >= 0.9
     assert (drawn(**classes, counts=counts, factor=0.0) == counts).all(1).float().mean() < 0.1
+
+
+def snippet(name):
+    """Code of docs/from-cads.md, as a dictionary of the names that it defines."""
+    page, names = (ROOT / "docs" / "from-cads.md").read_text(), {}
+    exec(re.search(rf"```python\n(# {name}\n.*?)```", page, flags=re.S)[1], names)
+    return names
+
+
+def test_the_audit_tells_a_cure_that_works_from_one_that_draws_other_images():
+    """Images with a spread of their own, so that no two samples are one image."""
+    _, images = places()
+    spread = 0.1
+
+    def denoise(x, sigma):
+        """The mean of the eight images, each with Gaussian noise of its own."""
+        total = (sigma**2 + spread**2).sqrt()
+        known = images.expand(len(x), -1, -1, -1, -1)
+        mean = posterior_mean(x, total, known)
+        return mean + (spread / total) ** 2 * (x - mean)
+
+    def drawn(sets, particles, factor, seed):
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(sets, particles, 1, 6, 6, generator=generator)
+        return sample(denoise, noise, factor=factor, generator=generator).flatten(2)
+
+    audit = snippet("audit")["audit"]
+    pool = drawn(1, 400, 0.0, 1)[0]
+    independent, guided = (audit(drawn(30, 8, factor, 2), pool) for factor in (0.0, 5.0))
+    assert guided[0] > independent[0] + 0.5
+    assert independent[1] == pytest.approx(0.05, abs=0.05) and guided[1] < 0.15
+    other = audit(torch.randn(30, 8, 36, generator=torch.Generator().manual_seed(3)), pool)
+    assert other[0] > independent[0] + 0.5 and other[1] > 0.9
+    alike = audit(pool[None, :1].expand(30, 8, -1), pool)
+    assert alike[0] == pytest.approx(1, abs=0.01)
 
 
 def test_a_pilot_can_be_used_again_and_calls_are_kept():
