@@ -528,6 +528,17 @@ def experiment_section(name: str) -> str:
     return "\n\n".join([*parts, " ".join(recipe["meaning"].split())])
 
 
+def experiment_durations() -> str:
+    """How long each experiment took to sample, from its record."""
+    rows = []
+    for path in sorted(experiments.RECIPES.glob("*.yaml"), key=lambda path: int(path.stem[1:])):
+        if record := held(path.stem):
+            seconds = sum(row["result"]["seconds"] for row in record["rows"])
+            rows.append([f"`{path.stem}`", record["preset"], len(record["rows"])])
+            rows[-1].append(f"{seconds / 60:.1f}")
+    return table("experiment | preset | evaluations | minutes", rows)
+
+
 def experiment_page(runs: Path) -> str:
     """The text of docs/results.md: every experiment, from the largest preset that was run."""
     parts = [
@@ -583,7 +594,7 @@ def build(argv: list[str] | None) -> None:
         animate(args.data_root)
         draw_decisions(args.data_root)
     (ROOT / "docs" / "results.md").write_text(experiment_page(Path(args.runs)))
-    for name in ("pipelines", "ablation"):
+    for name in ("pipelines", "ablation", "durations"):
         if record := held(name):
             tables |= {f"{name}: {part}": text for part, text in record["tables"].items()}
     if figures := held("figures"):
@@ -595,6 +606,7 @@ def build(argv: list[str] | None) -> None:
         tables["thesis"] = thesis_table(compared)
     tables["needs"] = needs_table()
     tables |= reference.parts()
+    tables["durations: experiments"] = experiment_durations()
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for name, text in tables.items():
             fill(page, name, text)

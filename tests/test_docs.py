@@ -215,6 +215,7 @@ OTHER_FLAGS = {
     *("--network", "--train"),  # benchmarks/network.py, benchmarks/gpu.py
     *("--model", "--prompt", "--particles", "--factor", "--clip"),  # examples/text_to_image.py
     *("--check", "--pictures"),  # docs/tour.py, docs/build.py
+    *("--parts", "--pg_factr"),  # benchmarks/durations.py, a flag that docs/faq.md types wrongly
     *("--size", "--given", "--no"),  # examples/lidc.py, pip's --no-deps
     *("--nodes", "--ntasks", "--gpus"),  # srun
     *("--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint"),  # torchrun
