@@ -211,7 +211,7 @@ def test_the_tour_is_what_its_commands_print(monkeypatch, capsys):
 
 # Flags of other programs, and of the parts of ours that no settings class declares.
 OTHER_FLAGS = {
-    *("--set", "--value", "--num_sequences"),  # visualize.py
+    *("--set", "--sets", "--value", "--num_sequences"),  # visualize.py
     *("--network", "--train"),  # benchmarks/network.py, benchmarks/gpu.py
     *("--model", "--prompt", "--particles", "--factor", "--clip"),  # examples/text_to_image.py
     *("--check", "--pictures"),  # docs/tour.py, docs/build.py
