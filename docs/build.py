@@ -544,14 +544,14 @@ def experiment_page(runs: Path) -> str:
     """The text of docs/results.md: every experiment, from the largest preset that was run."""
     parts = [
         "# Results of the experiments",
-        "Written by `python docs/build.py` from the result files. Brackets are 95% intervals. "
-        "`--preset full` uses more sets per cell. *Reference* is what the thesis reports "
-        "([coming from the thesis](from-the-thesis.md)) unless another source is named; *Size* "
-        "compares an experiment with the thesis's. "
-        "*Modes found*, if a digit jumps on the circle, is the number of different directions in "
-        "a set, called *directional accuracy* in the thesis; of unconditional digits the number of "
-        "different classes. "
-        "All samples are of one version of the code "
+        "Written by `python docs/build.py` from the result files. Brackets are 95% intervals. A "
+        "*cell* is one evaluation of the grid of an experiment; `--preset full` uses more sets per "
+        "cell. *Reference* is what the thesis reports ([coming from the "
+        "thesis](from-the-thesis.md)), unless it names another source; *Size* compares an "
+        "experiment with the thesis's. *Modes found* counts the different directions in a set of "
+        "jumping digits (the thesis calls it *directional accuracy*), or the different classes in a "
+        "set of unconditional digits. "
+        "All samples are from one version of the code "
         "([when samples change](CONTRIBUTING.md#when-samples-change)).",
     ]
     recipes = experiments.RECIPES.glob("*.yaml")
