@@ -549,8 +549,8 @@ def experiment_page(runs: Path) -> str:
         "cell. *Reference* is what the thesis reports ([coming from the "
         "thesis](from-the-thesis.md)), unless it names another source; *Size* compares an "
         "experiment with the thesis's. *Modes found* counts the different directions in a set of "
-        "jumping digits (the thesis calls it *directional accuracy*), or the different classes in a "
-        "set of unconditional digits. "
+        "jumping digits (the thesis calls it *directional accuracy*), or the different classes in "
+        "a set of unconditional digits. "
         "All samples are from one version of the code "
         "([when samples change](CONTRIBUTING.md#when-samples-change)).",
     ]
