@@ -368,7 +368,7 @@ class OptimizationSettings:
     augment: Optional[Literal["none", "flips", "dihedral", "dihedral_shifts"]] = None
     """dataset frames: one random transformation for all frames of a sequence and its answer; flips,
     along each axis; dihedral, flips and quarter turns; dihedral_shifts, small shifts too (null:
-    flips where sequences have answers, else none)"""
+    flips for masks and grey answers, else none)"""
     log_every: Count = rare(50)
     """iterations between lines of metrics.jsonl and of tracking"""
     save_every: Count = rare(1000)

@@ -158,4 +158,5 @@ def machine_name(device: torch.device, ranks: int) -> str:
     """The hardware that a run of `ranks` processes is computed on, such as "1 x CPU, 2 threads"."""
     if device.type == "cuda":
         return f"{ranks} x {torch.cuda.get_device_name(device)}"
-    return f"{ranks} x CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{ranks} x CPU, {threads} thread{'s' * (threads != 1)}"

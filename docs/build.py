@@ -2,9 +2,10 @@
 
     for b in figures comparison ablation predictions eddy few_calls lidc pipelines pixels
     do python benchmarks/$b.py; done
-    for b in sampling network potentials worlds training grid
+    for b in sampling network potentials worlds loading training grid durations
     do python benchmarks/$b.py; done
-    for e in $(seq 14); do python evaluate.py --experiment e$e; done
+    for e in configs/experiments/*.yaml
+    do python evaluate.py --experiment $(basename $e .yaml) --preset full; done
     python docs/build.py
 
 Numbers are never typed: the text between `<!-- NAME -->` and `<!-- end -->` in a page is written
@@ -607,7 +608,7 @@ def checkpoint_table() -> str:
                 meta["digits_source"],
                 updates,
                 f"{meta['train_seconds'] / 60:.0f}",
-                meta["machine"],
+                meta["machine"].replace(" 1 threads", " 1 thread"),
                 f"`{command}`",
             ]
         )
@@ -642,7 +643,7 @@ def scale_table() -> str:
     from lab import checkpoint
 
     cells, sets, particles = 10_000, 100, 8
-    calls, backward = 43, 29  # guidance acts at the steps in the window
+    calls = 43  # guidance by default has no backward pass
     large = yaml.safe_load((ROOT / "configs" / "circle_jumping.yaml").read_text())
     models = {
         "reference network, 32 px": {},
@@ -663,15 +664,15 @@ def scale_table() -> str:
             unet = checkpoint.make_denoiser((given, 1), settings.model, 0.5).unet
             unet(torch.empty(1, given + 1, side, side), torch.empty(1))
         forward = counter.get_total_flops()
-        total = cells * sets * particles * forward * (calls + backward)
+        total = cells * sets * particles * forward * calls
         hours = total / (REACHED * PEAK) / 3600
         row = [name, f"{forward / 1e9:.1f} billion", f"{total:.1e}"]
         rows.append(row + [f"{hours / gpus:.2g}" for gpus in (1, 8, 64)])
     return (
         f"{table(header, rows)}\n\n"
         f"Calculated, not measured: {cells:,} cells of {sets} sets of {particles}, {calls} network "
-        f"calls and {backward} backward passes per particle, on GPUs of {PEAK / 1e12:.0f} TFLOP/s "
-        f"in bfloat16 (data sheet of an H100) of which {100 * REACHED:.0f}% are reached."
+        f"calls per particle, on GPUs of {PEAK / 1e12:.0f} TFLOP/s in bfloat16 (data sheet of an "
+        f"H100) of which {100 * REACHED:.0f}% are reached."
     )
 
 
@@ -754,18 +755,29 @@ def experiment_section(name: str) -> str:
     return "\n\n".join([*parts, " ".join(recipe["meaning"].split())])
 
 
+def experiment_durations() -> str:
+    """How long each experiment took to sample, from its record."""
+    rows = []
+    for path in sorted(experiments.RECIPES.glob("*.yaml"), key=lambda path: int(path.stem[1:])):
+        if record := held(path.stem):
+            seconds = sum(row["result"]["seconds"] for row in record["rows"])
+            rows.append([f"`{path.stem}`", record["preset"], len(record["rows"])])
+            rows[-1].append(f"{seconds / 60:.1f}")
+    return table("experiment | preset | evaluations | minutes", rows)
+
+
 def experiment_page(runs: Path) -> str:
     """The text of docs/results.md: every experiment, from the largest preset that was run."""
     parts = [
         "# Results of the experiments",
-        "Written by `python docs/build.py` from the result files. Brackets are 95% intervals. "
-        "`--preset full` uses more sets per cell. *Reference* is what the thesis reports "
-        "([coming from the thesis](from-the-thesis.md)) unless another source is named; *Size* "
-        "compares an experiment with the thesis's. "
-        "*Modes found*, if a digit jumps on the circle, is the number of different directions in "
-        "a set, called *directional accuracy* in the thesis; of unconditional digits the number of "
-        "different classes. "
-        "All samples are of one version of the code "
+        "Written by `python docs/build.py` from the result files. Brackets are 95% intervals. A "
+        "*cell* is one evaluation of the grid of an experiment; `--preset full` uses more sets per "
+        "cell. *Reference* is what the thesis reports ([coming from the "
+        "thesis](from-the-thesis.md)), unless it names another source; *Size* compares an "
+        "experiment with the thesis's. *Modes found* counts the different directions in a set of "
+        "jumping digits (the thesis calls it *directional accuracy*), or the different classes in "
+        "a set of unconditional digits. "
+        "All samples are from one version of the code "
         "([when samples change](CONTRIBUTING.md#when-samples-change)).",
     ]
     recipes = experiments.RECIPES.glob("*.yaml")
@@ -817,7 +829,7 @@ def build(argv: list[str] | None) -> None:
         animate(args.data_root)
         draw_decisions(args.data_root)
     (ROOT / "docs" / "results.md").write_text(experiment_page(Path(args.runs)))
-    for name in ("pipelines", "ablation"):
+    for name in ("pipelines", "ablation", "durations"):
         if record := held(name):
             tables |= {f"{name}: {part}": text for part, text in record["tables"].items()}
     if figures := held("figures"):
@@ -829,6 +841,7 @@ def build(argv: list[str] | None) -> None:
         tables["cads"] = cads_table(compared, comparison["search"])
         tables["thesis"] = thesis_table(compared)
     tables |= dict(needs=needs_table(), references=references()) | reference.parts()
+    tables["durations: experiments"] = experiment_durations()
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for name, text in tables.items():
             fill(page, name, text)

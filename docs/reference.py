@@ -118,7 +118,7 @@ def recipes() -> str:
 
 
 def metrics() -> str:
-    """Every metric: key in metrics.json, name in tables, what it is, which values are good."""
+    """Every metric: its key in metrics.json, its name, what it is, and which values are good."""
     good = {True: "low", False: "high", None: ""}
     rows = [
         [f"`{key}`", metric.title, metric.note, good[metric.less_is_better]]

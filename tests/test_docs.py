@@ -262,11 +262,12 @@ def test_the_tour_is_what_its_commands_print(monkeypatch, capsys):
 
 # Flags of other programs, and of the parts of ours that no settings class declares.
 OTHER_FLAGS = {
-    *("--set", "--value", "--num_sequences"),  # visualize.py
+    *("--set", "--sets", "--value", "--num_sequences"),  # visualize.py
     *("--network", "--train"),  # benchmarks/network.py, benchmarks/gpu.py
     "--student",  # benchmarks/few_calls.py
     *("--model", "--prompt", "--particles", "--factor", "--clip"),  # examples/text_to_image.py
     *("--check", "--pictures"),  # docs/tour.py, docs/build.py
+    *("--parts", "--pg_factr"),  # benchmarks/durations.py, a flag that docs/faq.md types wrongly
     *("--size", "--given", "--no"),  # examples/lidc.py, pip's --no-deps
     *("--nodes", "--ntasks", "--gpus"),  # srun
     *("--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint"),  # torchrun

@@ -44,3 +44,11 @@ def test_the_page_is_that_of_todays_code(reference):
     text = PAGE.read_text() + (ROOT / "docs" / "files.md").read_text()
     for name, part in reference.parts().items():
         assert f"<!-- {name} -->\n\n{part.strip()}\n\n<!-- end -->" in text, name
+
+
+def test_every_checkpoint_has_a_line_that_says_what_it_is_for():
+    page = (ROOT / "docs" / "checkpoints.md").read_text().split("## How each was made")[0]
+    lines = [line for line in page.splitlines() if line.startswith("| `")]
+    named = [name for line in lines for name in re.findall(r"`(\w+)`", line.split(" | ")[0])]
+    files = [path.stem for path in (ROOT / "checkpoints").glob("*.safetensors")]
+    assert sorted(named) == sorted(files)
