@@ -19,6 +19,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
@@ -278,7 +279,7 @@ def draw_methods(rows: list[dict], data_root: str) -> None:
     sheet = sample_sheet(
         *(torch.cat([arrays[key] for arrays, _ in sets.values()]) for key in ("cond", "samples")),
         modes=torch.cat([arrays["modes"] for arrays, _ in sets.values()]),
-        labels=list(sets),
+        labels=[textwrap.fill(name, 36) for name in sets],
         notes=[note(result, 0) for result in results],
         notes_title=notes_title(results[0]),
         key=mode_names(results[0]),

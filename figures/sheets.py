@@ -544,8 +544,8 @@ def denoising(
 
     Of each set it shows a row of x_n, scaled to unit variance of the noise, above a row of D(x_n),
     with the conditioning frame at their left. All sets are at the noise level of the title, or at
-    the last step above it. Steps of nearly the same level share a frame. The last `hold` frames show the
-    samples, with borders in the colours of new modes.
+    the last step above it. Steps of nearly the same level share a frame. The last `hold` frames
+    show the samples, with borders in the colours of new modes.
 
     Arguments:
         start: the noise level of the first frame, or the one below it at which a step begins
