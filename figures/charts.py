@@ -476,8 +476,8 @@ def scaling(rows: Sequence[dict], title: str = "") -> Figure:
         axis.set_title(f"{total} modes", fontsize=10)
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("modes found")
-    most = max(axes[0], key=lambda axis: len(axis.get_legend_handles_labels()[1]))
-    legend_below(figure, most, 3)
+    fullest = max(axes[0], key=lambda axis: len(axis.get_legend_handles_labels()[1]))
+    legend_below(figure, fullest, 3)
     add_title_with_note(figure, title, [row["result"]["modes_found"] for row in rows])
     return figure
 
