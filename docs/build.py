@@ -49,13 +49,6 @@ PICTURES = {
     "masks": ["--checkpoint", "blobs", "--batch_size", "4", "--pg_factor", "5"],
     "mixture": ["--config", "configs/mixture.yaml", "--num_sets", "5"],
 }
-BESIDE_INDEPENDENT = ("sequential", "masks", "mixture")
-INDEPENDENT, GUIDED = "independent", "guided"
-GUIDANCE = ["--pg_factor", "5"]
-WORST = 3  # methods whose samples are worst, in the picture of methods
-# The set of the README's picture and of the film: the first one, in which independent samples find
-# about as many directions as in the mean.
-FRONT = ["--checkpoint", "circle_jumping_unet", "--num_sets", "1"]
 # Rows of the README's first table: what is asked, the experiment whose recipe says what the thesis
 # found (None: nothing), and the names of two rows of benchmarks/figures.py, independent and guided.
 QUESTIONS: list[tuple[str, str | None, str, str]] = [
@@ -160,6 +153,14 @@ class BuildSettings:
 
 # ---------------------------------------------------------------- pictures
 
+# Pictures of PICTURES with a row of independent samples above each guided one.
+BESIDE_INDEPENDENT = ("sequential", "masks", "mixture")
+INDEPENDENT, GUIDED = "independent", "guided"
+GUIDANCE = ["--pg_factor", "5"]
+WORST = 3  # methods whose samples are worst, in the picture of methods
+# The set of the README's picture and of the film: the first one, in which independent samples find
+# about as many directions as in the mean.
+FRONT = ["--checkpoint", "circle_jumping_unet", "--num_sets", "1"]
 # Charts of benchmarks that are drawn from their records.
 CHARTS: dict[str, Callable[[dict], Figure]] = {
     "ablation": lambda record: charts.strengths(record["worlds"]),
