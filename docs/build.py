@@ -22,6 +22,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
@@ -52,13 +53,6 @@ PICTURES = {
     "masks": ["--checkpoint", "blobs", "--batch_size", "4", "--pg_factor", "5"],
     "mixture": ["--config", "configs/mixture.yaml", "--num_sets", "5"],
 }
-BESIDE_INDEPENDENT = ("sequential", "masks", "mixture")
-INDEPENDENT, GUIDED = "independent", "guided"
-GUIDANCE = ["--pg_factor", "5"]
-WORST = 3  # methods whose samples are worst, in the picture of methods
-# The set of the README's picture and of the film: the first one, in which independent samples find
-# about as many directions as in the mean.
-FRONT = ["--checkpoint", "circle_jumping_unet", "--num_sets", "1"]
 # Rows of a table of docs/from-the-thesis.md: what is asked, the experiment whose recipe says what
 # the thesis found (None: nothing), and the names of two rows of benchmarks/figures.py, independent
 # and guided.
@@ -164,6 +158,14 @@ class BuildSettings:
 
 # ---------------------------------------------------------------- pictures
 
+# Pictures of PICTURES with a row of independent samples above each guided one.
+BESIDE_INDEPENDENT = ("sequential", "masks", "mixture")
+INDEPENDENT, GUIDED = "independent", "guided"
+GUIDANCE = ["--pg_factor", "5"]
+WORST = 3  # methods whose samples are worst, in the picture of methods
+# The set of the README's picture and of the film: the first one, in which independent samples find
+# about as many directions as in the mean.
+FRONT = ["--checkpoint", "circle_jumping_unet", "--num_sets", "1"]
 # Charts of benchmarks that are drawn from their records.
 CHARTS: dict[str, Callable[[dict], Figure]] = {
     "ablation": lambda record: charts.strengths(record["worlds"]),
@@ -283,7 +285,7 @@ def draw_methods(rows: list[dict], data_root: str) -> None:
     sheet = sample_sheet(
         *(torch.cat([arrays[key] for arrays, _ in sets.values()]) for key in ("cond", "samples")),
         modes=torch.cat([arrays["modes"] for arrays, _ in sets.values()]),
-        labels=list(sets),
+        labels=[textwrap.fill(name, 36) for name in sets],
         notes=[note(result, 0) for result in results],
         notes_title=notes_title(results[0]),
         key=mode_names(results[0]),

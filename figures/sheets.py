@@ -194,13 +194,13 @@ def add_key(figure: Figure, names: Sequence[str]) -> None:
 
     if not names:
         return
-    what = "digit" if names[0].isdigit() else "direction"
+    what = "of each digit" if names[0].isdigit() else "in each direction"
     figure.legend(
         handles=[
             Patch(facecolor="none", edgecolor=COLOURS[k], linewidth=2, label=name)
             for k, name in enumerate(names)
         ],
-        title=f"coloured border: the first sample of a set in each {what}",
+        title=f"coloured border: the first sample of a set {what}",
         title_fontsize=LEGEND,
         fontsize=LEGEND,
         alignment="left",
