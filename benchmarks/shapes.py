@@ -104,10 +104,10 @@ def main(argv: list[str] | None = None) -> None:
     weights = [f"{of['parameters']:,}" for of in (of_network, of_classifier)]
     text = (
         f"{table}\n\n{args.num_sets} sets of each row. Independent sets of four are expected to "
-        f"show {first['modes_expected_iid']:.2f} classes. The network has {weights[0]} weights, the "
-        f"classifier {weights[1]}. The classifier recognises {shares} of the test pictures at noise "
-        f"levels {at}, the judge {judge:.1%} without noise. Test pictures are {nearest:.2f} from "
-        "the nearest of their class.\n"
+        f"show {first['modes_expected_iid']:.2f} classes. The network has {weights[0]} weights, "
+        f"the classifier {weights[1]}. The classifier recognises {shares} of the test pictures at "
+        f"noise levels {at}, the judge {judge:.1%} without noise. Test pictures are "
+        f"{nearest:.2f} from the nearest of their class.\n"
     )
     measure.save(args.outdir, "shapes", text, dict(rows=results, accuracy_at=accuracy))
     print(text)
