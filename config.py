@@ -335,6 +335,9 @@ class OptimizationSettings:
     """regression target of a noisy frame: drawn, the clean frame it was made from; posterior, the
     mean of the world's correct answers given the noisy frame, which has the same minimiser and a
     gradient with less variance (Xu et al. 2023, arXiv 2302.00670)"""
+    teacher: Optional[PathText] = rare(None)
+    """distil this network, a file that train.py wrote, into one that samples in few calls; model
+    settings are to be those of the teacher (null: learn from frames)"""
     iterations: Count = 20000
     """number of updates"""
     batch_size: Count = 512
@@ -400,19 +403,40 @@ class TaskSettings:
     rollout: Count = 1
     """dataset frames without answers: frames to sample one after the other, each particle going on
     from its own"""
+    from_run: Optional[PathText] = None
+    """directory of a run whose sets are kept, but for the particles that redraw names; settings
+    that are not given are as in that run"""
+    redraw: Optional[list[CountOrZero]] = None
+    """from_run: particles of each set, numbered from 0, that are drawn again with new noise,
+    repelled by those that are kept, such as 3 for particle_3"""
+
+    def __post_init__(self):
+        numbers = self.redraw
+        if (numbers is None) != (self.from_run is None):
+            reject("redraw", numbers, "numbers of particles with from_run, and only there")
+        if numbers is None:
+            return
+        known = set(numbers) < set(range(self.batch_size))
+        if not numbers or not known or len(set(numbers)) < len(numbers):
+            last = self.batch_size - 1
+            reject("redraw", numbers, f"different numbers from 0 to {last}, and not all of them")
+        if self.rollout > 1:
+            reject("rollout", self.rollout, "1 with redraw, which draws single frames")
 
 
 @dataclass(frozen=True)
 class SamplerSettings:
     """Sampler"""
 
-    sampler: Optional[Literal["edm", "edm_noised", "window"]] = None
+    sampler: Optional[Literal["edm", "edm_noised", "window", "student"]] = None
     """edm: EDM's noise levels and steps (its algorithm 2); window: most calls between the noise
     levels at which it is decided what a sample shows, noise added back before each of them;
-    edm_noised: edm with the noise of window (null: window where particle guidance acts and s_churn
-    is 0, else edm)"""
+    edm_noised: edm with the noise of window; student: all noise renewed before each call of a
+    network that returns samples, a student (null: student for a student, window if particle
+    guidance acts and s_churn is 0, else edm)"""
     num_steps: Count = 22
-    """steps of edm from sigma_max to 0; window makes as many network calls, 2 num_steps - 1"""
+    """steps of edm from sigma_max to 0; window makes as many network calls, 2 num_steps - 1;
+    student: num_steps calls, 4 unless given"""
     price: Optional[Positive] = None
     """take as many steps as this price allows, instead of num_steps: calls of the network for each
     sample, a backward pass as 1.3 of them, without the pilot"""
@@ -444,7 +468,7 @@ class SamplerSettings:
         lowest = self.sigma_min or SIGMA_MIN
         if lowest >= self.sigma_max:
             reject("sigma_min", lowest, f"less than sigma_max = {self.sigma_max}")
-        if self.num_steps < 2:
+        if self.num_steps < 2 and self.sampler not in (None, "student"):
             reject("num_steps", self.num_steps, "2 or more")
         low, high = self.window_min, self.window_max
         if low is not None and not lowest < low < (high or self.sigma_max):
@@ -594,6 +618,10 @@ class OriginSettings:
     """hash of the source of digits"""
     frames_sha256: Optional[str] = rare(None)
     """hash of your data"""
+    from_run_sha256: Optional[str] = rare(None)
+    """hash of the samples of the run that from_run names"""
+    redraws: Optional[Count] = rare(None)
+    """how often particles of these sets were drawn again, this time included: each has new noise"""
 
 
 # ---------------------------------------------------------------- settings and their records
@@ -709,7 +737,16 @@ def record(*groups: DataclassInstance) -> dict[str, Any]:
 # Settings that change no result: where things lie, how and where they are computed, how often they
 # are shown. What lies there is known by its hash.
 WITHOUT_EFFECT = {
-    *("checkpoint", "classifier", "frames", "data_root", "download_timeout", "outdir", "resume"),
+    *(
+        "checkpoint",
+        "classifier",
+        "frames",
+        "from_run",
+        "data_root",
+        "download_timeout",
+        "outdir",
+        "resume",
+    ),
     *("device", "compile", "reproducible", "wandb", "tensorboard"),
     *("log_every", "save_every", "sample_every"),
 }

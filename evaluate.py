@@ -3,6 +3,7 @@
 
     python evaluate.py --task conditional --dataset circle_jumping --pg_factor 1.7 --batch_size 8
     python evaluate.py --config runs/NAME/config.yaml     # the same run again
+    python evaluate.py --from_run runs/NAME --redraw 3    # but for particle 3 of each set
     python evaluate.py --experiment e5 --preset quick     # a whole grid, resumable
 
 Writes to --outdir: metrics.json, samples.npz, config.yaml and samples.png; of an experiment
@@ -135,6 +136,9 @@ def sampled(result: dict[str, Any]) -> str:
         text += "; guided"
         if "decisions" in result:
             text += " where a pilot found what is undecided"
+    if settings.get("redraw") is not None:
+        again = ", ".join(map(str, settings["redraw"]))
+        text += f"; drawn again: {again} of each set of {settings['from_run']}"
     return text
 
 

@@ -94,6 +94,7 @@ class SetSampler:
         device: where the denoiser computes
         methods: guidance, noise and steps
         network: the trained denoiser; None for the exact one, the mean over the right answers
+        earlier: samples of all sets (G, B, H, W), of which some particles are drawn again; None
 
     Attributes:
         schedule: the steps of the sampler
@@ -110,11 +111,13 @@ class SetSampler:
         device: torch.device,
         methods: Methods,
         network: EDMDenoiser | None = None,
+        earlier: Tensor | None = None,
     ):
         self.task = task
         self.settings = settings
         self.device = device
         self.network = network
+        self.earlier = earlier
         self.seed = settings.run.seed
         self.batch_size = settings.evaluate.batch_size
         self.methods = methods
@@ -211,6 +214,7 @@ class SetSampler:
         batch_size: int,
         *,
         turn: int = 0,
+        only: Sequence[int] | None = None,
         memory: Tensor | None = None,
         cond: Tensor | None = None,
         callback: Callback | None = None,
@@ -221,18 +225,20 @@ class SetSampler:
             sets: (G,) int64, their numbers
             batch_size: new particles for each, B
             turn: how many batches of these sets went before; their particles have other numbers
+            only: which of the new particles to draw; None: all
             memory: (G, M, C, H, W) in [-1, 1], images that repel the particles too
             cond: (G, B, Cc, H, W) in [-1, 1], in place of the sets' own conditioning frames
             callback: sees every step
 
         Returns samples (G, B, H, W).
         """
-        particles = range(turn * batch_size, (turn + 1) * batch_size)
+        chosen = range(batch_size) if only is None else only
+        particles = [turn * batch_size + number for number in chosen]
         asked = self.asked(sets, particles, turn=turn, memory=memory, cond=cond)
         guided = self.methods.guided(asked)
         noise = self.noise(sets, particles, Stream.SAMPLING)
         with torch.no_grad():
-            x = self.methods.start(asked, noise, batch_size)
+            x = self.methods.start(asked, noise, len(particles))
             churn = partial(self.methods.churn, asked, noise)
             x = integrate(guided, x, self.schedule, noise=churn, callback=callback)
         return self.task.to_samples(x)
@@ -264,6 +270,26 @@ class SetSampler:
             x = integrate(asked.denoise, x, rest, callback=callback)
         return self.task.to_samples(x)
 
+    def redraw(self, sets: Tensor, callback: Callback | None = None) -> Tensor:
+        """The earlier samples of some sets, some of them drawn again with new noise, repelled by
+        those that are kept.
+
+        Arguments are as in `sample`. Returns samples (G, B, H, W).
+        """
+        again, turn = self.settings.evaluate.redraw, self.settings.origin.redraws
+        assert self.earlier is not None and again is not None and turn is not None
+        samples = self.earlier[sets]
+        kept = [number for number in range(self.batch_size) if number not in again]
+        samples[:, again] = self.sample_once(
+            sets,
+            self.batch_size,
+            turn=turn,
+            only=again,
+            memory=self.task.to_model(samples[:, kept], self.device),
+            callback=callback,
+        )
+        return samples
+
     def sample(self, sets: Tensor, callback: Callback | None = None) -> Tensor:
         """Some sets in one chunk, with everything that the settings ask for.
 
@@ -274,6 +300,8 @@ class SetSampler:
         Returns samples (G, sequential * batch_size, H, W).
         """
         g = self.settings.guidance
+        if self.earlier is not None:
+            return self.redraw(sets, callback)
         if self.pool > self.batch_size:
             return self.sample_thinned(sets, callback)
         samples = self.sample_once(sets, self.batch_size * g.medoids_of, callback=callback)

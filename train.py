@@ -150,6 +150,15 @@ def check(settings: TrainingSettings) -> None:
             "mixture",
             "a world of frames; the mixture's denoiser is exact and needs no training",
         )
+    if settings.train.teacher is not None and (
+        settings.train.target == "posterior" or world.dataset == "frames"
+    ):
+        reject(
+            "teacher",
+            settings.train.teacher,
+            "none with target posterior or dataset frames; a student learns from a world of digits "
+            "and from its teacher's samples alone",
+        )
     countable = world.dataset == "circle_jumping" and world.num_digits == 1
     own = world.dataset == "frames" and world.num_cond_frames
     if settings.train.target == "posterior" and not (countable or own):
@@ -241,7 +250,16 @@ def setup(argv: Sequence[str] | None = None) -> tuple[Training, Path]:
     held_out = load_world(settings.world, settings.digits, "validation")
     if held_out is not None:
         held_out = held_out.to(device)
-    training = Training(settings, device, world, held_out)
+    if settings.train.teacher is None:
+        training = Training(settings, device, world, held_out)
+    else:
+        from lab import assemble, checkpoint
+        from lab.distil import Distillation
+
+        path = assemble.checkpoint_of(dict(checkpoint=settings.train.teacher))
+        assert path is not None  # it has a name
+        teacher, _ = checkpoint.load_denoiser(path, device)
+        training = Distillation(settings, device, world, teacher)
     accumulate = settings.train.accumulate
     if settings.train.batch_size % (training.ranks * accumulate):
         reject(
@@ -501,7 +519,9 @@ def draw_samples(training: Training, path: Path) -> None:
 
     from diverse_sampling.denoiser import to_model_range, to_unit_range
     from diverse_sampling.noise import ParticleNoise, set_generator
-    from diverse_sampling.steps import edm_sampler, karras_sigmas
+    from diverse_sampling.defaults import SIGMA_MAX
+    from diverse_sampling.few_calls import renewed_schedule
+    from diverse_sampling.steps import edm_schedule, integrate, karras_sigmas
     from figures.drawing import save
     from figures.sheets import sample_sheet
     from worlds.channels import as_images, in_colours
@@ -511,10 +531,13 @@ def draw_samples(training: Training, path: Path) -> None:
     cond, _ = windows.split(world.cond_channels, world.answer_channels)
     shape = (world.answer_channels, *world.frame_shape)
     noise = ParticleNoise(training.seed, range(4), range(8), shape, training.device)
-    sigmas = karras_sigmas(18, 0.002, 80.0, 7.0)
+    if training.settings.train.teacher is None:
+        schedule = edm_schedule(karras_sigmas(18, 0.002, SIGMA_MAX, 7.0))
+    else:  # one call of a student
+        schedule = renewed_schedule(torch.tensor([SIGMA_MAX], dtype=torch.float64))
     with torch.no_grad():
         denoise = training.ema.bind(to_model_range(cond) if world.num_cond_frames else None)
-        x = edm_sampler(denoise, noise() * sigmas[0], sigmas)
+        x = integrate(denoise, noise() * schedule.sigmas[0], schedule)
     samples = in_colours(as_images(to_unit_range(x), world.label_classes), world.label_classes)
     if world.num_cond_frames:
         cond = as_images(cond.unflatten(1, (world.num_cond_frames, -1)))

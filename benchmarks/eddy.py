@@ -20,6 +20,8 @@ from typing import Any
 import measure
 
 from config import Count
+from figures.charts import over_steps
+from figures.drawing import save
 from lab import assemble, experiments
 from lab.metrics import mean_interval
 
@@ -93,40 +95,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     return measure.table(header, lines)
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Modes found against steps, a panel per world, with and without the field."""
-    from figures.charts import error_bars
-    from figures.drawing import COLOURS, GREY, grid_of_axes, save
-
-    figure, (axes,) = grid_of_axes(1, len(WORLDS), 9, 3.8)
-    colours = dict(zip(NOISES, COLOURS))
-    for axis, world in zip(axes, WORLDS):
-        mine = [row for row in rows if row["world"] == world]
-        for noise in NOISES:
-            for name, style in (("alone", "--"), ("field", "-")):
-                curve = [row[name]["modes_found"] for row in mine if row["noise"] == noise]
-                axis.errorbar(
-                    STEPS,
-                    [found["mean"] for found in curve],
-                    yerr=error_bars(curve),
-                    color=colours[noise],
-                    ls=style,
-                    marker="o",
-                    ms=4,
-                    label=f"{noise} noise" + (", EDDY's field" if name == "field" else ""),
-                )
-        expected = mine[0]["alone"]["modes_expected_iid"]
-        axis.axhline(expected, color=GREY, ls=":", lw=1, label="independent draws, theory")
-        axis.set_xscale("log")
-        axis.set_xticks(STEPS, map(str, STEPS))
-        axis.minorticks_off()
-        axis.set_xlabel("steps")
-        axis.set_title(world, fontsize=10)
-    axes[0].set_ylabel("modes found")
-    axes[-1].legend(frameon=False, fontsize=8)
-    save(figure, path)
-
-
 def main(argv: list[str] | None = None) -> None:
     args = measure.arguments(BenchmarkSettings, argv)
     rows = cells(args.num_sets, args.data_root, args.outdir)
@@ -135,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
     note = f"Sets: {sets}. Brackets are 95% intervals; a gain is of pairs with the same noise."
     text = f"{table(rows)}\n\n{note}"
     measure.write(args.outdir, "eddy", text, samples=True, rows=experiments.brief(rows))
-    draw(rows, args.outdir / "eddy.png")
+    save(over_steps(rows), args.outdir / "eddy.png")
 
 
 if __name__ == "__main__":

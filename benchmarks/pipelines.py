@@ -4,7 +4,8 @@
     python benchmarks/pipelines.py
 
 Tables of an exact network: modes that sets show with every scheduler, without and with guidance,
-and with more and fewer steps; how often new noise alone draws an image that is likelier than the
+and with more and fewer steps, also of its exact student; how often one image that is drawn anew
+beside seven shows the eighth; how often new noise alone draws an image that is likelier than the
 others. Tables of trained ones: how long a guided pipeline takes over the same pipeline without;
 what `examples/diffusers_pipeline.py` and `examples/digits_pipeline.py` find. The price is calls of
 the network for each sample that is drawn, with those of the pilot apart. A finished part is kept in
@@ -29,14 +30,18 @@ import torch
 from torch import Tensor, nn
 
 from config import Count, Seed
+from diverse_sampling.coupling.away import away
 from diverse_sampling.decisions import Decisions
 from diverse_sampling.decisions import measure as decided
 from diverse_sampling.defaults import FACTOR, PILOT_LEVELS
+from diverse_sampling.denoiser import Denoiser
 from diverse_sampling.exact import posterior_mean
+from diverse_sampling.few_calls import exact_student
 from diverse_sampling.guidance import default_guidance
 from diverse_sampling.pipelines import guided_window, repel, repelling
 from diverse_sampling.steps import Window, karras_sigmas
 from lab.experiments import interval
+from lab.metrics import wilson_interval
 from lab.pilot import PILOT
 
 STABLE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
@@ -76,6 +81,11 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "KDPM2": ("KDPM2DiscreteScheduler", STABLE),
     "KDPM2 ancestral": ("KDPM2AncestralDiscreteScheduler", STABLE),
     "Flow Euler": ("FlowMatchEulerDiscreteScheduler", dict(shift=3.0)),
+    "Flow Euler stochastic": (
+        "FlowMatchEulerDiscreteScheduler",
+        dict(shift=3.0, stochastic_sampling=True),
+    ),
+    "Flow Euler inverted": ("FlowMatchEulerDiscreteScheduler", dict(shift=3.0, invert_sigmas=True)),
     "Flow Heun": ("FlowMatchHeunDiscreteScheduler", {}),
     "Flow LCM": ("FlowMatchLCMScheduler", {}),
     "EDM Euler": ("EDMEulerScheduler", {}),
@@ -85,8 +95,20 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 COSTED = 4  # steps of the pipeline whose time is measured
 # Steps, and schedulers with them; those with which images of unequal probability are counted.
-STEPS, STEPPED = (10, 15, 20, 30, 50, 100), ("DDIM", "UniPC", "Flow Euler", "EDM Euler")
-COUNTED = ("DDIM", "UniPC", "Heun", "Flow Euler", "EDM Euler", "LCM")
+STEPS = (4, 8, 15, 28, 50, 100)
+STEPPED = ("DDIM", "UniPC", "Flow Euler", "Flow Heun", "Flow LCM", "EDM Euler")
+STUDENT_STEPS = (4, 8)
+OF_STUDENT = ("LCM", "Flow LCM", "Flow Euler")
+# One image drawn anew beside seven: by what network and scheduler, and how.
+REDRAWN = {
+    "exact": ("DDIM", "Flow Euler", "Flow LCM", "EDM Euler"),
+    "student": OF_STUDENT,
+}
+REDRAWN_STEPS = {"exact": (4, 8, 30), "student": STUDENT_STEPS}
+BESIDE = 104  # images for each that is missing
+WAYS = ("independent", "start away", "memory", "both")
+OF_THE_MEAN = 4  # independent sets of 8, whose mean stands for that of all answers
+COUNTED = ("DDIM", "UniPC", "Heun", "Flow Euler", "Flow Heun", "EDM Euler", "LCM")
 HALF = torch.tensor([1 / 2] + 7 * [1 / 14])  # probabilities of the images
 
 
@@ -141,16 +163,26 @@ class Network(nn.Module):
     """A perfectly trained network: it sees what a pipeline gives to one, and t, and nothing else.
 
     Its noise level is that of t in training: it knows nothing of how `pipelines.py` reads it.
+
+    Arguments:
+        schedule: whose parametrization it has
+        prior: probabilities of the images; None: equal ones
+        student: whether it is distilled: its D is a sample, not a mean
     """
 
     config = SimpleNamespace(sample_size=8, in_channels=1)
     dtype, device = torch.float32, torch.device("cpu")
 
-    def __init__(self, schedule, prior: Tensor | None = None):
+    def __init__(self, schedule, prior: Tensor | None = None, student: bool = False):
         super().__init__()
         self.prior = prior
+        self.denoise: Denoiser = partial(exact, prior=prior)
+        self.largest = 1.0  # of a flow's s; a mean is known where no image is left
+        if student:
+            self.denoise, self.largest = exact_student(self.denoise), 0.999
         self.kind = schedule.config.get("prediction_type", "flow_prediction")
         self.data = schedule.config.get("sigma_data")
+        self.inverted = schedule.config.get("invert_sigmas")
         self.calls = 0  # for all samples together
         if hasattr(schedule, "alphas_cumprod"):
             abar = schedule.alphas_cumprod.double()
@@ -169,11 +201,12 @@ class Network(nn.Module):
             skip = self.data**2 / (sigma**2 + self.data**2)
             return SimpleNamespace(sample=((self.clean(x, sigma) - skip * x) / out)[0].to(dtype))
         if self.kind == "flow_prediction":
-            s = t / 1000
+            s = min(1 - t / 1000 if self.inverted else t / 1000, self.largest)
             prior = torch.full((8,), 1 / 8) if self.prior is None else self.prior
             mean = torch.tensordot(prior, images(), 1).to(sample)
             clean = mean if s == 1 else self.clean(sample / (1 - s), s / (1 - s))
-            return SimpleNamespace(sample=((sample - clean) / s)[0].to(dtype))
+            velocity = (sample - clean) / s
+            return SimpleNamespace(sample=(-velocity if self.inverted else velocity)[0].to(dtype))
         sigma = math.exp(numpy.interp(t, range(len(self.log_sigmas)), self.log_sigmas))
         alpha = 1 / math.hypot(1, sigma)
         clean = self.clean(sample / alpha, sigma)
@@ -184,7 +217,7 @@ class Network(nn.Module):
 
     def clean(self, x: Tensor, sigma: float) -> Tensor:
         """E[y | x] for x (1, N, 1, 8, 8)."""
-        return exact(x, torch.tensor(sigma, dtype=torch.float64), self.prior)
+        return self.denoise(x, torch.tensor(sigma, dtype=torch.float64))
 
 
 def draw(
@@ -212,22 +245,24 @@ def draw(
 
 
 @functools.cache
-def exact_decisions(prior: Tensor | None = None) -> Decisions:
+def exact_decisions(prior: Tensor | None = None, student: bool = False) -> Decisions:
     """What a pilot of evaluate.py's size measures of the exact network, for every scheduler."""
+    denoise: Denoiser = partial(exact, prior=prior)
+    denoise = exact_student(denoise) if student else denoise
     sigmas = karras_sigmas(PILOT_LEVELS, 0.03, 80)
     generator = torch.Generator().manual_seed(5)
     noise = torch.randn(*PILOT, *images().shape[1:], generator=generator)
-    return decided(partial(exact, prior=prior), noise * sigmas[0], sigmas)
+    return decided(denoise, noise * sigmas[0], sigmas)
 
 
-def guided(schedule, factor: float = FACTOR, seed: int = 2):
+def guided(schedule, factor: float = FACTOR, seed: int = 2, student: bool = False, **others):
     """The context in which the sets that a scheduler draws repel each other, as `repel` has it."""
     return repel(
         SimpleNamespace(scheduler=schedule),
-        particles=8,
         factor=factor,
-        decisions=exact_decisions(),
+        decisions=exact_decisions(student=student),
         generator=torch.Generator().manual_seed(seed),
+        **dict(particles=8) | others,
     )
 
 
@@ -268,6 +303,68 @@ def steps(args) -> dict[str, Any]:
                 sets = draw(schedule, args.scheduler_sets, num_steps)
             result[name][str(num_steps)] = shown_by(sets)
     return result
+
+
+def students(args) -> dict[str, Any]:
+    """Figures of sets of the exact student: {name: {steps: {independent, guided}}}."""
+    result: dict[str, Any] = {name: {} for name in OF_STUDENT}
+    for name in OF_STUDENT:
+        for num_steps in STUDENT_STEPS:
+            figures = {}
+            for way, factor in dict(independent=0, guided=FACTOR).items():
+                schedule = scheduler(name)
+                network = Network(schedule, student=True)
+                with guided(schedule, factor, student=True):
+                    sets = draw(schedule, args.scheduler_sets, num_steps, network=network)
+                figures[way] = shown_by(sets)
+            result[name][str(num_steps)] = figures
+    return result
+
+
+def missing_shown(
+    name: str, num_steps: int, way: str, missing: int, count: int, student: bool = False
+) -> Tensor:
+    """Whether each of `count` images, a multiple of 8, shows the one of the eight that is missing.
+
+    Each is a set of one, drawn beside the seven others in a way of WAYS. Returns (count,) bool.
+    """
+    schedule = scheduler(name)
+    kept = torch.cat([images()[:missing], images()[missing + 1 :]])
+    generator = torch.Generator().manual_seed(missing)
+    noise = torch.randn(1, count, *images().shape[1:], generator=generator)
+    if way in ("start away", "both"):
+        network = Network(schedule, student=student)
+        independent = draw(schedule, OF_THE_MEAN, num_steps, network=network).flatten(0, 1)
+        noise = away(noise, kept[None], independent.mean(0)[None, None])
+    factor = FACTOR if way in ("memory", "both") else 0.0
+    with guided(schedule, factor, student=student, particles=1, memory=kept):
+        network = Network(schedule, student=student)
+        drawn = draw(schedule, steps=num_steps, noise=noise[0], network=network)
+    modes = example("diffusers_pipeline").modes_of(drawn.float(), images())
+    return (modes == missing).flatten()
+
+
+def redrawn(args) -> list[dict[str, Any]]:
+    """How often one image drawn anew beside seven kept ones shows the eighth.
+
+    Returns rows {network, scheduler, steps, shown: {way: {mean, ci95}}}, over the eight images.
+    """
+    rows = []
+    for kind, names in REDRAWN.items():
+        for name in names:
+            for num_steps in REDRAWN_STEPS[kind]:
+                shown = {}
+                for way in WAYS:
+                    found = torch.cat(
+                        [
+                            missing_shown(name, num_steps, way, k, BESIDE, kind == "student")
+                            for k in range(8)
+                        ]
+                    )
+                    hits, n = int(found.sum()), len(found)
+                    shown[way] = dict(mean=hits / n, ci95=wilson_interval(hits, n))
+                rows.append(dict(network=kind, scheduler=name, steps=num_steps, shown=shown))
+    return rows
 
 
 def frequencies(args) -> dict[str, Any]:
@@ -434,6 +531,37 @@ def steps_table(rows: dict[str, dict], args) -> str:
     return f"Guided, {args.scheduler_sets} sets of 8:\n\n{measure.table(header, lines)}"
 
 
+def students_table(rows: dict[str, dict], args) -> str:
+    """Places that sets of a student show, by scheduler and number of steps."""
+    lines = [
+        [f"{name}, {num_steps} steps", *on_places(ways["independent"]), *on_places(ways["guided"])]
+        for name, row in rows.items()
+        for num_steps, ways in row.items()
+    ]
+    header = "scheduler | independent | on an image | guided | on an image"
+    return (
+        f"Places of 8, exact student, {args.scheduler_sets} sets of 8, factor {FACTOR:g}:\n\n"
+        f"{measure.table(header, lines)}"
+    )
+
+
+def redrawn_table(rows: list[dict[str, Any]]) -> str:
+    """How often an image drawn anew shows what is missing, by network, scheduler and steps."""
+    lines = [
+        [
+            f"{row['network']}, {row['scheduler']}",
+            row["steps"],
+            *(interval(row["shown"][way]) for way in WAYS),
+        ]
+        for row in rows
+    ]
+    header = " | ".join(["network, scheduler", "steps", *WAYS])
+    return (
+        f"Share of {8 * BESIDE} images that show the missing one of eight:\n\n"
+        f"{measure.table(header, lines)}"
+    )
+
+
 def frequency_table(rows: dict[str, dict], args) -> str:
     """How often an image of probability 1/2 is drawn."""
     lines = [[name, percent(row["before"]), percent(row["after"])] for name, row in rows.items()]
@@ -469,6 +597,8 @@ def main(argv: list[str] | None = None) -> None:
     parts = dict(
         schedulers=schedulers,
         steps=steps,
+        students=students,
+        redrawn=redrawn,
         frequencies=frequencies,
         places=places,
         digits=digits,
@@ -482,6 +612,8 @@ def main(argv: list[str] | None = None) -> None:
     tables = dict(
         schedulers=scheduler_table(results["schedulers"], args),
         steps=steps_table(results["steps"], args),
+        students=students_table(results["students"], args),
+        redrawn=redrawn_table(results["redrawn"]),
         frequencies=frequency_table(results["frequencies"], args),
         places=example_table(results["places"], "places of 8 | on a place", on_places),
         digits=example_table(results["digits"], "digits of 10 | confidence", of_digits),

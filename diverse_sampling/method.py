@@ -37,6 +37,7 @@ NETWORK = "a network with features"
 ANSWERS = "the answers"
 CLASSES = "a classifier"
 NO_CHURN = "a sampler without churn"
+EARLIER = "earlier samples of its set"
 
 # So that rounding moves no noise level across a bound.
 ROUNDING = 1e-6

@@ -17,11 +17,12 @@ pipeline computes what it computes without it, bit for bit. The samples of one p
 `repelling`, each of which can be had alone.
 
 A guided D' lies where no image may lie, and a solver of the ODE passes each noise level once. So
-each guided step is followed by new noise: after the scheduler has gone to the next level s with a
-sample x, x goes on towards D' down to s / (1 + churn), and noise takes it back up to s. That is
-linear in what is held too, keeps the distribution of x, and leaves the scheduler's noise levels and
-the number of its calls as they are. What a solver keeps of former steps belongs to former noise, so
-that it starts anew.
+new noise follows a guided step: after the scheduler has gone to the next level s with a sample x, x
+goes on towards D' down to s / (1 + churn), and noise takes it back up to s. The noise in x is
+(x - D') / s, of a flow D' + v, and a share of it is drawn anew. That is linear in what is held too,
+keeps the distribution of x, and leaves the scheduler's noise levels and the number of its calls as
+they are. What a solver keeps of former steps belongs to former noise, so that it starts anew. A
+step that ends where samples are settled is not guided: no later step would mend what it did.
 
 `denoiser_of` goes the other way: a pipeline with its conditioning as `denoise(x, sigma)`, for the
 sampler, for the window that a pilot measures, and for gradients through the network.
@@ -39,9 +40,11 @@ import functools
 import inspect
 import itertools
 import math
+import warnings
 from contextlib import contextmanager
 from typing import Any, Callable, Iterator, NamedTuple
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -51,7 +54,7 @@ from diverse_sampling.errors import reject
 from diverse_sampling.guidance.classes import LogPosterior
 from diverse_sampling.noise import ParticleNoise, Stream
 from diverse_sampling.predictions import log_sigmas_of, skip_and_out, timestep_of
-from diverse_sampling.sets import Guide, measured_guide
+from diverse_sampling.sets import PILOT_PARTICLES, Guide, measured_guide
 from diverse_sampling.steps import Window, karras_sigmas
 
 # Where a scheduler keeps the noise level of its next step.
@@ -92,9 +95,6 @@ INSTEAD = {
     "IPNDMScheduler": "DEISMultistepScheduler",
 }
 
-# Where a scheduler keeps whether a step has been guided and no noise added since.
-UNSETTLED = "_diverse_sampling_unsettled"
-
 
 class Level(NamedTuple):
     """What is held: sample = alpha (y + sigma n), and D = skip * sample + out * prediction."""
@@ -123,39 +123,68 @@ def _family(scheduler) -> str:
         if config.get(clips):
             accepted = f"a scheduler with {clips}=False, by from_config(..., {clips}=False)"
             reject(clips, True, accepted)
+    if _inverted(scheduler) and (
+        "FlowMatchLCMScheduler" in names or config.get("stochastic_sampling")
+    ):
+        # diffusers' own step then adds noise as if it counted from the image: it ends in noise.
+        reject("invert_sigmas", True, "FlowMatchEulerDiscreteScheduler, stochastic_sampling=False")
+    if getattr(scheduler, "_scale_factors", None):
+        reject("scale_factors", scheduler._scale_factors, "None: samples of one size")
     return FLOW if config.get("use_flow_sigmas") else family
 
 
-def _level(scheduler, family: str, timestep) -> Level | None:
+def _index(scheduler, family: str, timestep) -> int:
+    """The place of a scheduler's next step in its schedule."""
+    if family == TIMESTEP:
+        return sum(earlier > int(timestep) for earlier in scheduler.timesteps.tolist())
+    if scheduler.step_index is None:
+        scheduler._init_step_index(timestep)  # as `step` does it
+    return scheduler.step_index
+
+
+def _level(scheduler, family: str, index: int, timestep) -> Level | None:
     """The level of a scheduler's next step; None where a sample holds no image or no noise."""
     if family == TIMESTEP:
-        alpha_bar = float(scheduler.alphas_cumprod[int(timestep)].double())
-        alpha, s = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+        return _level_of(scheduler, family, scheduler.alphas_cumprod[int(timestep)])
+    if hasattr(scheduler, "sigmas_interpol") and not scheduler.state_in_first_order:
+        # The midpoint of DPM-Solver-2, which the ancestral one stores a place earlier.
+        ancestral = hasattr(scheduler, "sigmas_up")
+        index = index - 1 if ancestral else index
+        return _level_of(scheduler, family, scheduler.sigmas_interpol[index])
+    return _level_at(scheduler, family, index)
+
+
+def _level_at(scheduler, family: str, index: int) -> Level | None:
+    """The level at a place of the schedule; None as in `_level`, and after the last step."""
+    if index >= len(scheduler.timesteps):
+        return None
+    if family == TIMESTEP:
+        return _level(scheduler, family, index, scheduler.timesteps[index])
+    return _level_of(scheduler, family, scheduler.sigmas[index])
+
+
+def _level_of(scheduler, family: str, stored: Tensor) -> Level | None:
+    """The level that an entry of `alphas_cumprod`, or of `sigmas`, means."""
+    value = float(stored.double())
+    if family == TIMESTEP:
+        alpha, s = math.sqrt(value), math.sqrt(1 - value)
+        sigma = s / alpha if alpha > 0 else math.inf
+    elif family == FLOW:
+        s = 1 - value if _inverted(scheduler) else value
+        alpha = 1 - s
         sigma = s / alpha if alpha > 0 else math.inf
     else:
-        sigma = _stored_sigma(scheduler, timestep)
-        if family == FLOW:
-            alpha = 1 - sigma
-            sigma = sigma / alpha if alpha > 0 else math.inf
-        elif family == PRESERVING:
-            alpha = 1 / math.sqrt(1 + sigma**2)
-        else:
-            alpha = 1.0
+        sigma = value
+        alpha = 1 / math.sqrt(1 + sigma**2) if family == PRESERVING else 1.0
     if not 0 < sigma < math.inf:
         return None
     return Level(alpha, sigma, *_prediction(scheduler, family, alpha, sigma))
 
 
-def _stored_sigma(scheduler, timestep) -> float:
-    """The entry of `sigmas` at which the network was called."""
-    if scheduler.step_index is None:
-        scheduler._init_step_index(timestep)  # as `step` does it
-    sigmas, index = scheduler.sigmas, scheduler.step_index
-    if hasattr(scheduler, "sigmas_interpol") and not scheduler.state_in_first_order:
-        # The midpoint of DPM-Solver-2, which the ancestral one stores a place earlier.
-        ancestral = hasattr(scheduler, "sigmas_up")
-        sigmas, index = scheduler.sigmas_interpol, index - 1 if ancestral else index
-    return float(sigmas[index])
+def _inverted(scheduler) -> bool:
+    """Whether a flow scheduler counts from noise, 0, to the image, 1, and its network predicts
+    y - n: as Mochi's."""
+    return bool(scheduler.config.get("invert_sigmas"))
 
 
 def _prediction(scheduler, family: str, alpha: float, sigma: float) -> tuple[float, float]:
@@ -168,7 +197,8 @@ def _prediction(scheduler, family: str, alpha: float, sigma: float) -> tuple[flo
         data = scheduler.config.sigma_data
         out = sigma * data / math.hypot(sigma, data)
         return data**2 / (sigma**2 + data**2), out if kind == "epsilon" else -out
-    return skip_and_out(kind, alpha, sigma)
+    skip, out = skip_and_out(kind, alpha, sigma)
+    return skip, -out if family == FLOW and _inverted(scheduler) else out
 
 
 # ---------------------------------------------------------------- sets in a pipeline
@@ -207,7 +237,7 @@ def repelling(
             `functools.partial(Spell, radius=10)`. It may call its denoiser at the x that it is
             given alone
         particles: samples in a set, consecutive in the batch: `num_images_per_prompt`
-        window: noise is added anew after each step that starts inside it; None: after none
+        window: noise is added anew after each step that ends inside it; None: after none
         generator: source of that noise, or a list of one for each sample. None: what the pipeline
             hands to its scheduler, or else PyTorch's global one
 
@@ -224,6 +254,40 @@ def repelling(
             reject("scheduler", type(scheduler).__name__, accepted)
 
 
+class _Run:
+    """Whether a run of a scheduler, from its first noise level to its last, was guided at all.
+
+    Arguments:
+        lowest: steps that end below this noise level are not guided
+    """
+
+    def __init__(self, lowest: float):
+        self.lowest = lowest
+        self.index = -1
+        self.sigmas: list[float] = []
+        self.guided = False
+
+    def step(self, index: int, sigma: float, guided: bool) -> None:
+        """It takes a step of the schedule, from a noise level."""
+        if index <= self.index:
+            self.end()  # that was another run
+        self.index = index
+        self.sigmas.append(sigma)
+        self.guided = self.guided or guided
+
+    def end(self) -> None:
+        """Warn if no step of the run was guided."""
+        if self.sigmas and not self.guided:
+            levels = ", ".join(f"{sigma:.3g}" for sigma in self.sigmas)
+            warnings.warn(
+                f"nothing was guided: of the steps from noise levels {levels} none ends at "
+                f"{self.lowest:.3g} or above, where samples can still change; use more steps, a "
+                "schedule with more of them at high noise, or decisions of this model",
+                stacklevel=2,
+            )
+        self.sigmas, self.guided = [], False
+
+
 @contextmanager
 def _guiding(
     scheduler,
@@ -231,12 +295,17 @@ def _guiding(
     particles: int,
     window: Window | None,
     generator: torch.Generator | list[torch.Generator] | None,
+    lowest: float | None = None,
 ) -> Iterator[list]:
-    """`repelling`, whatever is stepped: gives a list that has an item for each guided step."""
+    """`repelling`, whatever is stepped: gives a list that has an item for each step.
+
+    Steps that end below the noise level `lowest`, or at the image, are not guided; None: all are.
+    """
     family = _family(scheduler)
     if particles < 1:
         reject("particles", particles, "a whole number from 1")
     at: list[Tensor] = []  # [x, D(x)] of the step
+    run = _Run(lowest or 0.0)
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         if x.requires_grad:
@@ -259,8 +328,16 @@ def _guiding(
         *args,
         **kwargs,
     ):
-        level = _level(scheduler, family, timestep)
-        if level is None:
+        if kwargs.get("per_token_timesteps") is not None:
+            reject("per_token_timesteps", "a noise level for each token", "one for all")
+        index = _index(scheduler, family, timestep)
+        level = _level(scheduler, family, index, timestep)
+        following = _level_at(scheduler, family, index + 1)
+        acts = level is not None
+        if lowest is not None:
+            acts = acts and following is not None and following.sigma >= lowest
+            run.step(index, math.inf if level is None else level.sigma, acts)
+        if level is None or not acts:
             return plain(model_output, timestep, sample, *args, **kwargs)
         _check_batch(model_output, sample, particles)
         precise = torch.promote_types(sample.dtype, torch.float32)
@@ -273,17 +350,12 @@ def _guiding(
         predicted = predicted + (target - clean).view_as(predicted) / level.out
         model_output = predicted.clamp(-limit, limit).to(model_output.dtype)
         result = plain(model_output, timestep, sample, *args, **kwargs)
-        if window is None:
+        if window is None or following is None:
             return result
-        inside = window.low < level.sigma <= window.high
-        unsettled = inside or vars(scheduler).get(UNSETTLED, False)
-        if not unsettled or not getattr(scheduler, "state_in_first_order", True):
-            setattr(scheduler, UNSETTLED, unsettled)
+        if not window.low <= following.sigma <= window.high:
+            return result
+        if not getattr(scheduler, "state_in_first_order", True):
             return result  # a step of second order is not done after its first half
-        setattr(scheduler, UNSETTLED, False)
-        following = _following_level(scheduler, family, timestep)
-        if following is None:
-            return result
         _start_anew(scheduler)
         source = generator or kwargs.get("generator")
         renew = functools.partial(
@@ -296,17 +368,7 @@ def _guiding(
 
     with _in_place_of_step(scheduler, step) as steps:
         yield steps
-
-
-def _following_level(scheduler, family: str, timestep) -> Level | None:
-    """The level that a step has led to; None after the last step."""
-    if family == TIMESTEP:
-        index = scheduler.timesteps.tolist().index(int(timestep)) + 1
-    else:
-        index = scheduler.step_index
-    if index >= len(scheduler.timesteps):
-        return None
-    return _level(scheduler, family, scheduler.timesteps[index])
+        run.end()
 
 
 def _renewed(level: Level, target: Tensor, churn: float, sample: Tensor, generator) -> Tensor:
@@ -356,7 +418,6 @@ def _in_place_of_step(scheduler, step: Callable) -> Iterator[list]:
     finally:
         ended = True
         scheduler.__class__ = kind
-        vars(scheduler).pop(UNSETTLED, None)
         if own is not None:
             scheduler.step = own
 
@@ -430,6 +491,9 @@ class PipelineDenoiser:
     """
 
     def __init__(self, pipe, **call):
+        if hasattr(pipe, "blocks"):
+            accepted = "one that is not modular, whose decisions=pilot(denoiser_of(...)) serve both"
+            reject("pipe", type(pipe).__name__, accepted)
         self.pipe = pipe
         self.call = call
         self.family = _family(pipe.scheduler)
@@ -461,7 +525,9 @@ class PipelineDenoiser:
     def timestep(self, sigma: float) -> float:
         """What the network is told at a noise level; outside its range, the first or last one."""
         if self.family == FLOW:
-            return sigma / (1 + sigma) * self.pipe.scheduler.config.num_train_timesteps
+            s = sigma / (1 + sigma)
+            s = 1 - s if _inverted(self.pipe.scheduler) else s
+            return s * self.pipe.scheduler.config.num_train_timesteps
         if self.family == EDM:
             return math.log(sigma) / 4
         return timestep_of(sigma, self.log_sigmas)
@@ -547,9 +613,71 @@ def denoiser_of(pipe, **call) -> PipelineDenoiser:
         pipe: the pipeline
         call: what it is called with: prompt (or a list of one for each set), guidance_scale, ...
 
-    Raises SettingError for a scheduler that `repelling` refuses.
+    Raises SettingError for a scheduler that `repelling` refuses, and for modular pipelines.
     """
     return PipelineDenoiser(pipe, **call)
+
+
+# ---------------------------------------------------------------- earlier pictures
+
+
+def as_memory(pipe, earlier: Any) -> Tensor:
+    """Earlier pictures in the units of a pipeline's latents, as one set (1, M, C, H, W).
+
+    Arguments:
+        pipe: the pipeline
+        earlier: latents (M, ...), a tensor or a list of them, as output_type="latent" returns them;
+            or pictures, as the pipeline returns others: one of PIL's, a list of them, or an array
+            (M, H, W, C) in [0, 1]. The pipeline's VAE encodes pictures
+
+    Raises SettingError for what is neither, and for pictures if the VAE is not one whose scale is
+    known.
+    """
+    items = earlier if isinstance(earlier, (list, tuple)) else [earlier]
+    if items and all(isinstance(item, Tensor) for item in items):
+        latents = earlier if isinstance(earlier, Tensor) else torch.stack(items)
+    else:
+        latents = _encoded(pipe, earlier)
+    if latents.ndim < 3 or not len(latents):
+        reject("shape of memory", list(latents.shape), "(M, ...), an axis of pictures first")
+    return latents.reshape(1, len(latents), *_frame(latents.shape[1:]))
+
+
+def _encoded(pipe, pictures: Any) -> Tensor:
+    """Pictures in [0, 1] as latents (M, ...), those that img2img pipelines of diffusers start
+    from."""
+    from diffusers.image_processor import VaeImageProcessor
+
+    vae = getattr(pipe, "vae", None)
+    processor = getattr(pipe, "image_processor", None) or VaeImageProcessor(vae_scale_factor=1)
+    in_range = not isinstance(pictures, numpy.ndarray) or 0 <= pictures.min() <= pictures.max() <= 1
+    try:
+        pixels = processor.preprocess(pictures) if in_range else None  # in [-1, 1]
+    except (ValueError, TypeError, IndexError):
+        pixels = None
+    if pixels is None or not len(pixels):
+        accepted = "pictures of PIL or arrays in [0, 1], or latents, as output_type='latent' gives"
+        reject("memory", type(pictures).__name__, accepted)
+    if vae is None:
+        return pixels
+    known = type(vae).__name__ in ("AutoencoderKL", "AutoencoderTiny")
+    if not known or vae.config.get("latents_mean") is not None:
+        accepted = f"latents, as output_type='latent' gives, with {type(vae).__name__}"
+        reject("memory", "pictures", accepted)
+    precise = vae.config.get("force_upcast") and vae.dtype == torch.float16
+    own = vae.dtype
+    if precise:
+        vae.to(torch.float32)  # in half precision it gives no numbers
+    with torch.no_grad():
+        device = getattr(pipe, "_execution_device", vae.device)
+        found = vae.encode(pixels.to(device, vae.dtype))
+    if precise:
+        vae.to(own)
+    latents = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
+    latents = (latents - (vae.config.get("shift_factor") or 0)) * vae.config.scaling_factor
+    if hasattr(pipe, "_pack_latents"):
+        return pipe._pack_latents(latents, *latents.shape)
+    return latents
 
 
 # ---------------------------------------------------------------- units
@@ -573,11 +701,12 @@ def pilot(denoise: PipelineDenoiser, *, particles: int = 8, seed: int = 0) -> De
 
 
 def guided_window(decisions: Decisions) -> Window:
-    """Where a pipeline's sets are guided, and noise is added anew.
+    """Where noise is added anew in a pipeline; `repel` guides steps that end at its low or above.
 
-    A scheduler's few noise levels lie where they lie, so that the window is a wide one.
+    A scheduler's few noise levels lie where they lie, so that the window is a wide one: down to
+    where a sample is settled.
     """
-    return decisions.window(WIDE)
+    return decisions.window(WIDE)._replace(low=decisions.sigma(WIDE.settled))
 
 
 @contextmanager
@@ -589,6 +718,7 @@ def repel(
     log_posterior: LogPosterior | None = None,
     counts: Tensor | None = None,
     clean: bool = False,
+    memory: Any = None,
     decisions: Decisions | None = None,
     generator: torch.Generator | list[torch.Generator] | None = None,
     **call,
@@ -606,25 +736,60 @@ def repel(
         counts: (k,) or (G, k) int64, how many pictures show each class, `particles` in all. None:
             as many different classes as there can be
         clean: whether `log_posterior` knows latents without noise alone: it is asked of D(x)
+        memory: earlier pictures that repel all sets and do not move, as `as_memory` takes them. One
+            picture beside them is guided too
         decisions: what an earlier context gave; None: a pilot through the pipeline measures it, of
-            as many unguided pictures as there are in a set
+            as many unguided pictures as there are in a set, with memory up to 8 together
         generator: source of the noise that is added anew, as in `repelling`
         call: what the pilot calls the pipeline with: prompt, guidance_scale, height, ...
 
     Gives the decisions. Raises SettingError for a scheduler that cannot be guided, for another one
-    that the pipeline has at the end, and for classes that do not fit, ValueError if the pilot's
-    samples are all alike.
+    that the pipeline has at the end, and for classes and memory that do not fit, ValueError if the
+    pilot's samples are all alike. Warns, saying what to do, if nothing repels or was guided: a set
+    of one without memory, no step in the context or none in the window; and of a guidance_scale
+    that is not the pilot's.
     """
+    earlier = None if memory is None else as_memory(pipe, memory)
+    alone = particles == 1 and memory is None
+    if alone and log_posterior is None and factor != 0:
+        warnings.warn(
+            "nothing is guided: particles is 1, and a picture repels the others of its set; use at "
+            "least 2, and num_images_per_prompt of as many, or memory",
+            stacklevel=3,
+        )
+    strength = None  # of classifier-free guidance, if the pipeline says so
     if decisions is None:
-        decisions = pilot(denoiser_of(pipe, **call), particles=particles)
+        together = particles if earlier is None else particles + earlier.shape[1]
+        enough = max(particles, min(together, PILOT_PARTICLES), 2)
+        decisions = pilot(denoiser_of(pipe, **call), particles=enough)
+        strength = getattr(pipe, "guidance_scale", None)
     window = guided_window(decisions)
     guide = measured_guide(
-        decisions, window, factor=factor, log_posterior=log_posterior, counts=counts, clean=clean
+        decisions,
+        window._replace(high=math.inf),  # few steps end in the window, and early ones do no harm
+        factor=factor,
+        log_posterior=log_posterior,
+        counts=counts,
+        clean=clean,
+        memory=earlier,
     )
     renewed = None if factor == 0 else window
+    lowest = None if factor == 0 or log_posterior is not None else window.low
     scheduler = pipe.scheduler
-    with _guiding(scheduler, guide, particles, renewed, generator):
+    with _guiding(scheduler, guide, particles, renewed, generator, lowest) as steps:
         yield decisions
         if type(pipe.scheduler) is not type(scheduler):
             accepted = "that which the pipeline has when the context begins; another is not guided"
             reject("scheduler", type(pipe.scheduler).__name__, accepted)
+        if not steps:
+            warnings.warn(
+                f"nothing was guided: {type(scheduler).__name__} took no step in the context; call "
+                "the pipeline inside it, with the scheduler that it has when the context begins",
+                stacklevel=3,
+            )
+        elif strength is not None and pipe.guidance_scale != strength:
+            warnings.warn(
+                f"guided by decisions at guidance_scale {strength:g}, but drawn at "
+                f"{pipe.guidance_scale:g}: give repel the guidance_scale of the pipeline's call",
+                stacklevel=3,
+            )

@@ -32,16 +32,17 @@ def measured_guide(
     log_posterior: LogPosterior | None = None,
     counts: Tensor | None = None,
     clean: bool = False,
+    memory: Tensor | None = None,
 ) -> Guide:
     """The guidance that a pilot's measurements make, denoiser -> guided denoiser.
 
     Arguments:
         decisions: where it is decided what a sample shows
         window: inside which noise is added anew
-        factor, log_posterior, counts, clean: as in `sample`
+        factor, log_posterior, counts, clean, memory: as in `sample`
         potential: how particles repel, as in `ParticleGuidance`; without `log_posterior`
 
-    Raises SettingError for `counts` or `clean` without `log_posterior`.
+    Raises SettingError for `counts` or `clean` without `log_posterior`, and for `memory` with it.
     """
     if log_posterior is None:
         for key, value in dict(counts=counts, clean=clean or None).items():
@@ -53,6 +54,11 @@ def measured_guide(
             window=window,
             factor=FACTOR if factor is None else factor,
             potential=potential,
+            memory=memory,
+        )
+    if memory is not None:
+        reject(
+            "memory", list(memory.shape), "None with log_posterior, which counts no other sample"
         )
     return functools.partial(
         ClassGuidance,
@@ -73,6 +79,7 @@ def sample(
     log_posterior: LogPosterior | None = None,
     counts: Tensor | None = None,
     clean: bool = False,
+    memory: Tensor | None = None,
     sigma_min: float | None = None,
     sigma_max: float = SIGMA_MAX,
     decisions: Decisions | None = None,
@@ -95,6 +102,8 @@ def sample(
         counts: (k,) or (G, k) int64, how many particles show each class, B in all. None: as many
             different classes as there can be
         clean: whether `log_posterior` knows images without noise alone: it is asked of D(x)
+        memory: (G, M, C, H, W), or (1, M, C, H, W) for all sets: images that repel the particles
+            and do not move, such as earlier samples. One particle beside them is guided too
         sigma_min: last noise level before 0, in the units of x. None: where 99.8% of the variance
             is decided; a small one for exact denoisers, whose finest details are right
         sigma_max: first noise level
@@ -117,7 +126,13 @@ def sample(
     end = sigma_min or decisions.end
     schedule = window_schedule(window, calls, sigma_min=end, sigma_max=sigma_max)
     guide = measured_guide(
-        decisions, window, factor=factor, log_posterior=log_posterior, counts=counts, clean=clean
+        decisions,
+        window,
+        factor=factor,
+        log_posterior=log_posterior,
+        counts=counts,
+        clean=clean,
+        memory=memory,
     )
     return integrate(
         guide(denoise), noise * sigma_max, schedule, noise=lambda: fresh(noise.shape[1])

@@ -1,6 +1,6 @@
 """Write the tables and pictures of the documentation from measured results.
 
-    for b in figures comparison ablation predictions eddy lidc pipelines pixels
+    for b in figures comparison ablation predictions eddy few_calls lidc pipelines pixels
     do python benchmarks/$b.py; done
     for b in sampling network potentials worlds loading training grid durations
     do python benchmarks/$b.py; done
@@ -15,14 +15,17 @@ here. A result that was not measured again stays as it was; `stale.py` says what
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import shlex
 import shutil
 import sys
 import tempfile
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
@@ -33,7 +36,9 @@ import stale  # noqa: E402
 from benchmarks.measure import table  # noqa: E402
 from diverse_sampling.errors import SettingError, reject  # noqa: E402
 from diverse_sampling.method import find, names  # noqa: E402
+from figures import charts, gallery  # noqa: E402
 from figures.charts import best_samplers, middle_price  # noqa: E402
+from figures.drawing import Figure, save  # noqa: E402
 from lab import experiments  # noqa: E402
 from lab.command_line import fail, make_parser  # noqa: E402
 from lab.files import as_json, write_whole  # noqa: E402
@@ -48,8 +53,9 @@ PICTURES = {
     "masks": ["--checkpoint", "blobs", "--batch_size", "4", "--pg_factor", "5"],
     "mixture": ["--config", "configs/mixture.yaml", "--num_sets", "5"],
 }
-# Rows of the README's first table: what is asked, the experiment whose recipe says what the thesis
-# found (None: nothing), and the names of two rows of benchmarks/figures.py, independent and guided.
+# Rows of a table of docs/from-the-thesis.md: what is asked, the experiment whose recipe says what
+# the thesis found (None: nothing), and the names of two rows of benchmarks/figures.py, independent
+# and guided.
 QUESTIONS: list[tuple[str, str | None, str, str]] = [
     *(
         (question, experiment, name.format("independent"), name.format("guided"))
@@ -152,83 +158,187 @@ class BuildSettings:
 
 # ---------------------------------------------------------------- pictures
 
+# Pictures of PICTURES with a row of independent samples above each guided one.
+BESIDE_INDEPENDENT = ("sequential", "masks", "mixture")
+INDEPENDENT, GUIDED = "independent", "guided"
+GUIDANCE = ["--pg_factor", "5"]
+WORST = 3  # methods whose samples are worst, in the picture of methods
+# The set of the README's picture and of the film: the first one, in which independent samples find
+# about as many directions as in the mean.
+FRONT = ["--checkpoint", "circle_jumping_unet", "--num_sets", "1"]
+# Charts of benchmarks that are drawn from their records.
+CHARTS: dict[str, Callable[[dict], Figure]] = {
+    "ablation": lambda record: charts.strengths(record["worlds"]),
+    "comparison": lambda record: charts.comparison(record["rows"], UNET),
+    "eddy": lambda record: charts.over_steps(record["rows"]),
+}
 
-def draw_sheet(name: str, flags: list[str], data_root: str) -> None:
-    """Draw the sample sheet of an evaluation: three sets by one method."""
+
+def sampled(flags: list[str], data_root: str) -> tuple[dict, dict]:
+    """The arrays and the metrics of an evaluation: what its samples.npz and metrics.json hold."""
     import evaluate
-    from figures.drawing import save
-    from figures.gallery import figure
+    from lab.records import finished
 
-    if name != "mixture":
-        flags = [*flags, "--num_sets", "3", "--seed", "2"]
     with tempfile.TemporaryDirectory() as run:
         evaluate.main([*flags, "--data_root", data_root, "--outdir", run])
-        save(figure(run)[0], ROOT / "docs" / "pictures" / f"{name}.png", dpi=80)
-    stale.note(ROOT / "docs" / "pictures" / f"{name}.png", PICTURES[name])
+        return finished(run)
+
+
+def write_picture(picture: Any, name: str, flags: list[str] | None = None, dpi: int = 80) -> None:
+    """Write a picture to docs/pictures, with the flags of its evaluation if it is of one."""
+
+    path = ROOT / "docs" / "pictures" / name
+    save(picture, path, dpi=dpi)
+    stale.note(path, flags)
+
+
+def draw_sheet(name: str, flags: list[str], data_root: str) -> None:
+    """Draw the sample sheet of an evaluation: three sets by one method, or five in the plane.
+
+    Those of BESIDE_INDEPENDENT have a row of independent samples above each guided one.
+    """
+    from figures.sheets import points_sheet, result_sheet
+
+    sets = [] if name == "mixture" else ["--num_sets", "3", "--seed", "2"]
+    arrays, result = sampled([*flags, *sets], data_root)
+    if name not in BESIDE_INDEPENDENT:
+        figure = result_sheet(arrays, result)
+    else:
+        alone = sampled([*flags, *sets, "--pg_factor", "0"], data_root)
+        both = {INDEPENDENT: alone, GUIDED: (arrays, result)}
+        if name == "mixture":
+            figure = points_sheet(
+                {
+                    label: (arrays["samples"].flatten(2), result["modes_found"]["per_set"])
+                    for label, (arrays, result) in both.items()
+                }
+            )
+        else:
+            figure = sheet_of_both(both)
+    write_picture(figure, f"{name}.png", flags)
+
+
+def sheet_of_both(both: dict[str, tuple[dict, dict]], **changes: Any) -> Any:
+    """The same sets by several methods: the rows of a set below each other.
+
+    Arguments:
+        both: label of a row -> arrays and metrics of its evaluation
+        changes: of the arguments of `sample_sheet`
+    """
+    import torch
+
+    from figures.sheets import mode_names, note, notes_title, sample_sheet
+
+    first, result = next(iter(both.values()))
+    sets = range(len(first["samples"]))
+    of_sheet = {
+        key: torch.stack([arrays[key][g] for g in sets for arrays, _ in both.values()])
+        for key in ("cond", "samples", "answers", "modes")
+        if key in first
+    }
+    options = dict(
+        answers=of_sheet.get("answers"),
+        modes=of_sheet.get("modes"),
+        labels=list(both) * len(sets),
+        notes=[note(metrics, g) for g in sets for _, metrics in both.values()],
+        notes_title=notes_title(result),
+        key=mode_names(result) if "modes" in first else (),
+        draws=max(metrics["settings"].get("sequential", 1) for _, metrics in both.values()),
+    )
+    return sample_sheet(of_sheet["cond"], of_sheet["samples"], **options | changes)
+
+
+def draw_front(data_root: str) -> None:
+    """Draw the README's picture: a set of the plain U-Net, independent above, guided below."""
+    both = {
+        INDEPENDENT: sampled(FRONT, data_root),
+        GUIDED: sampled([*FRONT, *GUIDANCE], data_root),
+    }
+    found = [
+        f"{metrics['modes_found']['mean']:.0f} of {metrics['modes_total']} places"
+        for _, metrics in both.values()
+    ]
+    write_picture(sheet_of_both(both, notes=found, notes_title="", side=0.62), "front.png", dpi=110)
 
 
 def draw_methods(rows: list[dict], data_root: str) -> None:
-    """Draw one set of the plain U-Net by every method of the comparison, of the same noise."""
+    """Draw one set of the plain U-Net by methods of the comparison, of the same noise.
+
+    Those that its chart names, and under them those whose samples are worst.
+    """
     import torch
 
     import evaluate
-    from figures.drawing import save
-    from figures.sheets import note, notes_title, sample_sheet
+    from figures.sheets import mode_names, note, notes_title, sample_sheet
     from lab.records import finished
 
     sets: dict[str, tuple[dict, dict]] = {}
-    for row in best_samplers(rows, UNET, middle_price(rows)).values():
+    best = best_samplers(rows, UNET, middle_price(rows))
+    named = charts.named_methods(best)
+    worst = sorted(best, key=lambda method: best[method]["quality"]["mean"])[-WORST:]
+    for row in (best[method] for method in dict.fromkeys([*named, *worst])):
         with tempfile.TemporaryDirectory() as run:
-            one = ["--num_sets", "1", "--seed", "2", "--data_root", data_root, "--outdir", run]
+            one = ["--num_sets", "1", "--data_root", data_root, "--outdir", run]
             evaluate.main([*shlex.split(row["flags"]), *one])
             sets[title_of(row)] = finished(run)
     results = [result for _, result in sets.values()]
     sheet = sample_sheet(
         *(torch.cat([arrays[key] for arrays, _ in sets.values()]) for key in ("cond", "samples")),
         modes=torch.cat([arrays["modes"] for arrays, _ in sets.values()]),
-        labels=list(sets),
+        labels=[textwrap.fill(name, 36) for name in sets],
         notes=[note(result, 0) for result in results],
         notes_title=notes_title(results[0]),
+        key=mode_names(results[0]),
+        side=0.6,
     )
-    save(sheet, ROOT / "docs" / "pictures" / "methods.png", dpi=80)
-    stale.note(ROOT / "docs" / "pictures" / "methods.png")
+    write_picture(sheet, "methods.png", dpi=110)
+
+
+def printed(data_root: str) -> str:
+    """What the README's first command prints, as a block of text."""
+    import evaluate
+
+    (flags,) = re.findall(
+        r"^    .*evaluate\.py (.*)$", (ROOT / "README.md").read_text(), flags=re.M
+    )
+    out = io.StringIO()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(out):
+        run = str(Path(folder) / "NAME")
+        evaluate.main([*shlex.split(flags), "--data_root", data_root, "--outdir", run])
+    return f"```text\n{out.getvalue().replace(run, 'runs/NAME').strip()}\n```"
 
 
 def animate(data_root: str) -> None:
-    """Draw the same set during denoising, independent and guided, as a GIF."""
+    """Draw the README's set during denoising, independent and guided, as a GIF."""
     import evaluate
     import visualize
 
-    always = ["--num_sets", "3", "--seed", "2", "--data_root", data_root]
     gif = str(ROOT / "docs" / "pictures" / "denoising.gif")
     with tempfile.TemporaryDirectory() as folder:
-        runs = {
-            f"{folder}/independent": [],
-            f"{folder}/guided, --pg_factor 5": ["--pg_factor", "5"],
-        }
+        runs = {f"{folder}/{UNET}, {INDEPENDENT}": [], f"{folder}/{UNET}, {GUIDED}": GUIDANCE}
         for run, flags in runs.items():
-            evaluate.main([*flags, *always, "--outdir", run])
-        visualize.main(["animation", *runs, "--set", "2", "--out", gif])
+            evaluate.main([*FRONT, *flags, "--data_root", data_root, "--outdir", run])
+        visualize.main(["animation", *runs, "--out", gif])
     stale.note(Path(gif))
 
 
 def draw_decisions(data_root: str) -> None:
-    """Draw where it is decided what a sample shows, in several worlds."""
+    """Draw at which noise levels it is decided what a sample shows, in several worlds."""
     import evaluate
     import visualize
 
     worlds = {
-        "circle, exact": ["--denoiser", "exact"],
+        "circle, exact denoiser": ["--denoiser", "exact"],
         "circle, plain U-Net": ["--checkpoint", "circle_jumping_unet"],
-        "unconditional digits": ["--task", "unconditional"],
-        "masks": ["--checkpoint", "blobs"],
-        "Gaussians in the plane": ["--dataset", "mixture", "--denoiser", "exact"],
+        "digits, U-Net": ["--task", "unconditional"],
+        "masks, U-Net": ["--checkpoint", "blobs"],
+        "plane, exact denoiser": ["--dataset", "mixture", "--denoiser", "exact"],
     }
-    always = ["--pg_factor", "5", "--num_sets", "1", "--num_steps", "8", "--data_root", data_root]
     with tempfile.TemporaryDirectory() as folder:
         runs = {f"{folder}/{world}": flags for world, flags in worlds.items()}
         for run, flags in runs.items():
-            evaluate.main([*flags, *always, "--outdir", run])
+            one = [*GUIDANCE, "--num_sets", "1", "--data_root", data_root, "--outdir", run]
+            evaluate.main([*flags, *one])
         picture = str(ROOT / "docs" / "pictures" / "decisions.png")
         visualize.main(["decisions", *runs, "--out", picture])
     stale.note(Path(picture))
@@ -238,7 +348,7 @@ def draw_decisions(data_root: str) -> None:
 
 
 def answers_table(figures: list[dict]) -> str:
-    """The README's first table: the thesis's results beside independent and guided sets."""
+    """The thesis's results beside independent and guided sets."""
     measured = {row["name"]: row for row in figures}
     rows = []
     for question, experiment, *both_names in QUESTIONS:
@@ -272,59 +382,140 @@ def class_tables(figures: list[dict]) -> dict[str, str]:
 
 # ---------------------------------------------------------------- the comparison
 
-OURS = "particle guidance"  # what the default is called there
+OURS = "particle guidance"  # what methods of ours are called there
+DEFAULT = "particle guidance, the default"
 UNET = "plain U-Net"
 MODELS = ("exact", "exact, p = 0.5", UNET)
 
 
+def used(row: dict) -> str:
+    """The sampler and the strength of a row of the comparison."""
+    strength = "" if row["strength"] is None else f"{row['strength']:g}"
+    return ", ".join(filter(None, (row["sampler"], strength)))
+
+
 def title_of(row: dict) -> str:
     """A row of the comparison in words: method, sampler, strength."""
-    strength = "" if row["strength"] is None else f"{row['strength']:g}"
-    return ", ".join(filter(None, (row["method"], row["sampler"], strength)))
+    return ", ".join(filter(None, (row["method"], used(row))))
 
 
-def audited(row: dict) -> list[str]:
-    """What tables show of a row of the comparison."""
-    numbers = [
-        experiments.interval(row[key])
-        for key in ("modes_found", "modes_shown", "quality", "hm_iou")
-    ]
-    return numbers + [f"{row['price']:.1f} + {row['pilot']:.1f}"]
+def best_rival(rows: list[dict], price: float) -> dict:
+    """The row of the method by others that shows most modes on the plain U-Net at a price."""
+    best = best_samplers(rows, UNET, price)
+    rivals = [row for row in best.values() if row["kind"] == "coupled"]
+    rivals = [row for row in rivals if not row["method"].startswith(OURS)]
+    return max(rivals, key=lambda row: row["modes_shown"]["mean"])
 
 
-AUDITED = "modes found | modes shown | quality | HM IoU* | price + pilot"
-
-
-def rivals_table(rows: list[dict]) -> str:
-    """The README's second table: at each price the default, the best rival, and the controls."""
-    lines = []
-    for price in sorted({row["budget"] for row in rows}):
-        best = best_samplers(rows, UNET, price)
-        rivals = [row for method, row in best.items() if row["kind"] == "coupled"]
-        rivals = [row for row in rivals if not row["method"].startswith(OURS)]
-        pools = [row for method, row in best.items() if method.startswith("pool")]
-        first = max(rivals, key=lambda row: row["modes_shown"]["mean"])
-        for what, row in (
-            ("", best["independent"]),
-            ("", best[OURS]),
-            ("best rival: ", first),
-            ("", max(pools, key=lambda row: row["modes_shown"]["mean"])),
-            ("", best["twice the samples, medoids"]),
-        ):
-            lines.append([f"{price:g}", what + title_of(row), *audited(row)])
-    return f"{table(f'price | method, sampler, strength | {AUDITED}', lines)}\n\n{sets_of(rows)}"
-
-
-def which_table(rows: list[dict], model: str) -> str:
-    """Every method of the comparison at the middle price, in the sampler that suits it best."""
-    audit = ("frequency_tv", "count_dispersion", "equivalent_draws")
+def front_tables(rows: list[dict]) -> dict[str, str]:
+    """The README's figures: what guidance finds in a line, and a table of five rows."""
+    price = middle_price(rows)
+    half = min(row["budget"] for row in rows)
+    best = best_samplers(rows, UNET, price)
+    independent, guided = best["independent"], best[DEFAULT]
+    halved = best_samplers(rows, UNET, half)[DEFAULT]
+    rival = best_rival(rows, price)
+    pools = [row for method, row in best.items() if method.startswith("pool")]
+    pool = max(pools, key=lambda row: row["modes_shown"]["mean"])
+    k = guided["modes_total"]
+    mean = lambda row: f"{row['modes_found']['mean']:.1f}"
+    line = (
+        f"- **It finds** here {mean(guided)} of {k} different answers "
+        "([modes](docs/glossary.md#mode)) in a [guided](docs/glossary.md#guidance) set of 8, "
+        f"{mean(halved)} with half the network calls, and {mean(independent)} in an "
+        "[independent](docs/glossary.md#independent) set."
+    )
     lines = [
-        [title_of(row), *audited(row), *(experiments.audit_entry(row, key) for key in audit)]
-        for row in best_samplers(rows, model, middle_price(rows)).values()
+        [name, experiments.interval(row["modes_found"]), experiments.interval(row["quality"])]
+        for name, row in (
+            ("independent", independent),
+            ("guided", guided),
+            ("guided, half the network calls", halved),
+            (f"best rival: {rival['method']}", rival),
+            (pool["method"], pool),
+        )
     ]
-    lines.sort(key=lambda line: line[2], reverse=True)
-    names = " | ".join(METRICS[key].title for key in audit)
-    return f"{table(f'method, sampler, strength | {AUDITED} | {names}', lines)}\n\n{sets_of(rows)}"
+    header = f"set of 8 | modes found, of {k} | [quality](docs/glossary.md#quality), 0 is perfect"
+    caption = (
+        f"Means over {guided['num_sets']} sets with 95% intervals, by a [plain "
+        f"U-Net](docs/glossary.md#plain-u-net) with {price:g} calls a sample. The rival has the "
+        "sampler and the strength that a search found best for it."
+    )
+    return {"front: line": line, "front: table": f"{table(header, lines)}\n\n{caption}"}
+
+
+def which_table(rows: list[dict]) -> str:
+    """Every method of the comparison on the plain U-Net, at all prices, in a row.
+
+    Each has the sampler in which it shows most modes at the middle price.
+    """
+    prices = sorted({row["budget"] for row in rows})
+    at = {
+        (row["method"], row["sampler"], row["budget"]): row for row in rows if row["model"] == UNET
+    }
+    best = best_samplers(rows, UNET, middle_price(rows)).values()
+    lines = []
+    for row in sorted(best, key=lambda row: -row["modes_shown"]["mean"]):
+        found = [at.get((row["method"], row["sampler"], price)) for price in prices]
+        lines.append(
+            [
+                row["method"],
+                used(row),
+                *(experiments.interval(other and other["modes_found"]) or "–" for other in found),
+                *(experiments.interval(row[key]) for key in ("modes_shown", "quality", "hm_iou")),
+            ]
+        )
+    calls = " | ".join(f"modes found, {price:g} calls" for price in prices)
+    header = f"method | sampler, strength | {calls} | modes shown | quality | HM IoU*"
+    return f"{table(header, lines)}\n\n{sets_of(rows)}"
+
+
+def audit_table(rows: list[dict]) -> str:
+    """Every method of the comparison with exact denoisers, at the middle price, in a row."""
+    equal, unequal = (best_samplers(rows, model, middle_price(rows)) for model in MODELS[:2])
+    lines = []
+    for method in sorted(equal, key=lambda method: -equal[method]["modes_shown"]["mean"]):
+        first, second = equal[method], unequal.get(method, {})
+        lines.append(
+            [
+                method,
+                used(first),
+                *(experiments.interval(row.get("modes_found")) or "–" for row in (first, second)),
+                experiments.audit_entry(first, "count_dispersion"),
+                experiments.audit_entry(first, "equivalent_draws"),
+                experiments.audit_entry(second, "frequency_tv") or "–",
+                f"{first['price']:.1f}",
+            ]
+        )
+    dispersion, draws, off = (
+        METRICS[key].title for key in ("count_dispersion", "equivalent_draws", "frequency_tv")
+    )
+    found = "modes found | modes found, p = 0.5"
+    header = (
+        f"method | sampler, strength | {found} | {dispersion} | {draws} | {off}, p = 0.5 | price"
+    )
+    return table(header, lines)
+
+
+def cads_table(rows: list[dict], search: list[dict]) -> str:
+    """CADS beside independent samples in its sampler and the default, at the middle price."""
+    shown = ("independent, EDM's", "CADS", "particle guidance, the default")
+    rows = [row for row in rows if row["model"] == UNET]
+    lines = [
+        [
+            title_of(row),
+            *(experiments.interval(row[key]) for key in ("modes_found", "quality", "hm_iou")),
+        ]
+        for row in rows
+        if row["budget"] == middle_price(rows)
+        and ", ".join(filter(None, (row["method"], row["sampler"]))) in shown
+    ]
+    lines.sort(key=lambda line: line[1])
+    (tried,) = (each["shown"] for each in search if each["method"] == "CADS")
+    (tuned_on,) = {model for found in tried.values() for model in found}
+    note = f"CADS's scale is the best of {', '.join(tried)} on the {tuned_on}."
+    header = "method, sampler, strength | modes found | quality | HM IoU*"
+    return f"{table(header, lines)}\n\n{sets_of(rows)} {note}"
 
 
 def needs_table() -> str:
@@ -341,6 +532,21 @@ def needs_table() -> str:
         if (method := find(flag, name)) is not None
     ]
     return table("flag | method | needs | frequencies", lines)
+
+
+def references() -> str:
+    """The papers of CITATION.cff, by the names of their authors."""
+    import yaml
+
+    lines = []
+    for paper in yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["references"]:
+        *others, last = [author["family-names"] for author in paper["authors"]]
+        authors = f"{', '.join(others)} and {last}" if others else last
+        (where,) = paper["identifiers"]
+        place = where["value"].replace("arXiv:", "arXiv ")
+        place = f"doi {place}" if where["type"] == "doi" else place
+        lines.append(f"- {authors} ({paper['year']}). *{paper['title']}*. {place}.")
+    return "\n".join(sorted(lines))
 
 
 def thesis_table(rows: list[dict]) -> str:
@@ -494,18 +700,40 @@ def held(name: str) -> dict[str, Any] | None:
 
 
 def keep_results(name: str, runs: Path) -> None:
-    """Copy an experiment's results and pictures to docs/results: those of `full` if it was run."""
+    """Copy an experiment's results, those of `full` if it was run, and its pictures of samples.
+
+    Charts are drawn from the results."""
     for preset in ("full", "quick"):
         folder = runs / f"{name}-{preset}"
         results = folder / "results.json"
         if results.is_file():
             brief = experiments.brief(stale.record_of(results))
             write_whole(RESULTS / f"{name}.json", as_json(brief))
-            for picture in folder.glob("*.png"):
+            for figure, file in figures_of(name).items():
+                picture = folder / file
+                if not gallery.FIGURES[figure].samples_again or not picture.is_file():
+                    continue
                 if picture.stat().st_mtime < results.stat().st_mtime:
                     reject("picture", str(picture), "one that is not older than its record")
-                stale.note(Path(shutil.copy(picture, RESULTS / f"{name}-{picture.name}")))
-            return
+                stale.note(Path(shutil.copy(picture, RESULTS / f"{name}-{file}")))
+            break
+
+
+def figures_of(name: str) -> dict[str, str]:
+    """{name of a figure of an experiment: its file}."""
+    figures = experiments.load(name)["figure"]
+    figures = figures if isinstance(figures, list) else [figures]
+    return {figure: f"{gallery.FILES.get(figure, figure)}.png" for figure in figures}
+
+
+def draw_charts(name: str, results: dict[str, Any]) -> None:
+    """Draw the figures of an experiment that its results are enough for."""
+    for figure, file in figures_of(name).items():
+        kind = gallery.FIGURES[figure]
+        if not kind.samples_again:
+            path = RESULTS / f"{name}-{file}"
+            save(kind.draw(results["rows"], experiments.load(name)["title"]), path)
+            stale.note(path)
 
 
 def experiment_section(name: str) -> str:
@@ -524,8 +752,8 @@ def experiment_section(name: str) -> str:
         f"Reference: {recipe['reference']}.",
         experiments.summary(results["rows"]),
     ]
-    for picture in sorted(RESULTS.glob(f"{name}-*.png")):
-        parts.append(f"![{picture.stem}](results/{picture.name})")
+    for figure, file in figures_of(name).items():
+        parts.append(f"![{' '.join(recipe['alt'][figure].split())}](results/{name}-{file})")
     return "\n\n".join([*parts, " ".join(recipe["meaning"].split())])
 
 
@@ -557,6 +785,8 @@ def experiment_page(runs: Path) -> str:
     recipes = experiments.RECIPES.glob("*.yaml")
     for path in sorted(recipes, key=lambda path: int(path.stem[1:])):
         keep_results(path.stem, runs)
+        if results := held(path.stem):
+            draw_charts(path.stem, results)
         parts.append(experiment_section(path.stem))
     parts = [part for part in parts if part]
     return "\n\n".join(parts) + "\n"
@@ -583,15 +813,21 @@ def build(argv: list[str] | None) -> None:
             stale.record_of(run / f"{name}.json")
             tables[name] = (run / f"{name}.md").read_text()
             shutil.copy(run / f"{name}.json", RESULTS)
-        if (run / f"{name}.png").is_file():
+        if (run / f"{name}.png").is_file() and name not in CHARTS:
             stale.note(Path(shutil.copy(run / f"{name}.png", RESULTS)))
+    for name, draw in CHARTS.items():
+        if record := held(name):
+            save(draw(record), RESULTS / f"{name}.png")
+            stale.note(RESULTS / f"{name}.png")
     comparison = held("comparison")
     compared = comparison["rows"] if comparison else []
     if args.pictures:
+        draw_front(args.data_root)
         for name, flags in PICTURES.items():
             draw_sheet(name, flags, args.data_root)
         if compared:
             draw_methods(compared, args.data_root)
+        tables["prints"] = printed(args.data_root)
         animate(args.data_root)
         draw_decisions(args.data_root)
     (ROOT / "docs" / "results.md").write_text(experiment_page(Path(args.runs)))
@@ -601,12 +837,12 @@ def build(argv: list[str] | None) -> None:
     if figures := held("figures"):
         tables["answers"] = answers_table(figures["rows"])
         tables |= class_tables(figures["rows"])
-    if compared:
-        tables["rivals"] = rivals_table(compared)
-        tables |= {f"which: {model}": which_table(compared, model) for model in MODELS}
+    if comparison:
+        tables |= front_tables(compared)
+        tables |= dict(which=which_table(compared), audit=audit_table(compared))
+        tables["cads"] = cads_table(compared, comparison["search"])
         tables["thesis"] = thesis_table(compared)
-    tables["needs"] = needs_table()
-    tables |= reference.parts()
+    tables |= dict(needs=needs_table(), references=references()) | reference.parts()
     tables["durations: experiments"] = experiment_durations()
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for name, text in tables.items():

@@ -1,4 +1,5 @@
-"""What docs/build.py refuses: records and pictures that are stale, foreign, or shown nowhere.
+"""What docs/build.py refuses: records and pictures that are stale, foreign, or shown nowhere, and
+pictures that are shown twice or without words for who cannot see them.
 
 A record says which version of samples it holds (null: none, it is of time on the machine that it
 names), at which commit and by which command it was made. docs/pictures/made.json says of each
@@ -21,15 +22,18 @@ from lab import experiments  # noqa: E402
 from lab.files import as_json, read_json, sha256_of, write_whole  # noqa: E402
 
 # Tables that are made of another record than that of their name, by what stands before a colon;
-# None: of checkpoints, of methods, of settings, or of a calculation.
+# None: of files in the repository, of a calculation, or of a command that is run again.
 SOURCES: dict[str, str | None] = dict(
     answers="figures",
     classes="figures",
-    rivals="comparison",
+    front="comparison",
     which="comparison",
+    audit="comparison",
     thesis="comparison",
-    **dict.fromkeys(["checkpoint", "noisy", "scale", "needs", "reference"]),
+    cads="comparison",
+    **dict.fromkeys(["checkpoint", "noisy", "scale", "needs", "prints", "references", "reference"]),
 )
+FEWEST_WORDS = 6  # of an alt text
 NOT_YET = "Not measured yet."  # may stand in place of a table without a record
 
 
@@ -98,8 +102,14 @@ def check(root: Path, flags: dict[str, Any]) -> None:
     made = read_json(path) if path.is_file() else {}
     for picture in pictures_of(docs):
         name = str(picture.relative_to(docs))
-        if not any(re.search(rf"[(/]{re.escape(name)}[) ]", text) for text in pages.values()):
+        shown_in = rf"!\[([^]]*)\]\((?:docs/)?{re.escape(name)}[) ]"
+        alts = [alt for text in pages.values() for alt in re.findall(shown_in, text)]
+        if not alts:
             reject("picture", name, "one that a page shows")
+        if len(alts) > 1:
+            reject("picture", name, f"one that is shown once, not {len(alts)} times")
+        if len(alts[0].split()) < FEWEST_WORDS:
+            reject("alt", f"{alts[0]} ({name})", "a sentence that says what is seen")
         expected = drawn_from(picture, flags.get(picture.stem))
         if expected is None or made.get(name) != expected:
             reject("picture", name, "one of its record and of today's samples: draw it again")

@@ -8,6 +8,7 @@ An interval that a single set cannot have (`ci95` is None) is left out, and the 
 from __future__ import annotations
 
 import math
+import textwrap
 from dataclasses import dataclass
 from typing import Any, Sequence
 
@@ -22,6 +23,7 @@ from figures.drawing import (
     COLOURS,
     GREEN,
     GREY,
+    LEGEND,
     ORANGE,
     SKY,
     VERMILION,
@@ -39,7 +41,10 @@ LINES = (BLUE, VERMILION, GREEN, ORANGE, SKY, *COLOURS[6:])  # of lines beside e
 MARKERS = "osD^vP<>X"  # with COLOURS, different for thirty methods
 QUALITY_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 2, 3, 5, 7, 10, 20)
 PRICE_TICKS = (10, 21, 43, 86, 172)
-NAMED = 8  # methods of the comparison that its figure names
+WIDEST = 8.0  # inches of a figure, beyond which a page shrinks its texts
+OURS = "particle guidance"  # how the names of our methods begin in the comparison
+DEFAULT = "particle guidance, the default"
+RIVALS = 5  # methods of others that the comparison's figure names
 
 
 def axis_name(key: str) -> str:
@@ -82,11 +87,31 @@ def _line(axis: Axes, x: Sequence[float], metrics: Sequence[dict], index: int, l
     curve(axis, x, metrics, marker=marker, ms=5, lw=1.5, capsize=3, color=colour, label=label)
 
 
-def add_title_with_note(figure: Figure, title: str, metrics: Sequence[dict]) -> None:
-    """Write a title, with a note if some of the metrics that are drawn have no interval."""
+def legend_below(figure: Figure, axis: Axes, columns: int, room: float = 0.45) -> None:
+    """Explain the lines of an axis below all axes of a figure, whose labels take `room` inches."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        fontsize=LEGEND,
+        frameon=False,
+        ncols=columns,
+        handlelength=2.8,
+        loc="upper center",
+        bbox_to_anchor=(0.5, figure.subplotpars.bottom - room / figure.get_figheight()),
+    )
+
+
+def add_title_with_note(
+    figure: Figure, title: str, metrics: Sequence[dict], lines: int = 1
+) -> None:
+    """Write a title, with a note if some of the metrics that are drawn have no interval.
+
+    `lines` are those of the titles of panels, which it stands above.
+    """
     if any(metric.get("ci95") is None for metric in metrics):
         title = f"{title} ({NO_INTERVAL})" if title else NO_INTERVAL
-    add_title(figure, title)
+    add_title(figure, title + "\n" * (lines - 1) if title else "")
 
 
 def schedules(samplers: Sequence[SamplerSettings], p_mean: Sequence[float], p_std: float) -> Figure:
@@ -111,9 +136,9 @@ def schedules(samplers: Sequence[SamplerSettings], p_mean: Sequence[float], p_st
         density = (-((u - mean) ** 2) / (2 * p_std**2)).exp() / (p_std * math.sqrt(2 * math.pi))
         right.semilogy(density, u.exp(), color=colour, label=f"N({mean:g}, {p_std:g}²)")
     left.set(xlabel=r"step $n$ (then $\sigma = 0$)", ylabel=r"noise level $\sigma_n$")
-    left.legend(frameon=False, fontsize=8)
+    left.legend(frameon=False, fontsize=LEGEND)
     right.set(xlabel=r"density of $\ln \sigma$ in training", xlim=(0, None))
-    right.legend(frameon=False, fontsize=7, loc="upper right")
+    right.legend(frameon=False, fontsize=LEGEND, loc="upper right")
     for axis in (left, right):
         axis.grid(alpha=0.3)
     return figure
@@ -149,18 +174,35 @@ def heatmap(rows: Sequence[dict], title: str = "", value: str = "modes_found") -
     norm = Normalize(min(finite), max(finite))
     colours = colormaps["viridis_r" if metric.less_is_better else "viridis"]
     decimals = 2 if max(finite) >= 1 else 3
+    width = 0.5 * len(rights)
+    columns = len(different(panel[-1] for panel in panels)) if over else 1
+    columns = min(columns, max(1, int((WIDEST - 1.6) / width)))
+    num_rows = math.ceil(len(panels) / columns)
+    titles = [
+        "\n".join(
+            textwrap.fill(f"{axis_name(key)}: {label}", max(16, int(14 * width)))
+            for key, label in zip(over, panel)
+        )
+        for panel in panels
+    ]
+    lines = max((title.count("\n") + 1 for title in titles), default=0)
+    height = 0.42 * len(ups)
+    hspace = (0.1 + 0.17 * lines) / height
     figure, axes = grid_of_axes(
-        1,
-        len(panels),
-        0.62 * len(rights) * len(panels) + 1.6,
-        0.46 * len(ups) + 1.5,
+        num_rows,
+        columns,
+        width * columns + 1.6,
+        (height + 0.2 * lines) * num_rows + 1.2,
+        sharex=True,
         sharey=True,
-        gridspec_kw=dict(wspace=0.05),
+        gridspec_kw=dict(wspace=0.05, hspace=hspace),
     )
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
 
     for row, each in zip(rows, metrics):
         cell = row["cell"]
-        axis = axes[0, panels.index(tuple(cell[key] for key in over))]
+        axis = axes.flat[panels.index(tuple(cell[key] for key in over))]
         x = rights.index(cell[right])
         y = ups.index(cell[up])
         colour = colours(norm(each["mean"]))
@@ -175,14 +217,15 @@ def heatmap(rows: Sequence[dict], title: str = "", value: str = "modes_found") -
             x, y, text, ha="center", va="center", size=6.5, color="white" if is_dark else "black"
         )
 
-    for axis, panel in zip(axes[0], panels):
+    for axis, title_of_panel in zip(axes.flat, titles):
         axis.set(xlim=(-0.5, len(rights) - 0.5), ylim=(-0.5, len(ups) - 0.5))
         axis.set_xticks(range(len(rights)), rights, fontsize=8)
         axis.set_yticks(range(len(ups)), ups, fontsize=8)
-        axis.set_xlabel(axis_name(right))
-        places = [f"{axis_name(key)}: {label}" for key, label in zip(over, panel)]
-        axis.set_title(", ".join(places), fontsize=9)
-    axes[0, 0].set_ylabel(axis_name(up))
+        axis.set_title(title_of_panel, fontsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel(axis_name(right), fontsize=9)
+    middle = (num_rows + (num_rows - 1) * hspace) / 2  # of all rows, above the bottom of the last
+    axes[-1, 0].set_ylabel(axis_name(up), fontsize=9, y=middle)
 
     bar = figure.colorbar(ScalarMappable(norm, colours), ax=axes, pad=0.015, fraction=0.05)
     label = metric.label
@@ -191,7 +234,7 @@ def heatmap(rows: Sequence[dict], title: str = "", value: str = "modes_found") -
         label += f"\n(line: independent draws, {expected:.2f})"
         bar.ax.axhline(expected, color=VERMILION, lw=3)
     bar.set_label(label, fontsize=9)
-    add_title_with_note(figure, title, metrics)
+    add_title_with_note(figure, title, metrics, lines)
     return figure
 
 
@@ -239,7 +282,7 @@ def prior(rows: Sequence[dict], title: str = "") -> Figure:
             )
     axis.set(xlabel=axis_name("p"), ylabel="share of samples that go right, p̂")
     axis.grid(alpha=0.3)
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(frameon=False, fontsize=LEGEND)
     add_title(figure, title)
     return figure
 
@@ -267,34 +310,52 @@ def middle_price(rows: Sequence[dict]) -> float:
     return prices[len(prices) // 2]
 
 
+def named_methods(best: dict[str, dict]) -> list[str]:
+    """The methods of the comparison that pictures name: independent samples, the default, the best
+    pool, the best medoids, and the best of those that others published.
+
+    `best` is as `best_samplers` returns it.
+    """
+    ranked = sorted(best, key=lambda method: -best[method]["modes_shown"]["mean"])
+    pools = [method for method in ranked if method.startswith("pool")]
+    medoids = [method for method in ranked if method.endswith("medoids")]
+    rivals = [
+        method
+        for method in ranked
+        if best[method]["kind"] == "coupled" and not method.startswith(OURS)
+    ]
+    return ["independent", DEFAULT, *pools[:1], *medoids[:1], *rivals[:RIVALS]]
+
+
 def comparison(rows: Sequence[dict], model: str) -> Figure:
     """Methods of the comparison: modes against quality at the middle price, and over the prices.
 
-    Each method is in the sampler in which it shows most modes; those that show most are named, the
-    others are grey.
+    Each method is in the sampler in which it shows most modes; those of `named_methods` are named,
+    the others are grey.
 
     Arguments:
-        rows: {method, sampler, model, budget, modes_found, modes_shown, quality, ...}, one for each
-            method, sampler, model and price
+        rows: {method, kind, sampler, model, budget, modes_found, modes_shown, quality, ...}, one
+            for each method, sampler, model and price
         model: the one that is drawn
     """
     middle = middle_price(rows)
     here = [row for row in rows if row["model"] == model]
     best = best_samplers(rows, model, middle)
-    ranked = sorted(best, key=lambda method: -best[method]["modes_shown"]["mean"])
-    named = ["independent", *[method for method in ranked if method != "independent"][:NAMED]]
-    figure, axes = grid_of_axes(1, 2, 10.5, 4.4, gridspec_kw=dict(wspace=0.08), sharey=True)
+    named = [method for method in named_methods(best) if method in best]
+    figure, axes = grid_of_axes(1, 2, WIDEST, 3.9, gridspec_kw=dict(wspace=0.06), sharey=True)
     left, right = axes[0]
-    for method in reversed([*named, *(method for method in ranked if method not in named)]):
-        index = named.index(method) if method in named else None
+    others = [method for method in best if method not in named]
+    for method in reversed([*named, *others]):
         style: dict[str, Any] = dict(color=GREY, marker=".", ms=5, alpha=0.6, lw=0.8, zorder=1)
-        if index is not None:
-            colours = ["black", *LINES[:6], *COLOURS[8:]]  # none that is taken for grey
-            colour = colours[index]
-            style = dict(color=colour, marker=MARKERS[index % len(MARKERS)], ms=6, lw=1.4, zorder=3)
         row = best[method]
-        name = f"{method}, {row['sampler']}" if row["sampler"] else method
-        label = dict(label=name) if index is not None else {}
+        label = {}
+        if method in named:
+            index = named.index(method)
+            colour = ["black", *LINES][index]
+            style = dict(color=colour, marker=MARKERS[index % len(MARKERS)], ms=6, lw=1.4, zorder=3)
+            label = dict(label=f"{method}, {row['sampler']}" if row["sampler"] else method)
+        elif method == others[0]:
+            label = dict(label="other methods")
         curve(left, [row["quality"]["mean"]], [row["modes_found"]], **style | label)
         over = [
             each for each in here if (each["method"], each["sampler"]) == (method, row["sampler"])
@@ -303,7 +364,7 @@ def comparison(rows: Sequence[dict], model: str) -> Figure:
         curve(
             right, [each["price"] for each in over], [each["modes_found"] for each in over], **style
         )
-    left.set_xlabel("quality score (L2, less is better)")
+    left.set_xlabel("quality (L2, less is better)")
     right.set_xlabel("price, network calls per sample")
     _set_logarithmic(left, QUALITY_TICKS)
     _set_logarithmic(right, PRICE_TICKS)
@@ -312,15 +373,17 @@ def comparison(rows: Sequence[dict], model: str) -> Figure:
     right.set_title("over the price", fontsize=10)
     for axis in (left, right):
         axis.grid(alpha=0.3)
-        axis.axhline(here[0]["modes_expected_iid"], color=GREY, ls=":", lw=1.2)
+        expected = here[0]["modes_expected_iid"]
+        theory = axis.axhline(expected, color=GREY, ls=":", lw=1.2)
     handles, labels = left.get_legend_handles_labels()
-    right.legend(
-        handles[::-1],
-        labels[::-1],
-        fontsize=8,
+    figure.legend(
+        [*handles[::-1], theory],
+        [*labels[::-1], "independent, in theory"],
+        fontsize=LEGEND,
         frameon=False,
-        loc="center left",
-        bbox_to_anchor=(1, 0.5),
+        ncols=3,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.02),
     )
     return figure
 
@@ -344,13 +407,19 @@ def strengths(worlds: Sequence[dict]) -> Figure:
     Dotted: independent sets. `worlds` are {world, keys: of two metrics, cells: {strength: {key: a
     metric {mean, ci95} or a number}}}, strength 0 for independent sets.
     """
-    columns = 4
-    rows = math.ceil(len(worlds) / columns)
+    columns = 3
+    rows = math.ceil((len(worlds) + 1) / columns)  # the last place explains the lines
     figure, axes = grid_of_axes(
-        rows, columns, 3.6 * columns, 2.7 * rows, gridspec_kw=dict(wspace=0.62, hspace=0.5)
+        rows, columns, 1.1 * WIDEST, 2.3 * rows, gridspec_kw=dict(wspace=0.85, hspace=0.65)
     )
     for axis in axes.flat[len(worlds) :]:
         axis.set_axis_off()
+    key = axes.flat[-1]
+    for colour, what in ((BLUE, "what sets show"), (VERMILION, "how good samples are")):
+        side = "left" if colour == BLUE else "right"
+        key.plot([], [], color=colour, marker="o", ms=4, lw=1.4, label=f"{what} ({side} scale)")
+        key.plot([], [], color=colour, ls=":", lw=1.2, label="the same of independent sets")
+    key.legend(frameon=False, fontsize=LEGEND, loc="center", title_fontsize=LEGEND)
     for left, world in zip(axes.flat, worlds):
         factors = [float(factor) for factor in world["cells"] if factor != "0"]
         for axis, key, colour in zip((left, left.twinx()), world["keys"], (BLUE, VERMILION)):
@@ -360,7 +429,8 @@ def strengths(worlds: Sequence[dict]) -> Figure:
             ]
             curve(axis, factors, metrics[1:], color=colour, marker="o", ms=4, lw=1.4)
             axis.axhline(metrics[0]["mean"], color=colour, ls=":", lw=1.2)
-            axis.set_ylabel(METRICS[key].title, color=colour, fontsize=8.5)
+            label = textwrap.fill(METRICS[key].title, 20)
+            axis.set_ylabel(label, color=colour, fontsize=8.5)
             axis.tick_params(axis="y", colors=colour)
             axis.tick_params(labelsize=8)
         _set_logarithmic(left, factors)
@@ -378,15 +448,14 @@ def scaling(rows: Sequence[dict], title: str = "") -> Figure:
     """
     totals = different(row["result"]["modes_total"] for row in rows)
     figure, axes = grid_of_axes(
-        1, len(totals), 3.9 * len(totals), 3.7, gridspec_kw=dict(wspace=0.18)
+        1, len(totals), 3.9 * len(totals), 3.5, gridspec_kw=dict(wspace=0.18)
     )
     for axis, total in zip(axes[0], totals):
         in_panel = [row for row in rows if row["result"]["modes_total"] == total]
         sizes = sorted(different(row["cell"]["batch_size"] for row in in_panel))
-        every_size = range(sizes[0], sizes[-1] + 1)
-        most = [min(size, total) for size in every_size]
+        most = [min(size, total) for size in sizes]
         label = "the most that can be found"
-        axis.plot(every_size, most, color=GREY, ls="--", lw=1.2, label=label)
+        axis.plot(sizes, most, color=GREY, ls="--", lw=1.2, label=label)
         for index, (name, cells) in enumerate(lines_of(in_panel).items()):
             cells = sorted(cells, key=lambda row: row["cell"]["batch_size"])
             _line(
@@ -394,29 +463,124 @@ def scaling(rows: Sequence[dict], title: str = "") -> Figure:
                 [row["cell"]["batch_size"] for row in cells],
                 [row["result"]["modes_found"] for row in cells],
                 index,
-                name,
+                name.removeprefix(f"{total} modes, "),
             )
         frequencies = in_panel[0]["result"]["mode_frequencies"]
         priors = torch.tensor([mode["prior"] for mode in frequencies])
-        theory = [expected_modes_iid(priors, size) for size in every_size]
-        label = "independent draws, theory"
-        axis.plot(every_size, theory, color="black", ls=":", lw=1.5, zorder=3, label=label)
+        theory = [expected_modes_iid(priors, size) for size in sizes]
+        label = "independent draws, in theory"
+        axis.plot(sizes, theory, color="black", ls=":", lw=1.5, zorder=3, label=label)
+        axis.set_xscale("log", base=2)
         axis.set_xticks(sizes, map(str, sizes))
         axis.set(ylim=(0, 1.05 * total), xlabel="particles in a set, B")
         axis.set_title(f"{total} modes", fontsize=10)
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("modes found")
-    axes[0, 0].legend(frameon=False, fontsize=8.5, loc="lower right")
+    fullest = max(axes[0], key=lambda axis: len(axis.get_legend_handles_labels()[1]))
+    legend_below(figure, fullest, 3)
     add_title_with_note(figure, title, [row["result"]["modes_found"] for row in rows])
     return figure
 
 
-def lines_of(rows: Sequence[dict]) -> dict[str, list[dict]]:
-    """Rows by their places on all axes but `batch_size`, named after the axes on which they differ.
+def dispersion(rows: Sequence[dict], title: str = "") -> Figure:
+    """How much counts of a mode vary over sets, of that of independent draws, by sampler and prior:
+    the less, the more alike are the sets."""
+    figure = new_figure(6.4, 3.4)
+    axis = figure.subplots()
+    samplers = different(row["cell"]["sampler"] for row in rows)
+    priors = sorted(different(row["cell"]["p"] for row in rows))
+    width = 0.8 / len(samplers)
+    for index, sampler in enumerate(samplers):
+        of_sampler = [row for row in rows if row["cell"]["sampler"] == sampler]
+        places = [
+            priors.index(row["cell"]["p"]) + (index - (len(samplers) - 1) / 2) * width
+            for row in of_sampler
+        ]
+        values = [row["result"]["count_dispersion"] for row in of_sampler]
+        bars = axis.bar(places, values, 0.92 * width, color=LINES[index], label=sampler)
+        axis.bar_label(bars, fmt="%.2f", fontsize=7, padding=1)
+    label = "independent draws, in theory"
+    axis.axhline(1, color="black", ls=":", lw=1.2, label=label)
+    axis.set_xticks(range(len(priors)), map(str, priors))
+    axis.set(xlabel=axis_name("p"), ylabel=METRICS["count_dispersion"].title)
+    axis.grid(alpha=0.3, axis="y")
+    axis.set_axisbelow(True)
+    axis.margins(y=0.1)
+    legend_below(figure, axis, 3)
+    add_title(figure, title)
+    return figure
+
+
+def over_strength(rows: Sequence[dict], title: str = "") -> Figure:
+    """Modes found and shown, and quality, over the strength; a line per point of other axes."""
+    figure, axes = grid_of_axes(1, 2, WIDEST, 3.2, gridspec_kw=dict(wspace=0.22))
+    left, right = axes[0]
+    for index, (name, cells) in enumerate(lines_of(rows, "pg_factor").items()):
+        factors = [row["cell"]["pg_factor"] for row in cells]
+        results = [row["result"] for row in cells]
+        _line(left, factors, [result["modes_found"] for result in results], index, f"{name}, found")
+        curve(
+            left,
+            factors,
+            [result["modes_shown"] for result in results],
+            marker=MARKERS[index],
+            ms=5,
+            mfc="white",
+            lw=1.2,
+            ls="--",
+            color=LINES[index],
+            label=f"{name}, shown",
+        )
+        _line(right, factors, [result["quality"] for result in results], index, name)
+    expected = rows[0]["result"]["modes_expected_iid"]
+    left.axhline(expected, color=GREY, ls=":", lw=1.2, label="independent draws, in theory")
+    left.set_ylabel(f"modes, of {rows[0]['result']['modes_total']}")
+    right.set_ylabel(METRICS["quality"].label)
+    for axis in (left, right):
+        axis.set_xlabel(axis_name("pg_factor"))
+        axis.grid(alpha=0.3)
+    legend_below(figure, left, 3)
+    add_title_with_note(figure, title, [row["result"]["modes_found"] for row in rows])
+    return figure
+
+
+def over_steps(rows: Sequence[dict]) -> Figure:
+    """Modes found by EDDY against the steps, a panel per world, with and without its field.
+
+    `rows` are {world, noise, steps, alone, field: results of metrics.json}.
+    """
+    worlds = different(row["world"] for row in rows)
+    noises = different(row["noise"] for row in rows)
+    steps = different(row["steps"] for row in rows)
+    figure, (axes,) = grid_of_axes(1, len(worlds), WIDEST, 3.4)
+    colours = dict(zip(noises, LINES))
+    for axis, world in zip(axes, worlds):
+        mine = [row for row in rows if row["world"] == world]
+        for noise in noises:
+            for name, style in (("alone", "--"), ("field", "-")):
+                points = [row[name]["modes_found"] for row in mine if row["noise"] == noise]
+                kind = "independent" if noise == "iid" else noise
+                label = f"{kind} noise" + (", EDDY's field" if name == "field" else "")
+                style_of_line = dict(color=colours[noise], ls=style, marker="o", ms=4, label=label)
+                curve(axis, steps, points, **style_of_line)
+        expected = mine[0]["alone"]["modes_expected_iid"]
+        axis.axhline(expected, color=GREY, ls=":", lw=1, label="independent draws, in theory")
+        axis.set_xscale("log")
+        axis.set_xticks(steps, map(str, steps))
+        axis.minorticks_off()
+        axis.set_xlabel("steps")
+        axis.set_title(f"{world}, of {mine[0]['alone']['modes_total']}", fontsize=10)
+    axes[0].set_ylabel("modes found")
+    legend_below(figure, axes[-1], 3)
+    return figure
+
+
+def lines_of(rows: Sequence[dict], along: str = "batch_size") -> dict[str, list[dict]]:
+    """Rows by their places on all axes but `along`, named after the axes on which they differ.
 
     The only line of rows that differ in nothing else is called `modes found`.
     """
-    others = [key for key in rows[0]["cell"] if key != "batch_size"]
+    others = [key for key in rows[0]["cell"] if key != along]
     varied = [key for key in others if len(different(row["cell"].get(key) for row in rows)) > 1]
     lines: dict[str, list[dict]] = {}
     for row in rows:
@@ -428,7 +592,7 @@ def lines_of(rows: Sequence[dict]) -> dict[str, list[dict]]:
 
 @dataclass(frozen=True)
 class DecisionCurve:
-    """Where it is decided what the samples of an evaluation show, and where it was sampled.
+    """At which noise levels it is decided what samples of an evaluation show, and its steps.
 
     Arguments:
         sigmas: decreasing noise levels
@@ -444,32 +608,41 @@ class DecisionCurve:
 
 
 def decisions(curves: dict[str, DecisionCurve]) -> Figure:
-    """The share of what is decided, V(sigma), against the noise level, a line per evaluation.
+    """The share of what is decided, V(sigma), against the noise level, a panel per evaluation.
 
     Noise falls to the right, as it does while a set is sampled. The window of an evaluation is
-    shaded in the colour of its line, and marks below the curves show its steps.
+    shaded, and marks below the curve show its steps.
     """
-    figure = new_figure(7.2, 3.8)
-    axis = figure.subplots()
-    for index, (name, run) in enumerate(curves.items()):
-        colour = LINES[index % len(LINES)]
-        label = name
+    columns = min(len(curves), 5)
+    rows = math.ceil(len(curves) / columns)
+    width = 4.6 if len(curves) == 1 else WIDEST
+    figure, axes = grid_of_axes(
+        rows,
+        columns,
+        width,
+        2.4 * rows,
+        sharex=True,
+        sharey=True,
+        gridspec_kw=dict(wspace=0.08, hspace=0.5),
+    )
+    for axis in axes.flat[len(curves) :]:
+        axis.set_axis_off()
+    for axis, (name, run) in zip(axes.flat, curves.items()):
+        label = textwrap.fill(name, int(15 * width / columns))
         if run.window is not None:
             low, high = run.window
-            axis.axvspan(low, high, color=colour, alpha=0.12, lw=0)
+            axis.axvspan(low, high, color=BLUE, alpha=0.15, lw=0)
             label += f"\nwindow {high:.2g} to {low:.2g}"
-        axis.semilogx(run.sigmas, run.shares, ".-", ms=4, lw=1.5, color=colour, label=label)
-        height = -0.06 * (index + 1)
-        axis.plot(run.steps, [height] * len(run.steps), "|", ms=7, color=colour)
-    axis.invert_xaxis()
-    axis.set(
-        ylim=(-0.06 * (len(curves) + 1), 1.05),
-        yticks=[0, 0.25, 0.5, 0.75, 1],
-        xlabel=r"noise level $\sigma$ (shaded: the window; marks: steps of the sampler)",
-        ylabel=r"share that is decided, $V(\sigma)$",
-    )
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1, 0.5))
+        axis.semilogx(run.sigmas, run.shares, ".-", ms=4, lw=1.5, color=BLUE)
+        axis.plot(run.steps, [-0.08] * len(run.steps), "|", ms=7, color=VERMILION)
+        axis.set_title(label, fontsize=8)
+        axis.set(ylim=(-0.16, 1.05), yticks=[0, 0.25, 0.5, 0.75, 1])
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.3)
+    axes[0, 0].invert_xaxis()
+    under = "(shaded: the window; marks: steps of the sampler)"
+    figure.supxlabel(rf"noise level $\sigma$ {under}", fontsize=9, y=0, va="top")
+    axes[rows // 2, 0].set_ylabel(r"share decided, $V(\sigma)$", fontsize=9)
     return figure
 
 
@@ -486,8 +659,8 @@ def norms(traces: dict[str, dict[str, Tensor]], title: str = "") -> Figure:
     figure, axes = grid_of_axes(
         2,
         len(traces),
-        3.6 * len(traces) + 0.6,
-        4.8,
+        min(3.6 * len(traces) + 0.6, WIDEST),
+        4.4,
         sharex=True,
         sharey="row",
         gridspec_kw=dict(wspace=0.06, hspace=0.1),
@@ -500,7 +673,7 @@ def norms(traces: dict[str, dict[str, Tensor]], title: str = "") -> Figure:
     for (top, below), (name, trace) in zip(axes.T, traces.items()):
         sigmas = trace["sigmas"]
         top.loglog(sigmas, trace["distances"].flatten(1).norm(dim=1), "o-", ms=3, color=BLUE)
-        top.set_title(name, fontsize=8)
+        top.set_title(textwrap.fill(name, 24), fontsize=8)
         top.grid(alpha=0.3)
         for key, colour, label in drifts:
             if key not in trace:
@@ -514,7 +687,7 @@ def norms(traces: dict[str, dict[str, Tensor]], title: str = "") -> Figure:
     axes[0, 0].set_ylabel("norm of distances")
     axes[1, 0].set_ylabel("norm of drift, per particle")
     most = max(axes[1], key=lambda axis: len(axis.get_legend_handles_labels()[1]))
-    most.legend(frameon=False, fontsize=8, loc="lower left")
+    most.legend(frameon=False, fontsize=LEGEND, loc="lower left")
     add_title(figure, title)
     return figure
 
@@ -539,7 +712,7 @@ def umap_map(
     rows = math.ceil(len(particles) / 4)
     columns = math.ceil(len(particles) / rows)
     figure, axes = grid_of_axes(
-        rows, columns, 3.0 * columns, 3.3 * rows, gridspec_kw=dict(wspace=0.06, hspace=0.24)
+        rows, columns, 2.6 * columns, 2.9 * rows, gridspec_kw=dict(wspace=0.06, hspace=0.27)
     )
     for axis in axes.flat[len(particles) :]:
         axis.axis("off")
@@ -548,9 +721,11 @@ def umap_map(
             cluster = digits[labels == digit]
             axis.scatter(*cluster.T, s=1.5, color=COLOURS[digit], alpha=0.35, linewidth=0)
             x, y = cluster.median(0).values.tolist()
-            axis.text(x, y, str(digit), fontsize=10, ha="center", va="center", color="#333333")
+            axis.annotate(
+                str(digit), (x, y), (9, 9), textcoords="offset points", fontsize=9, color="#333333"
+            )
         colours = [COLOURS[mode] for mode in modes_of_set.tolist()]
-        axis.scatter(*points.T, s=55, c=colours, edgecolor="black", zorder=3)
+        axis.scatter(*points.T, s=40, c=colours, edgecolor="black", zorder=3)
         axis.set_title(name, fontsize=8)
         axis.set(xticks=[], yticks=[])
     for axis in axes[:, 0]:

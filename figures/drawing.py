@@ -48,8 +48,8 @@ from matplotlib.figure import Figure  # noqa: E402
 
 Picture = Union[Figure, FuncAnimation, str]  # a figure, an animation, the text of an HTML page
 
-# The first eight are the palette of Okabe and Ito (2008), which readers with any colour vision can
-# tell apart, in which a grey stands for black; the last two make it ten, one for each digit.
+# The first seven are of the palette of Okabe and Ito (2008), which readers with any colour vision
+# can tell apart; the others make it ten, one for each digit. None is taken for a grey.
 COLOURS = (
     "#E69F00",
     "#56B4E9",
@@ -58,12 +58,13 @@ COLOURS = (
     "#0072B2",
     "#D55E00",
     "#CC79A7",
-    "#999999",
+    "#A0693B",
     "#882255",
     "#8B5FBF",
 )
 ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION = COLOURS[:6]
 GREY = "#888888"
+LEGEND = 8  # size of the text of every legend, points
 
 
 def new_figure(width: float, height: float) -> Figure:

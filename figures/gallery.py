@@ -8,6 +8,7 @@ settings that its result records. They raise SettingError for a folder that they
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
@@ -32,6 +33,7 @@ from worlds.own_data import OwnFrames
 
 Rows = Sequence[dict[str, Any]]  # the cells of an experiment: {cell, result}
 
+FILM_START = 1.5  # of the upper end of the window, the noise level at which an animation starts
 # UMAP compares each digit with this many others, on a map of so many real ones.
 UMAP_NEIGHBOURS = 15
 UMAP_DIGITS = 2000
@@ -82,19 +84,27 @@ def trajectory(run: str, set_number: int = 0) -> tuple[Picture, Path]:
 
 
 def animation(runs: Sequence[str], set_number: int = 0) -> tuple[Picture, Path]:
-    """x_n and D(x_n) of one set of each evaluation over the denoising steps."""
+    """x_n and D(x_n) of one set of each evaluation over the denoising steps.
+
+    It starts before the first window, above which nothing can be seen yet.
+    """
     sets = []
+    starts = []
     for run, title in zip(runs, short_names(runs)):
         evaluation, steps = frames_of_run(run, set_number)
         task = evaluation.task
         modes = task.modes(steps["samples"][None], torch.tensor([set_number]))
+        found = ""
         if modes is not None:
             modes = modes[0]
             num_found = len(modes[modes >= 0].unique())
-            title += f": {num_found} of {len(task.world.mode_probabilities)}"
+            found = f"{num_found} of {len(task.world.mode_probabilities)}"
         cond = task.cond[set_number]  # (Cc, H, W)
-        sets.append(sheets.DenoisedSet(title, cond[-1] if len(cond) else None, steps, modes))
-    return sheets.denoising(sets), beside(runs, "animation.gif")
+        last = cond[-1] if len(cond) else None
+        sets.append(sheets.DenoisedSet(title, last, steps, modes, found))
+        if window := result_of(run).get("window"):
+            starts.append(FILM_START * window[1])
+    return sheets.denoising(sets, max(starts, default=math.inf)), beside(runs, "animation.gif")
 
 
 def outlines(runs: Sequence[str], sets: Sequence[int]) -> tuple[Picture, Path]:
@@ -222,6 +232,8 @@ def strip(rows: Rows, title: str) -> Figure:
         notes=notes,
         notes_title=sheets.notes_title(rows[0]["result"]) + " (mean of all sets)",
         labels=[label(row) for row in rows],
+        key=sheets.mode_names(rows[0]["result"]),
+        side=0.6,
     )
 
 
@@ -298,11 +310,13 @@ class ExperimentFigure:
         draw: (the cells, the title) -> the figure
         accepts: whether it can draw an experiment with this cell
         accepted: the same in words
+        samples_again: whether it needs more than the metrics of the cells
     """
 
     draw: Callable[[Rows, str], Figure]
     accepts: Callable[[dict[str, Any]], Any]
     accepted: str
+    samples_again: bool = False
 
 
 FIGURES = dict(
@@ -311,6 +325,16 @@ FIGURES = dict(
         charts.prior,
         lambda row: row["result"]["dataset"] == "horizontal" and "sampler" in row["cell"],
         "the dataset horizontal and an axis sampler, such as e8",
+    ),
+    dispersion=ExperimentFigure(
+        charts.dispersion,
+        lambda row: "count_dispersion" in row["result"] and {"sampler", "p"} <= set(row["cell"]),
+        "counted modes, an axis sampler and an axis p, such as e14",
+    ),
+    strength=ExperimentFigure(
+        charts.over_strength,
+        lambda row: row["result"].get("quality") and "pg_factor" in row["cell"],
+        "quality and an axis pg_factor, such as e6",
     ),
     scaling=ExperimentFigure(
         charts.scaling,
@@ -322,22 +346,30 @@ FIGURES = dict(
         lambda row: len(row["cell"]) >= 2 and row["result"].get("quality"),
         "two axes or more, and quality",
     ),
-    norms=ExperimentFigure(norms, lambda row: True, "any"),
+    norms=ExperimentFigure(norms, lambda row: True, "any", samples_again=True),
     trajectories=ExperimentFigure(
-        trajectories, lambda row: row["result"]["dataset"] != "mixture", "a world of frames"
+        trajectories,
+        lambda row: row["result"]["dataset"] != "mixture",
+        "a world of frames",
+        samples_again=True,
     ),
     strip=ExperimentFigure(
-        strip, lambda row: row["result"]["dataset"] != "mixture", "a world of frames"
+        strip,
+        lambda row: row["result"]["dataset"] != "mixture",
+        "a world of frames",
+        samples_again=True,
     ),
     mean=ExperimentFigure(
         mean,
         lambda row: row["result"]["dataset"] not in ("mixture", "frames", "centered"),
         "samples that are conditioned on moving digits, such as e4",
+        samples_again=True,
     ),
     umap=ExperimentFigure(
         umap,
         lambda row: row["result"]["task"] == "unconditional",
         "unconditional digits, such as e1",
+        samples_again=True,
     ),
 )
 

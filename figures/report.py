@@ -23,15 +23,15 @@ from torch import Tensor
 
 from config import EvaluationSettings, OriginSettings, WorldSettings
 from diverse_sampling.denoiser import to_unit_range
-from figures.drawing import SKY
-from figures.sheets import as_drawn, new_colours, noisy_image
+from figures.drawing import COLOURS, SKY
+from figures.sheets import as_drawn, mode_names, new_colours, noisy_image
 from lab.names import METRICS, method_of, metric, source_of
 from worlds.moving_digits import Mixture
 
 SETS_SHOWN = 16  # the others unfold
 NOTES = 3  # metrics beside each set
 HEADLINES = ("modes_found", "quality", "confidence", "hm_iou", "within_3_sd")
-NO_METRICS = ("modes_total", "modes_expected_iid", "num_sets", "batch_size")
+NO_METRICS = ("modes_total", "modes_expected_iid", "num_sets", "batch_size", "version")
 REACH = 1.35  # of the plane from its middle to an edge of its picture; the centres lie at 1
 NOISY_REACH = 3.0  # likewise while there is noise
 
@@ -142,6 +142,7 @@ def sheet(arrays: dict[str, Tensor], result: dict) -> list[dict]:
         # Those over some sets only have no value for each.
         and len(result[key].get("per_set", ())) == len(arrays["samples"])
     ][:NOTES]
+    names = mode_names(result) or range(result["modes_total"] or 0)
     sets = []
     for g, samples in enumerate(arrays["samples"]):
         context = [
@@ -160,7 +161,7 @@ def sheet(arrays: dict[str, Tensor], result: dict) -> list[dict]:
             for b, (image, mode, colour) in enumerate(zip(samples, modes, colours)):
                 alt = f"particle {b}"
                 if mode >= 0:
-                    alt += f", mode {mode}, {'new' if colour else 'again'}"
+                    alt += f", mode {names[mode]}, {'new' if colour else 'again'}"
                 pictures.append(Thumbnail(frame(image), alt, colour))
         notes = []
         for key in keys:
@@ -313,6 +314,7 @@ def gather(
         Device=result["device"],
         Digits=result["digits_source"],
         Commit=result["commit"],
+        Samples=f"version {result['version']}" if "version" in result else None,
         Checkpoint=result["checkpoint_sha256"],
     ) | {library.capitalize(): version for library, version in result["versions"].items()}
     in_plane = result["dataset"] == "mixture"
@@ -326,6 +328,7 @@ def gather(
         metrics=measured(result),
         sources=sources,
         sets=sheet(arrays, result),
+        key=list(zip(mode_names(result), COLOURS)) if "modes" in arrays else [],
         set=set_number,
         columns=1 if in_plane else min(10, arrays["samples"].shape[1]),
         steps=steps(finite, result),

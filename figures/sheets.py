@@ -18,6 +18,7 @@ from diverse_sampling.denoiser import to_unit_range
 from figures.drawing import (
     BLUE,
     COLOURS,
+    LEGEND,
     ORANGE,
     SKY,
     VERMILION,
@@ -31,11 +32,17 @@ from figures.drawing import (
 )
 from lab.names import METRICS, method_of
 from worlds.channels import as_images, in_colours
-from worlds.moving_digits import Mixture
+from worlds.moving_digits import DIRECTIONS, Mixture
 from worlds.own_data import OwnFrames, OwnPictures
 
 SIDE = 0.85  # of a frame in a sheet, inches
 GAPS = dict(wspace=0.06, hspace=0.06)
+GAP = 0.22  # between what is given, right answers and samples, in sides of a frame
+ARROWS = {  # of a digit that moves by (dy, dx), by their signs
+    **{(0, 1): "→", (0, -1): "←", (1, 0): "↓", (-1, 0): "↑"},
+    **{(1, 1): "↘", (1, -1): "↙", (-1, 1): "↗", (-1, -1): "↖"},
+}
+CLOSEST = 0.93  # noise levels of two frames of an animation, the lower relative to the upper
 MOST_SETS = 16  # in the sheet of an evaluation
 
 
@@ -58,6 +65,7 @@ def frame_grid(
     left: Sequence[str] = (),
     right: Sequence[str] = (),
     colours: Sequence[Sequence[str | None]] = (),
+    gaps: Sequence[int] = (),
     side: float = SIDE,
 ) -> tuple[Figure, np.ndarray]:
     """Frames in rows, which may have different lengths.
@@ -68,16 +76,26 @@ def frame_grid(
         left: a line per row, at its left
         right: a line per row, at its right
         colours: of the borders of the last frames of each row; None for a thin grey one
+        gaps: columns with a gap at their left
         side: of a frame, inches
 
     Returns the figure and its axes, an array (rows, columns).
     """
-    columns = max(map(len, rows))
+    widths: list[float] = []
+    for column in range(max(map(len, rows))):
+        widths += [GAP, 1.0] if column in gaps else [1.0]
     figure, axes = grid_of_axes(
-        len(rows), columns, side * columns + 0.3, side * len(rows) + 0.4, gridspec_kw=GAPS
+        len(rows),
+        len(widths),
+        side * sum(widths) + 0.3,
+        side * len(rows) + 0.4,
+        gridspec_kw=GAPS | dict(width_ratios=widths),
     )
     for axis in axes.flat:
         axis.set_axis_off()
+    for axis in axes[:, np.equal(widths, GAP)].flat:
+        axis.remove()
+    axes = axes[:, np.equal(widths, 1.0)]
     for n, frames in enumerate(rows):
         borders: list[str | None] = list(colours[n]) if colours else []
         borders[:0] = [None] * (len(frames) - len(borders))
@@ -102,6 +120,9 @@ def sample_sheet(
     notes: Sequence[str] = (),
     notes_title: str = "",
     labels: Sequence[str] = (),
+    key: Sequence[str] = (),
+    draws: int = 1,
+    side: float = SIDE,
 ) -> Figure:
     """Each set a row: its last conditioning frame, the correct answers if known, its particles.
 
@@ -115,10 +136,17 @@ def sample_sheet(
             repeats and -1, which stands for no mode, get a thin grey one
         notes: a line per set, at its right, and `notes_title` above them
         labels: a line per set, at its left
+        key: what each mode is called; below the sets, it explains the colours
+        draws: how many draws in sequence a set is of, with a gap between them
+        side: of a frame, inches
     """
     last = cond[:, -1:]
     correct = samples[:, :0] if answers is None else answers
-    titles = {last.shape[1] + correct.shape[1]: "samples"}
+    first = last.shape[1] + correct.shape[1]
+    of_draw = range(first, first + samples.shape[1], samples.shape[1] // draws)
+    titles = {column: f"draw {n}" for n, column in enumerate(of_draw, 1)}
+    if draws == 1:
+        titles = {first: "samples"}
     if answers is not None:
         titles[last.shape[1]] = "correct"
     if last.shape[1]:
@@ -132,13 +160,60 @@ def sample_sheet(
         left=labels,
         right=notes,
         colours=[] if modes is None else [new_colours(each) for each in modes.tolist()],
+        gaps=sorted({last.shape[1], *of_draw} - {0}),
+        side=side,
     )
+    add_key(figure, key)
     if notes_title:
         axes[0, -1].annotate(
             notes_title, (1.08, 1.08), xycoords="axes fraction", va="bottom", fontsize=9
         )
     add_title(figure, title)
     return figure
+
+
+def mode_names(result: dict) -> list[str]:
+    """What each mode of an evaluation is called: the arrow of its direction, or its digit.
+
+    Several digits have none: their modes are combinations. `result` is the metrics.json.
+    """
+    total = result["modes_total"] or 0
+    if result["settings"].get("num_digits", 1) > 1:
+        return []
+    if result["dataset"] in ("circle_jumping", "horizontal"):
+        signs = [tuple(np.sign(offset).tolist()) for offset in DIRECTIONS[:total]]
+        return [ARROWS[sign] for sign in signs]
+    if result["dataset"] in ("centered", "halves") and total == 10:
+        return [str(digit) for digit in range(total)]
+    return []
+
+
+def add_key(figure: Figure, names: Sequence[str]) -> None:
+    """Write below a sheet which mode each colour of `new_colours` stands for."""
+    from matplotlib.patches import Patch
+
+    if not names:
+        return
+    what = "of each digit" if names[0].isdigit() else "in each direction"
+    figure.legend(
+        handles=[
+            Patch(facecolor="none", edgecolor=COLOURS[k], linewidth=2, label=name)
+            for k, name in enumerate(names)
+        ],
+        title=f"coloured border: the first sample of a set {what}",
+        title_fontsize=LEGEND,
+        fontsize=LEGEND,
+        alignment="left",
+        frameon=False,
+        ncols=len(names),
+        loc="upper left",
+        bbox_to_anchor=(figure.subplotpars.left, figure.subplotpars.bottom),
+        borderaxespad=0.4,
+        borderpad=0,
+        handlelength=1.1,
+        handleheight=1.1,
+        columnspacing=1.6,
+    )
 
 
 def judging_metric(result: dict) -> str:
@@ -179,7 +254,8 @@ def result_sheet(arrays: dict[str, Tensor], result: dict) -> Figure:
         reached.append(f"{METRICS[key].title} {result[key]['mean']:.2f}")
     title = f"{result['dataset']}, {method_of(result['settings'])}: {', '.join(reached)}"
     if result["dataset"] == "mixture":
-        return points_sheet(arrays["samples"].flatten(2), result, title)
+        found = result["modes_found"]["per_set"]
+        return points_sheet({"": (arrays["samples"].flatten(2), found)}, title)
     first = {name: values[:MOST_SETS] for name, values in as_drawn(arrays, result).items()}
     return sample_sheet(
         first["cond"],
@@ -189,6 +265,8 @@ def result_sheet(arrays: dict[str, Tensor], result: dict) -> Figure:
         modes=first.get("modes"),
         notes=[note(result, g) for g in range(len(first["samples"]))],
         notes_title=notes_title(result),
+        key=mode_names(result) if "modes" in first else (),
+        draws=result["settings"].get("sequential", 1),
     )
 
 
@@ -200,29 +278,46 @@ def note(result: dict, set_number: int) -> str:
     return f"{result['modes_found']['per_set'][set_number]:.0f} of {result['modes_total']}, {score}"
 
 
-def points_sheet(points: Tensor, result: dict, title: str) -> Figure:
-    """The first sets of particles (G, B, 2) in the plane, a panel each, over the density of the
-    mixture. `result` is the metrics.json of the evaluation.
+def points_sheet(sets: Mapping[str, tuple[Tensor, Sequence[float]]], title: str = "") -> Figure:
+    """The first sets of particles in the plane, a panel each, over the density of the mixture.
+
+    Arguments:
+        sets: what stands at the left of a row -> its points (G, B, 2), and how many modes each set
+            found
     """
     mixture = Mixture()
     centres = mixture.centres
-    G = min(len(points), 6)
-    figure, (axes,) = grid_of_axes(1, G, 2.1 * G, 2.3, sharey=True)
+    columns = min(max(len(points) for points, _ in sets.values()), 6)
+    rows = len(sets)
+    figure, axes = grid_of_axes(
+        rows,
+        columns,
+        1.5 * columns + 0.3,
+        1.75 * rows,
+        sharex=True,
+        sharey=True,
+        gridspec_kw=dict(wspace=0.06, hspace=0.22),
+    )
     reach = float(centres.abs().max()) * 1.35
     line = torch.linspace(-reach, reach, 160)
     places = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)  # (160, 160, 2)
     squared = (places[:, :, None] - centres).square().sum(-1)  # to each centre
     density = (-squared / (2 * mixture.sd**2)).exp().sum(-1)
-    for axis, particles, count in zip(axes, points, result["modes_found"]["per_set"]):
-        axis.imshow(density, cmap="Blues", extent=(-reach, reach, -reach, reach), origin="lower")
-        axis.scatter(
-            *particles.T, s=14, color=VERMILION, edgecolor="white", linewidth=0.5, zorder=2
-        )
-        axis.set(xlim=(-reach, reach), ylim=(-reach, reach))
-        axis.set_title(f"{count:.0f} of {len(centres)}", fontsize=9)
-        axis.set_xlabel("$x_1$", fontsize=8)
-        axis.tick_params(labelsize=7)
-    axes[0].set_ylabel("$x_2$", fontsize=8)
+    for row, (name, (points, counts)) in zip(axes, sets.items()):
+        for axis, particles, count in zip(row, points, counts):
+            axis.imshow(
+                density, cmap="Blues", extent=(-reach, reach, -reach, reach), origin="lower"
+            )
+            axis.scatter(
+                *particles.T, s=14, color=VERMILION, edgecolor="white", linewidth=0.5, zorder=2
+            )
+            axis.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[-1, 0, 1])
+            axis.set_yticks([-1, 0, 1])
+            axis.set_title(f"{count:.0f} of {len(centres)}", fontsize=9)
+            axis.tick_params(labelsize=7)
+        row[0].set_ylabel(f"{name}\n$x_2$" if name else "$x_2$", fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xlabel("$x_1$", fontsize=9)
     add_title(figure, title)
     return figure
 
@@ -269,7 +364,7 @@ def trajectories(traces: dict[str, dict[str, Tensor]], title: str = "") -> Figur
         left += ["$x_n$", "$D(x_n)$"]
         low, high = (f"{float(trace['sigmas'][n]):.3g}" for n in (-1, 0))
         right += [name, rf"$\sigma_n$ {high} to {low}"]
-    figure, _ = frame_grid(rows, {}, left=left, right=right)
+    figure, _ = frame_grid(rows, {}, left=left, right=right, side=0.6)
     add_title(figure, title)
     return figure
 
@@ -333,6 +428,7 @@ def outline_sheet(cond: Tensor, answers: Tensor, runs: Sequence[tuple[str, Tenso
     figure, axes = frame_grid(
         [[frame, *[share] * len(columns)] for frame, share in zip(cond, shares)],
         dict(enumerate(names)),
+        gaps=[1, 2],
         side=1.9,
     )
     for g, row in enumerate(axes):
@@ -416,7 +512,7 @@ def mean_sheet(
         left=labels,
         right=notes,
         colours=[[BLUE, None, *[None] * some.shape[1]]] * G,
-        side=1.05,
+        gaps=[c, c + 2],
     )
     add_title(figure, title)
     return figure
@@ -431,22 +527,35 @@ class DenoisedSet:
         cond: (H, W) in [0, 1], the last conditioning frame, None without one
         trace: what `traces.trace` returns for this set
         modes: (B,) int64, the modes of its samples, None in a world without modes
+        found: how many modes were found, in words; stands beside the samples
     """
 
     title: str
     cond: Tensor | None
     trace: dict[str, Tensor]
     modes: Tensor | None
+    found: str = ""
 
 
-def denoising(sets: Sequence[DenoisedSet], hold: int = 12) -> FuncAnimation:
+def denoising(
+    sets: Sequence[DenoisedSet], start: float = float("inf"), hold: int = 12
+) -> FuncAnimation:
     """Sets on their way from noise to samples, an animation.
 
     Of each set it shows a row of x_n, scaled to unit variance of the noise, above a row of D(x_n),
-    with the conditioning frame at their left. The last `hold` frames show the samples, with borders
-    in the colours of new modes. A set of fewer steps than the longest shows its samples earlier.
+    with the conditioning frame at their left. All sets are at the noise level of the title, or at
+    the last step above it. Steps of nearly the same level share a frame. The last `hold` frames
+    show the samples, with borders in the colours of new modes.
+
+    Arguments:
+        start: the noise level of the first frame, or the one below it at which a step begins
     """
-    num_steps = max(len(one.trace["sigmas"]) for one in sets)
+    clock = sorted({round(float(s), 6) for one in sets for s in one.trace["sigmas"]}, reverse=True)
+    clock = [sigma for sigma in clock if sigma <= start] or clock
+    frames: list[float] = []
+    for sigma in clock:
+        if not frames or sigma <= CLOSEST * frames[-1]:
+            frames.append(sigma)
     num_particles = max(one.trace["denoised"].shape[1] for one in sets)
     left = 0 if all(one.cond is None for one in sets) else 1
     columns = num_particles + left
@@ -455,14 +564,15 @@ def denoising(sets: Sequence[DenoisedSet], hold: int = 12) -> FuncAnimation:
     place = dict(left=0.01, right=0.99, bottom=0.03, top=0.83)
     grids = [part.subplots(2, columns, squeeze=False, gridspec_kw=place | GAPS) for part in parts]
 
-    def draw_set(one: DenoisedSet, part, axes, n: int) -> None:
-        """Step n of one set, or its samples once its steps are over."""
-        has_ended = n >= len(one.trace["sigmas"])
-        title = one.title
-        if has_ended:
+    def draw_set(one: DenoisedSet, part, axes, sigma: float | None) -> None:
+        """A set at a noise level, or its samples at None."""
+        if sigma is None:
+            title = f"{one.title}: {one.found}" if one.found else one.title
             upper = lower = one.trace["samples"]
         else:
-            title += rf",  $\sigma$ = {float(one.trace['sigmas'][n]):.2g}"
+            title = rf"{one.title},  $\sigma$ = {sigma:.2g}"
+            reached = (one.trace["sigmas"] >= sigma - 1e-5).nonzero()[:, 0]
+            n = int(reached[-1]) if len(reached) else 0
             upper = noisy_image(one.trace, n)
             lower = to_unit_range(one.trace["denoised"][n])
         part.suptitle(title, x=0.01, y=0.99, ha="left", fontsize=10)
@@ -472,15 +582,15 @@ def denoising(sets: Sequence[DenoisedSet], hold: int = 12) -> FuncAnimation:
         if one.cond is not None:
             show_image(axes[1, 0], one.cond)
         modes = [-1] * len(upper)
-        if has_ended and one.modes is not None:
+        if sigma is None and one.modes is not None:
             modes = one.modes.tolist()
         for b, colour in enumerate(new_colours(modes)):
             show_image(axes[0, b + left], upper[b], colour)
             show_image(axes[1, b + left], lower[b], colour)
 
-    def draw_step(n: int) -> None:
+    def draw_frame(n: int) -> None:
         """One frame of the animation."""
         for one, part, axes in zip(sets, parts, grids):
-            draw_set(one, part, axes, n)
+            draw_set(one, part, axes, frames[n] if n < len(frames) else None)
 
-    return FuncAnimation(figure, draw_step, frames=num_steps + hold)
+    return FuncAnimation(figure, draw_frame, frames=len(frames) + hold)

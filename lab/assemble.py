@@ -26,6 +26,7 @@ from diverse_sampling import method
 from diverse_sampling.defaults import SIGMA_MIN
 from diverse_sampling.errors import reject
 from lab.command_line import Parser, asks_for_config, make_parser, print_config, this_process
+from lab.names import INDEPENDENT, method_of
 from worlds.description import Description
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from worlds.own_data import OwnFrames
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
+STUDENT_CALLS = 4  # of a network that returns samples, unless given
 
 # ---------------------------------------------------------------- settings
 
@@ -68,6 +70,8 @@ def chosen(parser: Parser, argv: Sequence[str] | None) -> dict[str, Any]:
     exits. Raises SettingError for such an option as a flag, and for an experiment in a file.
     """
     values = parser.given(argv)
+    if values.get("from_run") is not None:
+        values = _as_in_the_run(parser, argv, values)
     typed = {arg.partition("=")[0] for arg in (sys.argv[1:] if argv is None else argv)}
     for key, (flag, name) in method.option_keys().items():
         if key in values and values.get(flag) != name:
@@ -77,9 +81,21 @@ def chosen(parser: Parser, argv: Sequence[str] | None) -> dict[str, Any]:
     experiment = values.get("experiment")
     if experiment and "--experiment" not in typed:
         reject("experiment", experiment, "a flag; a --config file describes one evaluation")
+    if experiment and values.get("from_run") is not None:
+        reject("from_run", values["from_run"], "null with --experiment, which draws whole sets")
     if asks_for_config(argv):
         print_config(parser, values if experiment else _configuration(values))
     return values
+
+
+def _as_in_the_run(
+    parser: Parser, argv: Sequence[str] | None, values: dict[str, Any]
+) -> dict[str, Any]:
+    """What was given, above the settings of the run that it starts from."""
+    words = sys.argv[1:] if argv is None else argv
+    below = parser.given(["--config", str(Path(values["from_run"]) / "config.yaml"), *words])
+    own = ("redraw", "redraws", "from_run_sha256")  # that run may have been made from another one
+    return {key: value for key, value in below.items() if key not in own or key in values}
 
 
 def _configuration(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,6 +230,8 @@ def implied(values: Mapping[str, Any], facts: Facts = Facts()) -> dict[str, Any]
         below["num_sets"] = None
     known = record(WorldSettings())
     below |= {key: value for key, value in facts.trained.items() if key in known}
+    if facts.trained.get("teacher") is not None:
+        below |= dict(sampler="student", num_steps=STUDENT_CALLS)
     if facts.trained.get("data") is not None:
         # Other frames are read by the numbers of the training, and by what is said of them.
         trained = Description.of(facts.trained["data"], "the checkpoint")
@@ -293,6 +311,12 @@ def _check(settings: EvaluationSettings, offered: str, trained: Mapping[str, Any
             )
     if exact and world.answers == "none":
         reject("answers", "none", "given with --denoiser exact, which knows the answers")
+    student = trained.get("teacher") is not None
+    if student != (settings.sampler.sampler == "student"):
+        accepted = "student" if student else "edm, edm_noised or window"
+        kind = "a student, which returns samples" if student else "a denoiser"
+        if student or settings.sampler.sampler is not None:
+            reject("sampler", settings.sampler.sampler, f"{accepted}: this network is {kind}")
     for key in ("dataset", "image_size", "num_cond_frames", "num_digits"):
         if trained and trained[key] != getattr(world, key):
             reject(
@@ -494,7 +518,7 @@ class Evaluation:
         metrics, modes = self.task.measure(samples)
         if modes is not None:
             metrics |= self._composition(modes)
-        particles = samples.shape[0] * samples.shape[1]
+        particles = samples.shape[0] * len(self.settings.evaluate.redraw or samples[0])
         forward, backward = (calls / particles for calls in sampled["calls"].tolist())
         found = metrics["modes_found"] and metrics["modes_found"]["mean"]
         result = dict(
@@ -577,6 +601,11 @@ def set_up(
         network.autocast = autocast
         if settings.run.compile:
             network.compile_for_any_size()
+    piloted = network, path
+    if trained["settings"].get("teacher") is not None:  # whose samples a student learned
+        path_of_teacher = checkpoint_of(dict(checkpoint=trained["settings"]["teacher"]))
+        assert path_of_teacher is not None  # it has a name
+        piloted = checkpoint.load_denoiser(path_of_teacher, device)[0], path_of_teacher
     notices: list[str] = []
     if settings.world.dataset == "frames":
         if path is None and not world.num_cond_frames and not world.class_names:
@@ -591,6 +620,8 @@ def set_up(
     facts = Facts(trained["settings"], most, trained.get("spread"))
     settings, more = resolve(settings.record(), facts)
     notices += more
+    if settings.evaluate.redraw is not None and method_of(settings.record()) == INDEPENDENT:
+        notices.append("redraw: no guidance acts, so nothing repels what is drawn again")
     if settings.evaluate.num_sets is None:
         reject("num_sets", None, "a number for points in the plane, which have no conditions")
 
@@ -601,11 +632,31 @@ def set_up(
         _check_optimum(task, settings)
     if guidance is not None and method.CLASSES in guidance.needs:
         _check_classes(task, settings, device)
-    curve, pilot_calls = pilot.decisions_of(settings, kind, world, network, path, device)
+    curve, pilot_calls = pilot.decisions_of(settings, kind, world, *piloted, device)
     chosen = methods.Methods(settings, curve)
-    sampler = SetSampler(task, settings, device, chosen, network)
+    sampler = SetSampler(task, settings, device, chosen, network, _earlier(task, settings))
     sampler.check_memory()
     return Evaluation(settings, task, sampler, path, pilot_calls, notices)
+
+
+def _earlier(task: Task, settings: EvaluationSettings) -> Tensor | None:
+    """The samples of the run that an evaluation starts from, (G, B, H, W); None without one.
+
+    Raises SettingError if its sets are not those of the task.
+    """
+    import torch
+
+    from lab.records import finished
+
+    run = settings.evaluate.from_run
+    if run is None:
+        return None
+    arrays, _ = finished(run)
+    sets = (settings.evaluate.num_sets, settings.evaluate.batch_size)
+    if arrays["samples"].shape[:2] != sets or not torch.equal(arrays["cond"], task.cond):
+        accepted = "a run with num_sets, batch_size, seed and world as here: the same conditions"
+        reject("from_run", run, accepted)
+    return arrays["samples"]
 
 
 def _check_optimum(task: Task, settings: EvaluationSettings) -> None:

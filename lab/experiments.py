@@ -8,6 +8,7 @@ Each experiment is one YAML file in configs/experiments, its recipe; add your ow
     size: "as in the thesis", or what is smaller there than in the thesis, with --preset full
     figure: what is drawn of it, one or several of gallery.FIGURES; `visualize.py figure` draws the
         first
+    alt: what is seen in each of these figures, for docs/results.md
     settings: flags that all cells share
     grid: the axes; a cell is one point of their product
     except: combinations of points that are left out

@@ -16,11 +16,13 @@ from config import EvaluationSettings, GuidanceSettings, SamplerSettings, build,
 from diverse_sampling.decisions import EARLY, LATE, WIDE, Decisions, Shares
 from diverse_sampling.denoiser import Denoiser
 from diverse_sampling.errors import reject
+from diverse_sampling.few_calls import renewed_schedule, student_levels
 from diverse_sampling.guidance.pg import default_levels
 from diverse_sampling.method import (
     ANSWERS,
     CLASSES,
     CONDITION,
+    EARLIER,
     FOLDERS,
     NETWORK,
     PILOT,
@@ -68,6 +70,8 @@ def check(settings: EvaluationSettings) -> None:
             "iid, or a sampler that adds noise back: --s_churn or --sampler window",
         )
     alone = settings.guidance.guidance in ("pg", "none") and settings.guidance.pg_factor == 0
+    if settings.sampler.sampler == "student" and not (alone and settings.guidance.pool == 1):
+        reject("sampler", "student", "another with guidance or pool; --medoids_of thins a student")
     if settings.guidance.pool > 1 and not (
         alone and settings.sampler.sampler == "edm" and settings.sampler.s_churn == 0
     ):
@@ -76,8 +80,14 @@ def check(settings: EvaluationSettings) -> None:
         )
     values = settings.record()
     exact = settings.evaluate.denoiser == "exact"
+    redraws = settings.evaluate.redraw is not None
+    for key in ("sequential", "medoids_of", "pool") if redraws else ():
+        if values[key] != 1:
+            reject(key, values[key], "1 with redraw, which draws single particles")
     for flag, method in named(values).items():
         name = values[flag]
+        if redraws and method.only.get("sequential") == 1:
+            reject(flag, name, "one with a memory with redraw, such as pg or spell")
         for key, only in method.only.items():
             if values[key] != only:
                 reject(key, values[key], f"{only} with {flag} {name}")
@@ -90,6 +100,10 @@ def check(settings: EvaluationSettings) -> None:
                 "any other with --denoiser exact or --task unconditional, where there is no "
                 "conditioning to add noise to",
             )
+        if EARLIER in method.needs and settings.guidance.sequential == 1 and not redraws:
+            reject(flag, name, "any other, or --sequential or --redraw: no samples are earlier")
+        if EARLIER in method.needs and settings.sampler.sampler == "student":
+            reject(flag, name, "any other with a student, which does not return the mean it needs")
         if NETWORK in method.needs and exact:
             reject(flag, name, "any other with --denoiser exact, which has no features")
         if ANSWERS in method.needs and not exact:
@@ -120,13 +134,17 @@ def shares_of(guidance: GuidanceSettings) -> Shares:
 def needs_pilot(settings: EvaluationSettings) -> bool:
     """Whether something is left to a pilot: where it is decided what a sample shows."""
     s, g = settings.sampler, settings.guidance
-    window = s.sampler != "edm" and None in (s.window_min, s.window_max, s.window_churn)
+    window = s.sampler in ("edm_noised", "window") and None in (
+        s.window_min,
+        s.window_max,
+        s.window_churn,
+    )
     guided = None in (g.pg_sigma_min, g.pg_sigma_max) or g.pg_strength == "measured"
     guided = guided and g.guidance == "pg" and measures(g)
-    return s.sigma_min is None or g.pool > 1 or window or guided
+    return s.sigma_min is None or g.pool > 1 or s.sampler == "student" or window or guided
 
 
-def sampler_of(settings: EvaluationSettings) -> Literal["edm", "edm_noised", "window"]:
+def sampler_of(settings: EvaluationSettings) -> Literal["edm", "edm_noised", "window", "student"]:
     """The sampler: the one that was given, else the window if guidance that fades acts on sets."""
     s, g = settings.sampler, settings.guidance
     if s.sampler is not None:
@@ -176,7 +194,7 @@ class Methods:
         `noise` is a source of independent noise for them.
         """
         method = self.named.get("noise")
-        if method is None or particles == 1:
+        if method is None or not _couples(method, particles):
             z = noise()
         else:
             z = method.make(self._with_options(sets, method), noise)
@@ -201,6 +219,11 @@ class Methods:
         return replace(sets, options=_options(method, self.settings))
 
 
+def _couples(method: Method, particles: int) -> bool:
+    """Whether noise depends on other particles: on those of its batch, or on earlier ones."""
+    return particles > 1 or EARLIER in method.needs
+
+
 def _options(method: Method, settings: EvaluationSettings) -> Any:
     """A method's own settings, None if it has none."""
     if method.options is None:
@@ -221,13 +244,14 @@ def make_schedule(settings: EvaluationSettings, decisions: Decisions | None) -> 
     if s.price is None:
         return _schedule(settings, decisions, s.num_steps)
     dearest: Schedule | None = None
-    for num_steps in range(2, int(s.price) + 2):
+    fewest = 1 if s.sampler == "student" else 2
+    for num_steps in range(fewest, int(s.price) + 2):
         schedule = _schedule(settings, decisions, num_steps)
         if price(settings, decisions, schedule) > s.price:
             break
         dearest = schedule
     if dearest is None:
-        least = price(settings, decisions, _schedule(settings, decisions, 2))
+        least = price(settings, decisions, _schedule(settings, decisions, fewest))
         reject("price", s.price, f"{least:g} or more with these settings")
     return dearest
 
@@ -236,6 +260,9 @@ def _schedule(
     settings: EvaluationSettings, decisions: Decisions | None, num_steps: int
 ) -> Schedule:
     s = settings.sampler
+    if s.sampler == "student":
+        assert decisions is not None  # needs_pilot says so
+        return renewed_schedule(student_levels(decisions, num_steps, s.sigma_max))
     last = end(s, decisions)
     between = window(settings, decisions)
     if between is not None and s.sampler == "window":
@@ -270,7 +297,7 @@ def price(settings: EvaluationSettings, decisions: Decisions | None, schedule: S
     particles = settings.evaluate.batch_size * drawn
     chosen = named(settings.record())
     start = 0.0
-    if "noise" in chosen and particles > 1:
+    if "noise" in chosen and _couples(chosen["noise"], particles):
         start = _calls(*chosen["noise"].before(g, particles))
     pruned = sum(size - particles for size in remaining(settings, schedule.num_steps))
     cost = schedule.calls + pruned / particles
@@ -307,10 +334,10 @@ def end(s: SamplerSettings, decisions: Decisions | None) -> float:
 def window(settings: EvaluationSettings, decisions: Decisions | None) -> Window | None:
     """Between which noise levels the sampler adds noise back: given or measured.
 
-    None of EDM's sampler.
+    None of EDM's sampler, and of a student's.
     """
     s = settings.sampler
-    if s.sampler == "edm":
+    if s.sampler in ("edm", "student"):
         return None
     low, high, churn = s.window_min, s.window_max, s.window_churn
     if low is None or high is None or churn is None:

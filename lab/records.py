@@ -91,6 +91,10 @@ def origin(
     found["samples_version"] = SAMPLES_VERSION
     found["checkpoint_sha256"] = checkpoint and sha256_of(checkpoint)
     record = settings.record()
+    if record.get("from_run") is not None:
+        found["from_run_sha256"] = sha256_of(run_file(record["from_run"], "samples.npz"))
+        before = result_of(record["from_run"])["settings"].get("redraws")
+        found["redraws"] = (before or 0) + 1
     if record.get("classifier") is not None:
         from lab.checkpoint import noisy_classifier_path
 

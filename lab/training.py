@@ -11,7 +11,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ContextManager, Iterator
+from typing import Any, ContextManager, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -313,7 +313,7 @@ class Training:
             self.net.compile()
         self.parallel = DistributedDataParallel(self.net) if self.ranks > 1 else self.net
 
-    def _measure(self) -> tuple[float, tuple[int, int, int, int] | None]:
+    def _measure(self) -> tuple[float, Sequence[int] | None]:
         """sigma_data, unless it is set, and with --crop the box of the frame to work on."""
         model = self.settings.model
         generator = set_generator(self.seed, 0, Stream.DATA_SCALE, self.device)
@@ -404,6 +404,10 @@ class Training:
 
         return (bytes_of(5) - bytes_of(1)) // 4
 
+    def losses(self, x: Tensor, sigma: Tensor, target: Tensor, **kwargs: Any) -> Tensor:
+        """The loss of each image of a batch, (N,); arguments as in `edm_loss`."""
+        return edm_loss(self.parallel, x, sigma, target, self.net.sigma_data, **kwargs)
+
     def backward(self) -> Tensor:
         """Compute the gradient of the mean loss over the next batch; returns that loss."""
         self.net.zero_grad(set_to_none=True)
@@ -417,12 +421,10 @@ class Training:
             if isinstance(self.parallel, DistributedDataParallel) and not last:
                 exchange = self.parallel.no_sync()
             with exchange:
-                losses = edm_loss(
-                    self.parallel,
+                losses = self.losses(
                     x,
                     sigma,
                     target,
-                    self.net.sigma_data,
                     cond=cond if cond.shape[1] else None,
                     labels=labels if self.net.unet.label is not None else None,
                 )

@@ -110,6 +110,9 @@ def test_every_benchmark_of_speed_measures(name, tmp_path, monkeypatch, tiny_mod
         monkeypatch.setattr(benchmark, "COSTED", 1)
         monkeypatch.setattr(benchmark, "STEPPED", ("DDIM",))
         monkeypatch.setattr(benchmark, "COUNTED", ("DDIM",))
+        monkeypatch.setattr(benchmark, "OF_STUDENT", ("DDIM",))
+        monkeypatch.setattr(benchmark, "REDRAWN", dict(exact=("DDIM",), student=("DDIM",)))
+        monkeypatch.setattr(benchmark, "BESIDE", 8)
         # tests/test_examples.py draws digits by every route.
         settings = dict(num_sets=1, particles=10, num_steps=4, seed=1)
         figures = dict.fromkeys(["digits", "confidence"], dict(mean=0.9, ci95=None))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import ROOT
 from matplotlib.image import imread
+from matplotlib.transforms import Bbox
 
 import evaluate
 import visualize
@@ -52,6 +53,11 @@ CHARTS = dict(
     quality=lambda: charts.heatmap(published("e5"), value="quality"),
     prior=lambda: charts.prior(published("e8")),
     comparison=lambda: charts.comparison(published("comparison"), "plain U-Net"),
+    dispersion=lambda: charts.dispersion(published("e14")),
+    strength=lambda: charts.over_strength(published("e6")),
+    scaling=lambda: charts.scaling(published("e12")),
+    steps=lambda: charts.over_steps(published("eddy")),
+    grid=lambda: charts.heatmap(published("e7")),
     schedules=lambda: charts.schedules([SamplerSettings(num_steps=2)], [0.0], 1.0),
     norms=lambda: charts.norms(dict(one=trace(), two=trace())),
     umap=umap_map,
@@ -112,6 +118,37 @@ def test_error_bars_reach_to_the_ends_of_the_interval():
     assert charts.error_bars([dict(mean=1.0, ci95=[1.1, 1.2])])[0] == [0]  # never negative
 
 
+def test_the_comparison_names_few_and_draws_all():
+    rows = published("comparison")
+    best = charts.best_samplers(rows, "plain U-Net", charts.middle_price(rows))
+    named = charts.named_methods(best)
+    assert len(named) == len(set(named)) <= 9 and set(named) <= set(best)
+    others = [
+        method for method in best if method not in named and best[method]["kind"] == "coupled"
+    ]
+    rivals = [method for method in named if best[method]["kind"] == "coupled"]
+    shown = lambda method: best[method]["modes_shown"]["mean"]
+    theirs = [method for method in others if not method.startswith(charts.OURS)]
+    assert min(map(shown, rivals)) >= max(map(shown, theirs))
+    figure = charts.comparison(rows, "plain U-Net")
+    assert all(method in texts(figure) for method in named)
+    assert len(figure.axes[0].containers) == len(best)
+
+
+@pytest.mark.parametrize("name", ["e2", "e5", "e7"])
+def test_figures_are_no_wider_than_a_page(name):
+    """And the titles of panels do not run into each other."""
+    figure = charts.heatmap(published(name), "a title")
+    assert figure.get_figwidth() <= charts.WIDEST
+    figure.canvas.draw()
+    boxes = [axes.title.get_window_extent() for axes in figure.axes if axes.get_title()]
+    title = figure._suptitle.get_window_extent()  # ends with empty lines, in place of theirs
+    lines = figure._suptitle.get_text().count("\n") + 1
+    boxes.append(Bbox([[title.x0, title.y1 - title.height / lines], [title.x1, title.y1]]))
+    for n, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[n + 1 :])
+
+
 # ---------------------------------------------------------------- where it is decided
 
 EXACT = "--denoiser exact --digits embedded --num_sets 1 --batch_size 2 --num_steps 6 --device cpu"
@@ -149,26 +186,29 @@ def test_a_curve_is_that_of_the_run_and_its_steps_are_those_of_the_sampler(runs)
 
 
 def test_noise_falls_to_the_right_and_the_window_is_shaded(runs):
+    """In a panel for each run."""
     curves = {name: gallery.decision_curve(str(runs / name)) for name in ("window", "edm", "plane")}
-    (axis,) = charts.decisions(curves).axes
-    left, right = axis.get_xlim()
-    assert left > right and axis.get_xscale() == "log"
-    assert "noise level" in axis.get_xlabel() and "share that is decided" in axis.get_ylabel()
-    names = [text.get_text() for text in axis.get_legend().get_texts()]
-    assert len(names) == 3 and names[0].startswith("window\nwindow ") and names[1] == "edm"
-    shaded = [patch.get_window_extent() for patch in axis.patches]
-    assert len(shaded) == 2
-    for extent, name in zip(shaded, ("window", "plane")):
-        low, high = curves[name].window
-        x_high, x_low = axis.transData.transform([(high, 0), (low, 0)])[:, 0]
-        assert (extent.x0, extent.x1) == pytest.approx((x_high, x_low))
-    # All that is drawn lies between the axes' limits, the marks of the steps below the curves.
-    bottom, top = axis.get_ylim()
-    for line in axis.get_lines():
-        x, y = line.get_data()
-        assert left >= max(x) and min(x) >= right and bottom < min(y) and max(y) < top
-    marks = [line.get_ydata()[0] for line in axis.get_lines() if line.get_marker() == "|"]
-    assert len(set(marks)) == 3 and max(marks) < 0
+    figure = charts.decisions(curves)
+    figure.canvas.draw()
+    assert "noise level" in texts(figure) and "share decided" in texts(figure)
+    assert len(figure.axes) == len(curves)
+    for axis, (name, curve) in zip(figure.axes, curves.items()):
+        left, right = axis.get_xlim()
+        assert left > right and axis.get_xscale() == "log"
+        assert axis.get_title().startswith(name)
+        shaded = [patch.get_window_extent() for patch in axis.patches]
+        assert len(shaded) == (curve.window is not None)
+        for extent in shaded:
+            low, high = curve.window
+            x_high, x_low = axis.transData.transform([(high, 0), (low, 0)])[:, 0]
+            assert (extent.x0, extent.x1) == pytest.approx((x_high, x_low))
+        # All that is drawn lies between the axes' limits, the marks of the steps below the curves.
+        bottom, top = axis.get_ylim()
+        for line in axis.get_lines():
+            x, y = line.get_data()
+            assert left >= max(x) and min(x) >= right and bottom < min(y) and max(y) < top
+        (marks,) = (line for line in axis.get_lines() if line.get_marker() == "|")
+        assert list(marks.get_xdata()) == list(curve.steps) and max(marks.get_ydata()) < 0
 
 
 def test_the_picture_is_in_the_runs_folder_or_where_one_works(runs, tmp_path, monkeypatch, capsys):

@@ -194,7 +194,8 @@ NEEDS_STRENGTH = ("pg", "reference", "diverseflow", "dispersion", "eddy", "oscar
 NEEDS_STRENGTH += ("published", "rke", "sriw", "variance")
 METHODS = {
     **{f"--guidance {name}": name for name in names("guidance")},
-    **{f"--noise {name}": name for name in names("noise")},
+    **{f"--noise {name}": name for name in names("noise") if name != "away"},
+    "--noise away --batch_size 1 --sequential 3": "away",
     "--guidance pg --pg_space jacobian --medoids_of 2": "pg",
     "--guidance rke --pg_space difference --pg_sigma_min 2 --pg_sigma_max 20": "rke",
     "--guidance variance --sampler window --pg_sigma_min 2": "variance",
@@ -374,6 +375,12 @@ def test_stratified_noise_is_diverse_and_calibrated():
     assert result["mode_frequencies"][0]["mean"] == pytest.approx(0.7, abs=0.01)
 
 
+def test_noise_away_from_earlier_samples_finds_what_they_miss():
+    one_by_one = ["--num_sets", 50, "--batch_size", 1, "--sequential", 8]
+    found = result_of(*one_by_one, "--noise", "away")["modes_found"]["ci95"]
+    assert found[0] > 7.5 > 6 > result_of(*one_by_one)["modes_found"]["ci95"][1]
+
+
 # ---------------------------------------------------------------- repeatability
 
 
@@ -388,6 +395,7 @@ def test_stratified_noise_is_diverse_and_calibrated():
         ["--medoids_of", 2, "--batch_size", 4, *PG],
         ["--pool", 3, "--batch_size", 3],
         ["--noise", "balanced"],
+        ["--noise", "away", "--sequential", 2, "--batch_size", 4],
         ["--guidance", "variance", "--pg_factor", 1],
     ],
     ids=str,

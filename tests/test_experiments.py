@@ -147,7 +147,7 @@ def finished(tmp_path_factory):
         pytest.param("e1", "umap", marks=pytest.mark.slow),
         ("e3", "norms"),
         ("e4", "mean"),
-        ("e6", "strip"),
+        ("e6", "strength"),
         ("e8", "prior"),
     ],
 )
@@ -168,8 +168,15 @@ def test_experiments_end_with_their_picture(name, picture, finished):
 
 def test_an_experiment_may_have_several_figures(finished):
     names = experiments.load("e6")["figure"]
-    assert names == ["strip", "trajectories", "norms"]
+    assert names == ["strength", "strip", "trajectories", "norms"]
     assert all(drawn(finished("e6") / f"{name}.png") > 0.02 for name in names)
+
+
+@pytest.mark.parametrize("path", sorted(experiments.RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
+def test_recipes_say_what_is_seen_in_each_of_their_figures(path):
+    recipe = experiments.load(path.stem)
+    names = recipe["figure"] if isinstance(recipe["figure"], list) else [recipe["figure"]]
+    assert list(recipe["alt"]) == names
 
 
 @pytest.mark.parametrize(

@@ -527,6 +527,13 @@ def test_every_kind_from_training_to_pictures_of_new_data(kind, tmp_path, capsys
         share = 255 * np.log(2) / np.log(len(expected))
         assert (apart == np.where(a == b, 0, round(share))).all()
 
+    # One of each is drawn again.
+    again = tmp_path / "again"
+    evaluate.main(["--from_run", str(new), "--redraw", "1", "--outdir", str(again)])
+    for file, same in {"particle_0.png": True, "particle_1.png": False}.items():
+        read = [(each / "predictions" / "x2" / file).read_bytes() for each in (new, again)]
+        assert (read[0] == read[1]) == same
+
 
 def test_class_metrics_are_means_over_the_classes_that_are_there():
     truth = torch.zeros(1, 1, 4, 4, dtype=torch.uint8)

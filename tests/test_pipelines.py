@@ -5,18 +5,22 @@ import functools
 import inspect
 import math
 import re
+import warnings
 
+import numpy
 import pytest
 import torch
 from conftest import ROOT, slow_but
+from scipy.stats import binomtest
 from test_benchmarks import load
 from torch import nn
 
-from diverse_sampling.decisions import measure
+from diverse_sampling.decisions import Decisions, measure
 from diverse_sampling.errors import SettingError
 from diverse_sampling.exact import log_weights
 from diverse_sampling.guidance import ParticleGuidance
 from diverse_sampling.pipelines import (
+    as_memory,
     denoiser_of,
     guided_window,
     pilot,
@@ -26,6 +30,7 @@ from diverse_sampling.pipelines import (
 from diverse_sampling.potentials import LogDet
 from diverse_sampling.sets import measured_guide
 from diverse_sampling.steps import Window, karras_sigmas
+from lab.metrics import wilson_interval
 
 diffusers = pytest.importorskip("diffusers")
 # Of numpy, about how two schedulers call it.
@@ -38,6 +43,7 @@ SCHEDULERS, STABLE, UNCLIPPED = benchmark.SCHEDULERS, benchmark.STABLE, benchmar
 Network, draw = benchmark.Network, benchmark.draw
 exact, scheduler = benchmark.exact, benchmark.scheduler
 BLOBS = benchmark.images()
+HERE = benchmark.exact_decisions()
 every_scheduler = pytest.mark.parametrize("name", SCHEDULERS)
 QUICK = ("DDIM v", "DPM++ 2M flow", "UniPC", "Euler v", "Heun", "Flow Euler", "EDM Euler v")
 quick_schedulers = pytest.mark.parametrize("name", slow_but(QUICK, SCHEDULERS))
@@ -277,6 +283,67 @@ def test_new_noise_alone_changes_no_distribution(name):
     assert (counts - 100).abs().max() < 4.5 * (800 * 7 / 64) ** 0.5
 
 
+FLOWS = [name for name in SCHEDULERS if name.startswith("Flow")]
+
+
+@pytest.mark.parametrize("steps", [8, 28])
+@pytest.mark.parametrize("name", FLOWS)
+def test_new_noise_of_a_flow_keeps_the_images_and_their_pixels(name, steps):
+    """Its noise is y + v. The moments of pixels and the shares of images are those of the data."""
+    schedule, generator = scheduler(name), torch.Generator().manual_seed(1)
+    window = guided_window(benchmark.exact_decisions())
+    with repelling(
+        schedule, lambda denoise: denoise, particles=8, window=window, generator=generator
+    ):
+        drawn = draw(schedule, sets=250, steps=steps).flatten(0, 1)
+    n, images = len(drawn), BLOBS.flatten(1)
+    distance, mode = torch.cdist(drawn.flatten(1), images).min(-1)
+    assert distance.max() < 0.1
+    # Five standard errors of shares, and of means and second moments of each pixel.
+    assert (mode.bincount(minlength=8) / n - 1 / 8).abs().max() < 5 * (7 / 64 / n) ** 0.5
+    for power in (1, 2):
+        of_images, found = images**power, drawn.flatten(1) ** power
+        error = of_images.std(0, correction=0) / n**0.5
+        assert ((found.mean(0) - of_images.mean(0)).abs() < 5 * error + 0.01).all()
+
+
+def test_inverted_noise_levels_give_what_the_others_do():
+    """Mochi's network sees 1 - s, and predicts y - n: the same samples but for rounding."""
+    drawn = []
+    for name in ("Flow Euler", "Flow Euler inverted"):
+        schedule = scheduler(name)
+        with benchmark.guided(schedule):
+            drawn.append(draw(schedule, sets=20))
+    torch.testing.assert_close(*drawn, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("steps, least", [(8, 7.25), (28, 7.75)])
+def test_a_flow_of_few_steps_finds_most_places(steps, least):
+    """The figures of many sets are 7.4 and 7.9, less four standard errors."""
+    schedule = scheduler("Flow Euler")
+    with benchmark.guided(schedule):
+        found, shown = places(draw(schedule, sets=200, steps=steps))
+    assert found >= least and shown == 1
+
+
+def test_steps_that_nothing_would_mend_are_not_guided():
+    """Those that end where samples are settled: the scheduler gets what the network predicts."""
+    schedule, predicted, given = scheduler("Flow Euler"), [], []
+    network, plain = Network(schedule), schedule.step
+    network.register_forward_hook(lambda network, inputs, output: predicted.append(output.sample))
+    schedule.step = lambda prediction, *others, **more: (
+        given.append(prediction) or plain(prediction, *others, **more)
+    )
+    with benchmark.guided(schedule):
+        draw(schedule, sets=1, steps=8, network=network)
+    guided = [not torch.equal(*each) for each in zip(predicted, given)]
+    ends = [float(s / (1 - s)) for s in schedule.sigmas[1:]]
+    starts_with_an_image = [False] + 7 * [True]
+    settled = benchmark.exact_decisions().sigma(0.99)
+    assert guided == [start and end > settled for start, end in zip(starts_with_an_image, ends)]
+    assert sum(guided) == 5
+
+
 def test_no_noise_is_new_outside_of_the_window():
     schedule = scheduler("DDIM")
     plain = draw(schedule, sets=1, steps=15)
@@ -426,6 +493,13 @@ def test_classes_that_do_not_fit_are_refused_in_one_line(classes, line):
         ("DDIMScheduler", {}, "clip_sample: got True; accepted: .* clip_sample=False"),
         ("DDPMScheduler", {}, "clip_sample: got True"),
         ("UniPCMultistepScheduler", dict(thresholding=True), "thresholding: got True"),
+        (
+            "FlowMatchEulerDiscreteScheduler",
+            dict(invert_sigmas=True, stochastic_sampling=True),
+            "invert_sigmas: got True; accepted: FlowMatchEulerDiscreteScheduler, stochastic_s",
+        ),
+        ("FlowMatchLCMScheduler", dict(invert_sigmas=True), "invert_sigmas: got True"),
+        ("FlowMatchLCMScheduler", dict(scale_factors=[0.5, 1.0]), "scale_factors: got .0.5, 1.0."),
     ],
 )
 def test_schedulers_that_cannot_be_guided_are_refused(kind, settings, line, guide):
@@ -462,6 +536,15 @@ def test_guidance_that_cannot_work_in_a_scheduler_is_refused(guide, particles, l
     with pytest.raises(SettingError, match=line):
         with repelling(schedule, guide, particles=particles):
             draw(schedule, sets=1)
+
+
+def test_a_noise_level_for_each_token_is_refused(guide):
+    schedule, sample = scheduler("Flow Euler"), normal(8, 1, SIDE, SIDE)
+    schedule.set_timesteps(4)
+    with pytest.raises(SettingError, match="per_token_timesteps: got 'a noise level for each"):
+        with repelling(schedule, guide, particles=8):
+            times = torch.ones(8, 1)
+            schedule.step(sample, schedule.timesteps[0], sample, per_token_timesteps=times)
 
 
 def test_a_learned_variance_is_refused(guide):
@@ -777,14 +860,285 @@ def test_a_measured_guide_finds_more_places_through_a_real_pipeline(exact_pipe):
     assert "step" not in vars(exact_pipe.scheduler)
 
 
+# ---------------------------------------------------------------- earlier pictures
+
+
+@pytest.mark.parametrize("name", ["DDIM", "UniPC", "Heun", "Flow Euler", "Flow LCM", "EDM Euler"])
+def test_a_picture_drawn_anew_beside_seven_shows_the_eighth(name):
+    """Independent ones do in 1 of 8."""
+    memory, alone = (
+        sum(int(benchmark.missing_shown(name, 15, way, k, 16).sum()) for k in range(8))
+        for way in ("memory", "independent")
+    )
+    assert wilson_interval(memory, 128)[0] > 0.8
+    assert binomtest(alone, 128, 1 / 8).pvalue > 0.001
+
+
+def test_of_a_student_starts_away_help_and_memory_alone_hardly_does():
+    """Its D is a finished picture, which a push does not change."""
+    shown = {
+        way: int(benchmark.missing_shown("Flow Euler", 4, way, 3, 160, student=True).sum())
+        for way in ("independent", "start away", "memory")
+    }
+    assert wilson_interval(shown["start away"], 160)[0] > 0.8
+    assert abs(shown["memory"] - shown["independent"]) <= 8
+
+
+def test_memory_without_strength_changes_no_bit():
+    schedule = scheduler("DDIM")
+    plain = draw(schedule, sets=1, steps=15)
+    with benchmark.guided(schedule, factor=0.0, memory=BLOBS):
+        assert torch.equal(draw(schedule, sets=1, steps=15), plain)
+
+
+IMG2IMG = dict(SD="StableDiffusion", SDXL="StableDiffusionXL", SD3="StableDiffusion3", Flux="Flux")
+
+
+@pytest.mark.parametrize("name", IMG2IMG)
+def test_pictures_are_encoded_as_for_img2img(name, monkeypatch):
+    """diffusers' own pipelines are the truth, with a VAE that is certain."""
+    pipe = pipeline(name)
+    with torch.no_grad():
+        log_variance = pipe.vae.quant_conv.weight[4:], pipe.vae.quant_conv.bias[4:]
+        log_variance[0].zero_(), log_variance[1].fill_(-30)
+    pictures = torch.rand(2, 16, 16, 3, generator=torch.Generator().manual_seed(3)).numpy()
+    other = getattr(diffusers, f"{IMG2IMG[name]}Img2ImgPipeline").from_pipe(pipe)
+    unnoised = dict(
+        add_noise=lambda latents, noise, timestep: latents,
+        scale_noise=lambda latents, timestep, noise: latents,
+    )
+    for key, function in unnoised.items():
+        monkeypatch.setattr(other.scheduler, key, function, raising=False)
+    settings = dict(
+        image=other.image_processor.preprocess(pictures),
+        timestep=torch.tensor([1.0]),
+        batch_size=2,
+        num_images_per_prompt=1,
+        num_channels_latents=4,
+        height=16,
+        width=16,
+        dtype=torch.float32,
+        device="cpu",
+        generator=None,
+    )
+    accepted = inspect.signature(other.prepare_latents).parameters
+    theirs = other.prepare_latents(**{key: settings[key] for key in accepted if key in settings})
+    theirs = theirs[0] if isinstance(theirs, tuple) else theirs
+    ours = as_memory(pipe, pictures)
+    torch.testing.assert_close(ours.reshape(theirs.shape), theirs, atol=1e-4, rtol=1e-4)
+    # As the pipeline has them, and what it says it returns.
+    assert ours.shape[2:] == denoiser_of(pipe, **conditions(name)).shape
+    torch.testing.assert_close(as_memory(pipe, theirs), ours, atol=1e-4, rtol=1e-4)
+    try:  # in half precision, the VAE of SDXL gives no numbers
+        pipe.vae.half()
+        torch.testing.assert_close(as_memory(pipe, pictures), ours, atol=0.02, rtol=0.02)
+        assert pipe.vae.dtype == torch.float16
+    finally:
+        pipe.vae.float()
+
+
+def test_pictures_may_come_as_any_pipeline_returns_them(exact_pipe):
+    pictures = numpy.rint(255 * (BLOBS.permute(0, 2, 3, 1).numpy() + 1) / 2) / 255
+    expected = as_memory(exact_pipe, pictures)
+    torch.testing.assert_close(expected[0], BLOBS, atol=0.005, rtol=0)
+    images = exact_pipe.numpy_to_pil(pictures)
+    for given in (images, list(pictures), list(expected[0]), expected[0]):
+        torch.testing.assert_close(as_memory(exact_pipe, given), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(as_memory(exact_pipe, images[2])[0, 0], expected[0, 2])
+
+
+@pytest.mark.parametrize(
+    "memory, line",
+    [
+        ([], "^memory: got 'list'"),
+        ("a.png", "^memory: got 'str'"),
+        (255 * numpy.ones((2, 8, 8, 1)), "^memory: got 'ndarray'"),
+        (torch.zeros(8, 8), r"^shape of memory: got \[8, 8\]"),
+        (torch.zeros(2, 3, 8, 8), r"^shape of memory: got \[1, 2, 3, 8, 8\].*\[2, M, 1, 8, 8\]"),
+    ],
+    ids=str,
+)
+def test_memory_that_does_not_fit_is_refused_in_one_line(memory, line, exact_pipe):
+    with pytest.raises(SettingError, match=line) as refused:
+        with repel(exact_pipe, particles=2, memory=memory, decisions=HERE):
+            exact_pipe(batch_size=4, num_inference_steps=4)
+    assert "\n" not in str(refused.value)
+
+
+def test_memory_with_classes_is_refused(exact_pipe):
+    with pytest.raises(SettingError, match="^memory"):
+        with repel(exact_pipe, particles=2, memory=BLOBS, decisions=HERE, log_posterior=posterior):
+            pass
+
+
+def test_one_picture_of_a_pipeline_is_drawn_again_beside_the_others(exact_pipe):
+    """As pictures of PIL, which are all that a user has. A set of one is guided, without a word."""
+    kept = exact_pipe.numpy_to_pil((BLOBS[1:].permute(0, 2, 3, 1).numpy() + 1) / 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with repel(exact_pipe, particles=1, memory=kept, decisions=HERE):
+            images = exact_pipe(
+                batch_size=20,
+                num_inference_steps=15,
+                generator=torch.Generator().manual_seed(0),
+                output_type="np",
+            ).images
+    drawn = 2 * torch.as_tensor(images).permute(0, 3, 1, 2) - 1
+    nearest = torch.cdist(drawn.flatten(1), BLOBS.flatten(1)).argmin(1)
+    assert (nearest == 0).sum() >= 17
+
+
+@pytest.fixture
+def told():
+    """A pipeline of Stable Diffusion, of random weights, that takes prompts."""
+    pytest.importorskip("transformers")
+
+    class Told(diffusers.StableDiffusionPipeline):
+        """One that knows what every prompt means."""
+
+        def encode_prompt(self, prompt, device, num_images_per_prompt, *args, **others):
+            return normal(2 * num_images_per_prompt, 5, 16, seed=1).chunk(2)
+
+    torch.manual_seed(0)
+    pipe = Told(**stable_diffusion().components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_the_pages_draw_a_set_and_one_picture_again_in_a_real_pipeline(told):
+    """Without a warning, and others than without guidance."""
+    names = dict(pipe=told, prompt="a house")
+    for page, code in (
+        ("from-cads.md", "instead"),
+        ("pipelines.md", "again"),
+        ("pipelines.md", "start away"),
+    ):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.manual_seed(1)
+            exec(snippet(code, page), names)
+        assert not [each for each in caught if "guided" in str(each.message)]
+        if code == "again":
+            torch.manual_seed(1)
+            assert names["image"] != told("a house").images[0]
+    assert len(names["images"]) == 4 and names["image"].size == (16, 16)
+
+
+# ---------------------------------------------------------------- nothing is silently unguided
+
+
+def change(make):
+    """Another scheduler for the pipeline, made of its own."""
+    return lambda pipe: setattr(pipe, "scheduler", make(pipe.scheduler))
+
+
+def bind(pipe):
+    pipe.step = pipe.scheduler.step
+
+
+def step_as_before(pipe):
+    pipe.scheduler.step = pipe.step
+
+
+def of_its_kind(one):
+    return diffusers.DDIMScheduler.from_config(one.config)
+
+
+def euler(one):
+    return diffusers.EulerDiscreteScheduler.from_config(one.config)
+
+
+FAR = Decisions([8e4, 8e3, 8e2], [0.0, 0.5, 1.0], 1.0)  # of a model with other latents
+# What is done: before the context and in it, the arguments of `repel`, and of the pipeline's call.
+Way = functools.partial(dict, before=None, inside=None, repel={}, call={}, out=False)
+WAYS = {
+    "as it should be": (Way(), "guided"),
+    "scheduler changed before": (
+        Way(before=change(euler)),
+        "guided",
+    ),
+    "deep copy": (Way(inside=change(copy.deepcopy)), "guided"),
+    "shallow copy": (Way(inside=change(copy.copy)), "guided"),
+    "copy by its configuration": (
+        Way(inside=change(lambda one: one.from_config(one.config))),
+        "guided",
+    ),
+    "another of its kind": (Way(inside=change(of_its_kind)), "^scheduler: got 'DDIMScheduler'"),
+    "another kind": (
+        Way(inside=change(euler)),
+        "^scheduler: got 'EulerDiscrete",
+    ),
+    "called after the context": (Way(out=True), "^nothing was guided: DDIMScheduler took no step"),
+    "step bound before": (Way(before=bind, inside=step_as_before), "took no step"),
+    "one step": (Way(call=dict(num_inference_steps=1)), "^nothing was guided: of the steps"),
+    "late steps alone": (
+        Way(call=dict(sigmas=[0.2, 0.1, 0.05]), before=change(euler), repel=dict(decisions=HERE)),
+        "^nothing was guided: of the steps",
+    ),
+    "decisions of another model": (Way(repel=dict(decisions=FAR)), "decisions of this model$"),
+    "a set of one": (Way(repel=dict(particles=1)), "^nothing is guided: particles is 1"),
+    "CFG at 1": (Way(repel=dict(guidance_scale=1.0), call=dict(guidance_scale=1.0)), "guided"),
+    "CFG at 1 in the call alone": (
+        Way(call=dict(guidance_scale=1.0)),
+        "guidance_scale 5, but drawn at 1",
+    ),
+    "sets that are not in the batch": (Way(repel=dict(particles=4)), "^particles: got 4"),
+}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_no_way_to_call_it_is_silently_unguided(name):
+    """Sets are guided, or one line says what to do."""
+    pytest.importorskip("transformers")
+    way, expected = WAYS[name]
+    torch.manual_seed(0)
+    pipe = stable_diffusion()
+    pipe.set_progress_bar_config(disable=True)
+
+    def drawn():
+        settings = conditions("SD") | dict(num_inference_steps=10) | way["call"]
+        for key in settings:
+            if "embeds" in key:
+                settings[key] = settings[key].repeat_interleave(B, 0)
+        generator = torch.Generator().manual_seed(0)
+        return pipe(**settings, generator=generator, output_type="latent").images
+
+    if way["before"]:
+        way["before"](pipe)
+    plain, lines = drawn(), []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            with repel(pipe, **dict(particles=B) | conditions("SD") | way["repel"]):
+                if way["inside"]:
+                    way["inside"](pipe)
+                if not way["out"]:
+                    images = drawn()
+            if way["out"]:
+                images = drawn()
+        except SettingError as refused:
+            lines.append(str(refused))
+    lines += [str(each.message) for each in caught if "guided" in str(each.message)]
+    if expected == "guided":
+        assert lines == [] and (apart(images) > apart(plain)).all()
+    else:
+        (line,) = lines
+        assert re.search(expected, line) and "\n" not in line
+
+
 # ---------------------------------------------------------------- other libraries
+
+
+def snippet(name, page="pipelines.md"):
+    """Code of a page."""
+    page = (ROOT / "docs" / page).read_text()
+    return re.search(rf"```python\n(# {name}\n.*?)```", page, flags=re.S)[1]
 
 
 def wrapper(name):
     """A function that docs/pipelines.md defines."""
-    page = (ROOT / "docs" / "pipelines.md").read_text()
     names: dict = {}
-    exec(re.search(rf"```python\n(# {name}\n.*?)```", page, flags=re.S)[1], names)
+    exec(snippet(name), names)
     return names[name]
 
 

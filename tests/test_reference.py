@@ -89,7 +89,7 @@ def test_constants_of_the_code_are_those_of_the_pages():
             f"at most {PARTICLES_PER_CALL['cpu']} particles per call",
             f"counts as {metrics.BACKWARD} calls",
         ],
-        "guidance.md": [f"{sets * particles * calls:,} calls"],
+        "guidance.md": [f"{sets} sets of {particles} particles with {calls} calls"],
         "faq.md": [f"--pg_factor {defaults.FACTOR:g}"],
     }
     for page, texts in told.items():

@@ -4,15 +4,19 @@ import ast
 import importlib
 import inspect
 import json
+import re
 
 import pytest
 import torch
 from conftest import ROOT
+from scipy.stats import binomtest
 
 import diverse_sampling
 from config import SamplerSettings
 from diverse_sampling import karras_sigmas, measure, posterior_mean, sample, window_schedule
+from diverse_sampling.errors import SettingError
 from diverse_sampling.exact import log_weights
+from lab.metrics import wilson_interval
 
 
 def places(k: int = 8, side: int = 6):
@@ -43,6 +47,25 @@ def test_sets_of_anyones_denoiser_cover_what_independent_ones_miss():
     assert torch.equal(samples, again)
 
 
+def test_one_particle_beside_earlier_samples_shows_what_they_do_not():
+    """Seven of eight are in memory; of independent samples one in eight shows the other one."""
+    denoise, images = places()
+    noise = torch.randn(64, 1, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    drawn = [
+        sample(denoise, noise, memory=memory, generator=torch.Generator().manual_seed(2))
+        for memory in (images[None, 1:], images[1:].expand(64, -1, -1, -1, -1), None)
+    ]
+    shown = [
+        int((torch.cdist(each.flatten(1), images.flatten(1)).argmin(1) == 0).sum())
+        for each in drawn
+    ]
+    assert wilson_interval(shown[0], 64)[0] > 0.75
+    assert torch.equal(drawn[0], drawn[1])  # one memory for all sets is one for each
+    assert binomtest(shown[2], 64, 1 / 8).pvalue > 0.001
+    with pytest.raises(SettingError, match=r"^shape of memory: got \[2, 7, 1, 6, 6\]"):
+        sample(denoise, noise, memory=images[1:].expand(2, -1, -1, -1, -1))
+
+
 @pytest.mark.parametrize("clean", [False, True], ids=["noisy", "clean"])
 def test_sets_have_the_composition_that_is_asked_for(clean):
     denoise, images = places()
@@ -64,6 +87,41 @@ def test_sets_have_the_composition_that_is_asked_for(clean):
     assert (drawn(**classes, counts=counts) == counts).all(1).float().mean() >= 0.9
     assert (drawn(**classes) <= 1).all(1).float().mean() >= 0.9
     assert (drawn(**classes, counts=counts, factor=0.0) == counts).all(1).float().mean() < 0.1
+
+
+def snippet(name):
+    """Code of docs/from-cads.md, as a dictionary of the names that it defines."""
+    page, names = (ROOT / "docs" / "from-cads.md").read_text(), {}
+    exec(re.search(rf"```python\n(# {name}\n.*?)```", page, flags=re.S)[1], names)
+    return names
+
+
+def test_the_audit_tells_a_cure_that_works_from_one_that_draws_other_images():
+    """Images with a spread of their own, so that no two samples are one image."""
+    _, images = places()
+    spread = 0.1
+
+    def denoise(x, sigma):
+        """The mean of the eight images, each with Gaussian noise of its own."""
+        total = (sigma**2 + spread**2).sqrt()
+        known = images.expand(len(x), -1, -1, -1, -1)
+        mean = posterior_mean(x, total, known)
+        return mean + (spread / total) ** 2 * (x - mean)
+
+    def drawn(sets, particles, factor, seed):
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(sets, particles, 1, 6, 6, generator=generator)
+        return sample(denoise, noise, factor=factor, generator=generator).flatten(2)
+
+    audit = snippet("audit")["audit"]
+    pool = drawn(1, 400, 0.0, 1)[0]
+    independent, guided = (audit(drawn(30, 8, factor, 2), pool) for factor in (0.0, 5.0))
+    assert guided[0] > independent[0] + 0.5
+    assert independent[1] == pytest.approx(0.05, abs=0.05) and guided[1] < 0.15
+    other = audit(torch.randn(30, 8, 36, generator=torch.Generator().manual_seed(3)), pool)
+    assert other[0] > independent[0] + 0.5 and other[1] > 0.9
+    alike = audit(pool[None, :1].expand(30, 8, -1), pool)
+    assert alike[0] == pytest.approx(1, abs=0.01)
 
 
 def test_a_pilot_can_be_used_again_and_calls_are_kept():

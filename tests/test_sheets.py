@@ -72,6 +72,42 @@ def test_a_sheet_names_the_method_and_what_was_found():
     assert titles(sheets.result_sheet(arrays, without)) == ["free, independent: quality 0.25"]
 
 
+def test_the_key_explains_the_colours_of_modes():
+    """By arrows of directions or by digits; combinations of directions have neither."""
+    directions = result(dataset="circle_jumping")
+    assert sheets.mode_names(directions) == list("→←↓↑↘↙↗↖")
+    assert sheets.mode_names(directions | dict(modes_total=2)) == ["→", "←"]
+    assert sheets.mode_names(result(dataset="centered", modes_total=10)) == list("0123456789")
+    two = directions | dict(settings=directions["settings"] | dict(num_digits=2), modes_total=4)
+    assert sheets.mode_names(two) == [] == sheets.mode_names(result(modes_total=None))
+    arrays = dict(cond=torch.rand(1, 1, 8, 8), samples=torch.rand(1, 2, 8, 8))
+    figure = sheets.sample_sheet(*arrays.values(), modes=torch.tensor([[1, 1]]), key=["→", "←"])
+    (legend,) = figure.legends
+    borders = [axes.spines["top"].get_edgecolor() for axes in figure.axes]
+    assert [text.get_text() for text in legend.get_texts()] == ["→", "←"]
+    assert legend.get_patches()[1].get_edgecolor() in borders
+    assert legend.get_patches()[0].get_edgecolor() not in borders
+
+
+def test_draws_in_sequence_and_answers_have_a_gap_before_them():
+    samples = torch.rand(1, 4, 8, 8)
+    figure = sheets.sample_sheet(samples[:, :1], samples, answers=samples[:, :2], draws=2)
+    places = [axes.get_position() for axes in figure.axes]
+    gaps = [after.x0 - before.x1 for before, after in zip(places, places[1:])]
+    assert [gap > 2 * min(gaps) for gap in gaps] == [True, False, True, False, True, False]
+    names = [axes.get_title() for axes in figure.axes]
+    assert names == ["given", "correct", "", "draw 1", "", "draw 2", ""]
+
+
+def test_a_film_has_one_clock_and_starts_where_it_is_told():
+    """Sets of other steps are shown at one noise level, steps before the start are left out."""
+    of_two_kinds = [denoised_set("a", 5, 2), denoised_set("b", 2, 1)]
+    film = sheets.denoising(of_two_kinds, start=8, hold=1)
+    film._draw_frame(0)
+    assert [title.split(",")[1] for title in titles(film._fig)[1:]] == [r"  $\sigma$ = 7.8"] * 2
+    assert film._save_count == 4 + 1  # of 10, 7.75, 5.5, 3.25 and 1 the last four, and the samples
+
+
 def test_answers_stand_between_what_is_given_and_the_samples(tmp_path):
     levels = torch.linspace(0.1, 0.9, 5)
     cond, answers, samples = (

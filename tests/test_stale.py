@@ -10,6 +10,7 @@ from diverse_sampling.defaults import SAMPLES_VERSION
 from diverse_sampling.errors import SettingError
 
 MADE = dict(version=SAMPLES_VERSION, commit="1234567", command="python benchmarks/figures.py")
+SEEN = "two rows of digits, each in a place of its own"
 FLAGS = dict(sheet=["--num_sets", "2"])
 
 
@@ -27,7 +28,7 @@ def tree(stale, tmp_path):
         (docs / folder).mkdir(parents=True)
     (docs / "results" / "figures.json").write_text(json.dumps(MADE | dict(rows=[])))
     page = "<!-- figures -->\n\n| a |\n\n<!-- end -->\n"
-    page += "![a](results/figures-a.png)\n![b](pictures/sheet.png)\n"
+    page += f"![{SEEN}](results/figures-a.png)\n![{SEEN}](pictures/sheet.png)\n"
     (docs / "page.md").write_text(page)
     (tmp_path / "README.md").write_text("")
     for name in ("results/figures-a.png", "pictures/sheet.png"):
@@ -74,7 +75,7 @@ def test_pictures_of_other_records_or_flags_are_refused(stale, tree):
 def test_what_no_page_shows_is_refused(stale, tree):
     page = tree / "docs" / "page.md"
     text = page.read_text()
-    page.write_text(text.replace("![b](pictures/sheet.png)", ""))
+    page.write_text(text.replace(f"![{SEEN}](pictures/sheet.png)", ""))
     with pytest.raises(SettingError, match=r"pictures/sheet\.png.*page shows"):
         stale.check(tree, FLAGS)
     page.write_text(text.replace("figures -->", "worlds -->"))
@@ -82,6 +83,18 @@ def test_what_no_page_shows_is_refused(stale, tree):
         stale.check(tree, FLAGS)
     page.write_text(text.replace("<!-- figures -->", ""))
     with pytest.raises(SettingError, match=r"figures\.json.*page shows"):
+        stale.check(tree, FLAGS)
+
+
+def test_pictures_are_shown_once_and_described(stale, tree):
+    page = tree / "docs" / "page.md"
+    text = page.read_text()
+    page.write_text(text.replace(f"![{SEEN}](pictures", "![sheet.png](pictures"))
+    with pytest.raises(SettingError, match=r"alt: got 'sheet\.png .*what is seen"):
+        stale.check(tree, FLAGS)
+    page.write_text(text)
+    (tree / "README.md").write_text(f"![{SEEN}\nand more](docs/pictures/sheet.png)\n")
+    with pytest.raises(SettingError, match=r"pictures/sheet\.png.*shown once"):
         stale.check(tree, FLAGS)
 
 

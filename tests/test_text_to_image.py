@@ -75,8 +75,9 @@ def clip(model):
 SHORT = "--prompt house --num_steps 8".split()
 
 
-# Without classifier-free guidance, which drives random weights into saturated pictures.
-STRONG = ["--factor", "24", "--guidance_scale", "1"]
+# Without classifier-free guidance, which drives random weights into saturated pictures, and with
+# steps enough that some end where samples can still change.
+STRONG = ["--factor", "24", "--guidance_scale", "1", "--num_steps", "30"]
 
 
 def scores(out):
@@ -98,6 +99,26 @@ def test_the_snippet_of_the_readme_draws_a_set(model):
     names: dict = {}
     exec(snippet.replace("some/model", str(model)), names)
     assert len(names["images"]) == 4
+
+
+@pytest.mark.slow
+def test_the_snippets_of_the_page_about_pipelines_draw_sets(model):
+    """Those for a pipeline; denoisers of other libraries are run by tests/test_pipelines.py."""
+    page = (ROOT / "docs" / "pipelines.md").read_text()
+    names = dict(
+        pipe=diffusers.DiffusionPipeline.from_pretrained(model),
+        prompt="a street in the rain",
+        log_posterior=lambda x, sigma: (
+            torch.stack([x.mean((2, 3, 4)), -x.mean((2, 3, 4))], 2).float().log_softmax(2)
+        ),
+    )
+    snippets = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    snippets = [each for each in snippets if "pipe(" in each]
+    assert len(snippets) >= 3
+    for snippet in snippets:
+        names.pop("images", None)
+        exec(snippet, names)
+        assert len(names["images"]) == 4
 
 
 def test_a_set_shows_the_texts_that_are_asked_for(model, clip, tmp_path, capsys):

@@ -206,7 +206,7 @@ def _once_at_least(odds: Tensor) -> Tensor:
 
 
 METHOD = Method(
-    "the exact joint denoiser",
+    "the optimum",
     lambda sets: sets.joint(),
     needs=(ANSWERS,),
     frequencies="shifted, computable",

@@ -39,6 +39,7 @@ from torch import Tensor
 from diverse_sampling.decisions import Decisions
 from diverse_sampling.defaults import FACTOR
 from diverse_sampling.denoiser import Denoiser
+from diverse_sampling.errors import reject
 from diverse_sampling.guidance.base import (
     LARGEST,
     Guided,
@@ -149,7 +150,8 @@ class ParticleGuidance(Guided):
             well. U then acts on phi, whatever `space` says, and its gradient is taken through phi
             to x. How large that is says nothing about images, so that the strength "drift" suits
             it. None: U acts on images
-        memory: (G, M, C, H, W) images that repel and do not move, such as samples made before
+        memory: (G, M, C, H, W) images that repel and do not move, such as samples made before, or
+            (1, M, C, H, W) for all sets
     """
 
     def __init__(
@@ -211,7 +213,11 @@ class ParticleGuidance(Guided):
         B = y.shape[1]
         everyone = y
         if self.memory is not None:
-            everyone = torch.cat([y, self.memory.to(y)], 1)
+            if self.memory.shape[2:] != y.shape[2:] or len(self.memory) not in (1, len(y)):
+                accepted = f"[{len(y)}, M, {', '.join(map(str, y.shape[2:]))}] with these sets"
+                reject("shape of memory", list(self.memory.shape), accepted)
+            memory = self.memory.to(y).expand(len(y), *self.memory.shape[1:])
+            everyone = torch.cat([y, memory], 1)
         return self.potential.grad(everyone.flatten(2), float(sigma))[:, :B].view_as(y)
 
     def _push(self, x: Tensor, denoised: Tensor, grad: Tensor, sigma: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ so that late in sampling, where l is small, f is tangential to the level sets of
 climbs it. Each particle's push then has the norm factor sqrt(l) |d_i|, d_i = (x_i - D(x_i)) / s.
 It acts on D(x) and needs no backward pass. Marginals shift.
 
-Source: arXiv 2511.17812, which uses a factor of 0.1.
+Source: Liu et al. 2025, "Score-regularized joint sampling with importance weights for flow
+matching", arXiv 2511.17812, which uses a factor of 0.1.
 
 Uncertain: which potential f comes from; here it is the Gaussian kernel with the median heuristic,
 or `pg_kernel`. A normalised push has the same size whether particles are near or far.

@@ -46,8 +46,9 @@ def contrastive(
     InfoNCE loss whose negatives are the rest of the set. It costs steps + 1 calls and `steps`
     backward passes to the input. The noise is no longer standard normal, and marginals shift.
 
-    Source: arXiv 2510.03813. Uncertain: learning rate, temperature and number of steps, which were
-    chosen there for latents of text-to-image models.
+    Source: Kim et al. 2025, "Diverse text-to-image generation via contrastive noise optimization",
+    arXiv 2510.03813. Uncertain: learning rate, temperature and number of steps, which were chosen
+    there for latents of text-to-image models.
 
     Arguments:
         denoise: a denoiser of sets

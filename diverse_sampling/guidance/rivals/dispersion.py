@@ -7,9 +7,9 @@ gradient is a backward pass through the layers before the bottleneck alone, and 
 share of one. Guides by `ParticleGuidance`, with a drift of a size relative to that of the denoiser.
 Marginals shift.
 
-Source: "Don't settle at the mode! Mitigating diversity collapse in pretrained flow models via
-feature self-guidance", arXiv 2606.27371. From it is the idea: the features of the generating model
-itself are dispersed within a batch, without another network and without training.
+Source: Bhat et al. 2026, "Don't settle at the mode! Mitigating diversity collapse in pretrained
+flow models via feature self-guidance", arXiv 2606.27371. From it is the idea: the features of the
+generating model itself are dispersed within a batch, without another network and without training.
 
 Uncertain: all else, since only its abstract was read. The paper's networks are transformers, with
 features of some of their layers; here they are a U-Net's bottleneck. U is any of `potentials.py`.
@@ -32,7 +32,7 @@ def _make(sets: Sets) -> ParticleGuidance:
 
 
 METHOD = Method(
-    "feature dispersion",
+    "dispersion of the network's features",
     _make,
     needs=(STRENGTH, NETWORK, BACKWARD),
     beside=lambda settings: (0, ENCODER),

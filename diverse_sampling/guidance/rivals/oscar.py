@@ -7,7 +7,7 @@ f along the drift d_i = (x_i - D(x_i)) / s, 95%, is removed, and the push on eac
 most 0.3 of its drift. It guides by `ParticleGuidance`, whose spaces and interval of noise
 levels it has, at the same cost. Marginals shift.
 
-Source: arXiv 2510.09060.
+Source: Wu et al. 2025, arXiv 2510.09060; its title is in `oscar_noise.py`.
 
 Uncertain: the published features are those of an image encoder, here pixels. It acts early only
 and with a strength that follows the time of a flow; here `pg_sigma_min` and `pg_sigma_max` say

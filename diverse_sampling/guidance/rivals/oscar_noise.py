@@ -75,7 +75,7 @@ def _make(sets: Sets) -> ParticleGuidance:
 
 
 METHOD = Method(
-    "OSCAR with its noise",
+    "OSCAR with its own noise",
     _make,
     needs=(STRENGTH, BACKWARD, NO_CHURN, "three particles"),
     beside=beside,

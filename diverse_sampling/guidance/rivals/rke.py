@@ -46,7 +46,7 @@ class RKE:
 
 
 METHOD = Method(
-    "RKE guidance",
+    "RKE",
     lambda sets: ParticleGuidance(sets.denoise, **asked_for(sets, RKE)),
     needs=(STRENGTH, BACKWARD),
     beside=beside,

@@ -13,7 +13,7 @@ p(x_1) ... p(x_B) Phi. The trace is estimated along one random direction v per p
 so that it costs twice the calls of particle guidance through the Jacobian. Marginals shift as the
 tilt says.
 
-Source: arXiv 2606.22239.
+Source: "Variance-tilted diffusion models for diverse sampling", 2026, arXiv 2606.22239.
 
 Uncertain: how many directions, and whether finite differences, are used there.
 """
@@ -86,7 +86,7 @@ def _make(sets: Sets) -> Variance:
 
 
 METHOD = Method(
-    "variance guidance",
+    "variance",
     _make,
     needs=(STRENGTH, "twice the calls", BACKWARD),
     frequencies="tilted, known",
