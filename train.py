@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Train an EDM denoiser on a MovingMNIST world or on your own frames.
+"""Train an EDM denoiser on a MovingMNIST world or on your data.
 
     python train.py --config configs/circle_jumping_small.yaml
     torchrun --nproc_per_node 4 train.py --config configs/circle_jumping.yaml
     python train.py --resume runs/NAME
 
 Writes to --outdir: config.yaml, metrics.jsonl, samples-*.png, model.safetensors (the averaged
-weights, which evaluate.py reads; of your own frames those with the lowest held-out loss),
+weights, which evaluate.py reads; on your data those with the lowest held-out loss),
 state.safetensors (which --resume reads) and the state before it.
 SIGTERM and Ctrl-C save before they end the training.
 """
@@ -202,7 +202,7 @@ def check_frames(settings: TrainingSettings, world: OwnFrames) -> None:
         reject(
             "motion",
             settings.model.motion,
-            f"0 where a frame has {frames} channels and an answer {answers}",
+            f"0 if a frame has {frames} channels and an answer {answers}",
         )
 
 

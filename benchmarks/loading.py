@@ -1,4 +1,4 @@
-"""Seconds to load many small sequences of own data, over those of decoding their files alone.
+"""Seconds to load many small sequences of your data, over those of decoding their files alone.
 
     python benchmarks/loading.py
 

@@ -95,24 +95,21 @@ def main(argv: list[str] | None = None) -> None:
     }
     first = results["--guidance none"]
     of_network, of_classifier = map(checkpoint.read_metadata, (network, classifier))
-    minutes = [of["train_seconds"] / 60 for of in (of_network, of_classifier)]
-    right = ", ".join(
-        f"{share:.0%} at noise level {sigma}"
-        for sigma, share in of_classifier["accuracy_at"].items()
-    )
+    accuracy = of_classifier["accuracy_at"]
+    shares = ", ".join(f"{share:.0%}" for share in accuracy.values())
+    at = ", ".join(f"{float(sigma):g}" for sigma in accuracy)
     header = "flags of evaluate.py | calls | classes found | nearest of its class"
     table = measure.table(header, [shown(*each) for each in results.items()])
     judge, nearest = (first[key]["mean"] for key in ("judge_accuracy", "test_nearest_in_class"))
+    weights = [f"{of['parameters']:,}" for of in (of_network, of_classifier)]
     text = (
         f"{table}\n\n{args.num_sets} sets of each row. Independent sets of four are expected to "
-        f"show {first['modes_expected_iid']:.2f} classes. The network has "
-        f"{of_network['parameters']:,} weights and took {minutes[0]:.0f} minutes to train, the "
-        f"classifier {minutes[1]:.0f} ({of_network['machine']}). The classifier recognises these "
-        f"shares of the test pictures: {right}. The judge recognises {judge:.1%} of them. Test "
-        f"pictures are {nearest:.2f} from the nearest of their class.\n"
+        f"show {first['modes_expected_iid']:.2f} classes. The network has {weights[0]} weights, "
+        f"the classifier {weights[1]}. The classifier recognises {shares} of the test pictures at "
+        f"noise levels {at}, the judge {judge:.1%} without noise. Test pictures are "
+        f"{nearest:.2f} from the nearest of their class.\n"
     )
-    about = dict(minutes=minutes, accuracy_at=of_classifier["accuracy_at"])
-    measure.save(args.outdir, "shapes", text, dict(rows=results, **about))
+    measure.save(args.outdir, "shapes", text, dict(rows=results, accuracy_at=accuracy))
     print(text)
 
 

@@ -306,7 +306,7 @@ def _check(settings: EvaluationSettings, offered: str, trained: Mapping[str, Any
             reject(
                 "rollout",
                 settings.evaluate.rollout,
-                "1, or a trained network of own frames with guidance pg, spell or none, noise "
+                "1, or a trained network of your frames with guidance pg, spell or none, noise "
                 "iid, sequential 1 and pool 1",
             )
     if exact and world.answers == "none":
@@ -670,7 +670,7 @@ def _check_optimum(task: Task, settings: EvaluationSettings) -> None:
         reject(
             "guidance",
             settings.guidance.guidance,
-            "any other where cases have different numbers of answers",
+            "any other if cases have different numbers of answers",
         )
     if isinstance(task, ClassTask):
         _check_wanted(task.wanted(slice(None)), settings.evaluate.batch_size)

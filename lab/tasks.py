@@ -107,7 +107,7 @@ class Task:
         (`diverse_sampling/guidance/joint.py`).
         """
         if self.answers is None:
-            raise ValueError("denoiser: got 'exact'; accepted: trained where answers are unknown")
+            raise ValueError("denoiser: got 'exact'; accepted: trained if answers are unknown")
         answers = self.answers[sets]
         priors = self.priors(sets)
         if joint:  # the optimum is one of the answers that can be

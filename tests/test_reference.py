@@ -52,3 +52,47 @@ def test_every_checkpoint_has_a_line_that_says_what_it_is_for():
     named = [name for line in lines for name in re.findall(r"`(\w+)`", line.split(" | ")[0])]
     files = [path.stem for path in (ROOT / "checkpoints").glob("*.safetensors")]
     assert sorted(named) == sorted(files)
+
+
+def test_constants_of_the_code_are_those_of_the_pages():
+    """What a page tells of a constant that is no setting."""
+    import evaluate
+    import train
+    from diverse_sampling import defaults
+    from diverse_sampling.guidance import classes, joint
+    from lab import judge, metrics, pilot, train_classifier, training
+    from sampler import PARTICLES_PER_CALL
+    from worlds import augmentation, levels, own_data
+
+    number = {5: "fifth", 8: "eighth", 10: "tenth"}
+    words = {10: "ten"}
+    sets, particles = pilot.PILOT
+    calls = defaults.PILOT_LEVELS
+    told = {
+        "own-data.md": [
+            f"on {training.HELD_OUT_WINDOWS} windows",
+            f"on {train.SPREAD_SETS} validation sequences",
+            f"{train_classifier.OWN_UPDATES:,} updates",
+            f"less than {evaluate.LEAST_ACCURACY:.0%}",
+            f"every {number[own_data.TEST_EVERY]}",
+            f"every {number[own_data.VALIDATION_EVERY]}",
+            f"up to an {number[augmentation.SHIFT]} of a side",
+            f"3 to {levels.FEW} whole values",
+        ],
+        "classes.md": [
+            f"{classes.FACTOR:g}, the",
+            f"{metrics.LEAST:.0%} or more",
+            f"more than {words[joint.MOST_EXACT]} classes or particles",
+        ],
+        "checkpoints.md": [f"{2 * judge.LANDMARKS:,} known digits"],
+        "performance.md": [
+            f"at most {PARTICLES_PER_CALL['cpu']} particles per call",
+            f"counts as {metrics.BACKWARD} calls",
+        ],
+        "guidance.md": [f"{sets} sets of {particles} particles with {calls} calls"],
+        "faq.md": [f"--pg_factor {defaults.FACTOR:g}"],
+    }
+    for page, texts in told.items():
+        text = " ".join((ROOT / "docs" / page).read_text().split())
+        for each in texts:
+            assert each in text, (page, each)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, SMALL
 
+import evaluate
 import train
 from lab import assemble, checkpoint, records
 from lab.files import as_json
@@ -120,3 +121,14 @@ def test_results_json(monkeypatch, tmp_path):
     row = record["rows"][0]
     assert {*record, *(f"rows[].{key}" for key in row)} == named(section("results.json"))
     assert (tmp_path / "cells" / f"{row['key']}.json").is_file()
+
+
+def test_the_page_reads_a_run(tmp_path, monkeypatch, capsys):
+    """The blocks of Python on docs/files.md, beside a run of that name."""
+    evaluate.main([*FEW, "--denoiser", "exact", "--outdir", str(tmp_path / "runs" / "NAME")])
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    for block in re.findall(r"```python\n(.*?)```", PAGE, flags=re.S):
+        exec(block, {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and "[" in lines[0] and lines[1] == "(3, 4, 32, 32)"
