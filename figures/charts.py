@@ -660,7 +660,7 @@ def norms(traces: dict[str, dict[str, Tensor]], title: str = "") -> Figure:
         2,
         len(traces),
         min(3.6 * len(traces) + 0.6, WIDEST),
-        4.4,
+        4.2,
         sharex=True,
         sharey="row",
         gridspec_kw=dict(wspace=0.06, hspace=0.1),
@@ -687,8 +687,9 @@ def norms(traces: dict[str, dict[str, Tensor]], title: str = "") -> Figure:
     axes[0, 0].set_ylabel("norm of distances")
     axes[1, 0].set_ylabel("norm of drift, per particle")
     most = max(axes[1], key=lambda axis: len(axis.get_legend_handles_labels()[1]))
-    most.legend(frameon=False, fontsize=LEGEND, loc="lower left")
-    add_title(figure, title)
+    legend_below(figure, most, 3)
+    lines = max(axis.get_title().count("\n") for axis in axes[0])
+    add_title(figure, title + "\n" * lines if title else "")
     return figure
 
 
