@@ -437,15 +437,15 @@ def front_tables(rows: list[dict]) -> dict[str, str]:
     ]
     header = f"set of 8 | modes found, of {k} | [quality](docs/glossary.md#quality), 0 is perfect"
     others = [each for each in sorted({row["budget"] for row in rows}) if each != price]
-    best_of = [(each, best_rival(rows, each)) for each in others]
-    rivals = ", ".join(
-        f"with {each:g} calls {row['method']} ({row['modes_found']['mean']:.2f})"
-        for each, row in best_of
+    calls = " and ".join(f"{each:g}" for each in others)
+    found = " and ".join(
+        f"{row['method']} ({row['modes_found']['mean']:.2f})"
+        for row in (best_rival(rows, each) for each in others)
     )
     caption = (
         f"Means over {guided['num_sets']} sets with 95% intervals, by a [plain "
         f"U-Net](docs/glossary.md#plain-u-net) with {price:g} calls a sample. The rival has the "
-        f"sampler and the strength that a search found best for it; it is {rivals}."
+        f"sampler and the strength that a search found best for it. At {calls} calls the best are {found}."
     )
     return {"front: line": line, "front: table": f"{table(header, lines)}\n\n{caption}"}
 
