@@ -132,9 +132,12 @@ def test_runs_of_folders_with_the_same_name_are_all_drawn(finished, tmp_path, mo
     for run in runs:
         shutil.copytree(finished, run)
     filmed = []
-    monkeypatch.setattr(
-        gallery.sheets, "denoising", lambda sets: filmed.extend(one.title for one in sets) or "film"
-    )
+
+    def film(sets, start):
+        filmed.extend(one.title for one in sets)
+        return "film"
+
+    monkeypatch.setattr(gallery.sheets, "denoising", film)
     visualize.main(["animation", *runs, "--out", str(tmp_path / "film")])
     assert [title.split(":")[0] for title in filmed] == ["a/run", "b/run"]
     visualize.main(["report", *runs, "--out", str(tmp_path / "report.html")])
