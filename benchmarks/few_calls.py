@@ -125,9 +125,11 @@ def pool(model: Model, calls: int, batch: int | None = None) -> Tensor:
     levels = few_calls.student_levels(model.decisions, each)
     mean = model.mean()
     first: list[Tensor] = []
-    for _ in range(calls // each * model.particles // (batch or model.particles)):
-        z = model.noise(batch or model.particles)
-        if batch and first:
+    total = calls * model.particles // each
+    size = batch or total
+    for done in range(0, total, size):
+        z = model.noise(min(size, total - done))
+        if first:
             z = away(z, torch.cat(first, 1), mean)
         first.append(model.student(levels[0] * z, levels[0]))
     samples = torch.cat(first, 1)
