@@ -723,12 +723,13 @@ def umap_map(
             axis.scatter(*cluster.T, s=1.5, color=COLOURS[digit], alpha=0.35, linewidth=0)
             x, y = cluster.median(0).values.tolist()
             axis.annotate(
-                str(digit), (x, y), (9, 9), textcoords="offset points", fontsize=9, color="#333333"
+                str(digit), (x, y), (7, 7), textcoords="offset points", fontsize=9, color="#333333"
             )
         colours = [COLOURS[mode] for mode in modes_of_set.tolist()]
         axis.scatter(*points.T, s=40, c=colours, edgecolor="black", zorder=3)
         axis.set_title(name, fontsize=8)
         axis.set(xticks=[], yticks=[])
+        axis.margins(0.13)  # room for the names of digits
     for axis in axes[:, 0]:
         axis.set_ylabel("UMAP 2", fontsize=8)
     for axis in axes[-1]:
