@@ -261,7 +261,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 calls, means, yerr=error_bars(curve), color=colour, marker="o", ms=4, label=way
             )
         expected = expected_modes_iid(torch.full((8,), 1 / 8), 8)
-        axis.axhline(expected, color=GREY, ls=":", lw=1, label="independent draws, theory")
+        axis.axhline(expected, color=GREY, ls=":", lw=1, label="independent draws, in theory")
         axis.set_xticks(calls)
         axis.set_ylim(4, 8.1)
         axis.set_xlabel("calls for each sample")

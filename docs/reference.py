@@ -3,7 +3,6 @@ settings, commands, recipes of experiments, metrics."""
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Sequence
 
@@ -29,6 +28,7 @@ from config import (
 from diverse_sampling import method
 from lab import experiments
 from lab.command_line import texts_of
+from lab.files import as_json
 from lab.names import METRICS
 from lab.train_classifier import ClassifierSettings
 
@@ -45,7 +45,7 @@ GROUPS = (
 def item(setting: Setting, text: str) -> str:
     """The line of a list about a setting: its flag, what it is, what it accepts, its default."""
     default = setting.default
-    shown = default if isinstance(default, (str, float)) else json.dumps(default)
+    shown = default if isinstance(default, (str, float)) else as_json(default)
     often = ", `--help_all`" if setting.rare else ""
     return f"- **`--{setting.name}`**: {text}. *{setting.accepted()}; default `{shown}`{often}.*"
 

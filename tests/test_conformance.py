@@ -332,8 +332,8 @@ def test_sets_of_independent_particles_are_what_is_tested():
 
 
 # Whose claim is tested with them: an optimum, a condition with noise, the sign of the thesis, noise
-# across a push, and a choice.
-ELSEWHERE = {"joint", "cads", "reference", "contrastive", "oscar_noise", "group"}
+# across a push, a choice, and noise that needs earlier samples.
+ELSEWHERE = {"joint", "cads", "reference", "contrastive", "oscar_noise", "group", "away"}
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def test_the_chart_of_scaling_has_a_panel_per_world_and_both_bounds():
         lines = {line.get_label(): line for line in axis.get_lines()}
         dashed = dict(zip(*lines["the most that can be found"].get_data()))
         assert dashed[8] == 8 and dashed[64] == total
-        theory = dict(zip(*lines["independent draws, theory"].get_data()))
+        theory = dict(zip(*lines["independent draws, in theory"].get_data()))
         assert theory[64] == pytest.approx(total * (1 - (1 - 1 / total) ** 64))
         names = axis.get_legend_handles_labels()[1]
         assert {"independent", "guided"} < set(names)

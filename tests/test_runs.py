@@ -239,7 +239,7 @@ def test_the_home_folder_may_be_named_in_every_path(tmp_path, monkeypatch, undra
     monkeypatch.setenv("HOME", str(tmp_path))
     groups = {*EvaluationSettings.groups(), *TrainingSettings.groups(), visualize.Output}
     paths = [each for group in groups for each in declared(group) if each.check is PATH]
-    names = {"frames", "data_root", "checkpoint", "outdir", "resume", "out"}
+    names = {"frames", "data_root", "checkpoint", "outdir", "resume", "out", "from_run", "teacher"}
     assert {each.name for each in paths} == names
     assert {each.read("~/x") for each in paths} == {str(tmp_path / "x")}
     (tmp_path / "c.yaml").write_text("outdir: ~/x\n")
