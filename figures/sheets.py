@@ -505,7 +505,7 @@ def mean_sheet(
     mean = samples.mean(1, keepdim=True)
     deviation = samples.std(1, keepdim=True, correction=min(1, B - 1))
     some = samples[:, :4]
-    names = [*["given"] * c, f"mean of {B}", "deviation", *["sample"] * some.shape[1]]
+    names = [*["given"] * c, "mean", "deviation", *["sample"] * some.shape[1]]
     figure, _ = frame_grid(
         [list(row) for row in torch.cat([cond, mean, deviation, some], 1)],
         dict(enumerate(names)),
