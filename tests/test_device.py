@@ -162,7 +162,10 @@ DRAWS = {
     },
     "joint": dict(EXACT, guidance="joint"),
     "mixture": EXACT | GUIDED | dict(dataset="mixture"),
-    **{f"{name} noise": dict(noise=name, sampler="edm") for name in method.names("noise")[1:]},
+    **{
+        f"{name} noise": dict(noise=name, sampler="edm", sequential=1 + (name == "away"))
+        for name in method.names("noise")[1:]
+    },
     "simplex churn": dict(churn_noise="simplex", s_churn=1.0),
     "medoids": dict(medoids_of=2),
     "pool": dict(group_of=2),

@@ -103,7 +103,7 @@ def test_the_snippet_of_the_readme_draws_a_set(model):
 
 @pytest.mark.slow
 def test_the_snippets_of_the_page_about_pipelines_draw_sets(model):
-    """Those for a pipeline; denoisers of other libraries are run by tests/test_pipelines.py."""
+    """Those that draw sets; tests/test_pipelines.py runs the others."""
     page = (ROOT / "docs" / "pipelines.md").read_text()
     names = dict(
         pipe=diffusers.DiffusionPipeline.from_pretrained(model),
@@ -113,7 +113,7 @@ def test_the_snippets_of_the_page_about_pipelines_draw_sets(model):
         ),
     )
     snippets = re.findall(r"```python\n(.*?)```", page, flags=re.S)
-    snippets = [each for each in snippets if "pipe(" in each]
+    snippets = [each for each in snippets if "images = pipe(" in each]
     assert len(snippets) >= 3
     for snippet in snippets:
         names.pop("images", None)
