@@ -5,7 +5,8 @@
 Ways, each for the price of as many calls of either network for each sample that is kept:
 
     independent  the student, all noise renewed before each call
-    pool         as many samples as these calls make at two each, of which the medoids are kept
+    pool         as many samples as these calls make at two each, of which the medoids are kept and
+                 called once more
     away         the same in batches, each of whose starting noise is moved away from the samples
                  before it; the mean that it is moved from is an eighth of a call more
     one by one   the same, with batches of one particle
@@ -118,14 +119,17 @@ def independent(model: Model, calls: int) -> Tensor:
 def pool(model: Model, calls: int, batch: int | None = None) -> Tensor:
     """The medoids of many samples, of REFINED calls each; one call of the exact student.
 
+    If there are calls left, one more refines those that are kept.
+
     They are drawn in batches of `batch` particles, each with starting noise `away` from all samples
     before; None: independently.
     """
     each = 1 if model.exact else min(REFINED, calls)
-    levels = few_calls.student_levels(model.decisions, each)
+    more = int(each > 1 and calls > each)
+    levels = few_calls.student_levels(model.decisions, each + more)
     mean = model.mean()
     first: list[Tensor] = []
-    total = calls * model.particles // each
+    total = (calls - more) * model.particles // each
     size = batch or total
     for done in range(0, total, size):
         z = model.noise(min(size, total - done))
@@ -136,9 +140,13 @@ def pool(model: Model, calls: int, batch: int | None = None) -> Tensor:
     if each > 1:
         levels[1:].clamp_(max=model.decisions.settled)  # what the first call decided is to stay
         start = levels[1] * model.noise(samples.shape[1])
-        samples = refined(model, samples + start, levels[1:])
+        samples = refined(model, samples + start, levels[1:each])
     kept = kmedoids(samples, model.particles)
-    return samples[torch.arange(len(samples))[:, None], kept]
+    samples = samples[torch.arange(len(samples))[:, None], kept]
+    if more:
+        start = levels[each] * model.noise(model.particles)
+        samples = refined(model, samples + start, levels[each:])
+    return samples
 
 
 def repelled(model: Model, calls: int) -> Tensor:
