@@ -256,8 +256,7 @@ def setup(argv: Sequence[str] | None = None) -> tuple[Training, Path]:
         from lab import assemble, checkpoint
         from lab.distil import Distillation
 
-        path = assemble.checkpoint_of(dict(checkpoint=settings.train.teacher))
-        assert path is not None  # it has a name
+        path = assemble.named_checkpoint(settings.train.teacher)
         teacher, _ = checkpoint.load_denoiser(path, device)
         training = Distillation(settings, device, world, teacher)
     accumulate = settings.train.accumulate
@@ -532,7 +531,7 @@ def draw_samples(training: Training, path: Path) -> None:
     shape = (world.answer_channels, *world.frame_shape)
     noise = ParticleNoise(training.seed, range(4), range(8), shape, training.device)
     if training.settings.train.teacher is None:
-        schedule = edm_schedule(karras_sigmas(18, 0.002, SIGMA_MAX, 7.0))
+        schedule = edm_schedule(karras_sigmas(18))
     else:  # one call of a student
         schedule = renewed_schedule(torch.tensor([SIGMA_MAX], dtype=torch.float64))
     with torch.no_grad():

@@ -215,8 +215,7 @@ def load(args: Any, student: str | None) -> tuple[Any, Model]:
     base += ["--data_root", args.data_root, "--device", "cpu"]
     teacher = ["--denoiser", "exact"]
     if student is not None:
-        path = assemble.checkpoint_of(dict(checkpoint=student))
-        assert path is not None  # it has a name
+        path = assemble.named_checkpoint(student)
         teacher = ["--checkpoint", denoiser_metadata(path)["settings"]["teacher"]]
     evaluation = assemble.evaluation([*base, *teacher])
     sampler = evaluation.sampler

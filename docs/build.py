@@ -37,7 +37,7 @@ from benchmarks.measure import table  # noqa: E402
 from diverse_sampling.errors import SettingError, reject  # noqa: E402
 from diverse_sampling.method import find, names  # noqa: E402
 from figures import charts, gallery  # noqa: E402
-from figures.charts import best_samplers, middle_price  # noqa: E402
+from figures.charts import DEFAULT, best_samplers, middle_price, ranked, rivals  # noqa: E402
 from figures.drawing import Figure, save  # noqa: E402
 from lab import experiments  # noqa: E402
 from lab.command_line import fail, make_parser  # noqa: E402
@@ -382,8 +382,6 @@ def class_tables(figures: list[dict]) -> dict[str, str]:
 
 # ---------------------------------------------------------------- the comparison
 
-OURS = "particle guidance"  # what methods of ours are called there
-DEFAULT = "particle guidance, the default"
 UNET = "plain U-Net"
 MODELS = ("exact", "exact, p = 0.5", UNET)
 
@@ -402,9 +400,7 @@ def title_of(row: dict) -> str:
 def best_rival(rows: list[dict], price: float) -> dict:
     """The row of the method by others that shows most modes on the plain U-Net at a price."""
     best = best_samplers(rows, UNET, price)
-    rivals = [row for row in best.values() if row["kind"] == "coupled"]
-    rivals = [row for row in rivals if not row["method"].startswith(OURS)]
-    return max(rivals, key=lambda row: row["modes_shown"]["mean"])
+    return best[rivals(best)[0]]
 
 
 def front_tables(rows: list[dict]) -> dict[str, str]:
@@ -415,8 +411,7 @@ def front_tables(rows: list[dict]) -> dict[str, str]:
     independent, guided = best["independent"], best[DEFAULT]
     halved = best_samplers(rows, UNET, half)[DEFAULT]
     rival = best_rival(rows, price)
-    pools = [row for method, row in best.items() if method.startswith("pool")]
-    pool = max(pools, key=lambda row: row["modes_shown"]["mean"])
+    pool = next(best[method] for method in ranked(best) if method.startswith("pool"))
     k = guided["modes_total"]
     mean = lambda row: f"{row['modes_found']['mean']:.1f}"
     line = (
@@ -460,9 +455,9 @@ def which_table(rows: list[dict]) -> str:
     at = {
         (row["method"], row["sampler"], row["budget"]): row for row in rows if row["model"] == UNET
     }
-    best = best_samplers(rows, UNET, middle_price(rows)).values()
+    best = best_samplers(rows, UNET, middle_price(rows))
     lines = []
-    for row in sorted(best, key=lambda row: -row["modes_shown"]["mean"]):
+    for row in (best[method] for method in ranked(best)):
         found = [at.get((row["method"], row["sampler"], price)) for price in prices]
         lines.append(
             [
@@ -481,7 +476,7 @@ def audit_table(rows: list[dict]) -> str:
     """Every method of the comparison with exact denoisers, at the middle price, in a row."""
     equal, unequal = (best_samplers(rows, model, middle_price(rows)) for model in MODELS[:2])
     lines = []
-    for method in sorted(equal, key=lambda method: -equal[method]["modes_shown"]["mean"]):
+    for method in ranked(equal):
         first, second = equal[method], unequal.get(method, {})
         lines.append(
             [

@@ -310,21 +310,32 @@ def middle_price(rows: Sequence[dict]) -> float:
     return prices[len(prices) // 2]
 
 
+def ranked(best: dict[str, dict]) -> list[str]:
+    """Methods of the comparison, those that show most modes first.
+
+    `best` is as `best_samplers` returns it.
+    """
+    return sorted(best, key=lambda method: -best[method]["modes_shown"]["mean"])
+
+
+def rivals(best: dict[str, dict]) -> list[str]:
+    """Those of `ranked` that others published."""
+    return [
+        method
+        for method in ranked(best)
+        if best[method]["kind"] == "coupled" and not method.startswith(OURS)
+    ]
+
+
 def named_methods(best: dict[str, dict]) -> list[str]:
     """The methods of the comparison that pictures name: independent samples, the default, the best
     pool, the best medoids, and the best of those that others published.
 
     `best` is as `best_samplers` returns it.
     """
-    ranked = sorted(best, key=lambda method: -best[method]["modes_shown"]["mean"])
-    pools = [method for method in ranked if method.startswith("pool")]
-    medoids = [method for method in ranked if method.endswith("medoids")]
-    rivals = [
-        method
-        for method in ranked
-        if best[method]["kind"] == "coupled" and not method.startswith(OURS)
-    ]
-    return ["independent", DEFAULT, *pools[:1], *medoids[:1], *rivals[:RIVALS]]
+    pools = [method for method in ranked(best) if method.startswith("pool")]
+    medoids = [method for method in ranked(best) if method.endswith("medoids")]
+    return ["independent", DEFAULT, *pools[:1], *medoids[:1], *rivals(best)[:RIVALS]]
 
 
 def comparison(rows: Sequence[dict], model: str) -> Figure:

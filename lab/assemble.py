@@ -280,6 +280,13 @@ def checkpoint_of(values: Mapping[str, Any]) -> Path | None:
     reject("checkpoint", wanted, f"a file that train.py wrote, or one of {included}; {missing}")
 
 
+def named_checkpoint(name: str) -> Path:
+    """The path of a network that a setting names. Raises SettingError if there is none."""
+    path = checkpoint_of(dict(checkpoint=name))
+    assert path is not None  # it has a name
+    return path
+
+
 def _check(settings: EvaluationSettings, offered: str, trained: Mapping[str, Any]) -> None:
     """Refuse combinations that no single group can know. Raises SettingError.
 
@@ -603,8 +610,7 @@ def set_up(
             network.compile_for_any_size()
     piloted = network, path
     if trained["settings"].get("teacher") is not None:  # whose samples a student learned
-        path_of_teacher = checkpoint_of(dict(checkpoint=trained["settings"]["teacher"]))
-        assert path_of_teacher is not None  # it has a name
+        path_of_teacher = named_checkpoint(trained["settings"]["teacher"])
         piloted = checkpoint.load_denoiser(path_of_teacher, device)[0], path_of_teacher
     notices: list[str] = []
     if settings.world.dataset == "frames":

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from config import TrainingSettings
+from diverse_sampling.defaults import RHO, SIGMA_MAX
 from diverse_sampling.denoiser import to_model_range
 from diverse_sampling.errors import reject
 from diverse_sampling.noise import Stream, set_generator
@@ -35,9 +36,7 @@ from model import EDMDenoiser
 from worlds.moving_digits import World
 
 LEVELS = 8  # of a path: one call at each, and one more for Heun's correction but at the last
-SIGMA_MAX = 80.0
 SIGMA_MIN = 0.1  # below it the teacher's D differs from the end by less than its own error
-RHO = 7.0
 SOFT = 0.1  # c, an L2 distance of images in [-1, 1]
 
 

@@ -6,7 +6,7 @@ import importlib
 
 import pytest
 import torch
-from test_pipelines import TRANSFORMER, apart, benchmark, stable_diffusion_xl
+from test_pipelines import apart, benchmark, stable_diffusion_3, stable_diffusion_xl
 
 from diverse_sampling.errors import SettingError
 from diverse_sampling.pipelines import guided_window, repel, repelling
@@ -43,15 +43,7 @@ def sdxl():
 
 
 def sd3():
-    network = diffusers.SD3Transformer2DModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        attention_head_dim=8,
-        caption_projection_dim=16,
-        pos_embed_max_size=8,
-        **TRANSFORMER,
-    )
+    network = stable_diffusion_3().transformer
     given = dict(latents=normal(N, 4, 8, 8))
     given |= prompts(prompt_embeds=(5, 16), pooled_prompt_embeds=(16,))
     return "stable_diffusion_3", dict(transformer=network, scheduler=flow()), given
