@@ -1,15 +1,18 @@
 """All methods in four samplers at three prices, each with a strength that was searched for it.
 
-    python train.py --config configs/circle_jumping_unet.yaml --seed 1 --outdir runs/search
+    for s in 1 2 3; do
+        python train.py --config configs/circle_jumping_unet.yaml --seed $s --outdir runs/seed$s
+    done
     python benchmarks/comparison.py
 
 The rows are those of comparison.yaml. The strength of a row (a method in a sampler) is the one of
 seven with which sets show most modes, in the mean of two search models: the exact denoiser of an
-unequal world, and the plain U-Net that the first command trains; of equals the weakest. The search
-has sets of another seed and the middle price, and the reported U-Net has no part in it. Every row
-is then run at every price, with several seeds. A finished cell stays in --outdir; processes of
-torchrun share the rows. Writes comparison.json, comparison.md and comparison.png there, of what all
-rows have, after each seed.
+unequal world, and the plain U-Net of training seed 1; of equals the weakest. The search has sets of
+another seed and the middle price, and the reported U-Net has no part in it. Every row is then run
+at every price, with several seeds. The U-Nets of training seeds 2 and 3 have no part in any choice:
+each method runs on them at the middle price, in the sampler in which the search found most. A
+finished cell stays in --outdir; processes of torchrun share the rows. Writes comparison.json,
+comparison.md and comparison.png there, of what all rows have, after each seed.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterator, Sequence
 
 import measure
 import numpy as np
@@ -51,8 +54,10 @@ SHARED = ("modes_expected_iid", "modes_total")
 class BenchmarkSettings:
     """Benchmark"""
 
-    search_checkpoint: str = "runs/search/model.safetensors"
+    search_checkpoint: str = "runs/seed1/model.safetensors"
     """plain U-Net of another training seed, on which strengths are searched"""
+    trainings: Sequence[str] = ("runs/seed2/model.safetensors", "runs/seed3/model.safetensors")
+    """plain U-Nets of more training seeds, which are reported beside the included one"""
     data_root: str = "data"
     """folder of torchvision's MNIST"""
 
@@ -108,6 +113,29 @@ class Cells:
             name: model or dict(checkpoint=args.search_checkpoint)
             for name, model in PLAN["search"].items()
         }
+        self.trainings = {
+            f"{REPORTED}, training {n}": dict(checkpoint=path)
+            for n, path in enumerate(args.trainings, 2)
+        }
+        self.models = PLAN["models"] | self.trainings
+        self.found: dict[tuple[str, str], dict[str, Any]] = {}  # finished searches
+
+    def runs(self, row: Row, run: bool) -> Iterator[tuple[str, float, range]]:
+        """(a model, a price, its seeds) of all that is reported of a row."""
+        for name, price in itertools.product(row.models, PLAN["prices"]):
+            yield name, price, SEEDS[is_exact(PLAN["models"][name])]
+        if REPORTED in row.models and self.is_best(row, run):
+            for name in self.trainings:
+                yield name, PLAN["searched_at"], SEEDS[True]
+
+    def is_best(self, row: Row, run: bool) -> bool:
+        """Whether the search found most in this sampler of a method, of equals the first one."""
+        most: dict[str, float] = {}
+        for other in rows():
+            if other.method == row.method and (searched := self.searched(other, run)):
+                shown = searched["shown"].get(searched["chosen"], {})
+                most[other.sampler] = sum(shown.values())
+        return row.sampler == max(most, key=lambda sampler: most[sampler])
 
     def searched_on(self, row: Row) -> dict[str, dict]:
         """The search models of the kinds that a row is run on: exact denoisers, networks, both."""
@@ -136,7 +164,14 @@ class Cells:
             return {}
 
     def searched(self, row: Row, run: bool) -> dict[str, Any] | None:
-        """{the chosen strength, what each model showed with every one}; None if not finished.
+        """{the chosen strength, what each model showed with every one}; None if not finished."""
+        key = (row.method, row.sampler)
+        if key not in self.found and (searched := self.search_of(row, run)) is not None:
+            self.found[key] = searched
+        return self.found.get(key)
+
+    def search_of(self, row: Row, run: bool) -> dict[str, Any] | None:
+        """As `searched`, from the cells.
 
         A strength that the middle price does not reach for is out. One that cannot win any more,
         whatever the second model shows with it, is not tried on that one.
@@ -168,7 +203,7 @@ class Cells:
 
     def reported(self, row: Row, name: str, price: float, strength: Any, seed: int, run: bool):
         """The record of a row on a model with one seed, as `result`, and its flags."""
-        model = PLAN["models"][name]
+        model = self.models[name]
         values = self.settings(row, model, price, strength)
         values |= dict(seed=seed, num_sets=SETS[is_exact(model)])
         result = self.result(values, run)
@@ -212,8 +247,7 @@ def gathered(cells: Cells) -> tuple[list[dict], list[dict]]:
         at = dict(kind=row.kind, method=row.method, sampler=row.sampler)
         search.append(at | searched)
         place = at | dict(strength=searched["chosen"])
-        for name, price in itertools.product(row.models, PLAN["prices"]):
-            seeds = SEEDS[is_exact(PLAN["models"][name])]
+        for name, price, seeds in cells.runs(row, run=False):
             each = [
                 (seed, *cells.reported(row, name, price, searched["chosen"], seed, run=False))
                 for seed in seeds
@@ -259,7 +293,33 @@ def markdown(results: list[dict]) -> str:
         sets = "{num_sets} sets; independent draws find {modes_expected_iid:.2f} of {modes_total}"
         title = f"**{name}, {price:g} calls a sample** ({sets.format(**here[0])} in theory)"
         parts += [title, measure.table(f"method | {' | '.join(samplers)}", lines)]
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, [*parts, trainings(results)]))
+
+
+def trainings(results: list[dict]) -> str:
+    """A table of all trainings of the plain U-Net: a row has a method in one sampler.
+
+    It has the rows that ran on all of them, those that show most modes first.
+    """
+    price = PLAN["searched_at"]
+    by: dict[tuple[str, str], dict[str, dict]] = {}
+    for row in results:
+        if row["model"].startswith(REPORTED) and row["budget"] == price:
+            by.setdefault((row["method"], row["sampler"]), {})[row["model"]] = row
+    names = max(by.values(), key=len, default={})
+    if len(names) < 2:
+        return ""
+    each = [list(place.values()) for place in by.values() if len(place) == len(names)]
+    each.sort(key=lambda place: -np.mean([row["modes_shown"]["mean"] for row in place]))
+    lines = []
+    for place in each:
+        strength = "" if place[0]["strength"] is None else f"{place[0]['strength']:g}"
+        at = ", ".join(filter(None, (place[0]["sampler"], strength)))
+        found = [f"{interval(row['modes_found'])} at {row['quality']['mean']:.2f}" for row in place]
+        lines.append([place[0]["method"], at, *found])
+    header = " | ".join(f"{row['model']}, {row['num_sets']} sets" for row in each[0])
+    title = f"**All trainings of the {REPORTED}, {price:g} calls a sample**"
+    return f"{title}\n\n{measure.table(f'method | sampler, strength | {header}', lines)}"
 
 
 def write(outdir: Path, found: list[dict], results: list[dict]) -> None:
@@ -282,14 +342,15 @@ def main(argv: list[str] | None = None) -> None:
             searched = cells.searched(row, run=True)
             assert searched is not None  # all of its cells were run
             strengths.append(searched["chosen"])
+        reported = [list(cells.runs(row, run=True)) for row in own]
         rounds = itertools.product(PLAN["prices"], SEEDS[False])
         # Every price with a seed before the next seed, the middle price first.
         for price, seed in sorted(
             rounds, key=lambda at: (at[1], abs(at[0] - PLAN["searched_at"]), at[0])
         ):
-            for row, strength in zip(own, strengths):
-                for name in row.models:
-                    if seed in SEEDS[is_exact(PLAN["models"][name])]:
+            for row, strength, runs in zip(own, strengths, reported):
+                for name, at, seeds in runs:
+                    if at == price and seed in seeds:
                         cells.reported(row, name, price, strength, seed, run=True)
             if rank == 0 and price == max(PLAN["prices"]):
                 write(args.outdir, *gathered(cells))

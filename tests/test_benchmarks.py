@@ -162,7 +162,7 @@ def test_the_comparison_searches_strengths_and_keeps_finished_cells(tmp_path, mo
     monkeypatch.setattr(comparison, "SETS", {True: 6, False: 2})
     monkeypatch.setattr(comparison, "SEARCH_SETS", {True: 6, False: 1})
     network = str(ROOT / "checkpoints" / "circle_jumping_unet.safetensors")
-    argv = ["--search_checkpoint", network, "--outdir", str(tmp_path)]
+    argv = ["--search_checkpoint", network, "--trainings", network, "--outdir", str(tmp_path)]
     argv += ["--data_root", str(ROOT / "data")]
     comparison.main(argv)
     record = json.loads((tmp_path / "comparison.json").read_text())
@@ -174,11 +174,18 @@ def test_the_comparison_searches_strengths_and_keeps_finished_cells(tmp_path, mo
     assert set(found["CADS", "EDM's"]["shown"]["0.1"]) == {"plain U-Net of another seed"}
     assert found["particle guidance", "the window"]["chosen"] == 5.0
     rows = record["rows"]
-    assert {row["model"] for row in rows if row["method"] == "CADS"} == {"plain U-Net"}
+    assert {row["model"] for row in rows if row["method"] == "CADS"} == {
+        "plain U-Net",
+        "plain U-Net, training 2",
+    }
     assert all(row["price"] <= row["budget"] for row in rows)
     exact = [row for row in rows if row["model"] == "exact"]
     assert len(exact) == 3 * (2 + 2) and all(row["num_sets"] == 12 for row in exact)
+    again = [row for row in rows if row["model"] == "plain U-Net, training 2"]
+    assert [row["method"] for row in again] == ["independent", "particle guidance", "CADS"]
+    assert again[1]["sampler"] == "the window" and {row["budget"] for row in again} == {9}
     text = (tmp_path / "comparison.md").read_text()
+    assert "**All trainings of the plain U-Net, 9 calls a sample**" in text
     assert "**exact, 9 calls a sample** (12 sets" in text and "| particle guidance |" in text
     assert (tmp_path / "comparison.png").stat().st_size > 5000
     cells = sorted((tmp_path / "cells").iterdir())
@@ -192,7 +199,9 @@ def test_the_comparison_searches_strengths_and_keeps_finished_cells(tmp_path, mo
 def test_every_row_of_the_comparison_is_an_evaluation(tmp_path):
     comparison = load("comparison")
     network = ROOT / "checkpoints" / "circle_jumping_unet.safetensors"
-    args = SimpleNamespace(search_checkpoint=str(network), data_root="data", outdir=tmp_path)
+    args = SimpleNamespace(
+        search_checkpoint=str(network), trainings=[], data_root="data", outdir=tmp_path
+    )
     cells = comparison.Cells(args)
     for row in comparison.rows():
         assert set(row.models) <= set(comparison.PLAN["models"])
