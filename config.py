@@ -508,7 +508,7 @@ class GuidanceSettings:
     """balanced: starting noises for each particle, of which one is drawn"""
     pg_factor: NonNegative = 0.0
     """strength of pg and of other methods that have one, in the unit that pg_strength names if they
-    use a potential (0: independent samples; 5 is good for pg in every world of images)"""
+    use a potential (0: independent samples; 5 finds nearly the most for pg in worlds of images)"""
     pg_only_if_needed: bool = rare(True)
     """your data: leave the samples of pg independent if, on sequences held out from the training,
     they differ more than the answers do"""

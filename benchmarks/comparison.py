@@ -246,7 +246,7 @@ def gathered(cells: Cells) -> tuple[list[dict], list[dict]]:
             return [], []
         at = dict(kind=row.kind, method=row.method, sampler=row.sampler)
         search.append(at | searched)
-        place = at | dict(strength=searched["chosen"])
+        place = at | dict(strength=searched["chosen"], best=cells.is_best(row, run=False))
         for name, price, seeds in cells.runs(row, run=False):
             each = [
                 (seed, *cells.reported(row, name, price, searched["chosen"], seed, run=False))

@@ -288,20 +288,17 @@ def prior(rows: Sequence[dict], title: str = "") -> Figure:
 
 
 def best_samplers(rows: Sequence[dict], model: str, price: float) -> dict[str, dict]:
-    """{method: its row in the sampler in which it shows most modes} on a model at a price.
+    """{method: its row in the sampler that the search chose} on a model at a price.
 
     Arguments:
-        rows: of the comparison, {method, sampler, model, budget, modes_shown, ...}
+        rows: of the comparison, {method, best, model, budget, ...}
         model: the one that counts
         price: the budget that counts
     """
-    best: dict[str, dict] = {}
-    for row in rows:
-        if (row["model"], row["budget"]) == (model, price):
-            held = best.setdefault(row["method"], row)
-            if row["modes_shown"]["mean"] > held["modes_shown"]["mean"]:
-                best[row["method"]] = row
-    return best
+    at = (model, price)
+    return {
+        row["method"]: row for row in rows if row["best"] and (row["model"], row["budget"]) == at
+    }
 
 
 def middle_price(rows: Sequence[dict]) -> float:
@@ -341,7 +338,7 @@ def named_methods(best: dict[str, dict]) -> list[str]:
 def comparison(rows: Sequence[dict], model: str) -> Figure:
     """Methods of the comparison: modes against quality at the middle price, and over the prices.
 
-    Each method is in the sampler in which it shows most modes; those of `named_methods` are named,
+    Each method is in the sampler that the search chose; those of `named_methods` are named,
     the others are grey.
 
     Arguments:
