@@ -130,7 +130,7 @@ def kept_bytes(compute: Callable[[], Tensor]) -> int:
 
     def pack(tensor: Tensor) -> Tensor:
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+        return tensor.detach()  # an operation that kept its own result would never be freed
 
     # A compiled network is measured uncompiled. Where torch._dynamo was never imported, which takes
     # seconds, there is none.

@@ -3,9 +3,11 @@
 On a real GPU, samples and trainings are those of the CPU, up to rounding.
 """
 
+import gc
 import json
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -168,3 +170,16 @@ def test_a_training_on_a_gpu_learns_and_goes_on(precision, tmp_path):
     training.load(outdir / "state.safetensors")
     assert training.iteration == 60
     assert all(each.isfinite().all() for each in training.net.parameters())
+
+
+def test_what_a_computation_kept_is_freed_once_it_is_counted():
+    results = []
+
+    def compute():
+        result = torch.ones(1000, requires_grad=True).exp()  # keeps its own result
+        results.append(weakref.ref(result))
+        return result
+
+    assert devices.kept_bytes(compute) == 4000
+    gc.collect()
+    assert results[0]() is None
