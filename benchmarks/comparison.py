@@ -311,15 +311,10 @@ def trainings(results: list[dict]) -> str:
         return ""
     each = [list(place.values()) for place in by.values() if len(place) == len(names)]
     each.sort(key=lambda place: -np.mean([row["modes_shown"]["mean"] for row in place]))
-    lines = []
-    for place in each:
-        strength = "" if place[0]["strength"] is None else f"{place[0]['strength']:g}"
-        at = ", ".join(filter(None, (place[0]["sampler"], strength)))
-        found = [f"{interval(row['modes_found'])} at {row['quality']['mean']:.2f}" for row in place]
-        lines.append([place[0]["method"], at, *found])
+    lines = [[place[0]["method"], place[0]["sampler"], *map(entry, place)] for place in each]
     header = " | ".join(f"{row['model']}, {row['num_sets']} sets" for row in each[0])
     title = f"**All trainings of the {REPORTED}, {price:g} calls a sample**"
-    return f"{title}\n\n{measure.table(f'method | sampler, strength | {header}', lines)}"
+    return f"{title}\n\n{measure.table(f'method | sampler | {header}', lines)}"
 
 
 def write(outdir: Path, found: list[dict], results: list[dict]) -> None:
