@@ -193,6 +193,8 @@ def test_the_type_says_what_is_white(kind, tmp_path):
         (np.rint(UNIT * 65535).astype(np.int64), None, ".*int64 from 0 to 65535"),
         (np.rint(UNIT * 4).astype(np.uint8), None, ".*they look like class labels"),
         (UNIT * 300, "range: [0, 255]", ".*a range that holds all values"),
+        (UNIT * 300, "range: '19'", "19'; accepted: two numbers"),
+        (UNIT * 300, "range: [0, .nan]", ".*nan.*accepted: two numbers"),
     ],
 )
 def test_numbers_without_a_range_that_holds_them_are_refused(frames, said, why, tmp_path):

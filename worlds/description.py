@@ -125,6 +125,8 @@ def _need(fits: bool) -> None:
 
 
 def _number(value: Any) -> float:
+    if isinstance(value, str):
+        value = float(value)  # YAML 1.1 takes 1e-05, without a point, for text
     _need(type(value) in (int, float) and math.isfinite(value))
     return float(value)
 
@@ -139,6 +141,7 @@ def _patterns(value: Any) -> tuple[str, ...]:
 
 
 def _range(value: Any) -> tuple[float, float]:
+    _need(isinstance(value, list))
     black, white = map(_number, value)
     _need(black < white)
     return black, white
