@@ -246,10 +246,14 @@ def gathered(cells: Cells) -> tuple[list[dict], list[dict]]:
             return [], []
         at = dict(kind=row.kind, method=row.method, sampler=row.sampler)
         search.append(at | searched)
-        place = at | dict(strength=searched["chosen"], best=cells.is_best(row, run=False))
+        strength = searched["chosen"]
+        ends = () if row.tried is None else (row.tried[1][0], row.tried[1][-1])
+        place = at | dict(
+            strength=strength, at_end=strength in ends, best=cells.is_best(row, run=False)
+        )
         for name, price, seeds in cells.runs(row, run=False):
             each = [
-                (seed, *cells.reported(row, name, price, searched["chosen"], seed, run=False))
+                (seed, *cells.reported(row, name, price, strength, seed, run=False))
                 for seed in seeds
             ]
             held.append((place, name, price, each))
@@ -268,9 +272,11 @@ def gathered(cells: Cells) -> tuple[list[dict], list[dict]]:
 
 
 def entry(row: dict) -> str:
-    """A cell of a table: modes, quality, strength."""
+    """A cell of a table: modes, quality, strength (starred: an end of the list of those tried)."""
     text = f"{interval(row['modes_found'])} at {interval(row['quality']).partition(' ')[0]}"
-    return text if row["strength"] is None else f"{text} ({row['strength']:g})"
+    if row["strength"] is None:
+        return text
+    return f"{text} ({row['strength']:g}{'*' if row['at_end'] else ''})"
 
 
 def markdown(results: list[dict]) -> str:

@@ -392,8 +392,9 @@ MODELS = ("exact", "exact, p = 0.5", UNET)
 
 
 def used(row: dict) -> str:
-    """The sampler and the strength of a row of the comparison."""
-    strength = "" if row["strength"] is None else f"{row['strength']:g}"
+    """The sampler and the strength of a row of the comparison, as comparison.py writes it."""
+    star = "*" if row["at_end"] else ""
+    strength = "" if row["strength"] is None else f"{row['strength']:g}{star}"
     return ", ".join(filter(None, (row["sampler"], strength)))
 
 
