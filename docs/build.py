@@ -558,18 +558,16 @@ def references() -> str:
 
 
 def thesis_table(rows: list[dict]) -> str:
-    """Directions found by independent sets and by the thesis's form, on two denoisers."""
+    """Directions found by independent sets and by the thesis's form, on each model."""
     lines = []
     for method in dict.fromkeys(row["method"] for row in rows):
         if method == "independent" or "thesis's" in method and "kernel" not in method:
-            both = [
-                best_samplers(rows, model, middle_price(rows)).get(method)
-                for model in ("exact", UNET)
-            ]
+            each = [best_samplers(rows, name, middle_price(rows)).get(method) for name in MODELS]
             lines.append(
-                [method, *(experiments.interval(row and row["modes_found"]) for row in both)]
+                [method, *(experiments.interval(row and row["modes_found"]) for row in each)]
             )
-    return f"{table(f' | exact denoiser | {UNET}', lines)}\n\n{sets_of(rows)}"
+    header = " | ".join(("", *MODELS))
+    return f"{table(header, lines)}\n\n{sets_of(rows)}"
 
 
 def sets_of(rows: list[dict]) -> str:
