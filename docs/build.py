@@ -446,8 +446,8 @@ def front_tables(rows: list[dict]) -> dict[str, str]:
     caption = (
         f"Means over {guided['num_sets']} sets with 95% intervals, by a [plain "
         f"U-Net](docs/glossary.md#plain-u-net) with at most {price:g} calls a sample. A search on "
-        f"other models chose the rival's sampler and strength; at {calls} calls the best rivals are "
-        f"{found}."
+        f"other models chose the rival's sampler and strength; at {calls} calls the best "
+        f"rivals are {found}."
     )
     return {"front: line": line, "front: table": f"{table(header, lines)}\n\n{caption}"}
 
