@@ -272,11 +272,10 @@ def gathered(cells: Cells) -> tuple[list[dict], list[dict]]:
 
 
 def entry(row: dict) -> str:
-    """A cell of a table: modes, quality, strength (starred: an end of the list of those tried)."""
+    """A cell of a table: modes, quality, strength."""
     text = f"{interval(row['modes_found'])} at {interval(row['quality']).partition(' ')[0]}"
-    if row["strength"] is None:
-        return text
-    return f"{text} ({row['strength']:g}{'*' if row['at_end'] else ''})"
+    strength = measure.strength(row)
+    return f"{text} ({strength})" if strength else text
 
 
 def markdown(results: list[dict]) -> str:

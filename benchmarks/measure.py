@@ -110,6 +110,13 @@ def number(value: Any) -> str:
     return interval(value) if isinstance(value, dict) or value is None else f"{value:.3f}"
 
 
+def strength(row: Mapping[str, Any]) -> str:
+    """The strength of a method, with a star if it ends the list of those tried; "" without one."""
+    if row["strength"] is None:
+        return ""
+    return f"{row['strength']:g}{'*' if row['at_end'] else ''}"
+
+
 def table(header: str, rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table; the columns of its header are separated by ` | `."""
     lines = [header.split(" | "), *rows]

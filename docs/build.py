@@ -33,7 +33,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 import reference  # noqa: E402
 import stale  # noqa: E402
 
-from benchmarks.measure import table  # noqa: E402
+from benchmarks.measure import strength, table  # noqa: E402
 from diverse_sampling.errors import SettingError, reject  # noqa: E402
 from diverse_sampling.method import find, names  # noqa: E402
 from figures import charts, gallery  # noqa: E402
@@ -285,7 +285,8 @@ def draw_methods(rows: list[dict], data_root: str) -> None:
         with tempfile.TemporaryDirectory() as run:
             one = ["--num_sets", "1", "--data_root", data_root, "--outdir", run]
             evaluate.main([*shlex.split(row["flags"]), *one])
-            sets[title_of(row)] = finished(run)
+            # A picture has no words for the star of a table.
+            sets[title_of(row).removesuffix("*")] = finished(run)
     results = [result for _, result in sets.values()]
     sheet = sample_sheet(
         *(torch.cat([arrays[key] for arrays, _ in sets.values()]) for key in ("cond", "samples")),
@@ -392,10 +393,8 @@ MODELS = ("exact", "exact, p = 0.5", UNET)
 
 
 def used(row: dict) -> str:
-    """The sampler and the strength of a row of the comparison, as comparison.py writes it."""
-    star = "*" if row["at_end"] else ""
-    strength = "" if row["strength"] is None else f"{row['strength']:g}{star}"
-    return ", ".join(filter(None, (row["sampler"], strength)))
+    """The sampler and the strength of a row of the comparison."""
+    return ", ".join(filter(None, (row["sampler"], strength(row))))
 
 
 def title_of(row: dict) -> str:
